@@ -1,0 +1,175 @@
+"""Meshes, shardings and processes: everything that knows how many devices there are.
+
+A weight's sharding follows from the letters that end its name: `up_LDF` is [layers, width, neurons], and
+
+    letter                        mesh axis
+    F neurons, N heads, K heads   tensor
+    V vocabulary                  tensor
+    D width                       fsdp (in matrices; vectors stay whole)
+    L layers, and all others      none
+
+`EXCEPTIONS` lists the leaves for which the letters are not enough. An axis that does not divide a dimension is
+dropped for that leaf, and logged once. Batches are split over `data` and `fsdp`.
+"""
+
+import functools
+import logging
+import math
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from manu_jax.types import Batch, ManuError
+
+logger = logging.getLogger(__name__)
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+LETTER_AXES = {"F": "tensor", "N": "tensor", "K": "tensor", "V": "tensor", "D": "fsdp"}
+# Embedding rows are looked up: with the width split too, XLA gathers the whole table.
+EXCEPTIONS: dict[str, tuple[str | None, ...]] = {"embedding_VD": ("tensor", None)}
+ACTIVATION_AXES: dict[str | None, Any] = {
+    "batch": BATCH_AXES,
+    "neurons": "tensor",
+    "heads": "tensor",
+    "vocabulary": "tensor",
+    None: None,
+}
+LEAF_NAME = re.compile(r"([a-z0-9_]+_([A-Z]+))(?:\.value)?$")
+
+
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
+    """Return the mesh of axes (data, fsdp, tensor); one size may be −1 and takes the devices that are left.
+
+    Uses the first data·fsdp·tensor of `devices` (default: all). Raises ManuError where there are too few.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = [data, fsdp, tensor]
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise ManuError(
+            f"mesh: sizes are positive, and one at most is −1; got {dict(zip(AXES, sizes))}."
+        )
+    if -1 in sizes:
+        known = -math.prod(sizes)
+        sizes[sizes.index(-1)] = max(len(devices) // known, 1)
+    needed = math.prod(sizes)
+    if needed > len(devices):
+        raise ManuError(
+            f"mesh: data={sizes[0]} × fsdp={sizes[1]} × tensor={sizes[2]} needs {needed} devices, "
+            f"there are {len(devices)}. Lower a size, or set one to −1 to use what is there."
+        )
+    return jax.make_mesh(
+        tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:needed]
+    )
+
+
+def spec_of(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """Return the PartitionSpec of the leaf whose path ends in `name` ("…up_LDF" or "…up_LDF.value")."""
+    match = LEAF_NAME.search(name)
+    if match is None or len(match.group(2)) != len(shape):
+        return PartitionSpec()
+    leaf, letters = match.groups()
+    if leaf in EXCEPTIONS:
+        axes = list(EXCEPTIONS[leaf])
+    else:
+        is_matrix = len(letters.replace("L", "")) > 1
+        axes = [LETTER_AXES.get(c) if is_matrix or c != "D" else None for c in letters]
+    for i, axis in enumerate(axes):
+        if axis is not None and axis in axes[:i]:
+            axes[i] = None
+        elif axis is not None and shape[i] % mesh.shape[axis]:
+            _log_dropped(leaf, axis, shape[i], mesh.shape[axis])
+            axes[i] = None
+    return PartitionSpec(*axes)
+
+
+def sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """Return the NamedSharding of a weight by the end of its path; see the module docstring."""
+    return NamedSharding(mesh, spec_of(name, shape, mesh))
+
+
+def tree_shardings(tree: Any, mesh: Mesh) -> Any:
+    """Return the tree of NamedShardings of a pytree of weights (arrays or shapes)."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: sharding(path_name(path), leaf.shape, mesh), tree
+    )
+
+
+def path_name(path) -> str:
+    """Return a pytree path as a dotted name without the trailing `.value` of nnx parameters."""
+    return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+
+
+def constrain(array: jax.Array, *names: str | None) -> jax.Array:
+    """Fix how an activation is split, one name of ACTIVATION_AXES per dimension; without a mesh, do nothing."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return array
+    axes = [ACTIVATION_AXES[name] for name in names]
+    for i, axis in enumerate(axes):
+        size = math.prod(mesh.shape[a] for a in (axis if isinstance(axis, tuple) else (axis,)) if a)
+        if axis is not None and array.shape[i] % size:
+            axes[i] = None
+    return jax.lax.with_sharding_constraint(array, PartitionSpec(*axes))
+
+
+def batch_multiple(mesh: Mesh | None) -> int:
+    """Return the number that a global batch size has to be a multiple of."""
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def put_batch(batch: Batch, mesh: Mesh | None) -> Batch:
+    """Place a host batch on the mesh, split over `data` and `fsdp`.
+
+    With several processes each gives its own slice of the global batch (`process_slice`).
+    """
+    if mesh is None:
+        return jax.tree.map(jax.numpy.asarray, batch)
+    split = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(split, np.asarray(x)), batch
+    )
+
+
+def put_replicated(tree: Any, mesh: Mesh | None) -> Any:
+    """Place a pytree whole on every device."""
+    if mesh is None:
+        return jax.tree.map(jax.numpy.asarray, tree)
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def gather(tree: Any) -> Any:
+    """Return a pytree of global arrays as NumPy, whole, on every process."""
+    if jax.process_count() == 1:
+        return jax.tree.map(np.asarray, tree)
+    from jax.experimental import multihost_utils
+
+    return jax.tree.map(
+        lambda x: np.asarray(multihost_utils.process_allgather(x, tiled=True)), tree
+    )
+
+
+def process_slice(batch_size: int) -> slice:
+    """Return which rows of a global batch this process reads. Raises ManuError where they do not divide."""
+    count = jax.process_count()
+    if batch_size % count:
+        raise ManuError(
+            f"batch size {batch_size} does not divide over {count} processes; make it a multiple."
+        )
+    each = batch_size // count
+    return slice(each * jax.process_index(), each * (jax.process_index() + 1))
+
+
+def is_first_process() -> bool:
+    """Whether this process writes the run's files."""
+    return jax.process_index() == 0
+
+
+@functools.cache
+def _log_dropped(leaf: str, axis: str, size: int, parts: int) -> None:
+    logger.info(
+        "%s: its dimension of %d is not split over %s=%d (no divisor)", leaf, size, axis, parts
+    )

@@ -1,0 +1,178 @@
+"""The values that the stages hand to each other, as pytrees, and the letters of their shapes.
+
+Dimension letters, used as suffixes of array names and in every einsum:
+
+    B batch · T query tokens · S key tokens · L layers · D width · F neurons · N query heads · K key heads
+    G queries per key head · H head size · V vocabulary · I images per example · P patches of one image
+    Y pixel rows · X pixel columns · C colour channels
+
+A *neuron* is one hidden unit of an MLP: the input of `down_proj` (gated MLPs) or of `fc2` (plain MLPs).
+A *tower* is a stack of layers with MLPs: "text", "vision" and, where a family has one, "connector".
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import jax
+import numpy as np
+
+Array = jax.Array | np.ndarray
+
+# One array [L, F] per tower: importances, scores, masks (bool) and gates (float).
+# `official-code` also uses keys "tower.matrix" for rows of single matrices ("text.up_proj", "vision.fc1").
+Neurons = dict[str, Array]
+
+Modality = Literal["image", "text"]
+Signal = Literal["activation", "gradient"]
+MODALITIES: tuple[Modality, ...] = ("image", "text")
+
+
+class ManuError(Exception):
+    """A problem that the user can mend. The message names the place, what came, and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """What a forward pass measures at every MLP. Static: one compiled step per probe.
+
+    reduction: how the tokens of one sample become one number per neuron. "mean", "max" (the value of largest
+        size) over the valid tokens, "answer" (mean over answer tokens), "last" (last valid token). Padding
+        never counts. "position" is the official code's statistic over the batch at each token position,
+        padding included, of the output rows of each matrix (reference/method.md, section 3).
+    layer_pooling: only with "position": "none" keeps layers apart, "all" pools them as the official code does.
+    threshold: τ of I_freq; used inside the forward pass only with "position".
+    clamp: activations are clamped to ± this before they are measured; only with "position".
+    """
+
+    reduction: Literal["mean", "answer", "last", "max", "position"] = "mean"
+    layer_pooling: Literal["none", "all"] = "none"
+    threshold: float = 0.1
+    clamp: float = 1e3
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One training or scoring text, its answers marked, and the images that its image tokens stand for.
+
+    segments: (text, is_answer) pairs, joined without a separator. Only answer segments carry loss.
+    images: one PIL image (RGB) per image token in the text, in order.
+    key: who and what it is about ("017/hometown"); the unit that intervals and reports group by.
+    """
+
+    segments: tuple[tuple[str, bool], ...]
+    images: tuple[Any, ...] = ()
+    key: str = ""
+
+    @property
+    def text(self) -> str:
+        return "".join(text for text, _ in self.segments)
+
+
+def question_sample(prompt: str, answer: str, images: Sequence[Any] = (), key: str = "") -> Sample:
+    """Return the sample of one prompt and its answer; an empty answer gives a prompt alone."""
+    segments = ((prompt, False), (answer, True)) if answer else ((prompt, False),)
+    return Sample(segments, tuple(images), key)
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """A sample as numbers, unpadded, on the host (NumPy).
+
+    token_ids_T int32 · loss_weights_T float32 (1 where the token itself is to be predicted) ·
+    feature_index_T int32 (the row of the sample's concatenated image features that the token takes; −1: none) ·
+    pixels_IYXC float32, or None without images.
+    """
+
+    token_ids_T: np.ndarray
+    loss_weights_T: np.ndarray
+    feature_index_T: np.ndarray
+    pixels_IYXC: np.ndarray | None
+    key: str = ""
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids_T)
+
+    @property
+    def num_images(self) -> int:
+        return 0 if self.pixels_IYXC is None else len(self.pixels_IYXC)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Samples of one length bucket, padded.
+
+    token_ids_BT int32 · attention_mask_BT bool (False: padding) · positions_BT int32 (0 at the first valid token) ·
+    loss_weights_BT float32 (weight of predicting token t, from the logits at t − 1) · feature_index_BT int32
+    (row in the example's own image features [I·P], −1: none) · example_weights_B float32 (0: padding example) ·
+    image_mask_BI bool and pixels_BIYXC float32, both None in a batch without images.
+    """
+
+    token_ids_BT: Array
+    attention_mask_BT: Array
+    positions_BT: Array
+    loss_weights_BT: Array
+    feature_index_BT: Array
+    example_weights_B: Array
+    image_mask_BI: Array | None = None
+    pixels_BIYXC: Array | None = None
+
+    @property
+    def has_images(self) -> bool:
+        return self.pixels_BIYXC is not None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """What the forward pass returns.
+
+    logits_BTV float32 (or the config's dtype), at the processor's token positions.
+    activations: None without a probe. With a per-sample reduction: {tower: [L, B, F] float32}, one number per
+        sample and neuron. With "position": {"tower.matrix": [L, 4, F or D]} holding mean |z|, share above the
+        threshold, unbiased standard deviation and root mean square, each over the batch at one position, then
+        averaged over positions ([1, 4, …] where layers are pooled).
+    """
+
+    logits_BTV: Array
+    activations: dict[str, Array] | None = None
+
+
+class Encoder(Protocol):
+    """What data/ needs of a loaded model: text and images to numbers. `models.family.Loaded` is one."""
+
+    def encode(self, sample: Sample) -> Encoded: ...
+
+    def collate(
+        self,
+        encoded: Sequence[Encoded],
+        *,
+        length: int | None = None,
+        batch_size: int | None = None,
+        num_images: int | None = None,
+        padding_side: Literal["left", "right"] = "right",
+    ) -> Batch: ...
+
+
+def check_neurons(
+    neurons: Mapping[str, Array], expected: Mapping[str, tuple[int, int]], what: str
+) -> None:
+    """Raise ManuError where `neurons` has other towers or shapes than `expected` ({tower: (L, F)})."""
+    faults = []
+    for tower in sorted(set(neurons) | set(expected)):
+        if tower not in neurons:
+            faults.append(f'tower "{tower}" is missing')
+        elif tower not in expected:
+            faults.append(
+                f'tower "{tower}" is not in the model (it has {", ".join(sorted(expected))})'
+            )
+        elif tuple(np.shape(neurons[tower])) != tuple(expected[tower]):
+            faults.append(
+                f'tower "{tower}" has shape {tuple(np.shape(neurons[tower]))}, the model has {tuple(expected[tower])}'
+            )
+    if faults:
+        raise ManuError(
+            f"{what} does not fit the model: {'; '.join(faults)}. Was it made for another model?"
+        )
