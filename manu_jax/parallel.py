@@ -1,6 +1,7 @@
 """Meshes, shardings and processes: everything that knows how many devices there are.
 
-A weight's sharding follows from the letters that end its name: `up_LDF` is [layers, width, neurons], and
+A weight's sharding follows from the letters that end its name: `up_LDF` is [layers, width, neurons],
+and
 
     letter                        mesh axis
     F neurons, N heads, K heads   tensor
@@ -8,8 +9,8 @@ A weight's sharding follows from the letters that end its name: `up_LDF` is [lay
     D width                       fsdp (in matrices; vectors stay whole)
     L layers, and all others      none
 
-`EXCEPTIONS` lists the leaves for which the letters are not enough. An axis that does not divide a dimension is
-dropped for that leaf, and logged once. Batches are split over `data` and `fsdp`.
+`EXCEPTIONS` lists the leaves for which the letters are not enough. An axis that does not divide a
+dimension is dropped for that leaf, and logged once. Batches are split over `data` and `fsdp`.
 """
 
 import functools
@@ -42,15 +43,15 @@ LEAF_NAME = re.compile(r"([a-z0-9_]+_([A-Z]+))(?:\.value)?$")
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
-    """Return the mesh of axes (data, fsdp, tensor); one size may be −1 and takes the devices that are left.
+    """Return the mesh of axes (data, fsdp, tensor); one size may be −1: the devices that are left.
 
-    Uses the first data·fsdp·tensor of `devices` (default: all). Raises ManuError where there are too few.
+    Uses the first data·fsdp·tensor of `devices` (default: all). Raises ManuError where too few are.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = [data, fsdp, tensor]
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise ManuError(
-            f"mesh: sizes are positive, and one at most is −1; got {dict(zip(AXES, sizes))}."
+            f"mesh: sizes are positive, and one at most is −1; got {dict(zip(AXES, sizes, strict=True))}."
         )
     if -1 in sizes:
         known = -math.prod(sizes)
@@ -67,7 +68,7 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices=None) -> Me
 
 
 def spec_of(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Return the PartitionSpec of the leaf whose path ends in `name` ("…up_LDF" or "…up_LDF.value")."""
+    """Return the PartitionSpec of the leaf whose path ends in `name` ("….mlp.up_LDF")."""
     match = LEAF_NAME.search(name)
     if match is None or len(match.group(2)) != len(shape):
         return PartitionSpec()
@@ -104,7 +105,7 @@ def path_name(path) -> str:
 
 
 def constrain(array: jax.Array, *names: str | None) -> jax.Array:
-    """Fix how an activation is split, one name of ACTIVATION_AXES per dimension; without a mesh, do nothing."""
+    """Fix how an activation is split: a name of ACTIVATION_AXES per dimension. No mesh: no-op."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return array
@@ -153,7 +154,7 @@ def gather(tree: Any) -> Any:
 
 
 def process_slice(batch_size: int) -> slice:
-    """Return which rows of a global batch this process reads. Raises ManuError where they do not divide."""
+    """Return which rows of a global batch this process reads; ManuError where they don't divide."""
     count = jax.process_count()
     if batch_size % count:
         raise ManuError(

@@ -2,11 +2,11 @@
 
 Dimension letters, used as suffixes of array names and in every einsum:
 
-    B batch · T query tokens · S key tokens · L layers · D width · F neurons · N query heads · K key heads
-    G queries per key head · H head size · V vocabulary · I images per example · P patches of one image
-    Y pixel rows · X pixel columns · C colour channels
+    B batch · T query tokens · S key tokens · L layers · D width · E another width · F neurons
+    N query heads · K key heads · G queries per key head · H head size · V vocabulary
+    I images per example · P patches of one image · Y pixel rows · X pixel columns · C colours
 
-A *neuron* is one hidden unit of an MLP: the input of `down_proj` (gated MLPs) or of `fc2` (plain MLPs).
+A *neuron* is one hidden unit of an MLP: the input of `down_proj` (gated MLPs) or of `fc2` (plain).
 A *tower* is a stack of layers with MLPs: "text", "vision" and, where a family has one, "connector".
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 Array = jax.Array | np.ndarray
 
 # One array [L, F] per tower: importances, scores, masks (bool) and gates (float).
-# `official-code` also uses keys "tower.matrix" for rows of single matrices ("text.up_proj", "vision.fc1").
+# `official-code` also uses keys "tower.matrix" for rows of single matrices: "text.up_proj".
 Neurons = dict[str, Array]
 
 Modality = Literal["image", "text"]
@@ -36,11 +36,12 @@ class ManuError(Exception):
 class Probe:
     """What a forward pass measures at every MLP. Static: one compiled step per probe.
 
-    reduction: how the tokens of one sample become one number per neuron. "mean", "max" (the value of largest
-        size) over the valid tokens, "answer" (mean over answer tokens), "last" (last valid token). Padding
-        never counts. "position" is the official code's statistic over the batch at each token position,
-        padding included, of the output rows of each matrix (reference/method.md, section 3).
-    layer_pooling: only with "position": "none" keeps layers apart, "all" pools them as the official code does.
+    reduction: how the tokens of one sample become one number per neuron. "mean" and "max" (the value
+        of largest size) over the valid tokens, "answer" (mean over answer tokens), "last" (last valid
+        token). Padding never counts. "position" is the authors' code's statistic over the batch at
+        each token position, padding included, of the output rows of each matrix.
+    layer_pooling: only with "position": "none" keeps layers apart, "all" pools them as the authors'
+        code does.
     threshold: τ of I_freq; used inside the forward pass only with "position".
     clamp: activations are clamped to ± this before they are measured; only with "position".
     """
@@ -53,7 +54,7 @@ class Probe:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One training or scoring text, its answers marked, and the images that its image tokens stand for.
+    """One text, its answers marked, and the images that its image tokens stand for.
 
     segments: (text, is_answer) pairs, joined without a separator. Only answer segments carry loss.
     images: one PIL image (RGB) per image token in the text, in order.
@@ -80,8 +81,8 @@ class Encoded:
     """A sample as numbers, unpadded, on the host (NumPy).
 
     token_ids_T int32 · loss_weights_T float32 (1 where the token itself is to be predicted) ·
-    feature_index_T int32 (the row of the sample's concatenated image features that the token takes; −1: none) ·
-    pixels_IYXC float32, or None without images.
+    feature_index_T int32 (the row of the sample's concatenated image features that the token takes;
+    −1: none) · pixels_IYXC float32, or None without images.
     """
 
     token_ids_T: np.ndarray
@@ -104,10 +105,11 @@ class Encoded:
 class Batch:
     """Samples of one length bucket, padded.
 
-    token_ids_BT int32 · attention_mask_BT bool (False: padding) · positions_BT int32 (0 at the first valid token) ·
-    loss_weights_BT float32 (weight of predicting token t, from the logits at t − 1) · feature_index_BT int32
-    (row in the example's own image features [I·P], −1: none) · example_weights_B float32 (0: padding example) ·
-    image_mask_BI bool and pixels_BIYXC float32, both None in a batch without images.
+    token_ids_BT int32 · attention_mask_BT bool (False: padding) · positions_BT int32 (0 at the first
+    valid token) · loss_weights_BT float32 (weight of predicting token t, from the logits at t − 1) ·
+    feature_index_BT int32 (row in the example's own image features [I·P], −1: none) ·
+    example_weights_B float32 (0: padding example) · image_mask_BI bool and pixels_BIYXC float32, both
+    None in a batch without images.
     """
 
     token_ids_BT: Array
@@ -130,10 +132,10 @@ class Output:
     """What the forward pass returns.
 
     logits_BTV float32 (or the config's dtype), at the processor's token positions.
-    activations: None without a probe. With a per-sample reduction: {tower: [L, B, F] float32}, one number per
-        sample and neuron. With "position": {"tower.matrix": [L, 4, F or D]} holding mean |z|, share above the
-        threshold, unbiased standard deviation and root mean square, each over the batch at one position, then
-        averaged over positions ([1, 4, …] where layers are pooled).
+    activations: None without a probe. With a per-sample reduction: {tower: [L, B, F] float32}, one
+        number per sample and neuron. With "position": {"tower.matrix": [L, 4, F or D]} holding mean
+        |z|, share above the threshold, unbiased standard deviation and root mean square, each over
+        the batch at one position, then averaged over positions ([1, 4, …] where layers are pooled).
     """
 
     logits_BTV: Array
@@ -141,7 +143,7 @@ class Output:
 
 
 class Encoder(Protocol):
-    """What data/ needs of a loaded model: text and images to numbers. `models.family.Loaded` is one."""
+    """What data/ needs of a loaded model: text and images to numbers."""
 
     def encode(self, sample: Sample) -> Encoded: ...
 
@@ -159,7 +161,7 @@ class Encoder(Protocol):
 def check_neurons(
     neurons: Mapping[str, Array], expected: Mapping[str, tuple[int, int]], what: str
 ) -> None:
-    """Raise ManuError where `neurons` has other towers or shapes than `expected` ({tower: (L, F)})."""
+    """Raise ManuError where towers or shapes differ from `expected` ({tower: (L, F)})."""
     faults = []
     for tower in sorted(set(neurons) | set(expected)):
         if tower not in neurons:
@@ -170,7 +172,8 @@ def check_neurons(
             )
         elif tuple(np.shape(neurons[tower])) != tuple(expected[tower]):
             faults.append(
-                f'tower "{tower}" has shape {tuple(np.shape(neurons[tower]))}, the model has {tuple(expected[tower])}'
+                f'tower "{tower}" has shape {tuple(np.shape(neurons[tower]))}, '
+                f"the model has {tuple(expected[tower])}"
             )
     if faults:
         raise ManuError(
