@@ -1,15 +1,15 @@
 """The schema of a run: strict, frozen, every unknown key an error that names its neighbours.
 
-A config is one flat YAML file. Values given on the command line as `key.path=value` replace those of the file;
-what neither names has the default written here. `load_config` returns the resolved `RunConfig`, and
-`RunConfig.to_yaml` writes it so that a run can be repeated from its folder.
+A config is one YAML file. Values given on the command line as `key.path=value` replace those of
+the file; what neither names has the default written here. `load_config` returns the resolved
+`RunConfig`, and `to_yaml` writes it, so that a run can be repeated from its folder.
 """
 
 import difflib
-import types
 import typing
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
@@ -23,8 +23,12 @@ class Section(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=False)
 
 
+# A share of neurons
+Share = Annotated[float, pydantic.Field(gt=0, lt=1)]
+
+
 class MeshSection(Section):
-    """How many devices each mesh axis has. Their product is the number of devices used; one −1 means the rest."""
+    """How many devices each mesh axis has; one may be −1: all that are left."""
 
     data: int = 1  # batches are split over it
     fsdp: int = 1  # batches and the width D of the weights are split over it
@@ -121,7 +125,7 @@ class Layers(Section):
 
 
 class Preset(Section):
-    """How neurons are scored and chosen. PRESETS holds the named ones; a config may change any field of one."""
+    """How neurons are scored and chosen. A config may change any field of a named one (PRESETS)."""
 
     preset: str = "paper"  # the name that results carry
     kind: Literal["statistics", "learned", "random"] = "statistics"
@@ -168,3 +172,185 @@ class EvaluateSection(Section):
     new_tokens: int = pydantic.Field(50, ge=1)  # greedy decoding stops here, or at the end token
     resamples: int = pydantic.Field(1000, ge=1)  # of the bootstrap over people
     max_people: int | None = None  # per set, the first by ID; None: all
+
+
+class SweepSection(Section):
+    """The forget-against-retain curve: every method's mask at these α, on a quick measure."""
+
+    alphas: tuple[Share, ...] = ()  # shares of neurons removed, each in (0, 1); empty: no curve
+    max_people: int | None = 10  # of the retain set, the first by ID; None: all
+
+
+class RunConfig(Section):
+    """Everything that a run depends on."""
+
+    output: str = "runs/run"  # the run's folder; --output replaces it
+    seed: int = 0
+    mesh: MeshSection = MeshSection()
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    train: TrainSection = TrainSection()
+    method: Preset = Preset()  # the method whose mask makes `unlearned/`
+    compare: tuple[Preset, ...] = ()  # further methods, evaluated beside it
+    score_batch: int = pydantic.Field(32, ge=1)  # samples a scoring step
+    sweep: SweepSection = SweepSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    cache: str | None = "~/.cache/manu_jax"  # compiled programs and trained demo models; None: off
+
+    @pydantic.field_validator("method", mode="before")
+    @classmethod
+    def _resolve_method(cls, value: Any) -> Any:
+        return resolve_preset(value)
+
+    @pydantic.field_validator("compare", mode="before")
+    @classmethod
+    def _resolve_compare(cls, value: Any) -> Any:
+        return (
+            [resolve_preset(item) for item in value] if isinstance(value, list | tuple) else value
+        )
+
+    @pydantic.model_validator(mode="after")
+    def _check_together(self) -> "RunConfig":
+        names = [method.preset for method in self.methods]
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        if doubled:
+            raise ValueError(f"method and compare: each name stands once; twice: {doubled}")
+        if self.model.path is None and not self.train.steps:
+            raise ValueError(
+                "model.path is not set and train.steps is 0: name a Hugging Face folder "
+                "(model.path=/path/to/llava-1.5-7b-hf) or let the run train its own model"
+            )
+        if self.data.benchmark != "synthetic" and self.data.path is None:
+            raise ValueError(f"data.path is not set: the folder of {self.data.benchmark}")
+        return self
+
+    @property
+    def methods(self) -> tuple[Preset, ...]:
+        """All methods of the run; the first is the one that makes `unlearned/`."""
+        return (self.method, *self.compare)
+
+
+def resolve_preset(value: Any) -> Any:
+    """Return the preset that `value` names, with the fields that it changes.
+
+    `value` is a name, or a mapping with the key `preset`. A mapping may also give `base`, the name
+    of the preset to start from, and then `preset` is a new name for the result.
+    """
+    if isinstance(value, Preset):
+        return value
+    if isinstance(value, str):
+        value = {"preset": value}
+    if not isinstance(value, Mapping):
+        raise ValueError(f"expected a preset's name or a mapping, got {value!r}")
+    changes = dict(value)
+    name = changes.pop("base", changes.get("preset", "paper"))
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}{_near(str(name), PRESETS)}")
+    return {**PRESETS[name].model_dump(), **changes}
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Return the config of a YAML file with overrides; all its faults in one ManuError."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ManuError(f"config {path}: {error.strerror}. Give an existing YAML file.") from error
+    except UnicodeDecodeError as error:
+        raise ManuError(f"config {path}: not UTF-8 text ({error}).") from error
+    values = _parse_yaml(text, f"config {path}")
+    if not isinstance(values, dict):
+        raise ManuError(f"config {path}: expected a mapping of keys to values, got {values!r}.")
+    for override in overrides:
+        _set_override(values, override)
+    return validate_config(values, f"config {path}")
+
+
+def validate_config(values: Mapping[str, Any], where: str) -> RunConfig:
+    """Return the RunConfig of plain values; one ManuError lists every fault."""
+    try:
+        return RunConfig.model_validate(values)
+    except pydantic.ValidationError as error:
+        faults = "\n".join(f"  {_describe(fault)}" for fault in error.errors())
+        raise ManuError(f"{where}:\n{faults}") from None
+
+
+def to_yaml(config: RunConfig) -> str:
+    """Return the resolved config as YAML; `load_config` of it gives an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice (YAML's own loader keeps the last, silently)."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=deep)
+            if key in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key!r} is given twice", problem_mark=key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _StrictLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise ManuError(f"{where}{place}: {problem}.") from None
+
+
+def _set_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ManuError(f"override {override!r}: expected key.path=value, e.g. method.alpha=0.05.")
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = values.setdefault(parent, {})
+        if isinstance(child, str) and parent == "method":
+            child = values[parent] = {"preset": child}
+        if not isinstance(child, dict):
+            raise ManuError(f"override {override!r}: {parent!r} is {child!r}, which has no keys.")
+        values = child
+    values[last] = _parse_yaml(text, f"override {override!r}")
+
+
+def _describe(fault: Any) -> str:
+    """Return one line for one pydantic error: the key's path, what is wrong, and the near names."""
+    location = fault["loc"]
+    path = ".".join(str(part) for part in location)
+    if fault["type"] == "extra_forbidden":
+        return f"{path}: unknown key{_near(str(location[-1]), _known_keys(location[:-1]))}"
+    message = fault["msg"].removeprefix("Value error, ")
+    got = "" if fault["type"] in ("value_error", "missing") else f", got {fault['input']!r}"
+    return f"{path}: {message}{got}" if path else message
+
+
+def _known_keys(location: tuple[Any, ...]) -> list[str]:
+    section: Any = RunConfig
+    for part in location:
+        if isinstance(part, int):
+            continue
+        field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
+        if field is None:
+            break
+        section = _section_of(field.annotation)
+    return list(getattr(section, "model_fields", {}))
+
+
+def _section_of(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    found = [_section_of(argument) for argument in typing.get_args(annotation)]
+    return next((section for section in found if section is not None), None)
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(near)}?" if near else f"; known: {', '.join(known)}"

@@ -1,7 +1,7 @@
 """Meshes, shardings and processes: everything that knows how many devices there are.
 
-A weight's sharding follows from the letters that end its name: `up_LDF` is [layers, width, neurons],
-and
+A weight's sharding follows from the letters that end its name: `up_LDF` is [layers, width,
+neurons], and
 
     letter                        mesh axis
     F neurons, N heads, K heads   tensor
@@ -45,13 +45,14 @@ LEAF_NAME = re.compile(r"([a-z0-9_]+_([A-Z]+))(?:\.value)?$")
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
     """Return the mesh of axes (data, fsdp, tensor); one size may be −1: the devices that are left.
 
-    Uses the first data·fsdp·tensor of `devices` (default: all). Raises ManuError where too few are.
+    Uses the first data·fsdp·tensor of `devices` (default: all); ManuError where too few are.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = [data, fsdp, tensor]
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise ManuError(
-            f"mesh: sizes are positive, and one at most is −1; got {dict(zip(AXES, sizes, strict=True))}."
+            f"mesh: sizes are positive, and one at most is −1; got data={data}, fsdp={fsdp}, "
+            f"tensor={tensor}."
         )
     if -1 in sizes:
         known = -math.prod(sizes)

@@ -36,10 +36,10 @@ class ManuError(Exception):
 class Probe:
     """What a forward pass measures at every MLP. Static: one compiled step per probe.
 
-    reduction: how the tokens of one sample become one number per neuron. "mean" and "max" (the value
-        of largest size) over the valid tokens, "answer" (mean over answer tokens), "last" (last valid
-        token). Padding never counts. "position" is the authors' code's statistic over the batch at
-        each token position, padding included, of the output rows of each matrix.
+    reduction: how the tokens of one sample become one number per neuron. "mean" and "max" (the
+        value of largest size) over the valid tokens, "answer" (mean over answer tokens), "last"
+        (last valid token). Padding never counts. "position" is the authors' code's statistic over
+        the batch at each token position, padding included, of the output rows of each matrix.
     layer_pooling: only with "position": "none" keeps layers apart, "all" pools them as the authors'
         code does.
     threshold: τ of I_freq; used inside the forward pass only with "position".
@@ -105,11 +105,11 @@ class Encoded:
 class Batch:
     """Samples of one length bucket, padded.
 
-    token_ids_BT int32 · attention_mask_BT bool (False: padding) · positions_BT int32 (0 at the first
-    valid token) · loss_weights_BT float32 (weight of predicting token t, from the logits at t − 1) ·
+    token_ids_BT int32 · attention_mask_BT bool (False: padding) · positions_BT int32 (0 at the
+    first valid token) · loss_weights_BT float32 (weight of predicting token t, from logits t − 1) ·
     feature_index_BT int32 (row in the example's own image features [I·P], −1: none) ·
-    example_weights_B float32 (0: padding example) · image_mask_BI bool and pixels_BIYXC float32, both
-    None in a batch without images.
+    example_weights_B float32 (0: padding example) · image_mask_BI bool and pixels_BIYXC float32,
+    both None in a batch without images.
     """
 
     token_ids_BT: Array
@@ -135,7 +135,7 @@ class Output:
     activations: None without a probe. With a per-sample reduction: {tower: [L, B, F] float32}, one
         number per sample and neuron. With "position": {"tower.matrix": [L, 4, F or D]} holding mean
         |z|, share above the threshold, unbiased standard deviation and root mean square, each over
-        the batch at one position, then averaged over positions ([1, 4, …] where layers are pooled).
+        the batch at one position, then averaged over positions ([1, 4, …] if layers are pooled).
     """
 
     logits_BTV: Array

@@ -1,4 +1,4 @@
-"""Eight CPU devices, exact matmuls, no silent rank promotion; pyproject.toml makes warnings errors."""
+"""Eight CPU devices, exact matmuls, no silent rank promotion (warnings: pyproject.toml)."""
 
 import os
 

@@ -1,0 +1,99 @@
+import pytest
+
+from manu_jax import config
+from manu_jax.types import ManuError
+
+MINIMAL = "train: {steps: 5}\n"
+
+
+def load(tmp_path, text=MINIMAL, overrides=()):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return config.load_config(path, overrides)
+
+
+def error_of(tmp_path, text=MINIMAL, overrides=()):
+    with pytest.raises(ManuError) as caught:
+        load(tmp_path, text, overrides)
+    return str(caught.value)
+
+
+def test_config_round_trips_through_yaml(tmp_path):
+    text = "train: {steps: 5}\nmethod: {preset: gradient, alpha: 0.3}\ncompare: [paper, random]\n"
+    first = load(tmp_path, text)
+    assert load(tmp_path, config.to_yaml(first)) == first
+
+
+def test_unknown_key_names_its_neighbours(tmp_path):
+    message = error_of(tmp_path, "train: {steps: 5, learning_rat: 0.1}\n")
+    assert "train.learning_rat: unknown key; did you mean learning_rate?" in message
+
+
+def test_unknown_top_level_key_names_its_neighbours(tmp_path):
+    assert "did you mean method" in error_of(tmp_path, MINIMAL + "metod: paper\n")
+
+
+def test_all_faults_come_in_one_error(tmp_path):
+    message = error_of(tmp_path, "train: {steps: -1, batch_size: 0}\nmethod: {alpha: 2}\n")
+    assert "train.steps" in message and "train.batch_size" in message and "method.alpha" in message
+
+
+@pytest.mark.parametrize("alpha", [0, 1, -0.1, 1.5, "many"])
+def test_alpha_outside_its_range_is_an_error(tmp_path, alpha):
+    assert "method.alpha" in error_of(tmp_path, overrides=[f"method.alpha={alpha}"])
+
+
+def test_sweep_alpha_outside_its_range_is_an_error(tmp_path):
+    assert "sweep.alphas" in error_of(tmp_path, overrides=["sweep.alphas=[0.1, 1.0]"])
+
+
+def test_unknown_preset_names_the_known_ones(tmp_path):
+    message = error_of(tmp_path, overrides=["method=papper"])
+    assert "unknown preset 'papper'" in message and "paper" in message
+
+
+def test_preset_takes_changes_and_a_base(tmp_path):
+    run = load(tmp_path, MINIMAL + "compare: [{base: paper, preset: paper-5, alpha: 0.05}]\n")
+    assert run.compare[0].preset == "paper-5"
+    assert run.compare[0].functions == config.PRESETS["paper"].functions
+    assert run.compare[0].alpha == 0.05
+
+
+def test_override_of_a_preset_given_by_name(tmp_path):
+    run = load(tmp_path, MINIMAL + "method: gradient\n", ["method.alpha=0.25"])
+    assert run.method.preset == "gradient" and run.method.alpha == 0.25
+
+
+def test_two_methods_of_one_name_are_an_error(tmp_path):
+    assert "stands once" in error_of(tmp_path, MINIMAL + "method: paper\ncompare: [paper]\n")
+
+
+def test_key_given_twice_is_an_error(tmp_path):
+    message = error_of(tmp_path, "seed: 1\nseed: 2\n")
+    assert "'seed' is given twice" in message and "line 2" in message
+
+
+def test_broken_yaml_names_the_line(tmp_path):
+    assert "line 3" in error_of(tmp_path, "seed: 1\ntrain: [\n")
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(ManuError, match=r"absent.yaml: No such file"):
+        config.load_config(tmp_path / "absent.yaml")
+
+
+def test_override_without_value_is_an_error(tmp_path):
+    assert "expected key.path=value" in error_of(tmp_path, overrides=["seed"])
+
+
+def test_override_below_a_value_is_an_error(tmp_path):
+    assert "has no keys" in error_of(tmp_path, MINIMAL + "seed: 3\n", ["seed.deep=1"])
+
+
+def test_model_must_be_given_or_trained(tmp_path):
+    assert "model.path is not set" in error_of(tmp_path, "seed: 1\n")
+
+
+def test_config_is_frozen(tmp_path):
+    with pytest.raises(ValueError, match="frozen"):
+        load(tmp_path).seed = 3
