@@ -1,0 +1,166 @@
+"""The run's folder: one owner at a time, one config for its life, no file that stands half-written.
+
+A file is written under a temporary name beside its own and renamed, so a file that stands is whole.
+A process that is killed leaves at most temporary files (`.part`), which the next one removes.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from manu_jax.types import ManuError
+
+PART = ".part"
+# What may differ between two calls on one folder: it changes no number of the results.
+FREE_KEYS = ("output", "cache", "mesh", "score_batch", "evaluate.batch_size")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "transformers",
+    "datasets",
+    "numpy",
+)
+
+
+def write_atomic(path: str | os.PathLike, content: bytes | str) -> None:
+    """Write a whole file or none: to a temporary name beside it, flushed to disk, then renamed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{PART}")
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _explained(error, path) from error
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Give a temporary folder that becomes `path` when the block ends well, and else vanishes."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{PART}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _explained(error, path) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def file_hash(path: str | os.PathLike) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a run's numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in ("manu_jax", *PACKAGES):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+@contextlib.contextmanager
+def owned_folder(path: str | os.PathLike, config: dict[str, Any]) -> Iterator[Path]:
+    """Open a run's folder for this process alone, and write or compare its config.
+
+    Raises ManuError where another process has it, or where it was made by a config that differs in
+    a key that changes results.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = open(path / ".lock", "a+")
+    except OSError as error:
+        raise _explained(error, path) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            owner = lock.read().strip() or "unknown"
+            raise ManuError(
+                f"run folder {path} is in use by process {owner}. Wait for it to end, or give "
+                "another folder with --output."
+            ) from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()} on {platform.node()}")
+        lock.flush()
+        _remove_parts(path)
+        _settle_config(path, config)
+        yield path
+
+
+def _settle_config(path: Path, config: dict[str, Any]) -> None:
+    file = path / "config.yaml"
+    if file.exists():
+        before = yaml.safe_load(file.read_text())
+        now = json.loads(json.dumps(config))
+        differing = [
+            f"{key}: {old!r} there, {new!r} now"
+            for key, old, new in _differences(before or {}, now)
+            if not any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
+        ]
+        if differing:
+            raise ManuError(
+                f"run folder {path} was made by another config:\n  "
+                + "\n  ".join(differing)
+                + "\nGive another folder with --output, or delete this one."
+            )
+    else:
+        write_atomic(file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    if not (path / "versions.json").exists():
+        write_atomic(path / "versions.json", json.dumps(versions(), indent=1) + "\n")
+
+
+def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in sorted({*before, *now}):
+            inner = f"{key}.{name}" if key else str(name)
+            yield from _differences(before.get(name), now.get(name), inner)
+    elif before != now:
+        yield key, before, now
+
+
+def _remove_parts(path: Path) -> None:
+    for part in path.rglob(f".*{PART}"):
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
+
+
+def _explained(error: OSError, path: Path) -> Exception:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ManuError(
+            f"{path}: the disk is full. Free some space or give another folder with --output, then "
+            "give the same command again: finished stages are kept."
+        )
+    return ManuError(f"{path}: {error.strerror or error}.")
