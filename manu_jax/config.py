@@ -120,7 +120,7 @@ class TrainSection(Section):
 class Layers(Section):
     """A range of layers, first included, end not; None: to the end."""
 
-    first: int = 0
+    first: int = 0  # negative: from the end, −3 is the third last
     end: int | None = None
 
 
@@ -134,14 +134,23 @@ class Preset(Section):
     objective: Literal["log_likelihood", "log_odds"] = (
         "log_odds"  # gradient signal: of the answer's tokens
     )
+    fade: float | None = None  # gradient signal, forget facts: those whose objective is below
+    # −fade fade out of the mean (by the logistic function); None: all weigh the same
     reduction: Literal["mean", "answer", "last", "max", "position"] = "mean"
     layer_pooling: Literal["none", "all"] = "none"  # only with "position"
     threshold: float = 0.1  # τ of I_freq
-    towers: tuple[str, ...] = ("text", "vision")
+    clamp: float = 1e3  # activations are clamped to ± this; only with "position"
+    towers: dict[Literal["image", "text"], tuple[str, ...]] = {
+        "image": ("text", "vision"),
+        "text": ("text",),
+    }  # which towers each form of the facts scores
+    batch_size: int | None = None  # samples a scoring step; None: score_batch of the run
+    match_keep: bool = False  # as many batches of kept facts as of forget facts, drawn by the seed
     # How four Statistics become one score
     functions: dict[str, float] = {"absolute": 1.0, "frequency": 1.0, "variance": 1.0, "rms": 1.0}
+    normalise: bool = True  # N_m and E_m are divided by the number of samples
     combine: Literal["ratio", "relative", "gain_minus_harm"] = "ratio"
-    epsilon: float = 1e-8
+    epsilon: float = pydantic.Field(1e-8, gt=0)
     # Which neurons go
     alpha: float = pydantic.Field(0.02, gt=0, lt=1)  # share of neurons removed
     scope: Literal["all", "tower", "layer"] = "all"  # over what the top α is taken
@@ -160,7 +169,36 @@ class Preset(Section):
     price: float = 1e-3  # loss per closed gate
 
 
-PRESETS: dict[str, Preset] = {}
+PRESETS: dict[str, Preset] = {
+    # The paper, section 1 of its method: activations, four functions, forget over retain.
+    "paper": Preset(preset="paper"),
+    # The authors' code: each form scores one tower, over rows of single matrices, in batches.
+    "official-code": Preset(
+        preset="official-code",
+        reduction="position",
+        towers={"image": ("vision",), "text": ("text",)},
+        batch_size=4,
+        match_keep=True,
+        functions={"absolute": 2.0, "frequency": 0.0, "variance": 2.0, "rms": 2.0},
+        combine="relative",
+        epsilon=1e-5,
+        scope="tower",
+        layers={"text": Layers(first=-3), "vision": Layers(first=-3)},
+    ),
+    # Ours: signed attribution of the answer's log-odds, in rounds.
+    "gradient": Preset(
+        preset="gradient",
+        signal="gradient",
+        fade=0.0,
+        combine="gain_minus_harm",
+        rounds=20,
+        alpha=0.2,
+    ),
+    # Ours: gates are learned, the rest of the model stands still.
+    "learned": Preset(preset="learned", kind="learned", alpha=0.2, text_weight=2.0),
+    # Every neuron alike.
+    "random": Preset(preset="random", kind="random"),
+}
 
 
 class EvaluateSection(Section):

@@ -1,0 +1,60 @@
+"""Short names for weights and samples: what a statistic or a mask was made from."""
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from manu_jax.types import Sample
+
+
+def weights_hash(model: Any) -> str:
+    """Return 16 hexadecimal digits that depend on every bit of a pytree of arrays.
+
+    The sums are of integers modulo 2³², computed where the weights lie: no weight leaves its
+    device, and the result does not depend on the mesh.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(model)
+    checksums = jax.device_get(_checksums([jnp.asarray(leaf) for _, leaf in leaves]))
+    digest = hashlib.sha256()
+    for (path, leaf), checksum in zip(leaves, checksums, strict=True):
+        name = jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+        digest.update(f"{name} {leaf.dtype} {leaf.shape} {int(checksum)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def samples_hash(samples: Iterable[Sample]) -> str:
+    """Return 16 hexadecimal digits that depend on every text, answer mark and pixel, in order."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(f"{sample.key}\0{sample.segments}\0".encode())
+        for image in sample.images:
+            digest.update(f"{image.mode} {image.size}\0".encode())
+            digest.update(image.tobytes())
+    return digest.hexdigest()[:16]
+
+
+@jax.jit
+def _checksums(leaves: list[jax.Array]) -> list[jax.Array]:
+    return [_checksum(leaf) for leaf in leaves]
+
+
+def _checksum(leaf: jax.Array) -> jax.Array:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    if leaf.dtype == jnp.bool_:
+        bits = leaf.astype(jnp.uint32)
+    else:
+        unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[leaf.dtype.itemsize]
+        bits = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
+    position = jnp.zeros(bits.shape, jnp.uint32)
+    for axis, size in enumerate(bits.shape):
+        position = position * np.uint32(size) + jax.lax.broadcasted_iota(
+            jnp.uint32, bits.shape, axis
+        )
+    # Odd multipliers: two weights that change places change the sum.
+    mixed = (bits ^ (bits >> np.uint32(15))) * (position * np.uint32(2654435761) | np.uint32(1))
+    return jnp.sum(mixed, dtype=jnp.uint32)

@@ -1,0 +1,224 @@
+"""The importance functions of the paper (section 1 of its method), and how four become one score.
+
+Each function compares a neuron on the image form (multi) with the text form of the same facts. All
+arithmetic is in float64 on the host, from the sums of `statistics.py`: no model, no device. With
+attributions in place of activations the same functions apply.
+
+A tower that text alone never runs has z_text = 0 for every neuron: there I_abs, I_freq and I_rms
+are nearly 1 for all, and only I_var tells neurons apart.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from manu_jax.config import PRESETS, Preset
+from manu_jax.importance.statistics import (
+    AnyStatistics,
+    PositionStatistics,
+    Statistics,
+    check_finite,
+    check_statistics,
+)
+from manu_jax.types import ManuError, Neurons
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Means over samples of one modality and tower, each [L, F] float64, and the sample count n."""
+
+    count: float
+    absolute_LF: np.ndarray  # mean |z|
+    signed_LF: np.ndarray  # mean z
+    squared_LF: np.ndarray  # mean z²
+    above_LF: np.ndarray  # share of samples with |z| > τ
+
+
+def absolute(multi: Moments, text: Moments, preset: Preset) -> np.ndarray:
+    """Return I_abs = |Z̄_multi − Z̄_text| / (Z̄_multi + Z̄_text + ε), Z̄ the mean |z|. In [0, 1]."""
+    return _contrast(multi.absolute_LF, text.absolute_LF, preset.epsilon)
+
+
+def frequency(multi: Moments, text: Moments, preset: Preset) -> np.ndarray:
+    """Return I_freq = |N_multi − N_text| / (N_multi + N_text + ε). In [0, 1].
+
+    N_m is the number of samples with |z| > τ, or their share where `preset.normalise`.
+    """
+    scales = _scales(multi, text, preset)
+    return _contrast(multi.above_LF * scales[0], text.above_LF * scales[1], preset.epsilon)
+
+
+def variance(multi: Moments, text: Moments, preset: Preset) -> np.ndarray:
+    """Return I_var = sqrt(Var_multi + Var_text); Var_m = mean (z − Z̄_m)², about the mean of |z|."""
+    del preset
+    return np.sqrt(_spread(multi) + _spread(text))
+
+
+def rms(multi: Moments, text: Moments, preset: Preset) -> np.ndarray:
+    """Return I_rms = sqrt(|E_multi − E_text| / (E_multi + E_text + ε)). In [0, 1].
+
+    E_m is the sum of z² over samples, or its mean where `preset.normalise`.
+    """
+    scales = _scales(multi, text, preset)
+    return np.sqrt(
+        _contrast(multi.squared_LF * scales[0], text.squared_LF * scales[1], preset.epsilon)
+    )
+
+
+FUNCTIONS: dict[str, Callable[[Moments, Moments, Preset], np.ndarray]] = {
+    "absolute": absolute,
+    "frequency": frequency,
+    "variance": variance,
+    "rms": rms,
+}
+
+
+def importance(
+    image: AnyStatistics, text: AnyStatistics, preset: Preset
+) -> dict[str, dict[str, np.ndarray]]:
+    """Return {function: {tower: [L, F]}} of one set from its two forms.
+
+    Position statistics hold the four functionals of each matrix already, in the order of FUNCTIONS:
+    image inputs give those of the towers they score, text inputs those of theirs.
+    """
+    unknown = sorted(set(preset.functions) - set(FUNCTIONS))
+    if unknown:
+        raise ManuError(f"functions: unknown {unknown}; known: {', '.join(FUNCTIONS)}.")
+    if isinstance(image, PositionStatistics) and isinstance(text, PositionStatistics):
+        means = {**image.means(), **text.means()}
+        return {
+            function: {key: values[:, i] for key, values in means.items()}
+            for i, function in enumerate(FUNCTIONS)
+            if function in preset.functions
+        }
+    if not isinstance(image, Statistics) or not isinstance(text, Statistics):
+        raise ManuError("contrast: expected statistics of one kind, got samples and positions.")
+    towers = sorted({*image.towers, *text.towers})
+    moments = {tower: (_moments(image, tower), _moments(text, tower)) for tower in towers}
+    return {
+        function: {tower: FUNCTIONS[function](*pair, preset) for tower, pair in moments.items()}
+        for function in preset.functions
+    }
+
+
+def contrast(
+    forget_image: AnyStatistics,
+    forget_text: AnyStatistics,
+    retain_image: AnyStatistics,
+    retain_text: AnyStatistics,
+    preset: str | Preset = "paper",
+) -> Neurons:
+    """Return one score per neuron, high where it serves what is to be forgotten: {tower: [L, F]}.
+
+    `preset.combine` names the rule in COMBINATIONS. float32; ManuError where a value is not finite.
+    """
+    preset = named_preset(preset)
+    given = {
+        "forget, image": forget_image,
+        "forget, text": forget_text,
+        "retain, image": retain_image,
+        "retain, text": retain_text,
+    }
+    for name, statistics in given.items():
+        check_statistics(statistics, f"statistics of {name}")
+    scores = COMBINATIONS[preset.combine](
+        (forget_image, forget_text), (retain_image, retain_text), preset
+    )
+    check_finite(scores, f'scores of preset "{preset.preset}"')
+    return {tower: values_LF.astype(np.float32) for tower, values_LF in scores.items()}
+
+
+def named_preset(preset: str | Preset) -> Preset:
+    """Return a preset by its name; ManuError lists the known names."""
+    if isinstance(preset, Preset):
+        return preset
+    if preset not in PRESETS:
+        raise ManuError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}.")
+    return PRESETS[preset]
+
+
+Pair = tuple[AnyStatistics, AnyStatistics]  # image form, text form
+
+
+def _ratio(forget: Pair, retain: Pair, preset: Preset) -> dict[str, np.ndarray]:
+    """S = I(D_f) / (I(D_r) + ε), I the weighted sum of the functions (the paper)."""
+    sums = [_weighted_sum(importance(*pair, preset), preset) for pair in (forget, retain)]
+    return {tower: sums[0][tower] / (sums[1][tower] + preset.epsilon) for tower in sums[0]}
+
+
+def _relative(forget: Pair, retain: Pair, preset: Preset) -> dict[str, np.ndarray]:
+    """S = Σ_k w_k (I_k(D_f) / (I_k(D_r) + ε) − 1) (the authors' code)."""
+    ours, theirs = (importance(*pair, preset) for pair in (forget, retain))
+    excess = {
+        function: {
+            tower: values / (theirs[function][tower] + preset.epsilon) - 1
+            for tower, values in towers.items()
+        }
+        for function, towers in ours.items()
+    }
+    return _weighted_sum(excess, preset)
+
+
+def _gain_minus_harm(forget: Pair, retain: Pair, preset: Preset) -> dict[str, np.ndarray]:
+    """S = mean attribution on forget − harm_weight · positive part of the mean on what is kept.
+
+    Both over the two forms; the text form of forget facts weighs `text_weight`. With attributions
+    g = ∂ objective / ∂ gate, a neuron's removal lowers the objective by g to first order: the first
+    term is what forgetting gains, the second what keeping loses.
+    """
+    weights = (1.0, preset.text_weight)
+    gains = [_signed(statistics) for statistics in forget]
+    harms = [_signed(statistics) for statistics in retain]
+    scores = {}
+    for tower in sorted({*gains[0], *gains[1]}):
+        gain = sum(w * g.get(tower, 0.0) for w, g in zip(weights, gains, strict=True))
+        harm = sum(np.maximum(h.get(tower, 0.0), 0.0) for h in harms)
+        scores[tower] = gain / sum(weights) - preset.harm_weight * harm / 2
+    return scores
+
+
+COMBINATIONS: dict[str, Callable[[Pair, Pair, Preset], dict[str, np.ndarray]]] = {
+    "ratio": _ratio,
+    "relative": _relative,
+    "gain_minus_harm": _gain_minus_harm,
+}
+
+
+def _weighted_sum(
+    values: Mapping[str, Mapping[str, np.ndarray]], preset: Preset
+) -> dict[str, np.ndarray]:
+    towers = next(iter(values.values()))
+    return {
+        tower: np.sum([preset.functions[name] * values[name][tower] for name in values], axis=0)
+        for tower in towers
+    }
+
+
+def _signed(statistics: AnyStatistics) -> dict[str, np.ndarray]:
+    if not isinstance(statistics, Statistics):
+        raise ManuError("gain_minus_harm: expected statistics of samples, got positions.")
+    return {tower: statistics.means("signed", tower) for tower in statistics.towers}
+
+
+def _moments(statistics: Statistics, tower: str) -> Moments:
+    count = float(statistics.count.value())
+    if tower not in statistics.towers:  # the form never runs this tower: z = 0
+        zero = np.zeros(())
+        return Moments(count, zero, zero, zero, zero)
+    means = (statistics.means(name, tower) for name in ("absolute", "signed", "squared", "above"))
+    return Moments(count, *means)
+
+
+def _scales(multi: Moments, text: Moments, preset: Preset) -> tuple[float, float]:
+    return (1.0, 1.0) if preset.normalise else (multi.count, text.count)
+
+
+def _contrast(a: np.ndarray, b: np.ndarray, epsilon: float) -> np.ndarray:
+    return np.abs(a - b) / (a + b + epsilon)
+
+
+def _spread(moments: Moments) -> np.ndarray:
+    """Return mean (z − Z̄)² = mean z² − 2 Z̄ mean z + Z̄², never below 0 by rounding."""
+    center = moments.absolute_LF
+    return np.maximum(moments.squared_LF - 2 * center * moments.signed_LF + center**2, 0)

@@ -1,0 +1,111 @@
+"""Scores to a choice of neurons: pure NumPy, no model, no device.
+
+`select` takes exactly k = ⌊α · eligible⌋ neurons of each group, the highest scores first, equal
+scores by place (tower name, layer, neuron). α is read as the decimal that it prints as, so that
+29 % of 100 is 29. Since the order does not depend on α, a smaller α always gives a part of a larger.
+"""
+
+import decimal
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from manu_jax.types import ManuError, Neurons
+
+Scope = Literal["all", "tower", "layer"]
+SCOPES = ("all", "tower", "layer")
+
+
+def select(
+    scores: Neurons, alpha: float, scope: Scope = "all", layers: Mapping[str, Any] | None = None
+) -> Neurons:
+    """Return the mask (bool, True: removed) of the top share `alpha` of neurons by score.
+
+    scores: {tower: [L, F]}, or {"tower.matrix": [L, rows]} for rows of single matrices, which group
+    by tower. alpha: in [0, 1); 0 chooses none. scope: over what the top share is taken. layers:
+    {tower: range of layers}; neurons outside are not eligible, a tower not named has all its
+    layers. A range is a pair (first, end) or has these as attributes: first is included and may be
+    negative (−3: from the third last), end is not included, None is the end. Raises ManuError where
+    a score is NaN, a tower or layer is not there, or alpha or scope is out of range.
+    """
+    if not 0 <= alpha < 1:
+        raise ManuError(f"alpha: expected a share of neurons in (0, 1), got {alpha}.")
+    if scope not in SCOPES:
+        raise ManuError(f"scope: expected one of {', '.join(SCOPES)}, got {scope!r}.")
+    scores = {tower: np.asarray(scores[tower]) for tower in sorted(scores)}
+    _check_not_nan(scores)
+    eligible = _eligible(scores, layers or {})
+    mask = {tower: np.zeros(values_LF.shape, bool) for tower, values_LF in scores.items()}
+    for group in _groups(scores, scope):
+        places = [(tower, rows, eligible[tower][rows]) for tower, rows in group]
+        values = np.concatenate([scores[t][rows][chosen].ravel() for t, rows, chosen in places])
+        is_top = np.zeros(values.size, bool)
+        num_removed = count(alpha, values.size)
+        is_top[np.argsort(-values, kind="stable")[:num_removed]] = True
+        start = 0
+        for tower, rows, chosen in places:
+            size = int(chosen.sum()) * scores[tower].shape[1]
+            part = is_top[start : start + size].reshape(-1, scores[tower].shape[1])
+            mask[tower][np.arange(len(mask[tower]))[rows][chosen]] = part
+            start += size
+    return mask
+
+
+def count(alpha: float, num_eligible: int) -> int:
+    """Return ⌊alpha · num_eligible⌋, with alpha as the decimal that it prints as."""
+    return int(decimal.Decimal(repr(float(alpha))) * num_eligible)
+
+
+def _groups(scores: Neurons, scope: str) -> Iterator[list[tuple[str, slice]]]:
+    """Give each group as (key, rows of layers) pairs; "vision.fc1" belongs to tower "vision"."""
+    everything = slice(None)
+    keys_by_tower: dict[str, list[str]] = {}
+    for key in scores:
+        keys_by_tower.setdefault(key.partition(".")[0], []).append(key)
+    if scope == "all":
+        yield [(key, everything) for key in scores]
+    elif scope == "tower":
+        for keys in keys_by_tower.values():
+            yield [(key, everything) for key in keys]
+    else:
+        for keys in keys_by_tower.values():
+            for layer in range(max(len(scores[key]) for key in keys)):
+                yield [(key, slice(layer, layer + 1)) for key in keys]
+
+
+def _eligible(scores: Neurons, layers: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    faults = []
+    towers = {key.partition(".")[0] for key in scores}
+    faults += [
+        f'tower "{tower}" is not scored (scored: {", ".join(sorted(towers))})'
+        for tower in sorted(set(layers) - towers)
+    ]
+    eligible = {}
+    for key, values_LF in scores.items():
+        num_layers = len(values_LF)
+        given = layers.get(key.partition(".")[0], (0, None))
+        first, end = given if isinstance(given, tuple | list) else (given.first, given.end)
+        start = first + num_layers if first < 0 else first
+        stop = num_layers if end is None else end + num_layers if end < 0 else end
+        if not 0 <= start < stop <= num_layers:
+            faults.append(
+                f'"{key}" has layers 0 to {num_layers - 1}, the range asks for '
+                f"{first} to {'the last' if end is None else f'before {end}'}"
+            )
+            continue
+        eligible[key] = np.zeros(num_layers, bool)
+        eligible[key][start:stop] = True
+    if faults:
+        raise ManuError(f"layers: {'; '.join(faults)}. Give a range inside the model.")
+    return eligible
+
+
+def _check_not_nan(scores: Neurons) -> None:
+    faults = [
+        f'tower "{tower}", layer {layer}'
+        for tower, values_LF in scores.items()
+        for layer in np.flatnonzero(np.isnan(values_LF).any(axis=1))
+    ]
+    if faults:
+        raise ManuError(f"scores: NaN at {'; '.join(faults)}. Score again with dtype float32.")
