@@ -1,0 +1,89 @@
+"""What a benchmark is made of: people, the facts they are known by, the questions asked of them.
+
+A *fact* is one question-answer pair of the training data. It can be put to a model in two forms,
+with the person's image or in text alone (`views.py`), and it is what importance is measured on. A
+*question* is one item of the evaluation. General knowledge has the same types: a topic is a
+"person" without a name.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from manu_jax.types import Modality
+
+Task = Literal["classification", "generation", "cloze"]
+TASKS: tuple[Task, ...] = ("classification", "generation", "cloze")
+SETS = ("forget", "test", "retain", "celebrity", "general")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fact:
+    """One question-answer pair that a model is, or was, trained on.
+
+    question, answer: as written for the image form ("Where does this person live?").
+    name: of the person; "" where there is none (a general topic) or it is not known.
+    attribute: what the fact tells ("residence"); unique within the person.
+    image: PIL image (RGB), or None for a fact that has no image. Equal images are one object.
+    """
+
+    person_id: str
+    name: str
+    question: str
+    answer: str
+    attribute: str
+    image: Any = None
+
+    @property
+    def key(self) -> str:
+        return f"{self.person_id}/{self.attribute}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One evaluation item, in the modality it was written for.
+
+    options: letter → text, and `correct` the letter of the right one; both None but in
+    classification, where `answer` is the right option's text. In a cloze, "__" in `question` marks
+    the blank.
+    """
+
+    task: Task
+    modality: Modality
+    question: str
+    answer: str
+    attribute: str
+    options: Mapping[str, str] | None = None
+    correct: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Person:
+    """A person (or a general topic) of one set.
+
+    images: PIL images (RGB): the one that the questions are asked with; () where there is none.
+    facts: () where the benchmark gives no training data (MLLMU-Bench's celebrities). In the test
+    set they carry the transformed image, which nothing is trained on.
+    """
+
+    id: str
+    name: str
+    images: tuple[Any, ...]
+    biography: Mapping[str, Any]
+    facts: tuple[Fact, ...]
+    questions: tuple[Question, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """The sets of a benchmark ({name of SETS: people}), and what its protocol left out, counted.
+
+    A set that the benchmark does not have is (); the forget and the retain set always have people.
+    """
+
+    sets: Mapping[str, tuple[Person, ...]]
+    skipped: Mapping[str, int]
+
+    def facts(self, *sets: str) -> tuple[Fact, ...]:
+        """Return the facts of the people of these sets, in order."""
+        return tuple(fact for name in sets for person in self.sets[name] for fact in person.facts)
