@@ -141,33 +141,24 @@ def question_and_answer(fact: Fact, modality: Modality) -> tuple[str, str]:
 
 
 def question_prompt(question: Question) -> str:
-    """Return MLLMU-Bench's zero-shot prompt of a question, to its last character.
+    """Return MLLMU-Bench's zero-shot prompt of a question, up to "ASSISTANT:".
 
-    The prompt of a generation question with an image ends in a space after "ASSISTANT:", as in the
-    benchmark's own code; the others end at the colon.
+    Differs: the benchmark's own prompt of a generation question with an image goes on with a space.
+    Tokenizers join a space to the word after it, so the model would have to go on from half a word.
     """
-    text = question.question
+    text, is_image = question.question, question.modality == "image"
     if question.task == "classification":
         options = "".join(f"{key}: {value}\n" for key, value in (question.options or {}).items())
-        body = f"{text}\n{options}Just give ONE letter representing the answer directly.\n"
-        head = "USER: <image>\n" if question.modality == "image" else "USER:\n"
-        return f"{head}{body}ASSISTANT:"
-    if question.task == "cloze":
-        body = (
-            text.replace("__", "[Blank]")
-            + "\nPlease **ONLY** provide the correct answer that should replace the [Blank].\n"
-        )
-        head = "USER: <image>\n" if question.modality == "image" else "USER:\n"
-        return f"{head}{body}ASSISTANT:"
-    if question.modality == "image":
-        return (
-            f"USER: <image>\n{text}\nAnswer the question based on your trained knowledge in one "
-            "sentence accurately in ENGLISH.\nASSISTANT: "
-        )
-    return (
-        f"USER: {text}\nAnswer the question based on your trained knowledge in one sentence in "
-        "ENGLISH.\nASSISTANT:"
-    )
+        body = f"\n{text}\n{options}Just give ONE letter representing the answer directly."
+    elif question.task == "cloze":
+        text = text.replace("__", "[Blank]")
+        ask = "Please **ONLY** provide the correct answer that should replace the [Blank]."
+        body = f"\n{text}\n{ask}"
+    else:
+        how = "in one sentence accurately in ENGLISH" if is_image else "in one sentence in ENGLISH"
+        ask = f"Answer the question based on your trained knowledge {how}."
+        body = f"\n{text}\n{ask}" if is_image else f" {text}\n{ask}"
+    return f"USER:{' <image>' if is_image else ''}{body}\nASSISTANT:"
 
 
 def jitter(image: Any, seed: int) -> Any:

@@ -1,0 +1,187 @@
+"""Encoded samples to batches of few shapes, in an order that is a pure function of seed and step.
+
+Samples with images and samples without never share a batch, so a text-only batch never runs a
+vision tower. Within each kind, lengths are rounded up to one of a few bucket lengths, the batch
+size is fixed, and the last batch of a bucket is filled with examples of weight 0: a few compiled
+steps, whatever comes.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+
+from manu_jax.types import Batch, Encoded, Encoder, ManuError, Sample
+
+MOST_FAULTS = 20  # lines in one error
+
+
+def encode_all(encoder: Encoder, samples: Sequence[Sample]) -> list[Encoded]:
+    """Return the samples as numbers, in order; one ManuError names all that cannot be encoded."""
+    encoded, faults = [], []
+    for sample in samples:
+        try:
+            encoded.append(encoder.encode(sample))
+        except ManuError as error:
+            faults.append(f"  {sample.key or 'sample'}: {error}")
+    if faults:
+        more = [f"  and {len(faults) - MOST_FAULTS} more."] if len(faults) > MOST_FAULTS else []
+        head = f"{len(faults)} of {len(samples)} samples cannot be given to the model:"
+        raise ManuError("\n".join([head, *faults[:MOST_FAULTS], *more]))
+    return encoded
+
+
+def bucket_lengths(
+    lengths: Sequence[int], multiple: int = 32, max_buckets: int = 4
+) -> tuple[int, ...]:
+    """Return at most `max_buckets` lengths, multiples of `multiple`, that pad `lengths` the least.
+
+    Every length fits in one of them; the result is sorted and without double entries.
+    """
+    rounded = [-(-max(length, 1) // multiple) * multiple for length in lengths]
+    edges, counts = np.unique(rounded, return_counts=True)
+    num_samples = np.concatenate([[0], np.cumsum(counts)])
+    # best[j]: (padded tokens, lengths) of the samples up to edge j, in the buckets so far.
+    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    best += [(float("inf"), ())] * len(edges)
+    for _ in range(min(max_buckets, len(edges))):
+        wider = list(best)
+        for end in range(1, len(edges) + 1):
+            for start in range(end):
+                tokens = best[start][0] + edges[end - 1] * (num_samples[end] - num_samples[start])
+                if tokens < wider[end][0]:
+                    wider[end] = (tokens, (*best[start][1], int(edges[end - 1])))
+        best = wider
+    return best[-1][1]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bucket:
+    length: int
+    num_images: int | None  # None: without images
+    indices: np.ndarray  # of the samples, as given
+
+
+class Batches:
+    """Batches of encoded samples, by number: `batch_at(step)`, for as many steps as one likes.
+
+    After `len(self)` steps every sample was in one batch, and the next epoch begins. Without a seed
+    each epoch has the given order within a bucket, and buckets one after the other; with one,
+    samples are shuffled within their bucket, and batches among each other, anew in each epoch, by
+    (seed, epoch) alone: training goes on at any step without a state to restore.
+
+    process_index, process_count: this process reads its share of the rows of each batch; all take
+    the same steps in the same shapes.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        encoded: Sequence[Encoded],
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        multiple: int = 32,
+        max_buckets: int = 4,
+        padding_side: Literal["left", "right"] = "right",
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        if batch_size < 1 or batch_size % process_count:
+            raise ManuError(
+                f"batch size {batch_size}: expected a positive multiple of the {process_count} "
+                "processes."
+            )
+        self._encoder, self._encoded = encoder, encoded
+        self._batch_size, self._seed = batch_size, seed
+        self._padding_side: Literal["left", "right"] = padding_side
+        if not encoded:
+            raise ManuError(
+                "no samples to make batches of: the sets and forms asked for are empty."
+            )
+        each = batch_size // process_count
+        self._rows = slice(each * process_index, each * (process_index + 1))
+        self._buckets = _make_buckets(encoded, multiple, max_buckets)
+        self._plan_epoch: int | None = None
+        self._plan: list[tuple[_Bucket, np.ndarray]] = []
+
+    def __len__(self) -> int:
+        """Return the number of batches of one epoch."""
+        return sum(-(-len(bucket.indices) // self._batch_size) for bucket in self._buckets)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int | None], ...]:
+        """The (length, images per example or None) of each bucket: what a step is compiled for."""
+        return tuple((bucket.length, bucket.num_images) for bucket in self._buckets)
+
+    def indices_at(self, step: int) -> np.ndarray:
+        """Return which samples the whole batch of a step holds, at most `batch_size`, in order."""
+        return self._at(step)[1]
+
+    def batch_at(self, step: int) -> Batch:
+        """Return this process's rows of the batch of a step, as NumPy."""
+        bucket, indices = self._at(step)
+        mine = indices[self._rows]
+        batch = self._encoder.collate(
+            [self._encoded[i] for i in (mine if len(mine) else indices[:1])],
+            length=bucket.length,
+            batch_size=self._rows.stop - self._rows.start,
+            num_images=bucket.num_images,
+            padding_side=self._padding_side,
+        )
+        if len(mine):
+            return batch
+        # Only other processes have examples in this batch: ours is a stand-in of the right shape.
+        return dataclasses.replace(
+            batch,
+            example_weights_B=np.zeros_like(batch.example_weights_B),
+            loss_weights_BT=np.zeros_like(batch.loss_weights_BT),
+        )
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, Batch]]:
+        """Yield (indices, batch) of the first epoch."""
+        for step in range(len(self)):
+            yield self.indices_at(step), self.batch_at(step)
+
+    def _at(self, step: int) -> tuple[_Bucket, np.ndarray]:
+        epoch, position = divmod(step, len(self))
+        if self._plan_epoch != epoch:
+            self._plan, self._plan_epoch = self._make_plan(epoch), epoch
+        return self._plan[position]
+
+    def _make_plan(self, epoch: int) -> list[tuple[_Bucket, np.ndarray]]:
+        random = None if self._seed is None else np.random.default_rng([self._seed, epoch])
+        plan = []
+        for bucket in self._buckets:
+            indices = bucket.indices if random is None else random.permutation(bucket.indices)
+            for start in range(0, len(indices), self._batch_size):
+                plan.append((bucket, indices[start : start + self._batch_size]))
+        return plan if random is None else [plan[i] for i in random.permutation(len(plan))]
+
+
+def bucketed(
+    encoder: Encoder, encoded: Sequence[Encoded], batch_size: int, **settings
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Yield (indices, batch) until every sample was in one batch; settings as in `Batches`.
+
+    `indices` are those of the whole batch, in the order of its rows: row b of the (global) batch is
+    sample `indices[b]`, and rows from `len(indices)` on are padding.
+    """
+    return iter(Batches(encoder, encoded, batch_size, **settings))
+
+
+def _make_buckets(encoded: Sequence[Encoded], multiple: int, max_buckets: int) -> list[_Bucket]:
+    buckets = []
+    for has_images in (True, False):
+        of_kind = [i for i, item in enumerate(encoded) if (item.num_images > 0) == has_images]
+        lengths = [encoded[i].num_tokens for i in of_kind]
+        edges = bucket_lengths(lengths, multiple, max_buckets) if of_kind else ()
+        for shorter, length in itertools.pairwise((0, *edges)):
+            indices = [
+                i for i, n in zip(of_kind, lengths, strict=True) if shorter < max(n, 1) <= length
+            ]
+            num_images = max(encoded[i].num_images for i in indices) if has_images else None
+            buckets.append(_Bucket(length, num_images, np.asarray(indices)))
+    return buckets

@@ -1,0 +1,169 @@
+"""Training texts for a model that learns people from nothing: packed conversations.
+
+One document with an image is one view of a person and several of the facts about them; one document
+in text alone is several facts in text form, of different people. Packing makes a short training of
+a tiny model enough; with one fact a document and no views it is the usual fine-tuning.
+"""
+
+import itertools
+import math
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from manu_jax.data.record import TASKS, Fact, Person, Question
+from manu_jax.data.views import (
+    LLAVA,
+    Template,
+    has_form,
+    jitter,
+    question_and_answer,
+    question_prompt,
+)
+from manu_jax.types import Modality, Sample
+
+WORDINGS = ("plain", *TASKS)
+LETTERS = "ABCD"
+
+
+def documents(
+    people: Sequence[Person],
+    *,
+    seed: int,
+    epochs: int = 1,
+    facts_per_document: int = 1,
+    views: int = 0,
+    wordings: Sequence[str] = ("plain",),
+    template: Template = LLAVA,
+) -> list[Sample]:
+    """Return `epochs` passes over the facts of `people`, each fact once in each of its forms.
+
+    Order, company and view differ from pass to pass, by (seed, pass). Answers end in
+    `template.end`.
+    facts_per_document: at most; a person's facts are shared out evenly.
+    views: jittered copies of each image to draw from besides the image itself, made once.
+    wordings: how a fact is put, drawn anew each time: "plain" (the template), or as an item of the
+    evaluation ("generation", "cloze", "classification"), so that a model trained from nothing
+    learns to answer those. A name given twice is drawn twice as often. Where a fact has no cloze,
+    or too few others have its attribute for four options, it is put plainly.
+    """
+    unknown = sorted(set(wordings) - set(WORDINGS))
+    if unknown or not wordings:
+        raise ValueError(f"wordings {list(wordings)}: expected some of {', '.join(WORDINGS)}")
+    writer = _Writer(people, wordings, template)
+    images = _Views(views, seed)
+    samples = []
+    for epoch in range(epochs):
+        random = np.random.default_rng([seed, epoch])
+        for person in people:
+            facts = [fact for fact in person.facts if has_form(fact, "image")]
+            for part in _parts(facts, facts_per_document, random):
+                segments = writer.conversation(part, "image", random)
+                samples.append(
+                    Sample(segments, (images.draw(part[0].image, random),), f"{person.id}/document")
+                )
+        facts = [fact for p in people for fact in p.facts if has_form(fact, "text")]
+        for part in _parts(facts, facts_per_document, random):
+            samples.append(Sample(writer.conversation(part, "text", random), (), "text/document"))
+    return samples
+
+
+class _Writer:
+    """Writes facts as turns of a conversation."""
+
+    def __init__(self, people: Sequence[Person], wordings: Sequence[str], template: Template):
+        self.wordings, self.template = wordings, template
+        self.clozes: dict[tuple[str, str, Modality], Question] = {}
+        self.answers: dict[str, list[str]] = {}
+        for person in people:
+            for question in person.questions:
+                if question.task == "cloze":
+                    key = (person.id, question.attribute, question.modality)
+                    self.clozes.setdefault(key, question)
+            for fact in person.facts:
+                values = self.answers.setdefault(fact.attribute, [])
+                if fact.answer not in values:
+                    values.append(fact.answer)
+
+    def conversation(
+        self, facts: Sequence[Fact], modality: Modality, random: np.random.Generator
+    ) -> tuple[tuple[str, bool], ...]:
+        """Return the segments of one document; the image, if any, stands in the first turn."""
+        turns = []
+        for number, fact in enumerate(facts):
+            shown: Modality = "image" if modality == "image" and number == 0 else "text"
+            turns.append(self._turn(fact, modality, shown, random))
+        return tuple(itertools.chain.from_iterable(turns))
+
+    def _turn(
+        self, fact: Fact, modality: Modality, shown: Modality, random: np.random.Generator
+    ) -> tuple[tuple[str, bool], ...]:
+        """Return prompt and answer in the words of `modality`, with the image token if `shown`."""
+        wording = self.wordings[int(random.integers(len(self.wordings)))]
+        question, answer = question_and_answer(fact, modality)
+        item = None
+        if wording == "classification":
+            item, answer = self._classification(fact, question, answer, shown, random)
+        elif wording == "generation":
+            item = Question("generation", shown, question, answer, fact.attribute)
+        elif wording == "cloze":
+            cloze = self.clozes.get((fact.person_id, fact.attribute, modality))
+            if cloze is not None:
+                answer = cloze.answer
+                item = Question("cloze", shown, cloze.question, answer, fact.attribute)
+        prompt = self.template.prompt(question, shown) if item is None else question_prompt(item)
+        return ((prompt, False), (self.template.reply(answer) + self.template.end, True))
+
+    def _classification(
+        self,
+        fact: Fact,
+        question: str,
+        answer: str,
+        shown: Modality,
+        random: np.random.Generator,
+    ) -> tuple[Question | None, str]:
+        """Return an item with three other people's answers as wrong options, and its letter."""
+        others = [value for value in self.answers[fact.attribute] if value != fact.answer]
+        if len(others) < len(LETTERS) - 1:
+            return None, answer
+        wrong = [others[i] for i in random.permutation(len(others))[: len(LETTERS) - 1]]
+        options = [answer, *wrong]
+        options = [options[i] for i in random.permutation(len(options))]
+        letter = LETTERS[options.index(answer)]
+        by_letter = dict(zip(LETTERS, options, strict=True))
+        item = Question(
+            "classification", shown, question, answer, fact.attribute, by_letter, letter
+        )
+        return item, letter
+
+
+class _Views:
+    """The jittered copies of each image, made once."""
+
+    def __init__(self, count: int, seed: int):
+        self.count, self.seed = count, seed
+        self.by_image: dict[
+            int, tuple[Any, tuple[Any, ...]]
+        ] = {}  # holds the image: ids stay valid
+
+    def draw(self, image: Any, random: np.random.Generator) -> Any:
+        if id(image) not in self.by_image:
+            content = zlib.crc32(image.tobytes())
+            copies = [jitter(image, _mixed(self.seed, content, k)) for k in range(self.count)]
+            self.by_image[id(image)] = (image, (image, *copies))
+        views = self.by_image[id(image)][1]
+        return views[int(random.integers(len(views)))]
+
+
+def _mixed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def _parts(facts: Sequence[Fact], size: int, random: np.random.Generator) -> list[list[Fact]]:
+    """Return the facts in random order, in as few parts of at most `size`, evenly."""
+    if not facts:
+        return []
+    parts = np.array_split(random.permutation(len(facts)), math.ceil(len(facts) / size))
+    return [[facts[i] for i in part] for part in parts]
