@@ -1,0 +1,183 @@
+"""Time and memory of scoring, against a bare forward pass and against PyTorch hooks, in one run.
+
+    python benchmarks/score.py [--samples 4] [--repeats 5] [--text-tokens 48] [--small]
+
+A LLaVA of about 100 M random parameters (576 image tokens, MLLMU-like texts) is written as a Hugging Face
+folder and loaded by both frameworks, in float32. Timed in turns, so that a drifting machine hits all alike:
+
+    torch forward   transformers' LlavaForConditionalGeneration, no gradients
+    torch hooks     the same, with forward pre-hooks on every down_proj and fc2 that reduce on the spot
+    jax forward     the jitted forward pass, logits and all
+    jax statistics  (a) streamed activation statistics: forward, reduction and summation
+    jax gradient    (b) attribution by one backward pass over per-example gates, and its summation
+
+Printed: median ms per sample, median of the paired ratios to the forward pass of the same framework and to
+PyTorch's hooks, and the peak memory of a process that does only that, at one batch and at four.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+PROBE_THRESHOLD = 0.1
+PARTS = ("torch forward", "torch hooks", "jax forward", "jax statistics", "jax gradient")
+FORWARD_OF = {name: f"{name.split()[0]} forward" for name in PARTS}
+SIZES = {
+    False: {
+        "vision": dict(width=512, layers=8, neurons=2048, heads=8, image=336, patch=14),
+        "text": dict(width=768, layers=8, neurons=2048, heads=12, vocabulary=8192),
+    },
+    True: {
+        "vision": dict(width=64, layers=3, neurons=128, heads=4, image=56, patch=14),
+        "text": dict(width=64, layers=2, neurons=128, heads=4, vocabulary=512),
+    },
+}
+
+
+def main() -> None:
+    options = parse()
+    if options.part:
+        measure_memory(options)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(Path(folder), options.small)
+        inputs = make_inputs(options)
+        steps = {name: build(name, Path(folder), inputs) for name in PARTS}
+        times = {name: [] for name in PARTS}
+        for step in steps.values():  # compile, and fill caches
+            step()
+        for _ in range(options.repeats):
+            for name, step in steps.items():
+                begin = time.perf_counter()
+                step()
+                times[name].append((time.perf_counter() - begin) / options.samples)
+        memory = {name: peak_memory(name, options) for name in PARTS}
+    print_table(times, memory, options)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=4, help="samples a batch")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--text-tokens", type=int, default=48)
+    parser.add_argument("--small", action="store_true", help="a tiny model, to try the script")
+    parser.add_argument("--no-memory", action="store_true", help="time only")
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--batches", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--model", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def write_model(folder: Path, small: bool) -> None:
+    """Write a LLaVA of random weights as transformers' own `save_pretrained` does."""
+    import torch
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+    from transformers import LlavaForConditionalGeneration
+
+    vision, text = SIZES[small]["vision"], SIZES[small]["text"]
+    torch.manual_seed(0)
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=vision["width"],
+            intermediate_size=vision["neurons"],
+            num_hidden_layers=vision["layers"],
+            num_attention_heads=vision["heads"],
+            image_size=vision["image"],
+            patch_size=vision["patch"],
+        ),
+        text_config=LlamaConfig(
+            hidden_size=text["width"],
+            intermediate_size=text["neurons"],
+            num_hidden_layers=text["layers"],
+            num_attention_heads=text["heads"],
+            num_key_value_heads=text["heads"],
+            vocab_size=text["vocabulary"],
+            max_position_embeddings=2048,
+            tie_word_embeddings=False,
+        ),
+        image_token_index=text["vocabulary"] - 1,
+        image_token_id=text["vocabulary"] - 1,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )
+    LlavaForConditionalGeneration(config).save_pretrained(folder)
+
+
+def make_inputs(options: argparse.Namespace) -> dict[str, np.ndarray]:
+    """Return one batch: each sample one image, then random text whose last eight tokens answer."""
+    vision, text = SIZES[options.small]["vision"], SIZES[options.small]["text"]
+    rng = np.random.default_rng(0)
+    num_patches = (vision["image"] // vision["patch"]) ** 2
+    B, T = options.samples, num_patches + options.text_tokens
+    token_ids_BT = rng.integers(0, text["vocabulary"] - 1, (B, T), dtype=np.int32)
+    token_ids_BT[:, 4 : 4 + num_patches] = text["vocabulary"] - 1
+    feature_index_BT = np.full((B, T), -1, np.int32)
+    feature_index_BT[:, 4 : 4 + num_patches] = np.arange(num_patches)
+    loss_weights_BT = np.zeros((B, T), np.float32)
+    loss_weights_BT[:, -8:] = 1
+    pixels_BIYXC = rng.standard_normal((B, 1, vision["image"], vision["image"], 3), np.float32)
+    return dict(
+        token_ids_BT=token_ids_BT,
+        feature_index_BT=feature_index_BT,
+        loss_weights_BT=loss_weights_BT,
+        pixels_BIYXC=pixels_BIYXC,
+    )
+
+
+def build(name: str, folder: Path, inputs: dict[str, np.ndarray]) -> Callable[[], object]:
+    """Return a function without arguments that does one batch of `name` and waits for the result."""
+    return (build_torch if name.startswith("torch") else build_jax)(name, folder, inputs)
+
+
+def build_torch(name: str, folder: Path, inputs: dict[str, np.ndarray]) -> Callable[[], object]:
+    import torch
+    from transformers import LlavaForConditionalGeneration
+
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    arguments = dict(
+        input_ids=torch.from_numpy(inputs["token_ids_BT"]).long(),
+        attention_mask=torch.ones(inputs["token_ids_BT"].shape, dtype=torch.long),
+        pixel_values=torch.from_numpy(
+            np.ascontiguousarray(inputs["pixels_BIYXC"][:, 0].transpose(0, 3, 1, 2))
+        ),
+    )
+    sums: dict[str, torch.Tensor] = {}
+    if name == "torch hooks":
+
+        def hook(key):
+            def reduce(_, hidden):
+                z_BF = hidden[0].mean(1)
+                size_BF = z_BF.abs()
+                new = torch.stack(
+                    [size_BF.sum(0), z_BF.sum(0), (z_BF * z_BF).sum(0)]
+                    + [(size_BF > PROBE_THRESHOLD).sum(0).to(z_BF.dtype)]
+                )
+                sums[key] = sums[key] + new if key in sums else new
+
+            return reduce
+
+        for key, module in model.named_modules():
+            if key.endswith(("mlp.down_proj", "mlp.fc2")):
+                module.register_forward_pre_hook(hook(key))
+
+    def step():
+        with torch.inference_mode():
+            return model(**arguments).logits
+
+    return step
+
+
+def build_jax(name: str, folder: Path, inputs: dict[str, np.ndarray]) -> Callable[[], object]:
+    import jax
+
+    from manu_jax.importance import collect
+    from manu_jax.models import family, weights

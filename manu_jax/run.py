@@ -1,0 +1,99 @@
+"""Run MANU from one config: `python -m manu_jax.run --config configs/demo.yaml`.
+
+    config → data → model → importance → selection → masks → evaluation → report
+
+Each stage reads and writes files in the run's folder, so a killed run goes on where it was, and one
+stage can be run alone (`--only scores,masks`). The stages are the functions of stages.py, in order.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from manu_jax.config import RunConfig, load_config
+from manu_jax.folder import owned_folder
+from manu_jax.types import ManuError
+
+logger = logging.getLogger("manu_jax")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status: 0 done, 1 a named problem, 130 stopped."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("absl", "jax", "orbax", "httpx"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        config = load_config(options.config, options.overrides)
+        if options.output:
+            config = config.model_copy(update={"output": options.output})
+        run(config, only=options.only)
+    except ManuError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped. Give the same command again to go on from here.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(config: RunConfig, only: Sequence[str] | None = None) -> Path:
+    """Run the stages of `config` (all, or those named in `only`) and return the run's folder.
+
+    Stages whose files stand are not run again. Raises ManuError for an unknown stage's name.
+    """
+    start = time.monotonic()
+    _prepare_jax(config)
+    from manu_jax.stages import STAGES, Run
+
+    unknown = [name for name in only or () if name not in STAGES]
+    if unknown:
+        raise ManuError(f"--only {','.join(unknown)}: no such stage; known: {', '.join(STAGES)}.")
+    with owned_folder(config.output, config.model_dump(mode="json")) as directory:
+        current = Run.begin(config, directory)
+        for name in only or STAGES:
+            begun = time.monotonic()
+            STAGES[name](current)
+            current.add_time(name, time.monotonic() - begun)
+            logger.info("%s: done in %.1f s", name, time.monotonic() - begun)
+    logger.info("%s: all done in %.1f s", directory, time.monotonic() - start)
+    return directory
+
+
+def _prepare_jax(config: RunConfig) -> None:
+    """Join the other processes of a pod, if any, and keep compiled programs between runs."""
+    import jax
+
+    if config.cache:
+        folder = Path(config.cache).expanduser() / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m manu_jax.run",
+        description="Make a multimodal language model forget, and prove what it forgot and kept.",
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file of configs/")
+    parser.add_argument("--output", metavar="DIR", help="the run's folder (default: the config's)")
+    parser.add_argument(
+        "--only",
+        type=lambda text: [name.strip() for name in text.split(",")],
+        metavar="STAGE[,STAGE]",
+        help="run these stages alone, on what earlier ones left in the run's folder",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.path=value", help="replace a value of the config"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
