@@ -77,6 +77,26 @@ def question_sample(prompt: str, answer: str, images: Sequence[Any] = (), key: s
 
 
 @dataclasses.dataclass(frozen=True)
+class Template:
+    """A family's prompt strings. `{question}` and `{answer}` are replaced, the rest is literal.
+
+    image, text: the prompt of the two forms, up to where the answer begins.
+    answer: what the answer looks like after it. end: what closes an answer in training.
+    """
+
+    image: str = "USER: <image>\n{question}\nASSISTANT:"
+    text: str = "USER: {question}\nASSISTANT:"
+    answer: str = " {answer}"
+    end: str = "</s>"
+
+    def prompt(self, question: str, modality: Modality) -> str:
+        return (self.image if modality == "image" else self.text).replace("{question}", question)
+
+    def reply(self, answer: str) -> str:
+        return self.answer.replace("{answer}", answer)
+
+
+@dataclasses.dataclass(frozen=True)
 class Encoded:
     """A sample as numbers, unpadded, on the host (NumPy).
 

@@ -11,7 +11,6 @@ Differs: "in the image" and the like are dropped where they follow the person, s
 has no image; the authors' code leaves them.
 """
 
-import dataclasses
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from manu_jax.data.record import Fact, Question
-from manu_jax.types import Modality, Sample, question_sample
+from manu_jax.types import Modality, Sample, Template, question_sample
 
 _NOUN = r"(?:(?:this|the)\s+(?:person|individual)|this\s+profile)"
 _IN_IMAGE = (
@@ -40,26 +39,6 @@ NAME_QUESTION = re.compile(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Template:
-    """The prompt strings of a family. `{question}` and `{answer}` are replaced, the rest is kept.
-
-    image, text: the prompt of the two forms, up to where the answer begins.
-    answer: what the answer looks like after it. end: what closes an answer in training.
-    """
-
-    image: str = "USER: <image>\n{question}\nASSISTANT:"
-    text: str = "USER: {question}\nASSISTANT:"
-    answer: str = " {answer}"
-    end: str = "</s>"
-
-    def prompt(self, question: str, modality: Modality) -> str:
-        return (self.image if modality == "image" else self.text).replace("{question}", question)
-
-    def reply(self, answer: str) -> str:
-        return self.answer.replace("{answer}", answer)
-
-
 LLAVA = Template()
 
 
@@ -69,7 +48,7 @@ def with_name(text: str, name: str) -> str:
     def replace(match: re.Match) -> str:
         capital = match["noun"][0].isupper()
         shown = name[:1].upper() + name[1:] if capital else name
-        return shown + (match["possessive"] or "")
+        return shown + (match["possessive"] or "").lower()
 
     return PERSON.sub(replace, text)
 
