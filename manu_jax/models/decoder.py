@@ -1,0 +1,343 @@
+"""The Llama decoder: RMS norms, rotary positions, grouped-query attention, gated MLPs.
+
+Llama (Touvron et al. 2023, arXiv 2302.13971). Mistral and Qwen2 differ by fields of the config: a
+sliding window over the last keys, and biases on the query, key and value projections.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from manu_jax.models.fields import Fields
+from manu_jax.models.layers import (
+    ACTIVATIONS,
+    Attention,
+    Mlp,
+    Remat,
+    attend,
+    random_weight,
+    rms_norm,
+    rotate,
+)
+from manu_jax.models.probe import Measure
+from manu_jax.models.scan import scan_layers
+from manu_jax.parallel import constrain
+
+NO_WINDOW = 2**30
+
+# What a config.json leaves out, per model type.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {
+        "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "max_position_embeddings": 2048,
+    },
+    "mistral": {
+        "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+    },
+    "qwen2": {
+        "vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 22016,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
+        "max_position_embeddings": 32768,
+    },
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """Rotary positions. kind "linear" and "llama3" stretch the angles as in `transformers`."""
+
+    theta: float = 10000.0
+    kind: str = "default"
+    factor: float = 1.0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_context: int = 8192
+
+    def frequencies_H(self, head_size: int) -> np.ndarray:
+        """Return the angle per position of each pair of a head's entries. [H / 2] float32."""
+        exponents = np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
+        frequencies = (1.0 / np.float32(self.theta) ** exponents).astype(np.float32)
+        if self.kind == "linear":
+            return frequencies / np.float32(self.factor)
+        if self.kind == "llama3":
+            wavelengths = 2 * math.pi / frequencies
+            span = self.high_frequency_factor - self.low_frequency_factor
+            smooth = (self.original_context / wavelengths - self.low_frequency_factor) / span
+            smooth = np.clip(smooth, 0, 1).astype(np.float32)
+            return (1 - smooth) * frequencies / np.float32(self.factor) + smooth * frequencies
+        return frequencies
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes and switches of a decoder. `windows`: keys a query may look back on, per layer."""
+
+    vocabulary: int
+    width: int
+    num_layers: int
+    num_heads: int
+    num_key_heads: int
+    head_size: int
+    num_neurons: int
+    activation: str
+    norm_epsilon: float
+    context: int
+    rope: Rope
+    windows: tuple[int | None, ...]
+    qkv_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+    is_tied: bool  # the head is the embedding
+
+
+def decoder_config(
+    values: Mapping[str, Any], faults: list[str], *, is_tied: bool, section: str = "text_config."
+) -> DecoderConfig:
+    """Return the config of a `text_config`; what it asks for and we lack is added to `faults`."""
+    fields = Fields(values, section, faults)
+    kind = fields.need("model_type", "llama", tuple(DEFAULTS))
+    default = DEFAULTS[kind]
+    width = fields.get("hidden_size", default["hidden_size"])
+    num_layers = fields.get("num_hidden_layers", default["num_hidden_layers"])
+    num_heads = fields.get("num_attention_heads", default["num_attention_heads"])
+    fields.need("pretraining_tp", 1, (1,))
+    config = DecoderConfig(
+        vocabulary=fields.get("vocab_size", default["vocab_size"]),
+        width=width,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_key_heads=fields.get(
+            "num_key_value_heads", default.get("num_key_value_heads", num_heads)
+        ),
+        head_size=fields.get("head_dim", width // num_heads),
+        num_neurons=fields.get("intermediate_size", default["intermediate_size"]),
+        activation=fields.need("hidden_act", "silu", tuple(ACTIVATIONS)),
+        norm_epsilon=fields.get("rms_norm_eps", 1e-6),
+        context=fields.get("max_position_embeddings", default["max_position_embeddings"]),
+        rope=_rope(fields),
+        windows=_windows(fields, kind, num_layers),
+        qkv_bias=kind == "qwen2" or (kind == "llama" and fields.get("attention_bias", False)),
+        output_bias=kind == "llama" and fields.get("attention_bias", False),
+        mlp_bias=kind == "llama" and fields.get("mlp_bias", False),
+        is_tied=fields.get("tie_word_embeddings", False) or is_tied,
+    )
+    fields.finish()
+    return config
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Keys and values of the tokens so far.
+
+    keys_LBSKH and values_LBSKH: slots [0, next_slot) are filled. valid_BS: True where a slot holds a
+    token that is not padding. positions_B: the position of each example's next token.
+    """
+
+    keys_LBSKH: jax.Array
+    values_LBSKH: jax.Array
+    valid_BS: jax.Array
+    positions_B: jax.Array
+    next_slot: jax.Array
+
+
+class DecoderLayers(nnx.Module):
+    """A stack of decoder layers; called on the slice of one."""
+
+    def __init__(self, key: jax.Array, config: DecoderConfig):
+        attention, mlp = jax.random.split(key)
+        L, D = config.num_layers, config.width
+        self.attention_norm_LD = nnx.Param(jnp.ones((L, D)))
+        self.attention = Attention(
+            attention,
+            num_layers=L,
+            width=D,
+            num_heads=config.num_heads,
+            num_key_heads=config.num_key_heads,
+            head_size=config.head_size,
+            qkv_bias=config.qkv_bias,
+            output_bias=config.output_bias,
+        )
+        self.mlp_norm_LD = nnx.Param(jnp.ones((L, D)))
+        self.mlp = Mlp(
+            mlp,
+            num_layers=L,
+            width=D,
+            num_neurons=config.num_neurons,
+            activation=config.activation,
+            gated=True,
+            bias=config.mlp_bias,
+        )
+        self.config = config
+
+    def heads(self, h_BTD: jax.Array, angles: tuple[jax.Array, jax.Array]):
+        """Return the layer's turned queries and keys, and its values."""
+        x_BTD = rms_norm(h_BTD, self.attention_norm_LD[...], self.config.norm_epsilon)
+        q_BTNH, k_BTKH, v_BTKH = self.attention.heads(x_BTD)
+        return rotate(q_BTNH, *angles), rotate(k_BTKH, *angles), v_BTKH
+
+    def rest(self, h_BTD, mixed_BTNH, gate=None, measure: Measure | None = None):
+        """Return the residual stream after attention's output and the MLP, and the measurement."""
+        h_BTD = h_BTD + self.attention.output(mixed_BTNH)
+        x_BTD = rms_norm(h_BTD, self.mlp_norm_LD[...], self.config.norm_epsilon)
+        y_BTD, measured = self.mlp(x_BTD, gate, measure)
+        return constrain(h_BTD + y_BTD, "batch", None, None), measured
+
+
+class Decoder(nnx.Module):
+    """Embedding, layers, norm and head of a causal language model."""
+
+    def __init__(self, key: jax.Array, config: DecoderConfig):
+        embedding, layers, head = jax.random.split(key, 3)
+        D, V = config.width, config.vocabulary
+        self.embedding_VD = nnx.Param(jax.random.normal(embedding, (V, D)) * 0.02)
+        self.layers = DecoderLayers(layers, config)
+        self.norm_D = nnx.Param(jnp.ones(D))
+        if not config.is_tied:
+            self.head_DV = random_weight(head, (D, V), D)
+        self.config = config
+
+    def embed(self, token_ids_BT: jax.Array) -> jax.Array:
+        """Return the tokens' embeddings. [B, T, D]."""
+        return constrain(self.embedding_VD[...][token_ids_BT], "batch", None, None)
+
+    def __call__(
+        self,
+        h_BTD: jax.Array,
+        attention_mask_BT: jax.Array,
+        positions_BT: jax.Array,
+        *,
+        gates: jax.Array | None = None,
+        measure: Measure | None = None,
+        remat: Remat = "all",
+        keep_keys: bool = False,
+    ) -> tuple[jax.Array, Any, Any]:
+        """Return the last hidden state [B, T, D], the measurement, and (keys, values) [L, B, T, K, H].
+
+        The keys and values are None unless `keep_keys`.
+        """
+        angles = self._angles(positions_BT)
+        distance_TT = jnp.arange(h_BTD.shape[1])[:, None] - jnp.arange(h_BTD.shape[1])[None]
+        mask_BTT = (distance_TT >= 0)[None] & attention_mask_BT[:, None, :]
+
+        def body(layer: DecoderLayers, h_BTD, gate, window):
+            q_BTNH, k_BTKH, v_BTKH = layer.heads(h_BTD, angles)
+            seen_BTT = mask_BTT if window is None else mask_BTT & (distance_TT < window)[None]
+            mixed_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, seen_BTT)
+            h_BTD, measured = layer.rest(h_BTD, mixed_BTNH, gate, measure)
+            return h_BTD, measured, (k_BTKH, v_BTKH) if keep_keys else None
+
+        neurons, width = self.config.num_neurons, self.config.width
+        h_BTD, measured, kept = scan_layers(
+            body,
+            h_BTD,
+            self.layers,
+            gates=gates,
+            extra=self._windows_L(),
+            measure=measure,
+            matrices={"gate_proj": neurons, "up_proj": neurons, "down_proj": width},
+            remat=remat,
+        )
+        return rms_norm(h_BTD, self.norm_D[...], self.config.norm_epsilon), measured, kept
+
+    def decode(self, h_B1D: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """Return the last hidden state of one further token per example, and the longer cache."""
+        angles = self._angles(cache.positions_B[:, None])
+        slots_S = jnp.arange(cache.valid_BS.shape[1])
+        valid_BS = cache.valid_BS | (slots_S == cache.next_slot)[None]
+
+        def step(carry, xs):
+            h_B1D, keys_LBSKH, values_LBSKH = carry
+            layer, window, index = xs
+            q_B1NH, k_B1KH, v_B1KH = layer.heads(h_B1D, angles)
+            start = (index, 0, cache.next_slot, 0, 0)
+            keys_LBSKH = jax.lax.dynamic_update_slice(keys_LBSKH, k_B1KH[None], start)
+            values_LBSKH = jax.lax.dynamic_update_slice(values_LBSKH, v_B1KH[None], start)
+            seen_BS = valid_BS
+            if window is not None:
+                seen_BS = seen_BS & (cache.next_slot - slots_S < window)[None]
+            mixed_B1NH = attend(q_B1NH, keys_LBSKH[index], values_LBSKH[index], seen_BS[:, None])
+            h_B1D, _ = layer.rest(h_B1D, mixed_B1NH)
+            return (h_B1D, keys_LBSKH, values_LBSKH), None
+
+        indices_L = jnp.arange(self.config.num_layers)
+        (h_B1D, keys_LBSKH, values_LBSKH), _ = jax.lax.scan(
+            step,
+            (h_B1D, cache.keys_LBSKH, cache.values_LBSKH),
+            (self.layers, self._windows_L(), indices_L),
+        )
+        h_B1D = rms_norm(h_B1D, self.norm_D[...], self.config.norm_epsilon)
+        longer = Cache(
+            keys_LBSKH, values_LBSKH, valid_BS, cache.positions_B + 1, cache.next_slot + 1
+        )
+        return h_B1D, longer
+
+    def logits(self, h_BTD: jax.Array) -> jax.Array:
+        """Return the logits. [B, T, V] float32."""
+        if self.config.is_tied:
+            equation, weight = "BTD,VD->BTV", self.embedding_VD[...]
+        else:
+            equation, weight = "BTD,DV->BTV", self.head_DV[...]
+        logits_BTV = jnp.einsum(equation, h_BTD, weight, preferred_element_type=jnp.float32)
+        return constrain(logits_BTV, "batch", None, "vocabulary")
+
+    def _angles(self, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+        frequencies_H = jnp.asarray(self.config.rope.frequencies_H(self.config.head_size))
+        angles_BTH = positions_BT[..., None].astype(jnp.float32) * frequencies_H[None, None]
+        return jnp.cos(angles_BTH), jnp.sin(angles_BTH)
+
+    def _windows_L(self) -> jax.Array | None:
+        if not any(self.config.windows):
+            return None
+        return jnp.asarray([window or NO_WINDOW for window in self.config.windows], jnp.int32)
+
+
+def _rope(fields: Fields) -> Rope:
+    """Return the rotary positions in either spelling: rope_theta and rope_scaling, or rope_parameters."""
+    name = "rope_parameters" if fields.get("rope_parameters") else "rope_scaling"
+    values = dict(fields.get("rope_scaling", {})) | dict(fields.get("rope_parameters", {}))
+    theta = values.pop("rope_theta", None) or fields.get("rope_theta", 10000.0)
+    fields.get("rope_theta")
+    kind = values.pop("rope_type", None) or values.pop("type", None) or "default"
+    values.pop("type", None)
+    if kind not in ("default", "linear", "llama3"):
+        fields.fault(name, "rope types known: default, linear, llama3")
+        return Rope()
+    if fields.get("partial_rotary_factor", values.pop("partial_rotary_factor", 1.0)) != 1.0:
+        fields.fault(name, "partial_rotary_factor has to be 1")
+    known = {
+        "factor": "factor",
+        "low_freq_factor": "low_frequency_factor",
+        "high_freq_factor": "high_frequency_factor",
+        "original_max_position_embeddings": "original_context",
+    }
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        fields.fault(name, f"not handled: {', '.join(unknown)}")
+    given = {ours: values[theirs] for theirs, ours in known.items() if values.get(theirs)}
+    return Rope(theta=float(theta), kind=kind, **given)
+
+
+def _windows(fields: Fields, kind: str, num_layers: int) -> tuple[int | None, ...]:
+    """Return each layer's sliding window by the rules of its model type."""
+    if kind == "llama":
+        return (None,) * num_layers
+    window = fields.get("sliding_window")
+    if kind == "mistral":
+        return (window if "sliding_window" in fields.values else 4096,) * num_layers
+    kinds = fields.get("layer_types")
+    first = fields.get("max_window_layers", 28)
+    if not fields.get("use_sliding_window", False):
+        return (None,) * num_layers
+    window = window if "sliding_window" in fields.values else 4096
+    if kinds is None:
+        return tuple(window if layer >= first else None for layer in range(num_layers))
+    return tuple(window if name == "sliding_attention" else None for name in kinds)

@@ -1,0 +1,382 @@
+"""The families of models, and a loaded model of any of them.
+
+A Family says how a `config.json` becomes a module, which tensors fill it and how its prompts look. A new
+one is one file with those functions and one entry in FAMILIES.
+"""
+
+import dataclasses
+import functools
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from manu_jax import checkpoint, parallel
+from manu_jax.config import ModelSection
+from manu_jax.folder import new_folder, write_atomic
+from manu_jax.models import llava, processing, tables, weights
+from manu_jax.types import Batch, Encoded, ManuError, Sample, Template
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT = "checkpoint"  # the Orbax folder inside a converted model's
+WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
+WEIGHT_SUFFIXES += (".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What is particular about one architecture.
+
+    spellings: {form: {start of a name: the start that stands for it in the export form}}, the export
+    form first. tied: {name that files may hold besides: the tensor that it repeats}.
+    """
+
+    name: str
+    model_type: str
+    config_from_hf: Callable[[Mapping[str, Any], str], Any]
+    build: Callable[[jax.Array, Any], Any]
+    mlps: Callable[[Any], dict[str, tables.TowerMlp]]
+    weight_table: Callable[[Any], list[tables.Entry]]
+    spellings: Mapping[str, Mapping[str, str]]
+    buffers: tuple[str, ...]
+    tied: Callable[[Any], dict[str, str]]
+    new_config: Callable[..., dict[str, Any]]
+    new_processor: Callable[..., Any]
+    template: Template
+
+    def abstract(self, config: Any, dtype: Any = jnp.float32) -> Any:
+        """Return the model of shapes; nothing is computed or allocated."""
+        model = jax.eval_shape(lambda: self.build(jax.random.key(0), config))
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), model)
+
+    def towers(self, config: Any) -> dict[str, tuple[int, int]]:
+        """Return {tower: (layers that run, neurons a layer)}."""
+        return {name: (m.num_layers, m.num_neurons) for name, m in self.mlps(config).items()}
+
+    def neuron_leaves(self, config: Any) -> dict[str, dict[str, tuple[str, int]]]:
+        """Return {tower: {name: (path of a leaf, its axis F)}}: the weights of a neuron."""
+        return {name: tables.neuron_leaves(mlp) for name, mlp in self.mlps(config).items()}
+
+    def row_leaves(self, config: Any) -> dict[str, dict[str, tuple[str, int]]]:
+        """Return {"tower.matrix": {"weight" or "bias": (path of a leaf, axis of its output row)}}."""
+        return {
+            f"{name}.{matrix}": leaves
+            for name, mlp in self.mlps(config).items()
+            for matrix, leaves in tables.row_leaves(mlp).items()
+        }
+
+    def matrix_rows(self, config: Any) -> dict[str, tuple[int, int]]:
+        """Return {"tower.matrix": (layers, output rows)}: the sizes of what "position" measures."""
+        return {
+            f"{name}.{matrix}": rows
+            for name, mlp in self.mlps(config).items()
+            for matrix, rows in tables.matrix_rows(mlp).items()
+        }
+
+
+FAMILIES: dict[str, Family] = {
+    "llava": Family(
+        name="LLaVA-1.5",
+        model_type="llava",
+        config_from_hf=llava.config_from_hf,
+        build=llava.Llava,
+        mlps=llava.mlps,
+        weight_table=llava.weight_table,
+        spellings=llava.SPELLINGS,
+        buffers=llava.BUFFERS,
+        tied=llava.tied,
+        new_config=llava.new_config,
+        new_processor=llava.new_processor,
+        template=llava.TEMPLATE,
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model with its processor; turns samples into batches and token ids into text.
+
+    hf_config: the `config.json` that it came from. path: the folder that it came from, or None.
+    """
+
+    model: Any
+    processor: Any
+    family: Family
+    config: Any
+    hf_config: Mapping[str, Any]
+    path: Path | None = None
+    mesh: jax.sharding.Mesh | None = None
+    pixel_cache: processing.PixelCache = dataclasses.field(default_factory=processing.PixelCache)
+
+    @property
+    def towers(self) -> dict[str, tuple[int, int]]:
+        """{tower: (layers that run, neurons a layer)}."""
+        return self.family.towers(self.config)
+
+    @property
+    def template(self) -> Template:
+        return self.family.template
+
+    @property
+    def context(self) -> int:
+        """The most tokens of one text, image tokens included."""
+        return self.config.text.context
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The tokens that end an answer."""
+        text = self.hf_config.get("text_config") or {}
+        found = {self.processor.tokenizer.eos_token_id}
+        for section in (self.hf_config, text):
+            value = section.get("eos_token_id")
+            found |= set(value) if isinstance(value, list) else {value}
+        return tuple(sorted(token for token in found if token is not None))
+
+    @property
+    def padding_id(self) -> int:
+        tokenizer = self.processor.tokenizer
+        return next(
+            (t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0
+        )
+
+    def replace_model(self, model: Any) -> "Loaded":
+        """Return the same with another model of the same config."""
+        return dataclasses.replace(self, model=model)
+
+    def encode(self, sample: Sample) -> Encoded:
+        """Return a sample as numbers; see `processing.encode`."""
+        return processing.encode(
+            sample,
+            processor=self.processor,
+            cache=self.pixel_cache,
+            image_token=self.config.image_token,
+            tokens_per_image=self.config.tokens_per_image,
+            image_size=self.config.vision.image_size,
+            context=self.context,
+        )
+
+    def collate(
+        self,
+        encoded: Sequence[Encoded],
+        *,
+        length: int | None = None,
+        batch_size: int | None = None,
+        num_images: int | None = None,
+        padding_side: Literal["left", "right"] = "right",
+    ) -> Batch:
+        """Return encoded samples as one padded batch (NumPy); see `processing.collate`."""
+        return processing.collate(
+            encoded,
+            padding_token=self.padding_id,
+            length=length,
+            batch_size=batch_size,
+            num_images=num_images,
+            padding_side=padding_side,
+        )
+
+    def batch(
+        self,
+        prompts: Sequence[str],
+        images: Sequence[Sequence[Any]] | None = None,
+        answers: Sequence[str] | None = None,
+        padding_side: Literal["left", "right"] = "right",
+    ) -> Batch:
+        """Return prompts, their images and (with loss) their answers as one batch (NumPy).
+
+        images: a list of PIL images per prompt. Raises one ManuError with every prompt at fault.
+        """
+        for what, given in (("images", images), ("answers", answers)):
+            if given is not None and len(given) != len(prompts):
+                raise ManuError(f"{len(prompts)} prompts and {len(given)} entries of {what}.")
+        encoded, faults = [], []
+        for i, prompt in enumerate(prompts):
+            segments = [(prompt, False)] + ([(answers[i], True)] if answers else [])
+            sample = Sample(tuple(segments), tuple(images[i]) if images else ())
+            try:
+                encoded.append(self.encode(sample))
+            except ManuError as error:
+                faults.append(str(error))
+        if faults:
+            raise ManuError("\n".join(faults))
+        return self.collate(encoded, padding_side=padding_side)
+
+    def decode(self, token_ids: Sequence[int] | np.ndarray) -> str:
+        """Return token ids as text, without special tokens."""
+        return self.processor.tokenizer.decode(
+            [int(token) for token in token_ids], skip_special_tokens=True
+        )
+
+
+def load(
+    path: str | os.PathLike,
+    dtype: str | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Loaded:
+    """Return the model of a Hugging Face folder, or of one made by tools/convert/from_hf.py.
+
+    dtype: "float32", "bfloat16" or "float16"; None: as on disk. mesh: each device reads only the
+    slices that it holds. Raises ManuError for whatever is missing, damaged or not handled.
+    """
+    path = Path(path).expanduser()
+    if dtype is not None and dtype not in DTYPES:
+        raise ManuError(f"dtype {dtype!r}: known: {', '.join(DTYPES)}.")
+    family, config, hf_config = read_config(path)
+    processor = _load_processor(path, config)
+    if (path / CHECKPOINT).exists():
+        kind = jnp.dtype(dtype or hf_config["dtype"])
+        model = _load_checkpoint(path / CHECKPOINT, family.abstract(config, kind), mesh)
+    else:
+        tensors, table = read_tensors(path, family, config)
+        model = family.abstract(config)
+        weights.compare(tensors, table, _shapes(model)).refuse(str(path))
+        kind = jnp.dtype(dtype) if dtype else weights.stored_dtype(tensors)
+        model = weights.fill(model, tensors, table, dtype=kind, mesh=mesh)
+    logger.info("%s: %s, %s", path, family.name, sizes(family, config, model))
+    return Loaded(model, processor, family, config, hf_config, path, mesh)
+
+
+def save_pretrained(loaded: Loaded, path: str | os.PathLike) -> None:
+    """Write a Hugging Face folder (names of form A) that `transformers` loads as it is; all or nothing.
+
+    config.json, the tokenizer's and the processor's files are those that the model came with.
+    """
+    table = loaded.family.weight_table(loaded.config)
+    tensors = weights.export_tensors(loaded.model, table)
+    if not parallel.is_first_process():
+        weights.write_tensors(tensors, Path(path))
+        return
+    with new_folder(path) as folder:
+        write_small_files(loaded, folder)
+        weights.write_tensors(tensors, folder)
+
+
+def save_checkpoint(loaded: Loaded, path: str | os.PathLike) -> None:
+    """Write the folder that `load` reads fastest: Orbax's arrays beside the Hugging Face files."""
+    path = Path(path)
+    checkpoint.save(path / CHECKPOINT, _leaves(loaded.model))
+    if parallel.is_first_process():
+        write_small_files(loaded, path)
+
+
+def create(section: ModelSection, tokenizer: Any, key: jax.Array, family: str = "llava") -> Loaded:
+    """Return a model of random float32 weights with the sizes of `section`, and its processor."""
+    chosen = FAMILIES[family]
+    hf_config = chosen.new_config(section, tokenizer)
+    config = chosen.config_from_hf(hf_config, "model")
+    processor = chosen.new_processor(section, tokenizer)
+    return Loaded(_random_model(key, config, chosen.build), processor, chosen, config, hf_config)
+
+
+def read_config(path: Path) -> tuple[Family, Any, dict[str, Any]]:
+    """Return the family, the config and the raw `config.json` of a folder."""
+    if not path.is_dir():
+        raise ManuError(f"{path}: no such folder. Give one with a config.json and its weights.")
+    file = path / "config.json"
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        held = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "nothing"
+        raise ManuError(
+            f"{path}: no config.json; the folder holds {held}. Is it a model?"
+        ) from None
+    except (ValueError, OSError) as error:
+        raise ManuError(f"{file}: can't be read as JSON ({error}). Get it anew.") from None
+    name = values.get("model_type") if isinstance(values, dict) else None
+    if name not in FAMILIES:
+        raise ManuError(f"{file}: model_type {name!r}; known: {', '.join(FAMILIES)}.")
+    return FAMILIES[name], FAMILIES[name].config_from_hf(values, str(file)), values
+
+
+def read_tensors(path: Path, family: Family, config: Any):
+    """Return {name in the export form: Tensor} of a folder, and the family's weight table."""
+    _, tensors = weights.spelled(weights.open_tensors(path), family.spellings, family.buffers)
+    return weights.without_repeats(tensors, family.tied(config)), family.weight_table(config)
+
+
+def sizes(family: Family, config: Any, model: Any) -> str:
+    """Return one line of sizes: parameters, towers, neurons."""
+    leaves = jax.tree.leaves(model)
+    parts = [f"{sum(leaf.size for leaf in leaves):,} parameters in {leaves[0].dtype}"]
+    for tower, (layers, neurons) in family.towers(config).items():
+        parts.append(f"{tower}: {layers} × {neurons:,} = {layers * neurons:,} neurons")
+    return "; ".join(parts)
+
+
+def write_small_files(loaded: Loaded, folder: Path) -> None:
+    """Write everything of a Hugging Face folder but the weights."""
+    if loaded.path is not None and loaded.path.is_dir():
+        for file in sorted(loaded.path.iterdir()):
+            if file.is_file() and not file.name.endswith(WEIGHT_SUFFIXES):
+                shutil.copyfile(file, folder / file.name)
+    else:
+        loaded.processor.save_pretrained(folder)
+    kind = str(jax.tree.leaves(loaded.model)[0].dtype)
+    config = {**loaded.hf_config, "dtype": kind, "torch_dtype": kind}
+    for name in ("text_config", "vision_config"):
+        if isinstance(config.get(name), dict):
+            named = {key: kind for key in ("dtype", "torch_dtype") if key in config[name]}
+            config[name] = {**config[name], **named}
+    write_atomic(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _load_processor(path: Path, config: Any) -> Any:
+    from transformers import AutoProcessor
+
+    try:
+        # PIL everywhere: the torchvision backend gives other pixels.
+        processor = AutoProcessor.from_pretrained(path, backend="pil", local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ManuError(
+            f"{path}: its tokenizer or image processor can't be loaded ({first}). The folder needs "
+            "tokenizer.json, tokenizer_config.json, preprocessor_config.json (or "
+            "processor_config.json) as they came with the model."
+        ) from error
+    if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
+        raise ManuError(
+            f"{path}: it has a {type(processor).__name__} alone; the folder needs the files of both "
+            "the tokenizer and the image processor."
+        )
+    token = processor.tokenizer.convert_tokens_to_ids(getattr(processor, "image_token", "<image>"))
+    if token != config.image_token:
+        raise ManuError(
+            f"{path}: the tokenizer's image token is {token}, config.json says "
+            f"{config.image_token}. Use the tokenizer that came with the model."
+        )
+    return processor
+
+
+def _load_checkpoint(path: Path, model: Any, mesh: jax.sharding.Mesh | None) -> Any:
+    def placed(name: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        if mesh is None:
+            split = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        else:
+            split = parallel.sharding(name, leaf.shape, mesh)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split)
+
+    target = {name: placed(name, leaf) for name, leaf in _leaves(model).items()}
+    found = checkpoint.load(path, target)
+    return jax.tree_util.tree_map_with_path(lambda p, _: found[parallel.path_name(p)], model)
+
+
+def _leaves(model: Any) -> dict[str, Any]:
+    flat = jax.tree_util.tree_flatten_with_path(model)[0]
+    return {parallel.path_name(path): leaf for path, leaf in flat}
+
+
+def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    return {name: leaf.shape for name, leaf in _leaves(model).items()}
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _random_model(key: jax.Array, config: Any, build: Callable) -> Any:
+    return build(key, config)

@@ -1,0 +1,218 @@
+"""The parts that towers are made of: norms, rotary positions, attention, and the one MLP.
+
+Parameters are stacked over layers (`up_LDF`); a scan hands each step the slice of its layer, still in
+the module's form. Inside a layer the slice is unpacked under its own letters (`up_DF`).
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from manu_jax.models.probe import Measure, Moments, position_moments, reduce_tokens
+from manu_jax.parallel import constrain
+
+Remat = Literal["all", "dots", "none"]
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_new": jax.nn.gelu,
+    "gelu_pytorch_tanh": jax.nn.gelu,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+}
+
+# What the backward pass recomputes: everything in a layer, all but the plain matmuls, nothing.
+REMATS: dict[str, Callable[[Callable], Callable]] = {
+    "all": lambda body: jax.checkpoint(body, prevent_cse=False),
+    "dots": lambda body: jax.checkpoint(
+        body,
+        prevent_cse=False,
+        policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    ),
+    "none": lambda body: body,
+}
+
+
+def random_weight(key: jax.Array, shape: tuple[int, ...], fan_in: int) -> nnx.Param:
+    """Return a parameter of normal numbers with variance 1 / fan_in."""
+    return nnx.Param(jax.random.normal(key, shape) * fan_in**-0.5)
+
+
+def rms_norm(x_BTD: jax.Array, scale_D: jax.Array, epsilon: float) -> jax.Array:
+    """Return x scaled to root mean square 1 (in float32), times the scale."""
+    wide_BTD = x_BTD.astype(jnp.float32)
+    mean_BT1 = jnp.mean(jnp.square(wide_BTD), axis=-1, keepdims=True)
+    normal_BTD = (wide_BTD * jax.lax.rsqrt(mean_BT1 + epsilon)).astype(x_BTD.dtype)
+    return scale_D[None, None] * normal_BTD
+
+
+def layer_norm(
+    x_BTD: jax.Array, scale_D: jax.Array, bias_D: jax.Array, epsilon: float
+) -> jax.Array:
+    """Return x with mean 0 and variance 1 (in float32), times the scale, plus the bias."""
+    wide_BTD = x_BTD.astype(jnp.float32)
+    centred_BTD = wide_BTD - jnp.mean(wide_BTD, axis=-1, keepdims=True)
+    variance_BT1 = jnp.mean(jnp.square(centred_BTD), axis=-1, keepdims=True)
+    normal_BTD = centred_BTD * jax.lax.rsqrt(variance_BT1 + epsilon)
+    return (normal_BTD * scale_D[None, None] + bias_D[None, None]).astype(x_BTD.dtype)
+
+
+def rotate(x_BTNH: jax.Array, cos_BTH: jax.Array, sin_BTH: jax.Array) -> jax.Array:
+    """Return heads turned by their positions' angles; cos and sin have half the head size."""
+    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos_BTH[:, :, None], sin_BTH[:, :, None]
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x_BTNH.dtype)
+
+
+def attend(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array | None
+) -> jax.Array:
+    """Return softmax(q·k / √H)·v, with the softmax in float32. [B, T, N, H].
+
+    Each key head serves N / K query heads. mask_BTS: True where a query may look; a query that may
+    look nowhere (a padding token) gets the plain mean of all values.
+    """
+    B, T, N, H = q_BTNH.shape
+    K = k_BSKH.shape[2]
+    q_BTKGH = (q_BTNH * jnp.asarray(H**-0.5, q_BTNH.dtype)).reshape(B, T, K, N // K, H)
+    scores_BKGTS = jnp.einsum(
+        "BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32
+    )
+    if mask_BTS is not None:
+        lowest = jnp.finfo(jnp.float32).min
+        scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, lowest)
+    highest = jax.lax.stop_gradient(scores_BKGTS.max(axis=-1, keepdims=True))
+    weights_BKGTS = jnp.exp(scores_BKGTS - highest)
+    sums_BTKG = jnp.einsum("BKGTS->BTKG", weights_BKGTS)
+    mixed_BTKGH = jnp.einsum(
+        "BKGTS,BSKH->BTKGH",
+        weights_BKGTS.astype(v_BSKH.dtype),
+        v_BSKH,
+        preferred_element_type=jnp.float32,
+    )
+    # Divided after the sum over S: one pass less over the [T, S] scores.
+    return (mixed_BTKGH / sums_BTKG[..., None]).astype(q_BTNH.dtype).reshape(B, T, N, H)
+
+
+class Attention(nnx.Module):
+    """The four projections of attention, for a stack of layers."""
+
+    def __init__(
+        self,
+        key: jax.Array,
+        *,
+        num_layers: int,
+        width: int,
+        num_heads: int,
+        num_key_heads: int,
+        head_size: int,
+        qkv_bias: bool,
+        output_bias: bool,
+    ):
+        q, k, v, o = jax.random.split(key, 4)
+        L, D, N, K, H = num_layers, width, num_heads, num_key_heads, head_size
+        self.q_LDNH = random_weight(q, (L, D, N, H), D)
+        self.k_LDKH = random_weight(k, (L, D, K, H), D)
+        self.v_LDKH = random_weight(v, (L, D, K, H), D)
+        self.o_LNHD = random_weight(o, (L, N, H, D), N * H)
+        if qkv_bias:
+            self.q_bias_LNH = nnx.Param(jnp.zeros((L, N, H)))
+            self.k_bias_LKH = nnx.Param(jnp.zeros((L, K, H)))
+            self.v_bias_LKH = nnx.Param(jnp.zeros((L, K, H)))
+        if output_bias:
+            self.o_bias_LD = nnx.Param(jnp.zeros((L, D)))
+        self.qkv_bias, self.output_bias = qkv_bias, output_bias
+
+    def heads(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return queries [B, T, N, H], keys and values [B, T, K, H] of one layer."""
+        q_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, self.q_LDNH[...])
+        k_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, self.k_LDKH[...])
+        v_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, self.v_LDKH[...])
+        if self.qkv_bias:
+            q_BTNH += self.q_bias_LNH[...][None, None]
+            k_BTKH += self.k_bias_LKH[...][None, None]
+            v_BTKH += self.v_bias_LKH[...][None, None]
+        return q_BTNH, k_BTKH, v_BTKH
+
+    def output(self, mixed_BTNH: jax.Array) -> jax.Array:
+        """Return the heads' results joined. [B, T, D]."""
+        y_BTD = jnp.einsum("BTNH,NHD->BTD", mixed_BTNH, self.o_LNHD[...])
+        return y_BTD + self.o_bias_LD[...][None, None] if self.output_bias else y_BTD
+
+
+class Mlp(nnx.Module):
+    """The feed-forward block, and the one place where a neuron is defined, gated and measured.
+
+    Gated: down(act(gate x) · up x). Plain: down(act(up x)), the `fc1` and `fc2` of vision towers.
+    A neuron is one entry of what enters `down`.
+    """
+
+    def __init__(
+        self,
+        key: jax.Array,
+        *,
+        num_layers: int,
+        width: int,
+        num_neurons: int,
+        activation: str,
+        gated: bool,
+        bias: bool,
+    ):
+        gate, up, down = jax.random.split(key, 3)
+        L, D, F = num_layers, width, num_neurons
+        if gated:
+            self.gate_LDF = random_weight(gate, (L, D, F), D)
+        self.up_LDF = random_weight(up, (L, D, F), D)
+        self.down_LFD = random_weight(down, (L, F, D), F)
+        if bias:
+            if gated:
+                self.gate_bias_LF = nnx.Param(jnp.zeros((L, F)))
+            self.up_bias_LF = nnx.Param(jnp.zeros((L, F)))
+            self.down_bias_LD = nnx.Param(jnp.zeros((L, D)))
+        self.gated, self.bias, self.activation = gated, bias, activation
+
+    def __call__(
+        self, x_BTD: jax.Array, gate_BF: jax.Array | None = None, measure: Measure | None = None
+    ) -> tuple[jax.Array, Any]:
+        """Return the block's output [B, T, D] and what `measure` asks for.
+
+        gate_BF: factors of the neurons, [F] for all examples or [B, F]. The second result is None, the
+        neurons reduced to [B, F] (after their gates), or with "position" the Moments of each matrix.
+        """
+        act = ACTIVATIONS[self.activation]
+        up_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, self.up_LDF[...])
+        if self.bias:
+            up_BTF += self.up_bias_LF[...][None, None]
+        if self.gated:
+            gate_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, self.gate_LDF[...])
+            if self.bias:
+                gate_BTF += self.gate_bias_LF[...][None, None]
+            z_BTF = act(gate_BTF) * up_BTF
+        else:
+            gate_BTF = None
+            z_BTF = act(up_BTF)
+        if gate_BF is not None:
+            factors = gate_BF.astype(z_BTF.dtype)
+            z_BTF = z_BTF * (factors[:, None] if factors.ndim == 2 else factors[None, None])
+        z_BTF = constrain(z_BTF, "batch", None, "neurons")
+        y_BTD = jnp.einsum("BTF,FD->BTD", z_BTF, self.down_LFD[...])
+        if self.bias:
+            y_BTD += self.down_bias_LD[...][None, None]
+        if measure is None:
+            return y_BTD, None
+        if measure.probe.reduction == "position":
+            return y_BTD, self._matrix_moments(gate_BTF, up_BTF, y_BTD, measure)
+        return y_BTD, reduce_tokens(z_BTF, measure)
+
+    def _matrix_moments(self, gate_BTF, up_BTF, y_BTD, measure: Measure) -> dict[str, Moments]:
+        """Return the moments of each matrix's output rows, as the authors' code hooks them."""
+        if self.gated:
+            outputs = {"gate_proj": gate_BTF, "up_proj": up_BTF, "down_proj": y_BTD}
+        else:
+            outputs = {"fc1": up_BTF, "fc2": y_BTD}
+        return {name: position_moments(output, measure) for name, output in outputs.items()}

@@ -1,0 +1,213 @@
+"""The CLIP vision tower: patches, a class token, pre-norm layers with plain MLPs.
+
+CLIP (Radford et al. 2021, arXiv 2103.00020), as `CLIPVisionModel`. Layers after the last one whose
+result is used are never run: their weights are kept, so that a model is written as it was read, but
+their neurons are not neurons of the model.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from manu_jax.models.fields import Fields
+from manu_jax.models.layers import (
+    ACTIVATIONS,
+    Attention,
+    Mlp,
+    Remat,
+    attend,
+    layer_norm,
+    random_weight,
+)
+from manu_jax.models.probe import Measure
+from manu_jax.models.scan import scan_layers
+from manu_jax.parallel import constrain
+
+
+@dataclasses.dataclass(frozen=True)
+class VitConfig:
+    """Sizes of a tower. `features`: which hidden states are its result; 0 is the embeddings."""
+
+    image_size: int  # pixels a side
+    patch_size: int  # pixels a side
+    width: int
+    num_layers: int
+    num_heads: int
+    num_neurons: int
+    activation: str
+    norm_epsilon: float
+    features: tuple[int, ...]  # each in [0, num_layers]
+
+    @property
+    def num_patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def num_run(self) -> int:
+        """Layers that run."""
+        return max(self.features)
+
+
+def vit_config(
+    values: Mapping[str, Any],
+    faults: list[str],
+    *,
+    feature_layers: tuple[int, ...],
+    defaults: Mapping[str, Any],
+    section: str = "vision_config.",
+) -> VitConfig:
+    """Return the config of a `vision_config`; what it asks for and we lack is added to `faults`.
+
+    feature_layers: indices of hidden states; negative ones count from the last.
+    """
+    fields = Fields({**defaults, **values}, section, faults)
+    fields.need("model_type", "clip_vision_model", ("clip_vision_model",))
+    fields.need("num_channels", 3, (3,))
+    fields.get("vocab_size")  # stands in old files; a vision tower has no vocabulary
+    num_layers = fields.get("num_hidden_layers", 12)
+    states = range(num_layers + 1)
+    for layer in feature_layers:
+        if not -len(states) <= layer < len(states):
+            faults.append(
+                f"vision_feature_layer = {layer!r}: the tower has {num_layers} layers, "
+                f"so it lies in [{-len(states)}, {len(states) - 1}]"
+            )
+    config = VitConfig(
+        image_size=fields.get("image_size", 224),
+        patch_size=fields.get("patch_size", 32),
+        width=fields.get("hidden_size", 768),
+        num_layers=num_layers,
+        num_heads=fields.get("num_attention_heads", 12),
+        num_neurons=fields.get("intermediate_size", 3072),
+        activation=fields.need("hidden_act", "quick_gelu", tuple(ACTIVATIONS)),
+        norm_epsilon=fields.get("layer_norm_eps", 1e-5),
+        features=tuple(layer % len(states) for layer in feature_layers),
+    )
+    fields.finish()
+    return config
+
+
+class VitLayers(nnx.Module):
+    """A stack of vision layers; called on the slice of one."""
+
+    def __init__(self, key: jax.Array, config: VitConfig, num_layers: int):
+        attention, mlp = jax.random.split(key)
+        L, D = num_layers, config.width
+        self.attention_norm_LD = nnx.Param(jnp.ones((L, D)))
+        self.attention_norm_bias_LD = nnx.Param(jnp.zeros((L, D)))
+        self.attention = Attention(
+            attention,
+            num_layers=L,
+            width=D,
+            num_heads=config.num_heads,
+            num_key_heads=config.num_heads,
+            head_size=D // config.num_heads,
+            qkv_bias=True,
+            output_bias=True,
+        )
+        self.mlp_norm_LD = nnx.Param(jnp.ones((L, D)))
+        self.mlp_norm_bias_LD = nnx.Param(jnp.zeros((L, D)))
+        self.mlp = Mlp(
+            mlp,
+            num_layers=L,
+            width=D,
+            num_neurons=config.num_neurons,
+            activation=config.activation,
+            gated=False,
+            bias=True,
+        )
+        self.epsilon = config.norm_epsilon
+
+    def __call__(
+        self, h_BTD: jax.Array, num_images: int, gate: jax.Array | None, measure: Measure | None
+    ) -> tuple[jax.Array, Any]:
+        """Return the residual stream after one layer, and the measurement.
+
+        The T tokens of an example are its images' tokens, one image after the other; attention stays
+        within an image.
+        """
+        x_BTD = layer_norm(
+            h_BTD, self.attention_norm_LD[...], self.attention_norm_bias_LD[...], self.epsilon
+        )
+        heads = self.attention.heads(x_BTD)
+        each = [x.reshape(x.shape[0] * num_images, -1, *x.shape[2:]) for x in heads]
+        mixed_BTNH = attend(*each, mask_BTS=None).reshape(heads[0].shape)
+        h_BTD = h_BTD + self.attention.output(mixed_BTNH)
+        x_BTD = layer_norm(h_BTD, self.mlp_norm_LD[...], self.mlp_norm_bias_LD[...], self.epsilon)
+        y_BTD, measured = self.mlp(x_BTD, gate, measure)
+        return constrain(h_BTD + y_BTD, "batch", None, None), measured
+
+
+class Vit(nnx.Module):
+    """Images to the hidden states that the config names."""
+
+    def __init__(self, key: jax.Array, config: VitConfig):
+        patch, label, position, layers, unrun = jax.random.split(key, 5)
+        D, size = config.width, config.patch_size
+        self.patch_YXCD = random_weight(patch, (size, size, 3, D), size * size * 3)
+        self.class_D = nnx.Param(jax.random.normal(label, (D,)) * 0.02)
+        self.position_PD = nnx.Param(
+            jax.random.normal(position, (config.num_patches + 1, D)) * 0.02
+        )
+        self.pre_norm_D = nnx.Param(jnp.ones(D))
+        self.pre_norm_bias_D = nnx.Param(jnp.zeros(D))
+        if config.num_run:
+            self.layers = VitLayers(layers, config, config.num_run)
+        if config.num_layers > config.num_run:
+            self.unrun = VitLayers(unrun, config, config.num_layers - config.num_run)
+        self.post_norm_D = nnx.Param(jnp.ones(D))  # of CLIP's pooled output, which is not used
+        self.post_norm_bias_D = nnx.Param(jnp.zeros(D))
+        self.config = config
+
+    def __call__(
+        self,
+        pixels_BIYXC: jax.Array,
+        *,
+        gates: jax.Array | None = None,
+        measure: Measure | None = None,
+        remat: Remat = "all",
+    ) -> tuple[jax.Array, Any]:
+        """Return the named hidden states side by side [B, I, 1 + P, D·states], and the measurement."""
+        config = self.config
+        B, I = pixels_BIYXC.shape[:2]
+        h_BTD = self._embed(pixels_BIYXC).reshape(B, -1, config.width)
+        start_BTD = h_BTD = layer_norm(
+            h_BTD, self.pre_norm_D[...], self.pre_norm_bias_D[...], config.norm_epsilon
+        )
+        keep_all = len(config.features) > 1
+
+        def body(layer: VitLayers, h_BTD, gate, _):
+            h_BTD, measured = layer(h_BTD, I, gate, measure)
+            return h_BTD, measured, h_BTD if keep_all else None
+
+        measured, states = None, None
+        if config.num_run:
+            h_BTD, measured, states = scan_layers(
+                body,
+                h_BTD,
+                self.layers,
+                gates=gates,
+                measure=measure,
+                matrices={"fc1": config.num_neurons, "fc2": config.width},
+                remat=remat,
+            )
+        if keep_all:
+            chosen = [start_BTD if index == 0 else states[index - 1] for index in config.features]
+            h_BTD = jnp.concatenate(chosen, axis=-1)
+        return h_BTD.reshape(B, I, -1, h_BTD.shape[-1]), measured
+
+    def _embed(self, pixels_BIYXC: jax.Array) -> jax.Array:
+        B, I = pixels_BIYXC.shape[:2]
+        size, side = self.config.patch_size, self.config.image_size // self.config.patch_size
+        weight = self.patch_YXCD[...]
+        # An image whose side is no multiple of the patch loses its last rows, as in a convolution.
+        pixels = pixels_BIYXC[:, :, : side * size, : side * size].astype(weight.dtype)
+        grid = pixels.reshape(B, I, side, size, side, size, 3).swapaxes(3, 4)
+        patches_BIPE = grid.reshape(B, I, side * side, -1)
+        h_BIPD = jnp.einsum("BIPE,ED->BIPD", patches_BIPE, weight.reshape(-1, weight.shape[-1]))
+        first = jnp.broadcast_to(self.class_D[...], (B, I, 1, self.config.width))
+        return jnp.concatenate([first, h_BIPD], axis=2) + self.position_PD[...][None, None]
