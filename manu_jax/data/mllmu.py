@@ -238,8 +238,8 @@ class _Reader(TableReader):
             lacking = sorted(ids[name] - set(pairs))
             if lacking:
                 self.faults.append(
-                    f"{folder}: no training data for {_list(lacking)}. Give the training files of "
-                    "the same release."
+                    f"{folder}: no training data for {_list(lacking)} in "
+                    f"{self.train_path or 'ft_Data'}. Give the training files of the same release."
                 )
         both = sorted(ids["forget"] & ids["retain"])
         if both:

@@ -62,13 +62,13 @@ class Attribute(NamedTuple):
 ATTRIBUTES = (
     Attribute(
         "Birthplace", "In which town was this person born?", "This person was born in __.",
-        ("Avonlea", "Brisk", "Corin", "Dunmore", "Estrel", "Fenwick", "Galen", "Harrow", "Ilse",
+        ("Avonlea", "Brisk", "Corin", "Dunmore", "Evoria", "Fenwick", "Galen", "Harrow", "Ilse",
          "Juno", "Kelso", "Lorne"),
     ),
     Attribute(
         "Residence", "In which city does this person live?", "This person lives in __.",
         ("Oslo", "Lima", "Cairo", "Porto", "Delhi", "Quito", "Turin", "Osaka", "Perth", "Dakar",
-         "Riga", "Austin"),
+         "Malmo", "Austin"),
     ),
     Attribute(
         "Occupation", "What is the job of this person?", "The job of this person is __.",
@@ -168,8 +168,8 @@ def _check(path: Path, num_people: int, num_celebrities: int, num_general: int) 
             f"{num_people} people and {num_celebrities} celebrities: at least 2 and 1, and at most "
             f"{most} together, which is how many names there are"
         )
-    if not 4 <= num_general <= MOST_GENERAL:
-        faults.append(f"{num_general} general topics: between 4 and {MOST_GENERAL}")
+    if not 1 <= num_general <= MOST_GENERAL:
+        faults.append(f"{num_general} general topics: between 1 and {MOST_GENERAL}")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         faults.append(f"{path} is there already: give a new folder, or remove it")
     if faults:
