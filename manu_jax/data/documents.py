@@ -16,13 +16,12 @@ import numpy as np
 from manu_jax.data.record import TASKS, Fact, Person, Question
 from manu_jax.data.views import (
     LLAVA,
-    Template,
     has_form,
     jitter,
     question_and_answer,
     question_prompt,
 )
-from manu_jax.types import Modality, Sample
+from manu_jax.types import Modality, Sample, Template
 
 WORDINGS = ("plain", *TASKS)
 LETTERS = "ABCD"
