@@ -1,4 +1,5 @@
-"""Pytrees on disk, by Orbax: every process writes its own part, and a folder stands whole or not at all.
+"""Pytrees on disk, by Orbax: every process writes its own part, and a folder stands whole or not at
+all.
 
 The only file that imports orbax.
 """

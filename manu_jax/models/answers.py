@@ -1,6 +1,6 @@
 """From logits to what is asked of an answer: its likelihood, its log-odds, its loss.
 
-Token t is predicted from the logits at t − 1; a batch's loss weights say which tokens are an answer's.
+Token t is predicted from the logits at t − 1; the batch's loss weights mark the answers' tokens.
 """
 
 import jax
@@ -30,9 +30,10 @@ def answer_mean_log_likelihood(logits_BTV: jax.Array, batch: Batch) -> jax.Array
 
 
 def answer_log_odds(logits_BTV: jax.Array, batch: Batch) -> jax.Array:
-    """Return the answers' mean of log p − log(1 − p) per token; 0 without answer tokens. [B] float32.
+    """Return the answers' mean of log p − log(1 − p) per token. [B] float32.
 
-    log(1 − p) is the logsumexp of the other tokens' logits, so nothing is lost where p is near 1.
+    0 without answer tokens. log(1 − p) is the logsumexp of the other tokens' logits, so nothing is
+    lost where p is near 1.
     """
     logits_BTV = logits_BTV.astype(jnp.float32)
     target_BT, weight_BT = _targets(batch)
@@ -43,7 +44,7 @@ def answer_log_odds(logits_BTV: jax.Array, batch: Batch) -> jax.Array:
 
 
 def answer_cross_entropy(logits_BTV: jax.Array, batch: Batch) -> jax.Array:
-    """Return the mean of −log p over all weighted tokens of the batch's examples. Scalar float32."""
+    """Return the mean of −log p over the weighted tokens of the whole batch. Scalar float32."""
     log_p_BT, weight_BT = token_log_likelihoods(logits_BTV, batch)
     weight_BT = weight_BT * batch.example_weights_B[:, None]
     return -(log_p_BT * weight_BT).sum() / jnp.maximum(weight_BT.sum(), 1e-9)

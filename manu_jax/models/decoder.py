@@ -28,6 +28,7 @@ from manu_jax.models.layers import (
 from manu_jax.models.probe import Measure
 from manu_jax.models.scan import scan_layers
 from manu_jax.parallel import constrain
+from manu_jax.types import Array
 
 NO_WINDOW = 2**30
 
@@ -138,8 +139,8 @@ def decoder_config(
 class Cache:
     """Keys and values of the tokens so far.
 
-    keys_LBSKH and values_LBSKH: slots [0, next_slot) are filled. valid_BS: True where a slot holds a
-    token that is not padding. positions_B: the position of each example's next token.
+    keys_LBSKH and values_LBSKH: slots [0, next_slot) are filled. valid_BS: True where a slot holds
+    a token that is not padding. positions_B: the position of each example's next token.
     """
 
     keys_LBSKH: jax.Array
@@ -205,24 +206,24 @@ class Decoder(nnx.Module):
             self.head_DV = random_weight(head, (D, V), D)
         self.config = config
 
-    def embed(self, token_ids_BT: jax.Array) -> jax.Array:
+    def embed(self, token_ids_BT: Array) -> jax.Array:
         """Return the tokens' embeddings. [B, T, D]."""
         return constrain(self.embedding_VD[...][token_ids_BT], "batch", None, None)
 
     def __call__(
         self,
         h_BTD: jax.Array,
-        attention_mask_BT: jax.Array,
-        positions_BT: jax.Array,
+        attention_mask_BT: Array,
+        positions_BT: Array,
         *,
-        gates: jax.Array | None = None,
+        gates: Array | None = None,
         measure: Measure | None = None,
         remat: Remat = "all",
         keep_keys: bool = False,
     ) -> tuple[jax.Array, Any, Any]:
-        """Return the last hidden state [B, T, D], the measurement, and (keys, values) [L, B, T, K, H].
+        """Return the last hidden state [B, T, D], the measurement, and the keys and values.
 
-        The keys and values are None unless `keep_keys`.
+        With `keep_keys` the last are a pair of [L, B, T, K, H], otherwise None.
         """
         angles = self._angles(positions_BT)
         distance_TT = jnp.arange(h_BTD.shape[1])[:, None] - jnp.arange(h_BTD.shape[1])[None]
@@ -289,7 +290,7 @@ class Decoder(nnx.Module):
         logits_BTV = jnp.einsum(equation, h_BTD, weight, preferred_element_type=jnp.float32)
         return constrain(logits_BTV, "batch", None, "vocabulary")
 
-    def _angles(self, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _angles(self, positions_BT: Array) -> tuple[jax.Array, jax.Array]:
         frequencies_H = jnp.asarray(self.config.rope.frequencies_H(self.config.head_size))
         angles_BTH = positions_BT[..., None].astype(jnp.float32) * frequencies_H[None, None]
         return jnp.cos(angles_BTH), jnp.sin(angles_BTH)
@@ -301,7 +302,7 @@ class Decoder(nnx.Module):
 
 
 def _rope(fields: Fields) -> Rope:
-    """Return the rotary positions in either spelling: rope_theta and rope_scaling, or rope_parameters."""
+    """Return the rotary positions: rope_theta and rope_scaling, or the newer rope_parameters."""
     name = "rope_parameters" if fields.get("rope_parameters") else "rope_scaling"
     values = dict(fields.get("rope_scaling", {})) | dict(fields.get("rope_parameters", {}))
     theta = values.pop("rope_theta", None) or fields.get("rope_theta", 10000.0)

@@ -1,7 +1,7 @@
 """The families of models, and a loaded model of any of them.
 
-A Family says how a `config.json` becomes a module, which tensors fill it and how its prompts look. A new
-one is one file with those functions and one entry in FAMILIES.
+A Family says how a `config.json` becomes a module, which tensors fill it and how its prompts look.
+A new one is one file with those functions and one entry in FAMILIES.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ import numpy as np
 from manu_jax import checkpoint, parallel
 from manu_jax.config import ModelSection
 from manu_jax.folder import new_folder, write_atomic
-from manu_jax.models import llava, processing, tables, weights
+from manu_jax.models import export, fresh, llava, processing, tables, weights
 from manu_jax.types import Batch, Encoded, ManuError, Sample, Template
 
 logger = logging.getLogger(__name__)
@@ -36,8 +36,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 class Family:
     """What is particular about one architecture.
 
-    spellings: {form: {start of a name: the start that stands for it in the export form}}, the export
-    form first. tied: {name that files may hold besides: the tensor that it repeats}.
+    spellings: {form: {start of a name: the start that stands for it in the export form}}, the
+    export form first. tied: {name that files may hold besides: the tensor that it repeats}.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Family:
         return {name: tables.neuron_leaves(mlp) for name, mlp in self.mlps(config).items()}
 
     def row_leaves(self, config: Any) -> dict[str, dict[str, tuple[str, int]]]:
-        """Return {"tower.matrix": {"weight" or "bias": (path of a leaf, axis of its output row)}}."""
+        """Return {"tower.matrix": {"weight" or "bias": (path, axis of the output row)}}."""
         return {
             f"{name}.{matrix}": leaves
             for name, mlp in self.mlps(config).items()
@@ -94,9 +94,9 @@ FAMILIES: dict[str, Family] = {
         spellings=llava.SPELLINGS,
         buffers=llava.BUFFERS,
         tied=llava.tied,
-        new_config=llava.new_config,
-        new_processor=llava.new_processor,
-        template=llava.TEMPLATE,
+        new_config=fresh.llava_config,
+        new_processor=fresh.llava_processor,
+        template=Template(),
     )
 }
 
@@ -245,18 +245,18 @@ def load(
 
 
 def save_pretrained(loaded: Loaded, path: str | os.PathLike) -> None:
-    """Write a Hugging Face folder (names of form A) that `transformers` loads as it is; all or nothing.
+    """Write a Hugging Face folder (names of form A) that `transformers` loads; all or nothing.
 
     config.json, the tokenizer's and the processor's files are those that the model came with.
     """
     table = loaded.family.weight_table(loaded.config)
-    tensors = weights.export_tensors(loaded.model, table)
+    tensors = export.export_tensors(loaded.model, table)
     if not parallel.is_first_process():
-        weights.write_tensors(tensors, Path(path))
+        export.write_tensors(tensors, Path(path))
         return
     with new_folder(path) as folder:
         write_small_files(loaded, folder)
-        weights.write_tensors(tensors, folder)
+        export.write_tensors(tensors, folder)
 
 
 def save_checkpoint(loaded: Loaded, path: str | os.PathLike) -> None:
@@ -343,8 +343,8 @@ def _load_processor(path: Path, config: Any) -> Any:
         ) from error
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise ManuError(
-            f"{path}: it has a {type(processor).__name__} alone; the folder needs the files of both "
-            "the tokenizer and the image processor."
+            f"{path}: it has a {type(processor).__name__} alone; the folder needs the files of "
+            "both the tokenizer and the image processor."
         )
     token = processor.tokenizer.convert_tokens_to_ids(getattr(processor, "image_token", "<image>"))
     if token != config.image_token:

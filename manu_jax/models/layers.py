@@ -1,7 +1,7 @@
 """The parts that towers are made of: norms, rotary positions, attention, and the one MLP.
 
-Parameters are stacked over layers (`up_LDF`); a scan hands each step the slice of its layer, still in
-the module's form. Inside a layer the slice is unpacked under its own letters (`up_DF`).
+Parameters are stacked over layers (`up_LDF`); a scan hands each step the slice of its layer, still
+in the module's form. Inside a layer the slice is unpacked under its own letters (`up_DF`).
 """
 
 from collections.abc import Callable
@@ -181,8 +181,9 @@ class Mlp(nnx.Module):
     ) -> tuple[jax.Array, Any]:
         """Return the block's output [B, T, D] and what `measure` asks for.
 
-        gate_BF: factors of the neurons, [F] for all examples or [B, F]. The second result is None, the
-        neurons reduced to [B, F] (after their gates), or with "position" the Moments of each matrix.
+        gate_BF: factors of the neurons, [F] for all examples or [B, F]. The second result is None,
+        the neurons reduced to [B, F] (after their gates), or with "position" the Moments of each
+        matrix.
         """
         act = ACTIVATIONS[self.activation]
         up_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, self.up_LDF[...])

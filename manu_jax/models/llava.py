@@ -2,8 +2,9 @@
 
 Liu et al. 2024, "Improved Baselines with Visual Instruction Tuning" (arXiv 2310.03744), as
 `LlavaForConditionalGeneration`. Peculiarities: the features are those of the last layer but one
-(`vision_feature_layer` −2), without the class token ("default") or with it ("full"); the projector's
-two matrices are no gated MLP, so they are no tower. Mistral and Qwen2 decoders are accepted.
+(`vision_feature_layer` −2), without the class token ("default") or with it ("full"); the
+projector's two matrices are no gated MLP, so they are no tower. Mistral and Qwen2 decoders are
+accepted.
 """
 
 import dataclasses
@@ -14,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from manu_jax.config import ModelSection
 from manu_jax.models.decoder import Cache, Decoder, DecoderConfig, decoder_config
 from manu_jax.models.fields import Fields, refuse
 from manu_jax.models.layers import ACTIVATIONS, Remat, random_weight
@@ -23,7 +23,7 @@ from manu_jax.models.probe import text_weights, vision_weights
 from manu_jax.models.tables import Entry, TowerMlp, decoder_table, vit_table
 from manu_jax.models.vit import Vit, VitConfig, vit_config
 from manu_jax.parallel import constrain
-from manu_jax.types import Batch, Neurons, Output, Probe, Template
+from manu_jax.types import Array, Batch, Neurons, Output, Probe
 
 # A config.json without a vision_config means the tower of LLaVA-1.5.
 VISION_DEFAULTS = {
@@ -31,9 +31,9 @@ VISION_DEFAULTS = {
     "num_hidden_layers": 24, "num_attention_heads": 16,
 }  # fmt: skip
 
-# The spellings of tensor names: what stands for the name's start on the left is on the right in form A.
-# A: the hub's files · B: transformers 5 from a config · C: in memory in 5 · D: in memory before 5.
-# D stands before C, and A before B, since each is a special case of the other.
+# The spellings of tensor names: what stands for the name's start on the left is on the right in
+# form A. A: the hub's files · B: transformers 5 from a config · C: in memory in 5 · D: in memory
+# before 5. D stands before C, and A before B, since each is a special case of the other.
 SPELLINGS: dict[str, dict[str, str]] = {
     "A": {
         "language_model.": "language_model.",
@@ -60,7 +60,6 @@ SPELLINGS: dict[str, dict[str, str]] = {
 }
 # Buffers of older files; they are computed, not loaded.
 BUFFERS = (".position_ids", ".rotary_emb.inv_freq")
-TEMPLATE = Template()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +177,7 @@ class Llava(nnx.Module):
             jnp.pad(keys_LBTKH, longer),
             jnp.pad(values_LBTKH, longer),
             jnp.pad(batch.attention_mask_BT, ((0, 0), (0, room))),
-            batch.positions_BT[:, -1] + 1,
+            jnp.asarray(batch.positions_BT)[:, -1] + 1,
             jnp.asarray(h_BTD.shape[1], jnp.int32),
         )
         return self.text.logits(h_BTD[:, -1:])[:, 0], cache
@@ -189,12 +188,12 @@ class Llava(nnx.Module):
         return self.text.logits(h_B1D)[:, 0], cache
 
     def _embed(
-        self, batch: Batch, gates: jax.Array | None, probe: Probe | None, remat: Remat
+        self, batch: Batch, gates: Array | None, probe: Probe | None, remat: Remat
     ) -> tuple[jax.Array, Any]:
         """Return what enters the decoder, and what was measured in the tower."""
         h_BTD = self.text.embed(batch.token_ids_BT)
         config = self.config
-        if batch.pixels_BIYXC is None:
+        if batch.pixels_BIYXC is None or batch.image_mask_BI is None:
             if probe is None or probe.reduction == "position" or not config.vision.num_run:
                 return h_BTD, None
             shape = (config.vision.num_run, h_BTD.shape[0], config.vision.num_neurons)
@@ -255,70 +254,3 @@ def tied(config: LlavaConfig) -> dict[str, str]:
     if not config.text.is_tied:
         return {}
     return {"language_model.lm_head.weight": "language_model.model.embed_tokens.weight"}
-
-
-def new_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
-    """Return the `config.json` of a model of these sizes, with both spellings of rope and dtype."""
-    text, vision = section.text, section.vision
-    special = {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    return {
-        "architectures": ["LlavaForConditionalGeneration"],
-        "model_type": "llava",
-        "dtype": "float32",
-        "torch_dtype": "float32",
-        "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),
-        "image_seq_length": (vision.image_size // vision.patch_size) ** 2,
-        "projector_hidden_act": "gelu",
-        "vision_feature_layer": -2,
-        "vision_feature_select_strategy": "default",
-        "tie_word_embeddings": False,
-        "text_config": {
-            **special,
-            "model_type": "llama",
-            "vocab_size": len(tokenizer),
-            "hidden_size": text.width,
-            "intermediate_size": text.num_neurons,
-            "num_hidden_layers": text.num_layers,
-            "num_attention_heads": text.num_heads,
-            "num_key_value_heads": text.num_key_heads,
-            "head_dim": text.width // text.num_heads,
-            "hidden_act": "silu",
-            "max_position_embeddings": text.context,
-            "rms_norm_eps": 1e-5,
-            "rope_theta": 10000.0,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-            "tie_word_embeddings": False,
-        },
-        "vision_config": {
-            "model_type": "clip_vision_model",
-            "hidden_size": vision.width,
-            "intermediate_size": vision.num_neurons,
-            "num_hidden_layers": vision.num_layers,
-            "num_attention_heads": vision.num_heads,
-            "image_size": vision.image_size,
-            "patch_size": vision.patch_size,
-            "hidden_act": "quick_gelu",
-            "layer_norm_eps": 1e-5,
-        },
-    }
-
-
-def new_processor(section: ModelSection, tokenizer: Any) -> Any:
-    """Return a LlavaProcessor for images of the section's size."""
-    from transformers import LlavaProcessor
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    size = section.vision.image_size
-    return LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(
-            size={"shortest_edge": size}, crop_size={"height": size, "width": size}
-        ),
-        tokenizer=tokenizer,
-        patch_size=section.vision.patch_size,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-    )

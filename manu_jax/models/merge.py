@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 
+from manu_jax.types import Array
 
-def merge(
-    embeddings_BTD: jax.Array, features_BJD: jax.Array, feature_index_BT: jax.Array
-) -> jax.Array:
+
+def merge(embeddings_BTD: jax.Array, features_BJD: jax.Array, feature_index_BT: Array) -> jax.Array:
     """Return the embeddings with row `feature_index` of the example's own features where it is ≥ 0.
 
     features_BJD: all features of an example, image after image.

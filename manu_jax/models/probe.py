@@ -1,4 +1,4 @@
-"""What a Probe measures inside one MLP: one number per sample and neuron, or the position statistic.
+"""What a Probe measures inside one MLP: a number per sample and neuron, or the position statistic.
 
 A tower prepares the weights of its tokens once (`text_weights`, `vision_weights`); every MLP then
 reduces its activations with them at once, so that no layer's activations outlive the layer.
@@ -9,15 +9,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from manu_jax.types import Batch, Probe
+from manu_jax.types import Array, Batch, Probe
 
 
 class Measure(NamedTuple):
     """A probe with the weights of one tower's tokens.
 
-    weights_BT float32: the per-sample reductions' weights (they sum to 1, or to 0 without tokens; for
-        "max": 1 on valid tokens). rows_BI float32: weight (0 or 1) of each row of "position", where
-        the T tokens of an example are I rows, one after the other.
+    weights_BT float32: the per-sample reductions' weights (they sum to 1, or to 0 without tokens;
+        for "max": 1 on valid tokens). rows_BI float32: weight (0 or 1) of each row of "position",
+        where the T tokens of an example are I rows, one after the other.
     """
 
     probe: Probe
@@ -26,7 +26,7 @@ class Measure(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Sums over rows at each position: `num_rows`, Σ|z|, number above τ, mean of z, Σ(z − mean)²."""
+    """Sums over rows at each position: count, Σ|z|, how many above τ, mean, Σ(z − mean)²."""
 
     num_rows: jax.Array
     absolute_TF: jax.Array
@@ -36,7 +36,7 @@ class Moments(NamedTuple):
 
 
 def text_weights(batch: Batch, probe: Probe) -> Measure:
-    """Return the weights of a text tower's tokens: valid ones, the answer's, or the last valid one."""
+    """Return the weights of a text tower's tokens: the valid, the answer's, or the last valid."""
     valid_BT = jnp.asarray(batch.attention_mask_BT, jnp.float32)
     rows_B1 = jnp.asarray(batch.example_weights_B > 0, jnp.float32)[:, None]
     if probe.reduction == "last":
@@ -49,7 +49,7 @@ def text_weights(batch: Batch, probe: Probe) -> Measure:
     return Measure(probe, _normalised(valid_BT, probe), rows_B1)
 
 
-def vision_weights(image_mask_BI: jax.Array, batch: Batch, probe: Probe, patches: int) -> Measure:
+def vision_weights(image_mask_BI: Array, batch: Batch, probe: Probe, patches: int) -> Measure:
     """Return the weights of a vision tower's tokens: all patches of all of the example's images.
 
     "answer" and "last" have no meaning there; like "mean" they are the mean over the patches.

@@ -1,7 +1,7 @@
 """Texts and images to the numbers of a Batch, as the model's Hugging Face processor does it.
 
-The ids of a text with one image token per image are taken, and each image token is repeated here; the
-pixel work of an image is done once as long as the image stays in the cache.
+The ids of a text with one image token per image are taken, and each image token is repeated here;
+the pixel work of an image is done once as long as the image stays in the cache.
 """
 
 import collections
@@ -53,8 +53,8 @@ def encode(
     """Return a sample as numbers.
 
     A token carries loss where its letters reach into an answer; image tokens and the first token
-    never do. Raises ManuError where images and image tokens differ in number, or the prompt is longer
-    than the context.
+    never do. Raises ManuError where images and image tokens differ in number, or the prompt is
+    longer than the context.
     """
     coded = processor.tokenizer(sample.text, return_offsets_mapping=True)
     ids_T = np.asarray(coded["input_ids"], np.int32)
@@ -83,9 +83,9 @@ def encode(
         pixels_IYXC = np.stack([cache.pixels(x, processor.image_processor) for x in sample.images])
         if pixels_IYXC.shape[1:] != (image_size, image_size, 3):
             raise ManuError(
-                f"the image processor gives {pixels_IYXC.shape[1]} × {pixels_IYXC.shape[2]} pixels, "
-                f"the model takes {image_size} × {image_size}: preprocessor_config.json and "
-                "config.json are of different models."
+                f"the image processor gives {pixels_IYXC.shape[1]} × {pixels_IYXC.shape[2]} "
+                f"pixels, the model takes {image_size} × {image_size}: config.json and the image "
+                "processor's file are of different models."
             )
     return Encoded(ids_T, weights_T, feature_index_T, pixels_IYXC, sample.key)
 
@@ -107,9 +107,9 @@ def collate(
     T = max((item.num_tokens for item in encoded), default=0) if length is None else length
     B = len(encoded) if batch_size is None else batch_size
     most = max((item.num_images for item in encoded), default=0)
-    I = most if num_images is None else num_images
-    if len(encoded) > B or most > I or any(item.num_tokens > T for item in encoded):
-        raise ValueError(f"{len(encoded)} samples do not fit [{B}, {T}] with {I} images each")
+    images = most if num_images is None else num_images
+    if len(encoded) > B or most > images or any(item.num_tokens > T for item in encoded):
+        raise ValueError(f"{len(encoded)} samples do not fit [{B}, {T}] with {images} images each")
     token_ids_BT = np.full((B, T), padding_token, np.int32)
     attention_mask_BT = np.zeros((B, T), bool)
     positions_BT = np.zeros((B, T), np.int32)
@@ -126,14 +126,14 @@ def collate(
         feature_index_BT[row, place] = item.feature_index_T
         example_weights_B[row] = 1
     image_mask_BI = pixels_BIYXC = None
-    if I:
+    if images:
         shape = next((x.pixels_IYXC.shape[1:] for x in encoded if x.pixels_IYXC is not None), None)
         if shape is None:
             raise ValueError(
                 "num_images is given, and no sample has an image to take the size from"
             )
-        image_mask_BI = np.zeros((B, I), bool)
-        pixels_BIYXC = np.zeros((B, I, *shape), np.float32)
+        image_mask_BI = np.zeros((B, images), bool)
+        pixels_BIYXC = np.zeros((B, images, *shape), np.float32)
         for row, item in enumerate(encoded):
             if item.pixels_IYXC is not None:
                 image_mask_BI[row, : item.num_images] = True

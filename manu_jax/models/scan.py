@@ -1,12 +1,14 @@
 """One scan over a stack of layers: rematerialised, gated and measured."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
 
 from manu_jax.models.layers import REMATS, Remat
 from manu_jax.models.probe import Measure, add_moments, position_statistic, zero_moments
+from manu_jax.types import Array
 
 
 def scan_layers(
@@ -14,10 +16,10 @@ def scan_layers(
     h_BTD: jax.Array,
     layers: Any,
     *,
-    gates: jax.Array | None = None,
+    gates: Array | None = None,
     extra: Any = None,
     measure: Measure | None = None,
-    matrices: dict[str, int] | None = None,
+    matrices: Mapping[str, int] = MappingProxyType({}),
     remat: Remat = "all",
 ) -> tuple[jax.Array, Any, Any]:
     """Run `body(layer, h, gate, extra_of_layer) -> (h, measured, kept)` over the stacked `layers`.
@@ -27,16 +29,15 @@ def scan_layers(
     Measured: None, [L, B, F], or {matrix: [L or 1, 4, rows]}.
     """
     by_position = measure is not None and measure.probe.reduction == "position"
-    pooled = by_position and measure.probe.layer_pooling == "all"
     moments = None
-    if pooled:
+    if measure is not None and by_position and measure.probe.layer_pooling == "all":
         positions = h_BTD.shape[1] // measure.rows_BI.shape[1]
-        moments = {name: zero_moments(positions, rows) for name, rows in (matrices or {}).items()}
+        moments = {name: zero_moments(positions, rows) for name, rows in matrices.items()}
 
     def step(carry, xs):
         h_BTD, moments = carry
         h_BTD, measured, kept = body(*xs[:1], h_BTD, *xs[1:])
-        if pooled:
+        if moments is not None:
             moments = {name: add_moments(moments[name], measured[name]) for name in moments}
             measured = None
         elif by_position:
@@ -46,6 +47,6 @@ def scan_layers(
     (h_BTD, moments), (measured, kept) = jax.lax.scan(
         REMATS[remat](step), (h_BTD, moments), (layers, gates, extra)
     )
-    if pooled:
+    if moments is not None:
         measured = {name: position_statistic(value)[None] for name, value in moments.items()}
     return h_BTD, measured, kept

@@ -6,6 +6,7 @@ is to say about reading, slicing and writing that weight.
 """
 
 import dataclasses
+import re
 
 from manu_jax.models.decoder import DecoderConfig
 from manu_jax.models.vit import VitConfig
@@ -32,6 +33,17 @@ class Entry:
     @property
     def is_stacked(self) -> bool:
         return "{layer}" in self.name
+
+    @property
+    def groups(self) -> list[str]:
+        """The letters of each dimension on disk: "(NH)D" → ["NH", "D"]."""
+        return [group.strip("()") for group in re.findall(r"\([A-Z]+\)|[A-Z]", self.axes)]
+
+    def names(self, shape: tuple[int, ...]) -> list[str]:
+        """Return the tensor's names, layer by layer, for a leaf of that shape."""
+        if not self.is_stacked:
+            return [self.name]
+        return [self.name.format(layer=self.first_layer + index) for index in range(shape[0])]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,6 +26,7 @@ from manu_jax.models.layers import (
 from manu_jax.models.probe import Measure
 from manu_jax.models.scan import scan_layers
 from manu_jax.parallel import constrain
+from manu_jax.types import Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +128,8 @@ class VitLayers(nnx.Module):
     ) -> tuple[jax.Array, Any]:
         """Return the residual stream after one layer, and the measurement.
 
-        The T tokens of an example are its images' tokens, one image after the other; attention stays
-        within an image.
+        The T tokens of an example are its images' tokens, one image after the other; attention
+        stays within an image.
         """
         x_BTD = layer_norm(
             h_BTD, self.attention_norm_LD[...], self.attention_norm_bias_LD[...], self.epsilon
@@ -165,23 +166,23 @@ class Vit(nnx.Module):
 
     def __call__(
         self,
-        pixels_BIYXC: jax.Array,
+        pixels_BIYXC: Array,
         *,
-        gates: jax.Array | None = None,
+        gates: Array | None = None,
         measure: Measure | None = None,
         remat: Remat = "all",
     ) -> tuple[jax.Array, Any]:
-        """Return the named hidden states side by side [B, I, 1 + P, D·states], and the measurement."""
+        """Return the named hidden states side by side [B, I, 1 + P, D·n], and the measurement."""
         config = self.config
-        B, I = pixels_BIYXC.shape[:2]
-        h_BTD = self._embed(pixels_BIYXC).reshape(B, -1, config.width)
+        batch, images = pixels_BIYXC.shape[:2]
+        h_BTD = self._embed(pixels_BIYXC).reshape(batch, -1, config.width)
         start_BTD = h_BTD = layer_norm(
             h_BTD, self.pre_norm_D[...], self.pre_norm_bias_D[...], config.norm_epsilon
         )
         keep_all = len(config.features) > 1
 
         def body(layer: VitLayers, h_BTD, gate, _):
-            h_BTD, measured = layer(h_BTD, I, gate, measure)
+            h_BTD, measured = layer(h_BTD, images, gate, measure)
             return h_BTD, measured, h_BTD if keep_all else None
 
         measured, states = None, None
@@ -195,19 +196,19 @@ class Vit(nnx.Module):
                 matrices={"fc1": config.num_neurons, "fc2": config.width},
                 remat=remat,
             )
-        if keep_all:
+        if states is not None:
             chosen = [start_BTD if index == 0 else states[index - 1] for index in config.features]
             h_BTD = jnp.concatenate(chosen, axis=-1)
-        return h_BTD.reshape(B, I, -1, h_BTD.shape[-1]), measured
+        return h_BTD.reshape(batch, images, -1, h_BTD.shape[-1]), measured
 
-    def _embed(self, pixels_BIYXC: jax.Array) -> jax.Array:
-        B, I = pixels_BIYXC.shape[:2]
+    def _embed(self, pixels_BIYXC: Array) -> jax.Array:
+        batch, images = pixels_BIYXC.shape[:2]
         size, side = self.config.patch_size, self.config.image_size // self.config.patch_size
         weight = self.patch_YXCD[...]
         # An image whose side is no multiple of the patch loses its last rows, as in a convolution.
         pixels = pixels_BIYXC[:, :, : side * size, : side * size].astype(weight.dtype)
-        grid = pixels.reshape(B, I, side, size, side, size, 3).swapaxes(3, 4)
-        patches_BIPE = grid.reshape(B, I, side * side, -1)
+        grid = pixels.reshape(batch, images, side, size, side, size, 3).swapaxes(3, 4)
+        patches_BIPE = grid.reshape(batch, images, side * side, -1)
         h_BIPD = jnp.einsum("BIPE,ED->BIPD", patches_BIPE, weight.reshape(-1, weight.shape[-1]))
-        first = jnp.broadcast_to(self.class_D[...], (B, I, 1, self.config.width))
+        first = jnp.broadcast_to(self.class_D[...], (batch, images, 1, self.config.width))
         return jnp.concatenate([first, h_BIPD], axis=2) + self.position_PD[...][None, None]

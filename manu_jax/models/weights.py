@@ -1,15 +1,14 @@
-"""Safetensors to sharded leaves and back.
+"""Safetensors to sharded leaves.
 
-A leaf is filled by `jax.make_array_from_callback`: each device reads from the files only the slice that
-it holds. Every tensor on disk is used exactly once and every leaf is filled, or one error lists all
-that is missing, left over and misshaped.
+A leaf is filled by `jax.make_array_from_callback`: each device reads from the files only the slice
+that it holds. Every tensor on disk is used exactly once and every leaf is filled, or one error
+lists all that is missing, left over and misshaped.
 """
 
 import dataclasses
 import json
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,10 @@ import ml_dtypes
 import numpy as np
 
 from manu_jax import parallel
-from manu_jax.folder import write_atomic
 from manu_jax.models.tables import Entry
 from manu_jax.types import ManuError
 
 INDEX = "model.safetensors.index.json"
-SHARD_BYTES = 5 * 10**9
 DTYPES = {"F32": np.dtype("float32"), "F16": np.dtype("float16"), "BF16": ml_dtypes.bfloat16}
 
 
@@ -122,7 +119,10 @@ def spelled(
 
 
 def without_repeats(tensors: Mapping[str, Tensor], tied: Mapping[str, str]) -> dict[str, Tensor]:
-    """Return the tensors without those that repeat another ({repeat: other}); ManuError if they don't."""
+    """Return the tensors without the repeats of a tied model ({repeat: other}).
+
+    Raises ManuError where a repeat holds other numbers.
+    """
     kept = dict(tensors)
     with _Reader() as reader:
         for repeat, other in tied.items():
@@ -154,7 +154,7 @@ def compare(
     wanted = {
         name: _stored_shape(entry, shapes[entry.path])
         for entry in table
-        for name in _names(entry, shapes[entry.path])
+        for name in entry.names(shapes[entry.path])
     }
     misshaped = [
         f"{tensors[name].stored_name} is {list(tensors[name].shape)}, expected {list(shape)}"
@@ -205,53 +205,6 @@ def fill(
     return filled
 
 
-def export_tensors(model: Any, table: Sequence[Entry]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (name, array) of every tensor as it stands on disk, one leaf after the other."""
-    leaves = {
-        parallel.path_name(path): leaf
-        for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]
-    }
-    for entry in table:
-        leaf = parallel.gather(leaves[entry.path])
-        for index, name in enumerate(_names(entry, leaf.shape)):
-            yield name, _to_stored(leaf[index] if entry.is_stacked else leaf, entry)
-
-
-def write_tensors(
-    tensors: Iterator[tuple[str, np.ndarray]], folder: Path, shard_bytes: int = SHARD_BYTES
-) -> None:
-    """Write safetensors files of at most `shard_bytes`, with an index where they are several.
-
-    Every process goes through the tensors; the first one writes.
-    """
-    shards: list[list[str]] = []
-    waiting: dict[str, np.ndarray] = {}
-    size = total = 0
-    for name, array in tensors:
-        if waiting and size + array.nbytes > shard_bytes:
-            _write_shard(waiting, folder, len(shards) + 1)
-            shards.append(list(waiting))
-            waiting, size = {}, 0
-        waiting[name] = array
-        size, total = size + array.nbytes, total + array.nbytes
-    _write_shard(waiting, folder, len(shards) + 1)
-    shards.append(list(waiting))
-    if not parallel.is_first_process():
-        return
-    files = [
-        "model.safetensors"
-        if len(shards) == 1
-        else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
-        for i in range(len(shards))
-    ]
-    for number, file in enumerate(files, 1):
-        (folder / _part(number)).rename(folder / file)
-    if len(shards) > 1:
-        where = {name: file for names, file in zip(shards, files, strict=True) for name in names}
-        index = {"metadata": {"total_size": total}, "weight_map": where}
-        write_atomic(folder / INDEX, json.dumps(index, indent=2, sort_keys=True) + "\n")
-
-
 class _Reader:
     """Files opened once; reads the slices of tensors."""
 
@@ -284,10 +237,10 @@ def _read_leaf(
     mesh: jax.sharding.Mesh | None,
     bad: set[str],
 ) -> jax.Array:
-    names = _names(entry, shape)
+    names = entry.names(shape)
     done: dict[Any, np.ndarray] = {}
 
-    def read(index: tuple[slice, ...]) -> np.ndarray:
+    def read(index: Any) -> np.ndarray:
         bounds = tuple(piece.indices(size)[:2] for piece, size in zip(index, shape, strict=True))
         if bounds not in done:
             layers, own = (bounds[0], bounds[1:]) if entry.is_stacked else ((0, 1), bounds)
@@ -305,17 +258,6 @@ def _read_leaf(
     return jax.make_array_from_callback(shape, parallel.sharding(entry.path, shape, mesh), read)
 
 
-def _names(entry: Entry, shape: tuple[int, ...]) -> list[str]:
-    if not entry.is_stacked:
-        return [entry.name]
-    return [entry.name.format(layer=entry.first_layer + index) for index in range(shape[0])]
-
-
-def _groups(entry: Entry) -> list[str]:
-    """Return the letters of each dimension on disk: "(NH)D" → ["NH", "D"]."""
-    return [group.strip("()") for group in re.findall(r"\([A-Z]+\)|[A-Z]", entry.axes)]
-
-
 def _sizes(entry: Entry, shape: tuple[int, ...]) -> dict[str, int]:
     own = shape[1:] if entry.is_stacked else shape
     return dict(zip(entry.letters, own, strict=True))
@@ -323,7 +265,7 @@ def _sizes(entry: Entry, shape: tuple[int, ...]) -> dict[str, int]:
 
 def _stored_shape(entry: Entry, shape: tuple[int, ...]) -> tuple[int, ...]:
     sizes = _sizes(entry, shape)
-    return tuple(math.prod(sizes[letter] for letter in group) for group in _groups(entry))
+    return tuple(math.prod(sizes[letter] for letter in group) for group in entry.groups)
 
 
 def _stored_index(entry: Entry, shape, own: Sequence[tuple[int, int]]) -> tuple[slice, ...]:
@@ -333,7 +275,7 @@ def _stored_index(entry: Entry, shape, own: Sequence[tuple[int, int]]) -> tuple[
     """
     sizes, bounds = _sizes(entry, shape), dict(zip(entry.letters, own, strict=True))
     index = []
-    for first, *rest in _groups(entry):
+    for first, *rest in entry.groups:
         if any(bounds[letter] != (0, sizes[letter]) for letter in rest):
             raise ValueError(f"{entry.path}: cut along {rest}, which is inside a joint dimension")
         step = math.prod(sizes[letter] for letter in rest)
@@ -344,19 +286,9 @@ def _stored_index(entry: Entry, shape, own: Sequence[tuple[int, int]]) -> tuple[
 def _from_stored(stored: np.ndarray, entry: Entry, own: Sequence[tuple[int, int]]) -> np.ndarray:
     """Return a piece as the leaf has it: joint dimensions split, axes in the leaf's order."""
     sizes = {letter: end - start for letter, (start, end) in zip(entry.letters, own, strict=True)}
-    order = "".join(_groups(entry))
+    order = "".join(entry.groups)
     split = stored.reshape([sizes[letter] for letter in order])
     return split.transpose([order.index(letter) for letter in entry.letters])
-
-
-def _to_stored(leaf: np.ndarray, entry: Entry) -> np.ndarray:
-    """Return a leaf, or one layer of it, as the file has it."""
-    groups = _groups(entry)
-    order = "".join(groups)
-    sizes = dict(zip(entry.letters, leaf.shape, strict=True))
-    moved = leaf.transpose([entry.letters.index(letter) for letter in order])
-    shape = [math.prod(sizes[letter] for letter in group) for group in groups]
-    return np.ascontiguousarray(moved.reshape(shape))
 
 
 def _is_finite(array: np.ndarray) -> bool:
@@ -391,14 +323,3 @@ def _weight_files(path: Path) -> list[Path]:
         )
         raise ManuError(f"{path}: no *.safetensors file.{hint}")
     return files
-
-
-def _part(number: int) -> str:
-    return f"part-{number:05}.safetensors"
-
-
-def _write_shard(tensors: dict[str, np.ndarray], folder: Path, number: int) -> None:
-    from safetensors.numpy import save_file
-
-    if parallel.is_first_process():
-        save_file(tensors, folder / _part(number), metadata={"format": "pt"})
