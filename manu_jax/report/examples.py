@@ -1,0 +1,154 @@
+"""Ten answers to look at, chosen by a fixed rule and not by their outcome. Pure."""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+
+from manu_jax.report.inputs import Item, Place
+from manu_jax.report.results import RETRAINED, VANILLA, Results
+
+NUM_FORGET = 7
+NUM_KEEP = 3
+# The order of forms in which examples are taken; a form without items is passed over.
+FORMS = (
+    ("generation", "image"),
+    ("generation", "text"),
+    ("cloze", "image"),
+    ("cloze", "text"),
+    ("classification", "image"),
+    ("classification", "text"),
+)
+RULE = (
+    f"Chosen by a fixed rule, not by outcome: {NUM_FORGET} questions on people to forget and "
+    f"{NUM_KEEP} on people to keep, in turn over people, kinds of question and both forms."
+)
+INSTRUCTIONS = re.compile(
+    r"\s*(Just give ONE letter representing the answer directly\."
+    r"|Answer the question based on your trained knowledge in one sentence"
+    r"( accurately)? in ENGLISH\."
+    r"|Please \*\*ONLY\*\* provide the correct answer that should replace the \[Blank\]\.)\s*"
+)
+OPTION_LINE = re.compile(r"^[A-H]: .*$", re.MULTILINE)
+MARKS = {"classification", "cloze"}  # tasks whose score is right or wrong
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What one model said. mark: "right", "wrong", "" (graded by overlap), or "missing"."""
+
+    who: str
+    text: str
+    mark: str
+    score: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    person: str
+    name: str
+    is_forgotten: bool
+    task: str
+    modality: str
+    question: str
+    truth: str
+    answers: tuple[Answer, ...]
+
+
+def examples(results: Results, items: Mapping[Place, Sequence[Item]]) -> list[Example]:
+    """Return up to ten examples: most on people to forget, the rest on people to keep."""
+    identities = [identity for identity, _ in results.request.people]
+    chosen = _choose(results, items, "forget", identities, NUM_FORGET)
+    retained = dict.fromkeys(
+        str(item["person"])
+        for (_, where, _, _), records in items.items()
+        if where == "retain"
+        for item in records
+    )
+    return chosen + _choose(results, items, "retain", list(retained), NUM_KEEP)
+
+
+def question_of(prompt: str) -> str:
+    """Return the question of a prompt without roles, image mark, options and instructions."""
+    text = prompt.rpartition("USER:")[2]
+    text = text.replace("<image>", "").replace("ASSISTANT:", "")
+    text = INSTRUCTIONS.sub("\n", text)
+    text = OPTION_LINE.sub("", text)
+    return " ".join(text.replace("[Blank]", "____").split())
+
+
+def _choose(
+    results: Results,
+    items: Mapping[Place, Sequence[Item]],
+    where: str,
+    people: Sequence[str],
+    count: int,
+) -> list[Example]:
+    """Take one item after the other: next form, next person, another of their items."""
+    queues: dict[tuple[str, str], list[Item]] = {}
+    for form in FORMS:
+        records = items.get((results.headline, where, *form))
+        if records:
+            queues[form] = list(records)
+    chosen: list[Example] = []
+    turn_of_person = itertools.cycle(people) if people else iter(())
+    turn_of_form = itertools.cycle(queues) if queues else iter(())
+    while len(chosen) < count and any(queues.values()):
+        form = next(turn_of_form)
+        person = next(turn_of_person, None)
+        queue = queues[form]
+        if not queue:
+            continue
+        own = [i for i, item in enumerate(queue) if str(item["person"]) == person]
+        index = own[len(chosen) % len(own)] if own else 0
+        chosen.append(_example(results, items, where, form, queue.pop(index)))
+    return chosen
+
+
+def _example(
+    results: Results,
+    items: Mapping[Place, Sequence[Item]],
+    where: str,
+    form: tuple[str, str],
+    item: Item,
+) -> Example:
+    person = str(item["person"])
+    names = dict(results.request.people)
+    asked = (
+        (VANILLA, "before"),
+        (results.headline, "after"),
+        *(((RETRAINED, "retrained"),) if RETRAINED in results.models else ()),
+    )
+    answers = []
+    for model, who in asked:
+        records = items.get((model, where, *form), ())
+        same = (item["key"], item["prompt"])
+        found = next((r for r in records if (r["key"], r["prompt"]) == same), None)
+        answers.append(_answer(who, form[0], found))
+    return Example(
+        person=person,
+        name=names.get(person, ""),
+        is_forgotten=where == "forget",
+        task=form[0],
+        modality=form[1],
+        question=question_of(item["prompt"]),
+        truth=_with_option(item["truth"], item),
+        answers=tuple(answers),
+    )
+
+
+def _answer(who: str, task: str, item: Item | None) -> Answer:
+    if item is None:
+        return Answer(who, "not measured", "missing", "")
+    text = _with_option(item["answer"], item) or "(nothing)"
+    if task in MARKS:
+        return Answer(who, text, "right" if item["score"] >= 0.5 else "wrong", "")
+    return Answer(who, text, "", f"{item['score']:.2f}")
+
+
+def _with_option(answer: object, item: Item) -> str:
+    """Return "B: a teacher" for the letter of an option, and any other answer as it is."""
+    text = " ".join(str(answer).split())
+    options = item.get("options") or {}
+    letter = text.rstrip(".:)").upper()
+    return f"{letter}: {options[letter]}" if letter in options else text

@@ -1,0 +1,169 @@
+"""What the report reads beside results.json: answers item by item, masks, versions, portraits."""
+
+import base64
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from manu_jax import masks
+from manu_jax.report.results import RETRAINED, VANILLA, Results
+from manu_jax.types import ManuError
+
+ITEM_KEYS = ("key", "person", "prompt", "answer", "truth", "score")
+IMAGE_STARTS = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg"}
+SETS_READ = ("forget", "retain")
+
+Place = tuple[str, str, str, str]  # model, set, task, modality
+Item = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneCount:
+    """How many neurons of each layer of one tower a mask removes: pruned_L, and neurons a layer."""
+
+    tower: str
+    pruned_L: np.ndarray
+    num_neurons: int
+
+    @property
+    def share_L(self) -> np.ndarray:
+        return self.pruned_L / self.num_neurons
+
+    @property
+    def pruned(self) -> int:
+        return int(self.pruned_L.sum())
+
+    @property
+    def total(self) -> int:
+        return self.num_neurons * len(self.pruned_L)
+
+
+def load_items(directory: Path, results: Results) -> dict[Place, list[Item]]:
+    """Return the items of the models that the report compares one by one.
+
+    These are vanilla, the headline method and retrained, on the forget and retain sets, for every
+    task that has rows. Raises ManuError that names every file that is missing or damaged.
+    """
+    models = {VANILLA, RETRAINED, results.headline}
+    places: dict[Place, None] = {
+        (row.model, row.set, row.task, row.modality): None
+        for row in results.rows
+        if row.model in models and row.set in SETS_READ
+    }
+    items: dict[Place, list[Item]] = {}
+    faults = []
+    for place in places:
+        model, *rest = place
+        path = directory / "evaluation" / model / f"{'.'.join(rest)}.jsonl"
+        try:
+            items[place] = _read_items(path)
+        except OSError as error:
+            faults.append(f"{path}: {error.strerror}")
+        except ValueError as error:
+            faults.append(f"{path}: {error}")
+    if faults:
+        raise ManuError(
+            "evaluation files behind results.json:\n  "
+            + "\n  ".join(faults)
+            + "\nDelete results.json and the damaged ones, and give the command again."
+        )
+    return items
+
+
+def load_counts(directory: Path, results: Results) -> dict[str, list[PruneCount]]:
+    """Return each method's pruned neurons per tower and layer; a method without a mask is absent.
+
+    Rows of single matrices ("text.up_proj") are added up over the matrices of their tower. Raises
+    ManuError where the headline method has no mask, and where masks are damaged.
+    """
+    counts = {}
+    faults = []
+    for model in results.models:
+        if model in (VANILLA, RETRAINED):
+            continue
+        path = directory / "methods" / model / "mask.safetensors"
+        if model == results.headline and not path.exists():
+            path = directory / "mask.safetensors"
+        if not path.exists() and model != results.headline:
+            continue
+        try:
+            mask, _ = masks.load(path)
+            counts[model] = _count({name: np.asarray(array) for name, array in mask.items()})
+        except ManuError as error:
+            faults.append(str(error))
+    if faults:
+        raise ManuError("\n".join(faults))
+    return counts
+
+
+def load_versions(directory: Path) -> dict[str, str]:
+    """Return the package versions of the run; empty where versions.json is not there."""
+    path = directory / "versions.json"
+    try:
+        versions = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ManuError(f"{path}: broken JSON ({error}).") from error
+    if not isinstance(versions, dict):
+        raise ManuError(f"{path}: expected a mapping of packages to versions, got {versions!r}.")
+    return {str(name): str(version) for name, version in versions.items()}
+
+
+def load_portraits(directory: Path) -> dict[str, bytes]:
+    """Return {person ID: image file} of `directory`/portraits; empty where there is no folder."""
+    folder = directory / "portraits"
+    return {path.stem: path.read_bytes() for path in sorted(folder.glob("*.png"))}
+
+
+def data_uris(portraits: Mapping[str, bytes]) -> dict[str, str]:
+    """Return portraits as data URIs; ManuError names those that are neither PNG nor JPEG."""
+    uris = {}
+    faults = []
+    for person, content in portraits.items():
+        kind = next((k for start, k in IMAGE_STARTS.items() if content.startswith(start)), None)
+        if kind is None:
+            faults.append(person)
+        else:
+            uris[person] = f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    if faults:
+        raise ManuError(f"portraits of {', '.join(faults)}: expected PNG or JPEG files.")
+    return uris
+
+
+def _read_items(path: Path) -> list[Item]:
+    items = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            item = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"line {number}: broken JSON ({error})") from error
+        missing = [key for key in ITEM_KEYS if key not in item]
+        if missing:
+            raise ValueError(f"line {number} lacks {', '.join(missing)}")
+        items.append(item)
+    return items
+
+
+def _count(mask: Mapping[str, np.ndarray]) -> list[PruneCount]:
+    """Return the pruned neurons of each tower, "text" first."""
+    towers: dict[str, list[np.ndarray]] = {}
+    for name, mask_LF in mask.items():
+        towers.setdefault(name.partition(".")[0], []).append(mask_LF.astype(bool))
+    return [
+        PruneCount(
+            tower,
+            pruned_L=np.concatenate(towers[tower], axis=1).sum(axis=1),
+            num_neurons=sum(part_LF.shape[1] for part_LF in towers[tower]),
+        )
+        for tower in _in_order(towers)
+    ]
+
+
+def _in_order(towers: Iterable[str]) -> list[str]:
+    known = ("text", "vision", "connector")
+    return sorted(towers, key=lambda tower: (known.index(tower) if tower in known else 9, tower))

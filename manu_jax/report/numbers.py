@@ -1,0 +1,377 @@
+"""Results → what the report shows: formatted tables, tiles, people. Pure; no files, no drawing."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from manu_jax.report.inputs import Item, Place
+from manu_jax.report.results import RETRAINED, SETS, TASKS, VANILLA, Results, Row
+from manu_jax.types import MODALITIES
+
+NARROW_SPACE = "\u202f"
+NOT_MEASURED = "not measured"
+
+# The metric that stands for a task, by preference; other metrics go to the appendix.
+MAIN_METRICS = {
+    "classification": ("accuracy", "likelihood_accuracy", "option_accuracy"),
+    "cloze": ("accuracy", "exact", "contains"),
+    "generation": ("rougeL", "rouge_l", "rougel"),
+    "likelihood": ("mean_log_likelihood", "log_likelihood"),
+}
+TASK_TITLES = {
+    "classification": "Multiple choice",
+    "cloze": "Fill in the blank",
+    "generation": "Free answers",
+    "likelihood": "Likelihood of the true answer",
+}
+METRIC_TITLES = {
+    "rougeL": "ROUGE-L",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "bleu": "BLEU-4",
+    "accuracy": "accuracy",
+}
+SET_TITLES = {
+    "forget": "Forget",
+    "test": "Test",
+    "retain": "Retain",
+    "celebrity": "Celebrities",
+    "general": "General",
+}
+LOWER_IS_BETTER = ("forget", "test")
+MODEL_NOTES = {VANILLA: "before", RETRAINED: "never saw them", "random": "same size"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One number of a table as it is printed; `n` where it differs from the column's."""
+
+    value: str
+    interval: str = ""
+    n: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    set: str
+    modality: str
+    n: str  # "n = 40", or "" where the models differ
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    model: str
+    note: str
+    is_headline: bool
+    cells: tuple[Cell | None, ...]  # None: not measured
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """One metric of one task: a line per model, a column per set and modality."""
+
+    task: str
+    metric: str
+    title: str
+    unit: str
+    groups: tuple[tuple[str, str, int], ...]  # (set's title, direction, columns)
+    columns: tuple[Column, ...]
+    lines: tuple[Line, ...]
+
+    @property
+    def short_title(self) -> str:
+        return METRIC_TITLES.get(self.metric, self.metric.replace("_", " "))
+
+    @property
+    def is_complete(self) -> bool:
+        return all(cell is not None for line in self.lines for cell in line.cells)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """One number at a glance: before, after, and the retrained model (shares or None)."""
+
+    title: str
+    subtitle: str
+    before: float | None
+    after: float | None
+    reference: float | None
+
+    @property
+    def after_text(self) -> str:
+        return percent(self.after)
+
+    @property
+    def notes(self) -> list[str]:
+        notes = [f"before {percent(self.before)}"]
+        if self.reference is not None:
+            notes.append(f"retrained {percent(self.reference)}")
+        return notes
+
+
+@dataclasses.dataclass(frozen=True)
+class PersonChange:
+    """One person's share of right answers in one modality; None where it was not measured."""
+
+    person: str
+    name: str
+    before: float
+    after: float
+    reference: float | None
+    n: int
+
+
+def percent(value: float | None) -> str:
+    """Return a share as "93.1 %" with a narrow space that does not break."""
+    return NOT_MEASURED if value is None else f"{100 * value:.1f}{NARROW_SPACE}%"
+
+
+def points(difference: float) -> str:
+    """Return a difference of shares as "12.3 points"."""
+    return f"{abs(100 * difference):.1f} points"
+
+
+def is_share(metric: str) -> bool:
+    """Tell whether a metric is a share of right answers, which is printed in percent."""
+    return "accuracy" in metric or metric in ("exact", "contains")
+
+
+def interval_text(row: Row) -> str:
+    """Return "88–97", one digit less than the value has, or "" where there is no interval."""
+    if row.low is None or row.high is None:
+        return ""
+    if is_share(row.metric):
+        return f"{100 * row.low:.0f}–{100 * row.high:.0f}"
+    if row.low >= 0:
+        return f"{row.low:.2f}–{row.high:.2f}"
+    return f"{row.low:.1f} to {row.high:.1f}".replace("-", "−").replace("−0.0", "0.0")
+
+
+def number(value: float, metric: str) -> str:
+    """Return a value as its metric is printed: accuracy in percent, likelihood with 2 decimals."""
+    if is_share(metric):
+        return f"{100 * value:.1f}"
+    text = f"{value:.2f}" if "likelihood" in metric or "odds" in metric else f"{value:.3f}"
+    return text.replace("-", "−")
+
+
+def unit_of(metric: str) -> str:
+    if is_share(metric):
+        return "% right"
+    if "likelihood" in metric or "odds" in metric:
+        return "nats per token; nearer to 0 is likelier"
+    return "0 to 1"
+
+
+def main_metrics(results: Results) -> dict[str, str]:
+    """Return {task: the metric that stands for it}, for the tasks that have rows."""
+    chosen = {}
+    for task in TASKS:
+        present = list(dict.fromkeys(row.metric for row in results.rows if row.task == task))
+        if present:
+            wanted = [metric for metric in MAIN_METRICS[task] if metric in present]
+            chosen[task] = (wanted or present)[0]
+    return chosen
+
+
+def primary_task(results: Results) -> str | None:
+    """Return the task that the headline speaks of: the first that is a share of right answers."""
+    chosen = main_metrics(results)
+    return next(
+        (task for task in ("classification", "cloze", "generation") if task in chosen), None
+    )
+
+
+def tables(results: Results) -> tuple[list[Table], list[Table]]:
+    """Return the tables of the main metrics, and those of all other metrics."""
+    chosen = main_metrics(results)
+    pairs = list(dict.fromkeys((row.task, row.metric) for row in results.rows))
+    pairs.sort(key=lambda pair: list(TASK_TITLES).index(pair[0]))
+    main = [_table(results, task, chosen[task]) for task in TASK_TITLES if task in chosen]
+    others = [_table(results, *pair) for pair in pairs if chosen[pair[0]] != pair[1]]
+    return main, others
+
+
+def tiles(results: Results) -> list[Tile]:
+    """Return forget and retain in both modalities, on the task of the headline."""
+    task = primary_task(results)
+    if task is None:
+        return []
+    metric = main_metrics(results)[task]
+
+    def value(model: str, where: str, modality: str) -> float | None:
+        row = results.row(model, where, task, modality, metric)
+        return None if row is None else row.value
+
+    return [
+        Tile(
+            title=title,
+            subtitle=form,
+            before=value(VANILLA, where, modality),
+            after=value(results.headline, where, modality),
+            reference=value(RETRAINED, where, modality),
+        )
+        for where, title in (("forget", "To forget"), ("retain", "To keep"))
+        for modality, form in (("image", "asked with the portrait"), ("text", "asked by name"))
+    ]
+
+
+def people(
+    results: Results, items: Mapping[Place, Sequence[Item]]
+) -> dict[str, list[PersonChange]]:
+    """Return {modality: each forget person's share right before, after and retrained}.
+
+    Averages over the items of the headline's task, in the order of the request.
+    """
+    task = primary_task(results)
+    changes: dict[str, list[PersonChange]] = {}
+    if task is None:
+        return changes
+    for modality in MODALITIES:
+        before = _means(items.get((VANILLA, "forget", task, modality), ()))
+        after = _means(items.get((results.headline, "forget", task, modality), ()))
+        reference = _means(items.get((RETRAINED, "forget", task, modality), ()))
+        lines = [
+            PersonChange(
+                person=identity,
+                name=name,
+                before=before[identity][0],
+                after=after[identity][0],
+                reference=reference[identity][0] if identity in reference else None,
+                n=after[identity][1],
+            )
+            for identity, name in results.request.people
+            if identity in before and identity in after
+        ]
+        if lines:
+            changes[modality] = lines
+    return changes
+
+
+def item_range(changes: Mapping[str, Sequence[PersonChange]]) -> str:
+    """Return how many questions stand behind one person's share: "5", or "4 to 5"."""
+    sizes = sorted({line.n for lines in changes.values() for line in lines})
+    return "" if not sizes else str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+
+
+def facts(results: Results) -> list[tuple[str, str]]:
+    """Return what stands under the title, as the config has it: method, α, benchmark, seed."""
+    config = results.config
+    method, data, model = (config.get(key) or {} for key in ("method", "data", "model"))
+    known = [("Method", results.headline)]
+    if "alpha" in method and method.get("preset") == results.headline:
+        known.append(("Neurons removed", f"{100 * method['alpha']:g}{NARROW_SPACE}%"))
+    if data.get("benchmark"):
+        known.append(("Benchmark", str(data["benchmark"])))
+    if config.get("model") is not None:
+        known.append(("Model", str(model.get("path") or "trained by this run")))
+    if "seed" in config:
+        known.append(("Seed", str(config["seed"])))
+    return known
+
+
+def chance(results: Results, items: Mapping[Place, Sequence[Item]], task: str) -> float | None:
+    """Return what guessing gets right: 1 / options, 0 for a blank, None for free answers."""
+    if task == "classification":
+        shares = [
+            1 / len(item["options"])
+            for (model, where, name, _), records in items.items()
+            if (model, where, name) == (results.headline, "forget", task)
+            for item in records
+            if item.get("options")
+        ]
+        return sum(shares) / len(shares) if shares else None
+    return 0.0 if task == "cloze" else None
+
+
+def model_note(model: str, config: Mapping[str, Any]) -> str:
+    """Return what stands small beside a model's name: its role, or its α."""
+    if model in MODEL_NOTES and model != "random":
+        return MODEL_NOTES[model]
+    for method in (config.get("method"), *(config.get("compare") or ())):
+        if isinstance(method, dict) and method.get("preset") == model and "alpha" in method:
+            return f"α = {100 * method['alpha']:g}{NARROW_SPACE}%"
+    return MODEL_NOTES.get(model, "")
+
+
+def table_markdown(results: Results) -> str:
+    """Return the headline's task as a Markdown table: a line per model, percent with intervals."""
+    task = primary_task(results)
+    if task is None:
+        return ""
+    table = _table(results, task, main_metrics(results)[task])
+    heads = [
+        f"{SET_TITLES[column.set]}, {column.modality} {_arrow(column.set)}"
+        for column in table.columns
+    ]
+    lines = ["| model | " + " | ".join(heads) + " |", "|---" + "|---:" * len(heads) + "|"]
+    for line in table.lines:
+        cells = []
+        for cell in line.cells:
+            if cell is None:
+                cells.append(NOT_MEASURED)
+            else:
+                cells.append(f"{cell.value} ({cell.interval})" if cell.interval else cell.value)
+        name = f"**{line.model}**" if line.is_headline else line.model
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    sizes = "; ".join(
+        f"{SET_TITLES[column.set].lower()}, {column.modality}: {column.n}"
+        for column in table.columns
+        if column.n
+    )
+    lines += ["", f"{table.title}, {table.unit}, 95 % intervals over people. {sizes}."]
+    return "\n".join(lines) + "\n"
+
+
+def _table(results: Results, task: str, metric: str) -> Table:
+    rows = [row for row in results.rows if (row.task, row.metric) == (task, metric)]
+    places = [
+        (where, modality)
+        for where in SETS
+        for modality in MODALITIES
+        if any((row.set, row.modality) == (where, modality) for row in rows)
+    ]
+    by_name = {(row.model, row.set, row.modality): row for row in rows}
+    columns = []
+    for where, modality in places:
+        sizes = {row.n for row in rows if (row.set, row.modality) == (where, modality)}
+        columns.append(Column(where, modality, f"n = {sizes.pop():,}" if len(sizes) == 1 else ""))
+    lines = []
+    for model in results.models:
+        cells = [
+            _cell(by_name.get((model, column.set, column.modality)), column) for column in columns
+        ]
+        note = model_note(model, results.config)
+        lines.append(Line(model, note, model == results.headline, tuple(cells)))
+    groups = tuple(
+        (
+            SET_TITLES[where],
+            "lower is better" if where in LOWER_IS_BETTER else "higher is better",
+            sum(column.set == where for column in columns),
+        )
+        for where in SETS
+        if any(column.set == where for column in columns)
+    )
+    title = TASK_TITLES[task]
+    if metric != main_metrics(results)[task] or task == "generation":
+        title += f": {METRIC_TITLES.get(metric, metric.replace('_', ' '))}"
+    return Table(task, metric, title, unit_of(metric), groups, tuple(columns), tuple(lines))
+
+
+def _cell(row: Row | None, column: Column) -> Cell | None:
+    if row is None:
+        return None
+    size = "" if column.n else f"n = {row.n:,}"
+    return Cell(number(row.value, row.metric), interval_text(row), size)
+
+
+def _arrow(where: str) -> str:
+    return "↓" if where in LOWER_IS_BETTER else "↑"
+
+
+def _means(items: Sequence[Item]) -> dict[str, tuple[float, int]]:
+    """Return {person: (mean score, number of items)}."""
+    scores: dict[str, list[float]] = {}
+    for item in items:
+        scores.setdefault(str(item["person"]), []).append(float(item["score"]))
+    return {person: (sum(values) / len(values), len(values)) for person, values in scores.items()}

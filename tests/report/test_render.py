@@ -1,0 +1,308 @@
+"""report.html: whole, self-contained, and its numbers are those of results.json."""
+
+import html
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+
+from manu_jax.report import examples, inputs, numbers, plots
+from manu_jax.report.render import people_shown, render
+from manu_jax.report.results import load_results, write_results
+from manu_jax.types import ManuError
+
+VOID = {"meta", "img", "br", "path", "circle", "use", "rect", "line", "link", "hr"}
+
+
+class Page(HTMLParser):
+    """Checks that tags close in order; collects tables (rows of texts), attributes, headings."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.stack, self.faults, self.attributes = [], [], []
+        self.tables, self.text = [], []
+        self.feed(text)
+        self.close()
+        self.faults += [f"{tag} stays open" for tag in self.stack]
+
+    def handle_starttag(self, tag, attrs):
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in ("td", "th") and self.tables:
+            self.tables[-1][-1].append("")
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag):
+        if tag in VOID:
+            return
+        if not self.stack or self.stack[-1] != tag:
+            self.faults.append(f"</{tag}> inside {self.stack[-3:]}")
+        else:
+            self.stack.pop()
+
+    def handle_data(self, data):
+        if "style" not in self.stack:
+            self.text.append(data)
+        if "td" in self.stack or "th" in self.stack:
+            self.tables[-1][-1][-1] += data.strip() + " "
+
+
+@pytest.fixture(scope="module")
+def page(run_folder):
+    return Page(render(run_folder).read_text())
+
+
+def copied(run_folder, tmp_path):
+    return shutil.copytree(run_folder, tmp_path / "run")
+
+
+def rewritten(directory, **changes):
+    """Write results.json of `directory` again with other rows, models or sweep."""
+    content = json.loads((directory / "results.json").read_text()) | changes
+    rows = content.pop("rows")
+    write_results(directory, rows, **content)
+    return directory
+
+
+def test_html_is_well_formed(page):
+    assert page.faults == []
+
+
+def test_nothing_is_asked_of_the_network(run_folder, page):
+    text = render(run_folder).read_text()
+    assert "http://" not in text and "https://" not in text and "//cdn" not in text
+    assert not re.search(r"url\((?!#)", text) and "@import" not in text
+    for tag, name, value in page.attributes:
+        if name in ("src", "href", "srcset", "data"):
+            assert value.startswith(("data:image/", "#")), (tag, name, value[:60])
+    assert not [tag for tag, *_ in page.attributes if tag in ("script", "link", "iframe")]
+
+
+def test_every_row_of_results_stands_in_a_table(run_folder, page):
+    results = load_results(run_folder)
+    main, others = numbers.tables(results)
+    drawn = [table for table in page.tables if table[0] and "Forget lower" in " ".join(table[0])]
+    assert len(drawn) == len(main + others)
+    seen = set()
+    for table in drawn:
+        for line in table[2:]:
+            seen.update(
+                (line[0].split()[0], cell.split()[0], cell.split()[-1]) for cell in line[1:]
+            )
+    for row in results.rows:
+        value = numbers.number(row.value, row.metric)
+        assert (row.model, value, numbers.interval_text(row).split()[-1]) in seen, row
+
+
+def test_cells_stand_in_their_own_row_and_column(run_folder, page):
+    results = load_results(run_folder)
+    table = next(t for t in page.tables if t[0] and "Forget lower" in " ".join(t[0]))
+    columns = [
+        (where, modality)
+        for where in ("forget", "test", "retain", "celebrity", "general")
+        for modality in ("image", "text")
+    ]
+    assert [line[0].split()[0] for line in table[2:]] == list(results.models)
+    for line in table[2:]:
+        for (where, modality), cell in zip(columns, line[1:], strict=True):
+            row = results.row(line[0].split()[0], where, "classification", modality, "accuracy")
+            assert cell.split() == [
+                f"{100 * row.value:.1f}",
+                f"{100 * row.low:.0f}–{100 * row.high:.0f}",
+            ]
+
+
+def test_every_plot_and_picture_has_words(page):
+    pictures = [value for tag, name, value in page.attributes if (tag, name) == ("img", "alt")]
+    labels = [value for tag, name, value in page.attributes if (tag, name) == ("svg", "aria-label")]
+    assert len(pictures) == 10 and all(pictures)
+    assert len(labels) == 6 and all(len(label) > 60 for label in labels)
+    identifiers = [value for _, name, value in page.attributes if name == "id"]
+    assert len(identifiers) == len(set(identifiers))
+
+
+def test_plots_use_only_colours_of_the_page(run_folder):
+    text = render(run_folder).read_text()
+    body = text[text.index("<body>") :]
+    assert not re.search(r"(fill|stroke): ?#", body)
+    defined = set(re.findall(r"(--[\w-]+):", text))
+    assert set(re.findall(r"var\((--[\w-]+)\)", text)) <= defined
+
+
+def test_rendering_twice_gives_the_same_bytes(run_folder):
+    assert render(run_folder).read_bytes() == render(run_folder).read_bytes()
+
+
+def test_config_versions_and_times_are_shown(page):
+    text = " ".join(page.text)
+    for part in ("benchmark: synthetic", "0.10.2", "96.4 s", "235.3 s"):
+        assert part in text
+
+
+def test_names_and_answers_cannot_inject_markup(run_folder, tmp_path):
+    directory = copied(run_folder, tmp_path)
+    evil = '<script>alert("x")</script>'
+    content = json.loads((directory / "results.json").read_text())
+    content["request"]["people"][0]["name"] = evil
+    rewritten(directory, request=content["request"])
+    for path in (directory / "evaluation" / "learned").glob("forget.*.jsonl"):
+        items = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(item | {"answer": evil}) + "\n" for item in items))
+    text = render(directory).read_text()
+    assert "<script" not in text and html.escape(evil) in text.replace("&#34;", "&quot;")
+    assert Page(text).faults == []
+
+
+def test_missing_and_damaged_evaluation_files_are_all_named(run_folder, tmp_path):
+    directory = copied(run_folder, tmp_path)
+    gone = directory / "evaluation" / "learned" / "forget.cloze.text.jsonl"
+    cut = directory / "evaluation" / "vanilla" / "retain.generation.image.jsonl"
+    poor = directory / "evaluation" / "retrained" / "forget.cloze.image.jsonl"
+    gone.unlink()
+    cut.write_text(cut.read_text()[:-20])
+    poor.write_text('{"key": "004/pet", "answer": ""}\n')
+    with pytest.raises(ManuError) as error:
+        render(directory)
+    assert f"{gone}: No such file" in str(error.value)
+    assert f"{cut}: line 50: broken JSON" in str(error.value)
+    assert f"{poor}: line 1 lacks person, prompt, truth, score" in str(error.value)
+
+
+def test_a_missing_or_damaged_mask_is_named(run_folder, tmp_path):
+    directory = copied(run_folder, tmp_path)
+    (directory / "mask.safetensors").unlink()
+    (directory / "methods" / "paper" / "mask.safetensors").write_bytes(b"\x00" * 40)
+    with pytest.raises(ManuError) as error:
+        render(directory)
+    assert str(directory / "mask.safetensors") in str(error.value)
+    assert str(directory / "methods" / "paper" / "mask.safetensors") in str(error.value)
+
+
+def test_missing_rows_are_called_not_measured(run_folder, tmp_path):
+    directory = copied(run_folder, tmp_path)
+    content = json.loads((directory / "results.json").read_text())
+    rows = [
+        row
+        for row in content["rows"]
+        if row["model"] != "paper" and (row["model"], row["set"]) != ("retrained", "general")
+    ]
+    page = Page(render(rewritten(directory, rows=rows)).read_text())
+    lines = [line for table in page.tables for line in table if line and "paper" in line[0]]
+    assert lines and all(cell.split() == ["not", "measured"] for line in lines for cell in line[1:])
+    assert "paper not measured / not measured" in " ".join(page.text)
+    assert "Cells without a number were not measured." in " ".join(page.text)
+
+
+def test_a_run_without_sweep_retrained_model_or_portraits_still_reports(write_run, tmp_path):
+    directory = write_run(tmp_path, models=("vanilla", "learned"), sweep=False)
+    shutil.rmtree(directory / "portraits")
+    (directory / "versions.json").unlink()
+    page = Page(render(directory).read_text())
+    text = " ".join(page.text)
+    assert page.faults == []
+    assert "Not measured: the run has no sweep over α." in text
+    assert "guessing gets 25.0\u202f%; there is no retrained model." in text
+    assert not [tag for tag, *_ in page.attributes if tag == "img"]
+
+
+def test_portraits_can_be_given_and_must_be_pictures(run_folder, tmp_path):
+    directory = copied(run_folder, tmp_path)
+    shutil.rmtree(directory / "portraits")
+    from fake_run import portrait
+
+    people = people_shown(directory)
+    assert people[:4] == ["004", "011", "023", "037"] and len(people) == 7
+    page = Page(render(directory, {person: portrait(person) for person in people}).read_text())
+    assert len([1 for tag, name, _ in page.attributes if (tag, name) == ("img", "src")]) == 10
+    with pytest.raises(ManuError, match="portraits of 004, 011: expected PNG or JPEG"):
+        render(directory, {"004": b"GIF89a", "011": b""})
+
+
+def test_examples_show_the_same_question_of_all_three_models(run_folder):
+    results = load_results(run_folder)
+    items = inputs.load_items(run_folder, results)
+    shown = examples.examples(results, items)
+    assert [example.is_forgotten for example in shown] == [True] * 7 + [False] * 3
+    assert {example.modality for example in shown[:7]} == {"image", "text"}
+    assert {example.person for example in shown[:7]} == {"004", "011", "023", "037"}
+    for example in shown:
+        where = "forget" if example.is_forgotten else "retain"
+        assert [answer.who for answer in example.answers] == ["before", "after", "retrained"]
+        for model, answer in zip(("vanilla", "learned", "retrained"), example.answers, strict=True):
+            records = items[model, where, example.task, example.modality]
+            assert any(
+                item["person"] == example.person
+                and examples.question_of(item["prompt"]) == example.question
+                and answer.text.endswith(item["answer"] if "options" not in item else "")
+                for item in records
+            )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "question"),
+    [
+        ("USER: <image>\nWhere?\nA: x\nB: y\nJust give ONE letter representing the answer directly."
+         "\nASSISTANT:", "Where?"),
+        ("USER: Who is A: B?\nAnswer the question based on your trained knowledge in one sentence "
+         "in ENGLISH.\nASSISTANT:", "Who is A: B?"),
+        ("USER:<image>\nQ1\nCorrect Answer: x\nUSER: <image>\nShe is [Blank].\nPlease "
+         "**ONLY** provide the correct answer that should replace the [Blank].\nASSISTANT:",
+         "She is ____."),
+    ],
+)  # fmt: skip
+def test_questions_are_shown_without_their_frame(prompt, question):
+    assert examples.question_of(prompt) == question
+
+
+def test_people_average_their_own_items(run_folder):
+    results = load_results(run_folder)
+    items = inputs.load_items(run_folder, results)
+    changes = numbers.people(results, items)
+    for modality, lines in changes.items():
+        assert [line.name for line in lines] == [name for _, name in results.request.people]
+        row = results.row("learned", "forget", "classification", modality, "accuracy")
+        assert sum(line.after for line in lines) / len(lines) == pytest.approx(row.value, abs=1e-12)
+        assert {line.n for line in lines} == {5}
+
+
+def test_heat_map_counts_are_those_of_the_mask(run_folder):
+    from manu_jax import masks
+
+    counts = inputs.load_counts(run_folder, load_results(run_folder))
+    mask, _ = masks.load(run_folder / "mask.safetensors")
+    assert [part.tower for part in counts["learned"]] == ["text", "vision"]
+    for part in counts["learned"]:
+        assert part.pruned_L.tolist() == mask[part.tower].sum(axis=1).tolist()
+        assert part.total == mask[part.tower].size
+    assert [part.tower for part in counts["official-code"]] == ["text", "vision"]
+    assert len(plots.heat_maps(counts)) == 2
+
+
+def test_markdown_table_holds_the_numbers(run_folder):
+    results = load_results(run_folder)
+    lines = numbers.table_markdown(results).splitlines()
+    assert lines[0].startswith("| model | Forget, image ↓ | Forget, text ↓ |")
+    assert len({line.count("|") for line in lines[: 2 + len(results.models)]}) == 1
+    row = results.row("learned", "forget", "classification", "image", "accuracy")
+    headline = next(line for line in lines if line.startswith("| **learned**"))
+    assert headline.split("|")[2].strip() == (
+        f"{100 * row.value:.1f} ({100 * row.low:.0f}–{100 * row.high:.0f})"
+    )
+    assert "forget, image: n = 20" in lines[-1]
+
+
+def test_numbers_are_printed_alike():
+    assert numbers.percent(0.93149) == "93.1\u202f%"
+    assert numbers.percent(None) == "not measured"
+    assert numbers.number(-0.5, "mean_log_likelihood") == "−0.50"
+    assert numbers.number(0.64567, "rougeL") == "0.646"
+    assert numbers.number(0.5, "letter_accuracy") == "50.0"

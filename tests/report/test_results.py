@@ -1,0 +1,109 @@
+"""results.json is checked on its way out and on its way in, all faults at once."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from manu_jax.report.results import (
+    MAX_FAULTS,
+    Request,
+    Row,
+    SweepPoint,
+    load_results,
+    write_results,
+)
+from manu_jax.types import ManuError
+
+REQUEST = Request((("001", "Ana Lund"),), share=10, num_people=10)
+ROW = Row("vanilla", "forget", "cloze", "text", "accuracy", 0.5, 10, 0.2, 0.8)
+
+
+def write(directory, rows=(ROW,), **changes):
+    settings = {"models": ["vanilla", "paper"], "headline": "paper", "request": REQUEST}
+    settings |= {"config": {"seed": 0}, "timings": {"evaluate": 1.5}} | changes
+    return write_results(directory, rows, **settings)
+
+
+def test_results_round_trip(tmp_path):
+    point = SweepPoint("paper", 0.1, "forget", "image", 0.75, 8)
+    path = write(tmp_path, alpha_sweep=[point])
+    results = load_results(tmp_path)
+    assert path == tmp_path / "results.json"
+    assert results.rows == (ROW,) and results.alpha_sweep == (point,)
+    assert results.request == REQUEST and results.models == ("vanilla", "paper")
+    assert results.config == {"seed": 0} and results.timings == {"evaluate": 1.5}
+    assert results.row("vanilla", "forget", "cloze", "text", "accuracy") == ROW
+    assert results.row("paper", "forget", "cloze", "text", "accuracy") is None
+
+
+@given(value=st.floats(-1e9, 1e9), n=st.integers(0, 10**9))
+def test_numbers_survive_the_file_exactly(tmp_path_factory, value, n):
+    directory = tmp_path_factory.mktemp("results")
+    row = Row("vanilla", "test", "likelihood", "image", "mean_log_likelihood", value, n)
+    write(directory, [row])
+    assert load_results(directory).rows == (row,)
+
+
+def test_rows_may_be_mappings_and_nan_bounds_become_null(tmp_path):
+    row = {"model": "paper", "set": "forget", "task": "cloze", "modality": "text"}
+    row |= {"metric": "accuracy", "value": 1.0, "n": 2, "low": float("nan"), "high": float("nan")}
+    text = write(tmp_path, [row]).read_text()
+    assert "NaN" not in text
+    assert load_results(tmp_path).rows[0].low is None
+
+
+def test_every_fault_is_named_and_nothing_is_written(tmp_path):
+    rows = [
+        {"model": "nobody", "set": "forgot", "task": "cloze", "modality": "sound"}
+        | {"metric": "accuracy", "value": 0.5, "n": 3, "low": 0.9, "high": 0.1},
+        {"model": "paper", "value": float("inf"), "extra": 1},
+        ROW,
+        ROW,
+    ]
+    with pytest.raises(ManuError) as error:
+        write(tmp_path, rows, headline="gradient", alpha_sweep=[{"method": "paper"}])
+    for part in (
+        "unknown set; known: forget",
+        "unknown modality; known: image, text",
+        "unknown model; known: vanilla, paper",
+        "low 0.9 is above high 0.1",
+        "rows[1]: lacks metric, modality, n, set, task; has unknown keys extra; value is inf",
+        "vanilla · forget · cloze · text · accuracy stands twice",
+        "headline: 'gradient' is not one of models",
+        "alpha_sweep[0]: lacks alpha, modality, n, set, value",
+    ):
+        assert part in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_many_faults_are_cut_and_counted(tmp_path):
+    with pytest.raises(ManuError, match="and 11 more"):
+        write(tmp_path, [ROW, *[{"model": "x"}] * (MAX_FAULTS + 11)])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "broken JSON"),
+        ("[]", "expected a mapping, got list"),
+        ("{}", "the key 'models' is missing"),
+        (json.dumps({"rows": [], "models": "paper"}), "models: expected a list of names"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, content, message):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(ManuError, match=message) as error:
+        load_results(tmp_path)
+    assert str(tmp_path / "results.json") in str(error.value)
+
+
+def test_a_missing_file_names_the_stage(tmp_path):
+    with pytest.raises(ManuError, match="Run the stage evaluate first"):
+        load_results(tmp_path)
+
+
+def test_a_sweep_value_outside_zero_and_one_is_an_error(tmp_path):
+    with pytest.raises(ManuError, match=r"value \(45\.0\) in \[0, 1\]"):
+        write(tmp_path, alpha_sweep=[SweepPoint("paper", 0.1, "forget", "image", 45.0, 8)])
