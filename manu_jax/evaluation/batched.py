@@ -1,0 +1,81 @@
+"""Samples through a compiled step, in batches of few shapes, on any mesh; results on the host."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from manu_jax import parallel
+from manu_jax.data.batches import Batches
+from manu_jax.progress import Progress
+from manu_jax.types import Batch, Encoded, ManuError
+
+MAX_BUCKETS = 2  # lengths a step is compiled for, with images and without
+MOST_FAULTS = 20  # lines in one error
+
+
+def run_batched(
+    loaded: Any,
+    encoded: Sequence[Encoded],
+    step: Callable[[Any, Batch], Any],
+    *,
+    batch_size: int,
+    description: str,
+    padding_side: Literal["left", "right"] = "right",
+) -> Iterator[tuple[np.ndarray, Any]]:
+    """Yield (indices of the samples, what `step(model, batch)` gave for them as NumPy).
+
+    step: gives a pytree of arrays whose first axis is the batch's. The padding rows are cut off.
+    batch_size: is made a multiple of the mesh's data and fsdp axes. The next batch is made while
+    the device works on the last.
+    """
+    if not encoded:
+        return
+    multiple = parallel.batch_multiple(loaded.mesh)
+    batches = Batches(
+        loaded,
+        encoded,
+        -(-batch_size // multiple) * multiple,
+        max_buckets=MAX_BUCKETS,
+        padding_side=padding_side,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    waiting: tuple[np.ndarray, Any] | None = None
+    with Progress(description, len(encoded)) as progress:
+        for number in range(len(batches) + 1):
+            started = None
+            if number < len(batches):
+                batch = parallel.put_batch(batches.batch_at(number), loaded.mesh)
+                with _on_mesh(loaded.mesh):
+                    started = batches.indices_at(number), step(loaded.model, batch)
+            if waiting is not None:
+                indices, outputs = waiting
+                yield indices, _first_rows(parallel.gather(outputs), len(indices))
+                progress.advance(len(indices))
+            waiting = started
+
+
+def refuse(faults: Sequence[str], head: str) -> None:
+    """Raise ManuError with `head` and the faults, a line each, where there are any."""
+    if faults:
+        more = [f"and {len(faults) - MOST_FAULTS} more."] if len(faults) > MOST_FAULTS else []
+        raise ManuError("\n  ".join([head, *faults[:MOST_FAULTS], *more]))
+
+
+def not_finite(loaded: Any) -> ManuError:
+    """Return the error of a model that answers with NaN or infinity."""
+    return ManuError(
+        f"{loaded.path or 'the model'}: its outputs are not finite (NaN or infinity). Are its "
+        "weights whole? With float16 weights, try model.dtype: float32."
+    )
+
+
+def _first_rows(tree: Any, count: int) -> Any:
+    return jax.tree.map(lambda values: values[:count], tree)
+
+
+def _on_mesh(mesh: jax.sharding.Mesh | None) -> contextlib.AbstractContextManager:
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)

@@ -1,0 +1,96 @@
+"""Greedy answers: a batch of prompts, a cache of keys and values, one compiled program a shape.
+
+The model is an argument of the program, so all models of one config share it.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from manu_jax.data.batches import encode_all
+from manu_jax.evaluation.batched import not_finite, refuse, run_batched
+from manu_jax.types import Batch, Sample
+
+
+def greedy(
+    loaded: Any, samples: Sequence[Sample], *, new_tokens: int, batch_size: int
+) -> list[str]:
+    """Return the model's answer to each prompt, as text without the blanks around it.
+
+    Equals `generate(do_sample=False, max_new_tokens=new_tokens)` of transformers, up to the first
+    token of `loaded.eos_ids`. ManuError: see `greedy_tokens`.
+    """
+    tokens = greedy_tokens(loaded, samples, new_tokens=new_tokens, batch_size=batch_size)
+    return [loaded.decode(row).strip() for row in tokens]
+
+
+def greedy_tokens(
+    loaded: Any, samples: Sequence[Sample], *, new_tokens: int, batch_size: int
+) -> list[np.ndarray]:
+    """Return the token ids of each answer, at most `new_tokens`, without the one that ends it.
+
+    Raises ManuError for prompts that leave no room in the context for the answer, and where the
+    model's outputs are not finite.
+    """
+    encoded = encode_all(loaded, samples)
+    refuse(
+        [
+            f"{sample.key or 'prompt'}: {item.num_tokens} tokens"
+            for sample, item in zip(samples, encoded, strict=True)
+            if item.num_tokens + new_tokens > loaded.context
+        ],
+        f"Prompts that leave no room for an answer of {new_tokens} tokens in the model's context "
+        f"of {loaded.context}; lower evaluate.new_tokens, or shorten them:",
+    )
+    answers: list[np.ndarray] = [np.zeros(0, np.int32)] * len(samples)
+    step = functools.partial(_answers, new_tokens=new_tokens, eos_ids=loaded.eos_ids)
+    for indices, (tokens_BT, is_finite_B) in run_batched(
+        loaded, encoded, step, batch_size=batch_size, description="answers", padding_side="left"
+    ):
+        if not is_finite_B.all():
+            raise not_finite(loaded)
+        for index, tokens_T in zip(indices, tokens_BT, strict=True):
+            ends = np.flatnonzero(np.isin(tokens_T, loaded.eos_ids))
+            answers[index] = tokens_T[: ends[0]] if len(ends) else tokens_T
+    return answers
+
+
+@functools.partial(jax.jit, static_argnames=("new_tokens", "eos_ids"))
+def _answers(
+    model: Any, batch: Batch, *, new_tokens: int, eos_ids: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """Return the most likely next tokens of a left-padded batch [B, T], and where all is finite.
+
+    T is `new_tokens`; after its end an answer goes on with the first of `eos_ids`. Stops when all
+    answers have ended.
+    """
+    closing = jnp.asarray(eos_ids, jnp.int32)
+    filler = eos_ids[0] if eos_ids else 0
+    B, T = batch.token_ids_BT.shape
+    logits_BV, cache = model.prefill(batch, T + new_tokens)
+    is_finite_B = jnp.isfinite(logits_BV).all(axis=-1) | (batch.example_weights_B == 0)
+
+    def chosen(logits_BV: jax.Array, is_over_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+        token_B = jnp.where(is_over_B, filler, jnp.argmax(logits_BV, axis=-1).astype(jnp.int32))
+        return token_B, is_over_B | (token_B[:, None] == closing[None]).any(axis=-1)
+
+    def goes_on(state) -> jax.Array:
+        number, _, is_over_B, _, _ = state
+        return (number < new_tokens) & ~is_over_B.all()
+
+    def go_on(state):
+        number, token_B, is_over_B, tokens_BT, cache = state
+        logits_BV, cache = model.decode(token_B, cache)
+        token_B, is_over_B = chosen(logits_BV, is_over_B)
+        tokens_BT = jax.lax.dynamic_update_index_in_dim(tokens_BT, token_B, number, axis=1)
+        return number + 1, token_B, is_over_B, tokens_BT, cache
+
+    token_B, is_over_B = chosen(logits_BV, batch.example_weights_B == 0)
+    tokens_BT = jnp.full((B, new_tokens), filler, jnp.int32).at[:, 0].set(token_B)
+    state = (jnp.asarray(1, jnp.int32), token_B, is_over_B, tokens_BT, cache)
+    _, _, _, tokens_BT, _ = jax.lax.while_loop(goes_on, go_on, state)
+    return tokens_BT, is_finite_B

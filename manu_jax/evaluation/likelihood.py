@@ -1,0 +1,80 @@
+"""How likely a model finds given answers, and whether it would have said them."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from manu_jax.data.batches import encode_all
+from manu_jax.evaluation.batched import not_finite, refuse, run_batched
+from manu_jax.models.answers import token_log_likelihoods
+from manu_jax.types import Batch, ManuError, Sample
+
+
+@dataclasses.dataclass(frozen=True)
+class Likelihoods:
+    """Of the answers of N samples, given their prompts (teacher-forced).
+
+    sum_N: Σ log p over the answer's tokens · mean_N: their mean, nats per token · recalled_N: True
+    where every token of the answer is the model's first choice. NumPy.
+    """
+
+    sum_N: np.ndarray
+    mean_N: np.ndarray
+    recalled_N: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.mean_N)
+
+
+def log_likelihoods(loaded: Any, samples: Sequence[Sample], *, batch_size: int) -> Likelihoods:
+    """Return the log-likelihoods of the samples' answer segments, in order.
+
+    Raises ManuError for samples without an answer, and where the model's outputs are not finite.
+    """
+    encoded = encode_all(loaded, samples)
+    refuse(
+        [
+            f"{sample.key or 'sample'}: {sample.text!r}"
+            for sample, item in zip(samples, encoded, strict=True)
+            if not item.loss_weights_T.any()
+        ],
+        "Samples without an answer to measure:",
+    )
+    found = Likelihoods(
+        np.zeros(len(samples)), np.zeros(len(samples)), np.zeros(len(samples), bool)
+    )
+    for indices, (sum_B, mean_B, recalled_B) in run_batched(
+        loaded, encoded, _likelihoods, batch_size=batch_size, description="likelihoods"
+    ):
+        if not np.isfinite(sum_B).all():
+            raise not_finite(loaded)
+        found.sum_N[indices] = sum_B
+        found.mean_N[indices] = mean_B
+        found.recalled_N[indices] = recalled_B
+    return found
+
+
+def share_right(loaded: Any, samples: Sequence[Sample], batch_size: int) -> float:
+    """Return the share of samples whose answer is the model's first choice at every token.
+
+    In [0, 1]; teacher-forced, so one forward pass per sample. ManuError where there are none.
+    """
+    if not samples:
+        raise ManuError("share of right answers: no samples. Give at least one.")
+    return float(log_likelihoods(loaded, samples, batch_size=batch_size).recalled_N.mean())
+
+
+@jax.jit
+def _likelihoods(model: Any, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return sum and mean of log p over the answers' tokens, and whether all are first choices."""
+    logits_BTV = model(batch, remat="none").logits_BTV
+    log_p_BT, weight_BT = token_log_likelihoods(logits_BTV, batch)
+    next_BT = jnp.roll(jnp.asarray(batch.token_ids_BT), -1, axis=1)
+    is_first_BT = jnp.argmax(logits_BTV, axis=-1) == next_BT
+    sum_B = jnp.where(weight_BT > 0, log_p_BT * weight_BT, 0).sum(axis=1)
+    mean_B = sum_B / jnp.maximum(weight_BT.sum(axis=1), 1e-9)
+    return sum_B, mean_B, (is_first_BT | (weight_BT == 0)).all(axis=1)

@@ -1,0 +1,116 @@
+"""Strings to numbers: the metrics of MLLMU-Bench and their intervals. No jax.
+
+Every metric is a value per item, so that a mean is a sum and a count, and an interval can be drawn
+by resampling people: the items of one person are not independent of each other.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A mean over `n` items and the bounds of its 95 % interval (NaN where there is one person)."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def letter_of(answer: str) -> str:
+    """Return the option that a generated answer chooses: its first character, upper-cased.
+
+    "" where the answer is empty (MLLMU-Bench's rule; blanks before the letter do not count).
+    """
+    return answer.strip()[:1].upper()
+
+
+def contains(answer: str, truth: str) -> float:
+    """Return 1.0 where the truth stands in the answer, case apart (MLLMU-Bench's cloze rule)."""
+    return float(truth.strip().lower() in answer.lower())
+
+
+def rouge(answer: str, truth: str) -> dict[str, float]:
+    """Return the F-measures {"rouge1", "rouge2", "rougeL"} with stemming (package rouge-score)."""
+    scores = _rouge_scorer().score(truth, answer)
+    return {name: float(score.fmeasure) for name, score in scores.items()}
+
+
+def bleu(answer: str, truth: str) -> float:
+    """Return BLEU-4 on whitespace tokens with smoothing method 1 (NLTK's definition)."""
+    from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+
+    smoothing = SmoothingFunction().method1
+    return float(sentence_bleu([truth.split()], answer.split(), smoothing_function=smoothing))
+
+
+# Metrics of an answer's text against the truth; each in [0, 1], and more is better.
+METRICS: dict[str, Callable[[str, str], float]] = {
+    "rougeL": lambda answer, truth: rouge(answer, truth)["rougeL"],
+    "rouge1": lambda answer, truth: rouge(answer, truth)["rouge1"],
+    "rouge2": lambda answer, truth: rouge(answer, truth)["rouge2"],
+    "bleu": bleu,
+    "exact": contains,
+}
+
+
+def bootstrap(
+    values: Sequence[float], people: Sequence[str], *, resamples: int = 1000, seed: int = 0
+) -> Interval:
+    """Return the mean of `values` and its 95 % percentile interval by bootstrap over people.
+
+    values, people: one per item; the items of a person are drawn together. The order of the people
+    of equal names does not matter, nor does that of the items.
+    """
+    sums_P, counts_P = _by_person(values, people)
+    value = float(sums_P.sum() / counts_P.sum())
+    if len(sums_P) < 2:
+        return Interval(value, float("nan"), float("nan"), len(values))
+    draws_RP = _draws(len(sums_P), resamples, seed)
+    low, high = np.percentile(draws_RP @ sums_P / (draws_RP @ counts_P), [2.5, 97.5])
+    return Interval(value, float(low), float(high), len(values))
+
+
+def paired_bootstrap(
+    first: Sequence[float],
+    second: Sequence[float],
+    people: Sequence[str],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """Return mean(first) − mean(second) on the same items, people drawn alike for both."""
+    if len(first) != len(second):
+        raise ValueError(f"paired: {len(first)} values against {len(second)}")
+    return bootstrap(
+        np.subtract(first, second, dtype=np.float64).tolist(),
+        people,
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+def _by_person(values: Sequence[float], people: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    if not len(values) or len(values) != len(people):
+        raise ValueError(f"bootstrap: {len(values)} values of {len(people)} people")
+    _, index = np.unique(np.asarray(people, dtype=str), return_inverse=True)
+    sums_P = np.bincount(index, weights=np.asarray(values, np.float64))
+    return sums_P, np.bincount(index).astype(np.float64)
+
+
+@functools.lru_cache(maxsize=8)
+def _draws(num_people: int, resamples: int, seed: int) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    share = np.full(num_people, 1 / num_people)
+    return random.multinomial(num_people, share, size=resamples).astype(np.float64)
+
+
+@functools.cache
+def _rouge_scorer():
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)

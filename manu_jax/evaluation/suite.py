@@ -1,0 +1,216 @@
+"""Sets × tasks × modalities → a file of records each, and rows of results.
+
+All that is asked in one modality is pooled, so that batches are full and few shapes are compiled.
+Records are written chunk by chunk: a killed run loses at most one.
+
+    DIRECTORY/MODEL/SET.TASK.MODALITY.jsonl           one record a line (tasks.py)
+    DIRECTORY/MODEL/SET.TASK.MODALITY.partial.jsonl   the first records of a file in the making
+"""
+
+import dataclasses
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from manu_jax import parallel
+from manu_jax.config import EvaluateSection
+from manu_jax.data.record import Person
+from manu_jax.evaluation.generate import greedy
+from manu_jax.evaluation.likelihood import log_likelihoods
+from manu_jax.evaluation.metrics import bootstrap
+from manu_jax.evaluation.tasks import TASKS, Item, Measured, record_of
+from manu_jax.folder import write_atomic
+from manu_jax.types import MODALITIES, ManuError, Modality
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 4096  # items between two writes
+WHOLE_SETS = ("forget", "test")  # max_people leaves them as they are
+
+Record = dict[str, Any]
+
+
+@dataclasses.dataclass
+class _File:
+    """One file: what is asked, and the records so far."""
+
+    path: Path
+    set: str
+    task: str
+    modality: Modality
+    items: list[Item]
+    records: list[Record]
+
+    @property
+    def partial(self) -> Path:
+        return self.path.with_suffix(".partial.jsonl")
+
+
+def evaluate(
+    loaded: Any,
+    sets: Mapping[str, Sequence[Person]],
+    section: EvaluateSection,
+    *,
+    directory: str | os.PathLike,
+    model_name: str,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Return the rows {model, set, task, modality, metric, value, n, low, high} of one model.
+
+    low, high: 95 % interval by bootstrap over people, None where there is one. A set without items
+    of a kind gives no rows. A file that stands is read instead of asked again. Raises ManuError for
+    unknown sets and tasks, and where files are damaged or hold other questions.
+    """
+    _check_names(section, sets)
+    files = _files(loaded, sets, section, Path(directory) / model_name)
+    for modality in MODALITIES:
+        _complete(loaded, [file for file in files if file.modality == modality], section)
+    return [row for file in files for row in _rows(file, model_name, section, seed)]
+
+
+def _check_names(section: EvaluateSection, sets: Mapping[str, Any]) -> None:
+    faults = [
+        f"evaluate.{what}: unknown {', '.join(map(repr, unknown))}; known: {', '.join(known)}."
+        for what, given, known in (("sets", section.sets, sets), ("tasks", section.tasks, TASKS))
+        if (unknown := [name for name in given if name not in known])
+    ]
+    if faults:
+        raise ManuError("\n".join(faults))
+
+
+def _files(
+    loaded: Any, sets: Mapping[str, Sequence[Person]], section: EvaluateSection, folder: Path
+) -> list[_File]:
+    """Return the files that have items, with the records that stand already."""
+    files, empty, faults = [], [], []
+    for task in section.tasks:
+        for name in section.sets:
+            people = sets[name]
+            if section.max_people is not None and name not in WHOLE_SETS:
+                people = sorted(people, key=lambda person: person.id)[: section.max_people]
+            for modality in MODALITIES:
+                items = list(TASKS[task].items(people, modality, loaded.template))
+                path = folder / f"{name}.{task}.{modality}.jsonl"
+                if not items:
+                    empty.append(path.stem)
+                    continue
+                file = _File(path, name, task, modality, items, [])
+                try:
+                    file.records = _read(file)
+                except ManuError as error:
+                    faults.append(str(error))
+                files.append(file)
+    if faults:
+        raise ManuError("\n".join(faults))
+    if empty:
+        logger.info("evaluate: no items for %s", ", ".join(empty))
+    return files
+
+
+def _read(file: _File) -> list[Record]:
+    """Return the records that stand; ManuError where they are not those of the file's items."""
+    path = file.path if file.path.exists() else file.partial
+    if not path.exists():
+        return []
+    fields = {"answer", "score", *TASKS[file.task].metrics.values()}
+    records: list[Record] = []
+    fault = ""
+    try:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            record = json.loads(line)
+            missing = sorted(fields - set(record)) if isinstance(record, dict) else ["all"]
+            if missing:
+                fault = fault or f"damaged: line {number} lacks {', '.join(missing)}"
+                break
+            records.append(record)
+    except (OSError, ValueError) as error:
+        fault = f"damaged ({error})"
+    asked = [(item.key, item.prompt, item.truth) for item in file.items]
+    found = [(record.get("key"), record.get("prompt"), record.get("truth")) for record in records]
+    is_whole = path == file.path
+    if not fault and (len(found) > len(asked) or (is_whole and len(found) != len(asked))):
+        fault = f"it holds {len(found)} records, {len(asked)} are asked now"
+    if not fault and found != asked[: len(found)]:
+        number = next(
+            i for i, pair in enumerate(zip(found, asked, strict=False)) if len(set(pair)) > 1
+        )
+        fault = f"line {number + 1} is about {found[number][0]}, with another question than now"
+    if fault:
+        raise ManuError(f"{path}: {fault}. Delete the file and give the command again.")
+    return records
+
+
+def _complete(loaded: Any, files: Sequence[_File], section: EvaluateSection) -> None:
+    """Ask what is missing in these files, all of one modality, and write them."""
+    missing = [(file, item) for file in files for item in file.items[len(file.records) :]]
+    for start in range(0, len(missing), CHUNK):
+        chunk = missing[start : start + CHUNK]
+        for (file, item), (answer, given) in zip(
+            chunk, _ask(loaded, [item for _, item in chunk], section), strict=True
+        ):
+            file.records.append(record_of(file.task, item, answer, given))
+        for file in {id(file): file for file, _ in chunk}.values():
+            _write(file)
+
+
+def _ask(
+    loaded: Any, items: Sequence[Item], section: EvaluateSection
+) -> list[tuple[str, list[Measured]]]:
+    """Return what the model wrote for each item, and what was measured of its given answers."""
+    answers = iter(
+        greedy(
+            loaded,
+            [item.asked for item in items if item.asked is not None],
+            new_tokens=section.new_tokens,
+            batch_size=section.batch_size,
+        )
+    )
+    found = log_likelihoods(
+        loaded, [given for item in items for given in item.given], batch_size=section.batch_size
+    )
+    pairs = zip(found.mean_N.tolist(), found.recalled_N.tolist(), strict=True)
+    measured = (Measured(mean, recalled) for mean, recalled in pairs)
+    return [
+        ("" if item.asked is None else next(answers), [next(measured) for _ in item.given])
+        for item in items
+    ]
+
+
+def _write(file: _File) -> None:
+    if not parallel.is_first_process():
+        return
+    is_whole = len(file.records) == len(file.items)
+    # Escaped beyond ASCII: some letters of other scripts would count as line ends.
+    lines = [json.dumps(record, allow_nan=False) + "\n" for record in file.records]
+    write_atomic(file.path if is_whole else file.partial, "".join(lines))
+    if is_whole:
+        file.partial.unlink(missing_ok=True)
+
+
+def _rows(
+    file: _File, model_name: str, section: EvaluateSection, seed: int
+) -> list[dict[str, Any]]:
+    people = [item.person for item in file.items]
+    rows = []
+    for metric, field in TASKS[file.task].metrics.items():
+        values = [float(record[field]) for record in file.records]
+        found = bootstrap(values, people, resamples=section.resamples, seed=seed)
+        has_interval = not math.isnan(found.low)
+        rows.append(
+            {
+                "model": model_name,
+                "set": file.set,
+                "task": file.task,
+                "modality": file.modality,
+                "metric": metric,
+                "value": found.value,
+                "n": found.n,
+                "low": found.low if has_interval else None,
+                "high": found.high if has_interval else None,
+            }
+        )
+    return rows

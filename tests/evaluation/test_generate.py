@@ -1,0 +1,133 @@
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import tiny_llava
+
+from manu_jax import parallel
+from manu_jax.evaluation import generate
+from manu_jax.evaluation.generate import greedy, greedy_tokens
+from manu_jax.types import ManuError, Sample
+
+NEW_TOKENS = 6
+
+
+def prompts(modality, count=5):
+    """Prompts of different lengths, in one bucket: few programs to compile."""
+    return [
+        Sample((("." * i + sample.segments[0][0], False),), sample.images, sample.key)
+        for i, sample in enumerate(tiny_llava.samples(modality, count))
+    ]
+
+
+@pytest.fixture(scope="module")
+def torch_model(tmp_path_factory):
+    import torch
+    from transformers import LlavaForConditionalGeneration
+
+    from manu_jax.models.family import save_pretrained
+
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    save_pretrained(tiny_llava.loaded(), path)
+    return LlavaForConditionalGeneration.from_pretrained(
+        path, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+
+
+def generated_by_torch(model, sample, new_tokens):
+    import torch
+
+    loaded = tiny_llava.loaded()
+    encoded = loaded.encode(sample)
+    inputs = {"input_ids": torch.tensor(encoded.token_ids_T[None].astype(np.int64))}
+    if encoded.pixels_IYXC is not None:
+        inputs["pixel_values"] = torch.tensor(encoded.pixels_IYXC.transpose(0, 3, 1, 2))
+    with torch.no_grad():
+        ids = model.generate(
+            **inputs,
+            attention_mask=torch.ones_like(inputs["input_ids"]),
+            do_sample=False,
+            max_new_tokens=new_tokens,
+            pad_token_id=loaded.padding_id,
+            eos_token_id=list(loaded.eos_ids),
+        )
+    return ids[0, encoded.num_tokens :].numpy()
+
+
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_answers_equal_those_of_transformers(torch_model, modality):
+    asked = prompts(modality)
+    ours = greedy_tokens(tiny_llava.loaded(), asked, new_tokens=NEW_TOKENS, batch_size=4)
+    for sample, tokens in zip(asked, ours, strict=True):
+        theirs = generated_by_torch(torch_model, sample, NEW_TOKENS)
+        np.testing.assert_array_equal(tokens, theirs[~np.isin(theirs, tiny_llava.loaded().eos_ids)])
+
+
+def test_batch_size_and_order_change_no_answer():
+    asked = prompts("text")
+    alone = greedy(tiny_llava.loaded(), asked, new_tokens=NEW_TOKENS, batch_size=1)
+    assert len(set(alone)) > 1
+    together = greedy(tiny_llava.loaded(), asked, new_tokens=NEW_TOKENS, batch_size=32)
+    assert together == alone
+    turned = greedy(tiny_llava.loaded(), asked[::-1], new_tokens=NEW_TOKENS, batch_size=4)
+    assert turned[::-1] == alone
+
+
+def test_answers_stop_at_the_first_end_token_and_the_loop_with_the_last(monkeypatch):
+    asked = prompts("text", 2)
+    loaded = tiny_llava.loaded()
+    free = greedy_tokens(loaded, asked, new_tokens=NEW_TOKENS, batch_size=4)
+    ends = [int(free[0][0]), int(free[1][2])]
+    text = {**loaded.hf_config["text_config"], "eos_token_id": ends}
+    loaded = dataclasses.replace(loaded, hf_config={**loaded.hf_config, "text_config": text})
+    steps, decode = [], type(loaded.model).decode
+
+    def counted(self, token_ids_B, cache):
+        jax.debug.callback(lambda: steps.append(1))
+        return decode(self, token_ids_B, cache)
+
+    monkeypatch.setattr(type(loaded.model), "decode", counted)
+    # The end tokens are static: this is a program of its own, with the counting in it.
+    answers = greedy_tokens(loaded, asked, new_tokens=NEW_TOKENS, batch_size=4)
+    jax.effects_barrier()
+    expected = [row[: np.flatnonzero(np.isin(row, ends))[0]] for row in free]
+    for answer, tokens in zip(answers, expected, strict=True):
+        np.testing.assert_array_equal(answer, tokens)
+    assert len(answers[0]) == 0 and len(answers[1]) <= 2
+    assert len(steps) == len(answers[1])  # not NEW_TOKENS − 1
+
+
+def test_models_of_one_config_share_the_program():
+    asked = prompts("text")
+    loaded = tiny_llava.loaded()
+    greedy(loaded, asked, new_tokens=NEW_TOKENS, batch_size=4)
+    count = generate._answers._cache_size()
+    other = loaded.replace_model(jax.tree.map(lambda x: x * 0.5, loaded.model))
+    greedy(other, asked, new_tokens=NEW_TOKENS, batch_size=4)
+    assert generate._answers._cache_size() == count
+
+
+def test_a_prompt_without_room_for_its_answer_is_named():
+    long = Sample((("word " * 20, False),), (), "007/long")
+    with pytest.raises(ManuError, match=r"(?s)no room for an answer of 50.*128.*007/long: \d+"):
+        greedy(tiny_llava.loaded(), [long], new_tokens=50, batch_size=1)
+
+
+def test_a_model_of_nan_is_an_error():
+    loaded = tiny_llava.loaded()
+    broken = loaded.replace_model(jax.tree.map(lambda x: x * np.nan, loaded.model))
+    with pytest.raises(ManuError, match="not finite"):
+        greedy(broken, prompts("text"), new_tokens=NEW_TOKENS, batch_size=4)
+
+
+def test_no_prompts_give_no_answers():
+    assert greedy(tiny_llava.loaded(), [], new_tokens=4, batch_size=4) == []
+
+
+def test_a_mesh_gives_the_same_answers():
+    asked = prompts("image")
+    alone = greedy(tiny_llava.loaded(), asked, new_tokens=NEW_TOKENS, batch_size=4)
+    mesh = parallel.make_mesh(2, 2, 2)
+    meshed = greedy(tiny_llava.on_mesh(mesh), asked, new_tokens=NEW_TOKENS, batch_size=3)
+    assert meshed == alone

@@ -1,0 +1,94 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from manu_jax.evaluation import metrics
+
+
+def test_letter_is_the_first_character_in_upper_case():
+    assert metrics.letter_of(" b: Oslo") == "B"
+    assert metrics.letter_of("\nA") == "A"
+    assert metrics.letter_of("") == ""
+    assert metrics.letter_of("The answer is A") == "T"
+
+
+def test_contains_ignores_case_and_looks_for_the_whole_truth():
+    assert metrics.contains("He lives in OSLO, Norway.", "Oslo ") == 1.0
+    assert metrics.contains("Osl", "Oslo") == 0.0
+
+
+def test_rouge_counts_stems_and_order():
+    # unigrams: paint(ing) matches paint(s) by its stem: 2 of 3 against 2 of 2.
+    scores = metrics.rouge("she paints daily", "painting daily")
+    assert scores["rouge1"] == pytest.approx(2 * (2 / 3 * 1) / (2 / 3 + 1))
+    assert scores["rouge2"] == pytest.approx(2 * (1 / 2 * 1) / (1 / 2 + 1))
+    turned = metrics.rouge("daily paints", "painting daily")
+    assert turned["rouge1"] == 1.0 and turned["rougeL"] == 0.5 and turned["rouge2"] == 0.0
+
+
+def test_bleu_is_four_grams_with_smoothing_one():
+    assert metrics.bleu("a b c d e", "a b c d e") == pytest.approx(1.0)
+    # 4 of 5, 3 of 4, 2 of 3, 1 of 2 n-grams.
+    expected = math.exp(np.mean(np.log([4 / 5, 3 / 4, 2 / 3, 1 / 2])))
+    assert metrics.bleu("a b c d x", "a b c d e") == pytest.approx(expected)
+    # No four-gram matches: method 1 counts 0.1 for it.
+    expected = math.exp(np.mean(np.log([3 / 4, 2 / 3, 1 / 2, 0.1 / 1])))
+    assert metrics.bleu("a b c x", "a b c d") == pytest.approx(expected)
+    assert metrics.bleu("", "a b") == 0.0
+
+
+def test_every_text_metric_is_one_for_the_truth_and_zero_for_nothing():
+    truth = "Born in a small town near the old harbour"
+    for name, metric in metrics.METRICS.items():
+        assert metric(truth, truth) == pytest.approx(1.0), name
+        assert metric("", truth) == 0.0, name
+
+
+def test_bootstrap_draws_people_not_items():
+    # Two people, each all right or all wrong: the interval spans 0 to 1 however many items.
+    values = [1.0] * 50 + [0.0] * 50
+    interval = metrics.bootstrap(values, ["a"] * 50 + ["b"] * 50)
+    assert (interval.value, interval.low, interval.high, interval.n) == (0.5, 0.0, 1.0, 100)
+    many = metrics.bootstrap(values, [str(i) for i in range(100)])
+    assert 0.38 < many.low < 0.42 and 0.58 < many.high < 0.62
+
+
+def test_bootstrap_weighs_people_by_their_items():
+    interval = metrics.bootstrap([1.0, 1.0, 1.0, 0.0], ["a", "a", "a", "b"])
+    assert interval.value == 0.75
+
+
+def test_one_person_has_no_interval():
+    interval = metrics.bootstrap([1.0, 0.0], ["a", "a"])
+    assert interval.value == 0.5 and math.isnan(interval.low) and math.isnan(interval.high)
+
+
+def test_nothing_to_bootstrap_is_an_error():
+    with pytest.raises(ValueError, match="0 values"):
+        metrics.bootstrap([], [])
+    with pytest.raises(ValueError, match="3 values against 2"):
+        metrics.paired_bootstrap([1.0] * 3, [1.0] * 2, ["a"] * 3)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 1), st.sampled_from("abcdef")), min_size=2, max_size=30))
+def test_bootstrap_is_seeded_ordered_and_blind_to_item_order(items):
+    values, people = zip(*items, strict=True)
+    first = metrics.bootstrap(values, people, resamples=200, seed=3)
+    turned = metrics.bootstrap(values[::-1], people[::-1], resamples=200, seed=3)
+    np.testing.assert_allclose(
+        [first.value, first.low, first.high], [turned.value, turned.low, turned.high], atol=1e-12
+    )
+    if len(set(people)) > 1:
+        assert min(values) - 1e-9 <= first.low <= first.high <= max(values) + 1e-9
+
+
+def test_paired_bootstrap_is_narrow_where_models_differ_alike():
+    random = np.random.default_rng(0)
+    people = [str(i) for i in range(40)]
+    level = random.normal(0, 5, 40)
+    paired = metrics.paired_bootstrap((level + 1).tolist(), level.tolist(), people)
+    assert paired.value == pytest.approx(1.0) and paired.high - paired.low < 1e-9

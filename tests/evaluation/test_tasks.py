@@ -1,0 +1,97 @@
+import math
+
+import pytest
+import tiny_llava
+
+from manu_jax.data.record import Fact, Person, Question
+from manu_jax.evaluation.tasks import TASKS, Item, Measured, record_of
+from manu_jax.types import Template
+
+OPTIONS = {"A": "Rome", "B": "Oslo", "C": "Lima"}
+IMAGE = tiny_llava.facts()[0].image
+PERSON = Person(
+    "007",
+    "Ada Moss",
+    (IMAGE,),
+    {},
+    (
+        Fact("007", "Ada Moss", "Where does this person live?", "Oslo", "residence", IMAGE),
+        Fact("007", "Ada Moss", "What is the name of this person?", "Ada Moss", "name", IMAGE),
+    ),
+    (
+        Question("classification", "image", "Where is home?", "Oslo", "residence", OPTIONS, "B"),
+        Question("cloze", "text", "Ada lives in __.", "Oslo", "residence"),
+        Question("generation", "image", "Where is home?", "She lives in Oslo.", "residence"),
+    ),
+)
+
+
+def items(task, modality):
+    return list(TASKS[task].items([PERSON], modality, Template()))
+
+
+def test_classification_asks_for_a_letter_and_measures_each_option():
+    (item,) = items("classification", "image")
+    assert item.asked is not None and item.asked.images == (IMAGE,)
+    assert "B: Oslo" in item.asked.text and "ONE letter" in item.asked.text
+    assert [one.text for one in item.given] == [
+        f"USER: <image>\nWhere is home?\nASSISTANT: {text}" for text in OPTIONS.values()
+    ]
+    assert all(one.segments[1][1] and one.images == (IMAGE,) for one in item.given)
+    assert items("classification", "text") == []
+
+
+def test_the_likeliest_option_counts_not_the_letter_written():
+    (item,) = items("classification", "image")
+    given = [Measured(-2.0, False), Measured(-0.5, True), Measured(-1.0, False)]
+    record = record_of("classification", item, "a) it is Rome", given)
+    assert record["answer"] == "B" and record["score"] == 1.0
+    assert record["letter"] == "A" and record["letter_score"] == 0.0
+    assert record["truth"] == record["correct"] == "B" and record["options"] == OPTIONS
+    assert record["written"] == "a) it is Rome"
+    assert record["log_likelihoods"] == {"A": -2.0, "B": -0.5, "C": -1.0}
+    assert record["key"] == "007/residence" and record["person"] == "007"
+
+
+@pytest.mark.parametrize("answer", ["", "\n", "🦊", "ß", "The answer is B", "É"])
+def test_odd_letters_are_wrong_and_no_error(answer):
+    (item,) = items("classification", "image")
+    record = record_of("classification", item, answer, [Measured(0.0, True)] * 3)
+    assert record["letter_score"] == 0.0
+    assert record["answer"] == "A"  # equal options: the first
+
+
+def test_cloze_marks_the_blank_and_looks_for_the_truth():
+    (item,) = items("cloze", "text")
+    assert item.asked is not None and "Ada lives in [Blank]." in item.prompt
+    assert item.asked.images == () and item.given == ()
+    assert record_of("cloze", item, "in OSLO, she said", [])["score"] == 1.0
+    assert record_of("cloze", item, "", [])["score"] == 0.0
+
+
+def test_generation_has_all_its_metrics():
+    (item,) = items("generation", "image")
+    right = record_of("generation", item, "She lives in Oslo.", [])
+    assert {right[f] for f in TASKS["generation"].metrics.values()} == {1.0}
+    empty = record_of("generation", item, "", [])
+    assert {empty[f] for f in TASKS["generation"].metrics.values()} == {0.0}
+    other = record_of("generation", item, "She lives in Rome.", [])
+    assert 0 < other["rouge2"] < other["score"] < 1 and other["exact"] == 0.0
+
+
+def test_likelihood_is_over_the_facts_in_that_form():
+    image, text = items("likelihood", "image"), items("likelihood", "text")
+    assert [item.attribute for item in image] == ["residence", "name"]
+    assert [item.prompt for item in text] == ["USER: Where does Ada Moss live?\nASSISTANT:"]
+    assert text[0].truth == "Oslo" and text[0].asked is None
+    record = record_of("likelihood", text[0], "", [Measured(-0.25, True)])
+    assert record["score"] == -0.25 and record["recalled"] == 1.0 and record["answer"] == ""
+    assert record["probability"] == pytest.approx(math.exp(-0.25), abs=1e-6)
+
+
+def test_every_task_names_fields_that_its_records_have():
+    item = Item("k/a", "k", "a", "p", "t", options={"t": "x"})
+    for name, task in TASKS.items():
+        record = record_of(name, item, "t", [Measured(-1.0, False)])
+        assert {"key", "person", "attribute", "prompt", "answer", "truth", "score"} <= set(record)
+        assert set(task.metrics.values()) <= set(record)
