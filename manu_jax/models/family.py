@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -177,6 +178,7 @@ class Loaded:
         return processing.collate(
             encoded,
             padding_token=self.padding_id,
+            image_size=self.config.vision.image_size,
             length=length,
             batch_size=batch_size,
             num_images=num_images,
@@ -237,7 +239,7 @@ def load(
     else:
         tensors, table = read_tensors(path, family, config)
         model = family.abstract(config)
-        weights.compare(tensors, table, _shapes(model)).refuse(str(path))
+        weights.compare(tensors, table, shapes(model)).refuse(str(path))
         kind = jnp.dtype(dtype) if dtype else weights.stored_dtype(tensors)
         model = weights.fill(model, tensors, table, dtype=kind, mesh=mesh)
     logger.info("%s: %s, %s", path, family.name, sizes(family, config, model))
@@ -302,10 +304,19 @@ def read_tensors(path: Path, family: Family, config: Any):
     return weights.without_repeats(tensors, family.tied(config)), family.weight_table(config)
 
 
+def shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """Return {path: shape} of a model's leaves."""
+    return {name: leaf.shape for name, leaf in _leaves(model).items()}
+
+
+def num_parameters(model: Any) -> int:
+    """Return how many numbers a model's weights are; those of layers that do not run count too."""
+    return sum(math.prod(shape) for shape in shapes(model).values())
+
+
 def sizes(family: Family, config: Any, model: Any) -> str:
     """Return one line of sizes: parameters, towers, neurons."""
-    leaves = jax.tree.leaves(model)
-    parts = [f"{sum(leaf.size for leaf in leaves):,} parameters in {leaves[0].dtype}"]
+    parts = [f"{num_parameters(model):,} parameters in {jax.tree.leaves(model)[0].dtype}"]
     for tower, (layers, neurons) in family.towers(config).items():
         parts.append(f"{tower}: {layers} × {neurons:,} = {layers * neurons:,} neurons")
     return "; ".join(parts)
@@ -371,10 +382,6 @@ def _load_checkpoint(path: Path, model: Any, mesh: jax.sharding.Mesh | None) -> 
 def _leaves(model: Any) -> dict[str, Any]:
     flat = jax.tree_util.tree_flatten_with_path(model)[0]
     return {parallel.path_name(path): leaf for path, leaf in flat}
-
-
-def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    return {name: leaf.shape for name, leaf in _leaves(model).items()}
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

@@ -94,6 +94,7 @@ def collate(
     encoded: Sequence[Encoded],
     *,
     padding_token: int,
+    image_size: int,
     length: int | None = None,
     batch_size: int | None = None,
     num_images: int | None = None,
@@ -101,8 +102,8 @@ def collate(
 ) -> Batch:
     """Return samples padded to one batch; examples beyond them have weight 0 and no valid token.
 
-    length, batch_size, num_images: what to pad to; None: the largest there is. With num_images 0 or
-    no image in any sample, the batch has no pixels.
+    length, batch_size, num_images: what to pad to; None: the largest there is. With no image (and
+    num_images None or 0) the batch has no pixels.
     """
     T = max((item.num_tokens for item in encoded), default=0) if length is None else length
     B = len(encoded) if batch_size is None else batch_size
@@ -121,17 +122,14 @@ def collate(
         place = slice(0, n) if padding_side == "right" else slice(T - n, T)
         token_ids_BT[row, place] = item.token_ids_T
         attention_mask_BT[row, place] = True
-        positions_BT[row, place] = np.arange(n)
+        # Padding on the right goes on counting, as in `transformers`: statistics may include it.
+        positions_BT[row] = np.maximum(np.arange(T) - place.start, 0)
         loss_weights_BT[row, place] = item.loss_weights_T
         feature_index_BT[row, place] = item.feature_index_T
         example_weights_B[row] = 1
     image_mask_BI = pixels_BIYXC = None
     if images:
-        shape = next((x.pixels_IYXC.shape[1:] for x in encoded if x.pixels_IYXC is not None), None)
-        if shape is None:
-            raise ValueError(
-                "num_images is given, and no sample has an image to take the size from"
-            )
+        shape = (image_size, image_size, 3)
         image_mask_BI = np.zeros((B, images), bool)
         pixels_BIYXC = np.zeros((B, images, *shape), np.float32)
         for row, item in enumerate(encoded):

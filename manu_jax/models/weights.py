@@ -42,14 +42,18 @@ class Comparison:
     left_over: tuple[str, ...]
     misshaped: tuple[str, ...]
 
+    @property
+    def fits(self) -> bool:
+        return not (self.missing or self.left_over or self.misshaped)
+
     def refuse(self, where: str) -> None:
-        """Raise one ManuError with everything that does not fit."""
+        """Raise one ManuError with everything that does not fit; return where all does."""
         lists = {
             "missing": self.missing,
             "left over": self.left_over,
             "of another shape": self.misshaped,
         }
-        if any(lists.values()):
+        if not self.fits:
             listed = "\n".join(
                 f"  {len(names)} {what}: {', '.join(names)}"
                 for what, names in lists.items()

@@ -1,0 +1,274 @@
+"""Hugging Face folders in every form and dtype come in; the same bytes go out; the rest is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import llava_cases
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.numpy import load_file, save_file
+
+from manu_jax.models import export, family
+from manu_jax.types import ManuError
+
+PROMPT = "USER: <image>\nWhere?\nASSISTANT:"
+
+
+def copied(source: Path, target: Path) -> Path:
+    return Path(shutil.copytree(source, target / "copy"))
+
+
+def tensors_of(folder: Path) -> dict[str, np.ndarray]:
+    return {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
+
+
+def rewrite(folder: Path, change) -> None:
+    """Pass a folder's tensors through `change` (a dict in, a dict out)."""
+    save_file(change(tensors_of(folder)), folder / "model.safetensors", {"format": "pt"})
+
+
+def edit_config(folder: Path, **changes) -> None:
+    file = folder / "config.json"
+    values = json.loads(file.read_text())
+    for name, value in changes.items():
+        section, _, field = name.rpartition("__")
+        (values[section] if section else values)[field] = value
+    file.write_text(json.dumps(values))
+
+
+def equal_models(one, two) -> bool:
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
+    return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)
+
+
+def renamed(name: str, form: str) -> str:
+    """Spell a name of form B (what transformers 5 writes of a model made from a config) otherwise."""
+    if form in "AD":
+        name = name.replace("vision_tower.", "vision_tower.vision_model.")
+    if form in "CD":
+        name = name.replace("language_model.lm_head.", "lm_head.")
+        name = name.replace("language_model.model.", "model.language_model.")
+        if name.startswith(("vision_tower.", "multi_modal_projector.")):
+            name = "model." + name
+    return name
+
+
+@pytest.mark.parametrize("form", "ABCD")
+def test_all_four_spellings_load_alike(case, tmp_path, form):
+    folder, _ = case()
+    other = copied(folder, tmp_path)
+    rewrite(other, lambda found: {renamed(name, form): x for name, x in found.items()})
+    assert equal_models(family.load(folder).model, family.load(other).model)
+
+
+def test_what_transformers_writes_with_its_own_names_loads(case, tmp_path, words):
+    folder, model = case()
+    model.save_pretrained(tmp_path, save_original_format=False)
+    llava_cases.save_processor(tmp_path, words)
+    assert any(name.startswith("model.language_model.") for name in tensors_of(tmp_path))
+    assert equal_models(family.load(folder).model, family.load(tmp_path).model)
+
+
+@pytest.mark.parametrize("name", ["one-key-head-tied", "biases-llama3-rope"])
+def test_what_is_saved_equals_what_was_loaded_bit_for_bit(case, tmp_path, name):
+    folder, reference = case(name)
+    family.save_pretrained(family.load(folder), tmp_path / "out")
+    before, after = tensors_of(folder), tensors_of(tmp_path / "out")
+    assert {renamed(name, "A") for name in before} == set(after)
+    for key, array in before.items():
+        assert array.tobytes() == after[renamed(key, "A")].tobytes(), key
+    again, info = transformers.LlavaForConditionalGeneration.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not any(info.values())
+    inputs = llava_cases.torch_inputs(tmp_path / "out", "right", [PROMPT], [image()])
+    with torch.no_grad():
+        assert torch.equal(reference(**inputs).logits, again(**inputs).logits)
+
+
+def image():
+    return llava_cases.random_images(1)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_half_precision_comes_and_goes_unchanged(case, tmp_path, words, kind):
+    model = llava_cases.build_torch(llava_cases.CASES["all-key-heads"], words)
+    model.to(getattr(torch, kind)).save_pretrained(tmp_path / "in")
+    llava_cases.save_processor(tmp_path / "in", words)
+    loaded = family.load(tmp_path / "in")
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(loaded.model)} == {kind}
+    family.save_pretrained(loaded, tmp_path / "out")
+    before, after = tensors_of(tmp_path / "in"), tensors_of(tmp_path / "out")
+    assert all(x.tobytes() == after[renamed(key, "A")].tobytes() for key, x in before.items())
+    assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == kind
+    # In half precision the logits are near those of float32, which are near PyTorch's.
+    batch = loaded.batch([PROMPT], [image()])
+    half = np.asarray(loaded.model(batch).logits_BTV, np.float32)
+    whole = family.load(tmp_path / "in", "float32").model(batch).logits_BTV
+    assert whole.dtype == np.float32
+    # bfloat16 has 8 bits: a hundredth or so of the largest logit, over a few layers.
+    assert np.abs(half - whole).max() < 0.05 * np.abs(whole).max()
+
+
+def test_dtype_converts_on_loading(case, tmp_path):
+    folder, _ = case()
+    loaded = family.load(folder, "bfloat16")
+    family.save_pretrained(loaded, tmp_path / "out")
+    assert {str(x.dtype) for x in tensors_of(tmp_path / "out").values()} == {"bfloat16"}
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["dtype"] == config["torch_dtype"] == "bfloat16"
+    with pytest.raises(ManuError, match="float64.*known: float32"):
+        family.load(folder, "float64")
+
+
+def test_several_files_with_an_index_load_and_are_written(case, tmp_path, words):
+    folder, model = case()
+    model.save_pretrained(tmp_path / "in", max_shard_size="20KB")
+    llava_cases.save_processor(tmp_path / "in", words)
+    assert len(list((tmp_path / "in").glob("*.safetensors"))) > 2
+    loaded = family.load(tmp_path / "in")
+    assert equal_models(family.load(folder).model, loaded.model)
+    out = tmp_path / "out"
+    out.mkdir()
+    family.write_small_files(loaded, out)
+    table = loaded.family.weight_table(loaded.config)
+    export.write_tensors(export.export_tensors(loaded.model, table), out, 30_000)
+    assert len(list(out.glob("model-0000?-of-0000?.safetensors"))) > 2
+    assert equal_models(loaded.model, family.load(out).model)
+    again = transformers.LlavaForConditionalGeneration.from_pretrained(out)
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
+
+
+def test_a_tied_models_repeated_head_is_accepted_if_it_is_the_embedding(case, tmp_path):
+    folder, _ = case("one-key-head-tied")
+    head, embedding = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
+    other = copied(folder, tmp_path)
+    assert head not in tensors_of(other)
+    rewrite(other, lambda found: {**found, head: found[embedding]})
+    assert equal_models(family.load(folder).model, family.load(other).model)
+    rewrite(other, lambda found: {**found, head: found[embedding] + 1})
+    with pytest.raises(ManuError, match="ties language_model.lm_head.weight"):
+        family.load(other)
+
+
+def test_buffers_of_older_files_are_not_weights(case, tmp_path):
+    folder, _ = case()
+    other = copied(folder, tmp_path)
+    extra = {
+        "language_model.model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(3, np.float32),
+        "vision_tower.embeddings.position_ids": np.zeros((1, 10), np.float32),
+    }
+    rewrite(other, lambda found: found | extra)
+    assert equal_models(family.load(folder).model, family.load(other).model)
+
+
+def test_unused_missing_and_misshaped_tensors_are_one_error_that_names_all(case, tmp_path):
+    folder, _ = case()
+    other = copied(folder, tmp_path)
+    gone = ["language_model.model.norm.weight", "multi_modal_projector.linear_1.bias"]
+    extra = ["language_model.model.layers.7.mlp.up_proj.weight", "a.stranger"]
+
+    def change(found):
+        found = {name: x for name, x in found.items() if name not in gone}
+        found["language_model.lm_head.weight"] = found["language_model.lm_head.weight"][:, :5]
+        return found | {name: np.ones(3, np.float32) for name in extra}
+
+    rewrite(other, change)
+    with pytest.raises(ManuError) as caught:
+        family.load(other)
+    message = str(caught.value)
+    assert all(name in message for name in [*gone, *extra])
+    assert "2 missing" in message and "2 left over" in message
+    assert "language_model.lm_head.weight is [" in message and ", 5], expected [" in message
+
+
+def test_nan_and_infinite_weights_are_refused_by_name(case, tmp_path):
+    folder, _ = case()
+    names = [
+        "language_model.model.layers.1.mlp.up_proj.weight",
+        "multi_modal_projector.linear_2.bias",
+    ]
+    for number, value, kind in ((0, np.nan, np.float32), (1, -np.inf, "bfloat16")):
+        other = copied(folder, tmp_path / str(number))
+
+        def change(found, number=number, value=value, kind=kind):
+            found[names[number]].flat[1] = value
+            return {name: x.astype(kind) for name, x in found.items()}
+
+        rewrite(other, change)
+        with pytest.raises(ManuError, match="NaN or infinite") as caught:
+            family.load(other)
+        assert names[number] in str(caught.value) and names[1 - number] not in str(caught.value)
+
+
+def test_a_truncated_file_is_named(case, tmp_path):
+    other = copied(case()[0], tmp_path)
+    file = other / "model.safetensors"
+    for size in (file.stat().st_size - 100, 5):
+        file.write_bytes(file.read_bytes()[:size])
+        with pytest.raises(ManuError, match="model.safetensors is damaged or cut short"):
+            family.load(other)
+
+
+def test_a_folder_without_weights_is_refused(case, tmp_path):
+    other = copied(case()[0], tmp_path)
+    (other / "model.safetensors").rename(other / "pytorch_model.bin")
+    with pytest.raises(ManuError, match="no .*safetensors.*pytorch_model.bin; pickles are never"):
+        family.load(other)
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (other / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ManuError, match="not there: model-00001-of-00002.safetensors"):
+        family.load(other)
+    (other / "model.safetensors.index.json").write_text("{")
+    with pytest.raises(ManuError, match="not a safetensors index"):
+        family.load(other)
+
+
+def test_missing_empty_and_foreign_folders_are_refused(case, tmp_path):
+    with pytest.raises(ManuError, match="no such folder"):
+        family.load(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ManuError, match="no config.json; the folder holds nothing"):
+        family.load(tmp_path / "empty")
+    other = copied(case()[0], tmp_path)
+    edit_config(other, model_type="bert")
+    with pytest.raises(ManuError, match="model_type 'bert'; known: llava"):
+        family.load(other)
+    (other / "config.json").write_text('{"model_type": ')
+    with pytest.raises(ManuError, match="config.json: can't be read as JSON"):
+        family.load(other)
+
+
+def test_missing_processor_files_are_refused(case, tmp_path):
+    other = copied(case()[0], tmp_path)
+    (other / "processor_config.json").unlink()
+    with pytest.raises(ManuError, match="image processor"):
+        family.load(other)
+    other = copied(case()[0], tmp_path / "two")
+    (other / "tokenizer.json").unlink()
+    with pytest.raises(ManuError, match="tokenizer"):
+        family.load(other)
+
+
+def test_an_image_token_that_is_not_the_tokenizers_is_refused(case, tmp_path):
+    other = copied(case()[0], tmp_path)
+    edit_config(other, image_token_index=7)
+    with pytest.raises(ManuError, match="image token is 4, config.json says 7"):
+        family.load(other)
+
+
+def test_nothing_is_written_where_saving_fails(case, tmp_path, monkeypatch):
+    loaded = family.load(case()[0])
+    target = tmp_path / "out"
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export, "_write_shard", fail)
+    with pytest.raises(ManuError, match="out"):
+        family.save_pretrained(loaded, target)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,263 @@
+"""The same weights and inputs give what `LlavaForConditionalGeneration` gives in float32."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import llava_cases
+import numpy as np
+import pytest
+import torch
+
+from manu_jax.models import family
+from manu_jax.types import Probe, Sample
+
+# The bound of the issue; the differences are of the order of 1e-6.
+TOLERANCE = 1e-4
+# Of different lengths, so that the statistic sees padding.
+TWO = [llava_cases.PROMPTS[0], llava_cases.PROMPTS[0].replace("live", "live in Oslo")]
+
+
+@functools.partial(jax.jit, static_argnames="probe")
+def forward(model, batch, gates=None, probe=None):
+    return model(batch, gates, probe)
+
+
+@pytest.mark.parametrize("name", llava_cases.CASES)
+def test_logits_equal_those_of_transformers(case, name):
+    folder, reference = case(name)
+    loaded = family.load(folder)
+    images = llava_cases.image_lists()
+    for side in ("left", "right"):
+        inputs = llava_cases.torch_inputs(folder, side, images=images)
+        batch = loaded.batch(llava_cases.PROMPTS, images, padding_side=side)
+        check_inputs(inputs, batch)
+        check_logits(reference, inputs, forward(loaded.model, batch), batch)
+
+
+def test_a_text_only_batch_runs_no_tower_and_has_the_same_logits(case):
+    folder, reference = case()
+    loaded = family.load(folder)
+    prompts = ["USER: Where?\nASSISTANT:", "USER: Lima or Accra?\nASSISTANT:"]
+    inputs = llava_cases.torch_inputs(folder, "right", prompts)
+    batch = loaded.batch(prompts)
+    check_inputs(inputs, batch)
+    check_logits(reference, inputs, forward(loaded.model, batch), batch)
+    # Not a number of the tower is read: with NaN in all its weights the logits are the same.
+    broken = jax.tree.map(lambda leaf: leaf, loaded.model)
+    broken.vision = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), broken.vision)
+    assert np.isfinite(forward(broken, batch).logits_BTV).all()
+
+
+def test_greedy_tokens_equal_those_of_generate(case):
+    folder, reference = case("qwen2-two-windows")
+    loaded = family.load(folder)
+    images, steps = llava_cases.image_lists(), 8
+    inputs = llava_cases.torch_inputs(folder, "left", images=images)
+    length = inputs["input_ids"].shape[1]
+    with torch.no_grad():
+        expected = reference.generate(
+            **inputs, max_new_tokens=steps, do_sample=False, eos_token_id=None, pad_token_id=3
+        )[:, length:]
+    batch = loaded.batch(llava_cases.PROMPTS, images, padding_side="left")
+    assert greedy(loaded.model, batch, steps).tolist() == expected.tolist()
+
+
+def test_decoding_token_by_token_equals_the_whole_forward_pass(case):
+    folder, _ = case("mistral-window")
+    loaded = family.load(folder)
+    whole = loaded.batch(["USER: Where?\nASSISTANT: Oslo", "Lima or Accra"], padding_side="left")
+    logits_BTV = np.asarray(forward(loaded.model, whole).logits_BTV)
+    length = whole.token_ids_BT.shape[1]
+    start = length - 6
+    first = jax.tree.map(lambda x: x[:, :start] if x.ndim == 2 else x, whole)
+    logits_BV, cache = jax.jit(lambda m, b: m.prefill(b, length))(loaded.model, first)
+    decode = jax.jit(lambda model, token_ids_B, cache: model.decode(token_ids_B, cache))
+    assert whole.attention_mask_BT[:, start - 1].all()
+    for position in range(start, length):
+        np.testing.assert_allclose(logits_BV, logits_BTV[:, position - 1], atol=TOLERANCE)
+        logits_BV, cache = decode(loaded.model, whole.token_ids_BT[:, position], cache)
+    np.testing.assert_allclose(logits_BV, logits_BTV[:, -1], atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "last", "max", "answer"])
+def test_activations_equal_those_of_forward_hooks(case, reduction):
+    folder, reference = case()
+    loaded = family.load(folder)
+    images, answers = llava_cases.image_lists(), [" Oslo.", " Lima.", " She lives"]
+    batch = loaded.batch(llava_cases.PROMPTS, images, answers)
+    prompts = [p + a for p, a in zip(llava_cases.PROMPTS, answers, strict=True)]
+    inputs = llava_cases.torch_inputs(folder, "right", prompts, images)
+    check_inputs(inputs, batch)
+    hooked = hook(reference, inputs)
+    weights = {
+        "mean": batch.attention_mask_BT,
+        "max": batch.attention_mask_BT,
+        "answer": batch.loss_weights_BT > 0,
+        "last": last_valid(batch.attention_mask_BT),
+    }[reduction]
+    output = forward(loaded.model, batch, probe=Probe(reduction=reduction))
+    expected = np.stack(
+        [[reduce(z[row][weights[row]], reduction) for row in range(3)] for z in hooked["text"]]
+    )
+    np.testing.assert_allclose(output.activations["text"], expected, atol=TOLERANCE)
+    per_row = [[0], [1, 2], []]  # the rows' images, in the order that the tower sees them
+    for layer, z in enumerate(hooked["vision"][: loaded.towers["vision"][0]]):
+        for row, chosen in enumerate(per_row):
+            z_TF = z[chosen].reshape(-1, z.shape[-1])
+            seen = output.activations["vision"][layer][row]
+            want = reduce(z_TF, reduction) if chosen else np.zeros_like(seen)
+            np.testing.assert_allclose(seen, want, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("pooling", ["none", "all"])
+def test_the_position_statistic_equals_that_of_hooked_matrices(case, pooling):
+    folder, reference = case()
+    loaded = family.load(folder)
+    images = [[image] for image in llava_cases.random_images(2)]
+    inputs = llava_cases.torch_inputs(folder, "right", TWO, images)
+    encoded = loaded.batch(TWO, images)
+    check_inputs(inputs, encoded)
+    probe = Probe(reduction="position", layer_pooling=pooling, threshold=0.1, clamp=0.4)
+    names = ("text.gate_proj", "text.up_proj", "text.down_proj", "vision.fc1", "vision.fc2")
+    found = forward(loaded.model, encoded, probe=probe).activations
+    assert sorted(found) == sorted(names)
+    hooked = hook_matrices(reference, inputs, loaded.towers)
+    for name in names:
+        layers = np.clip(np.stack(hooked[name]), -0.4, 0.4)  # [L, B, T, F]
+        if pooling == "all":
+            layers = layers.reshape(1, -1, *layers.shape[2:])
+        np.testing.assert_allclose(
+            found[name], [position_statistic(z, 0.1) for z in layers], atol=TOLERANCE
+        )
+
+
+def test_the_position_statistic_leaves_padding_examples_out(case):
+    folder, _ = case()
+    loaded = family.load(folder)
+    images = [[image] for image in llava_cases.random_images(2)]
+    samples = [Sample(((prompt, False),), tuple(i)) for prompt, i in zip(TWO, images, strict=True)]
+    encoded = [loaded.encode(sample) for sample in samples]
+    probe = Probe(reduction="position", layer_pooling="all", threshold=0.1, clamp=0.4)
+    alone = forward(loaded.model, loaded.collate(encoded), probe=probe).activations
+    padded = loaded.collate(encoded, batch_size=4)
+    among = forward(loaded.model, padded, probe=probe).activations
+    for name in alone:
+        np.testing.assert_allclose(alone[name], among[name], atol=1e-5)
+
+
+def test_every_weight_changes_the_logits(case):
+    folder, _ = case("biases-llama3-rope")
+    loaded = family.load(folder)
+    batch = loaded.batch(llava_cases.PROMPTS, llava_cases.image_lists())
+    mask_BT = batch.attention_mask_BT
+    before = forward(loaded.model, batch).logits_BTV[mask_BT]
+    leaves, structure = jax.tree.flatten(loaded.model)
+    unchanged = set()
+    for number, name in enumerate(family.shapes(loaded.model)):
+        leaf = np.asarray(leaves[number])
+        for layer in range(leaf.shape[0] if "layers" in name else 1):
+            noise = np.random.default_rng(0).normal(0, 0.3, leaf.shape).astype(leaf.dtype)
+            if "layers" in name:
+                noise[np.arange(len(leaf)) != layer] = 0
+            changed = structure.unflatten(leaves[:number] + [leaf + noise] + leaves[number + 1 :])
+            after = forward(changed, batch).logits_BTV[mask_BT]
+            if np.abs(after - before).max() < TOLERANCE:
+                unchanged.add(name)
+    # A bias on a key adds the same to all of a query's scores, where no rotation tells keys apart.
+    never = {"vision.layers.attention.k_bias_LKH"}
+    never |= {name for name in family.shapes(loaded.model) if name.startswith("vision.unrun.")}
+    never |= {"vision.post_norm_D", "vision.post_norm_bias_D"}
+    assert unchanged == never
+
+
+def check_inputs(inputs, batch):
+    """Assert that our ids, mask and pixels are those of the processor."""
+    np.testing.assert_array_equal(inputs["attention_mask"].numpy(), batch.attention_mask_BT)
+    mask_BT = batch.attention_mask_BT
+    np.testing.assert_array_equal(inputs["input_ids"].numpy()[mask_BT], batch.token_ids_BT[mask_BT])
+    if batch.has_images:
+        pixels = batch.pixels_BIYXC[batch.image_mask_BI].transpose(0, 3, 1, 2)
+        np.testing.assert_array_equal(inputs["pixel_values"].numpy(), pixels)
+
+
+def check_logits(reference, inputs, output, batch):
+    with torch.no_grad():
+        expected = reference(**inputs).logits.numpy()
+    mask_BT = batch.attention_mask_BT
+    assert np.abs(expected[mask_BT]).max() > 1  # not a model that says nothing
+    np.testing.assert_allclose(
+        np.asarray(output.logits_BTV)[mask_BT], expected[mask_BT], atol=TOLERANCE, rtol=0
+    )
+
+
+def greedy(model, batch, steps):
+    length = batch.token_ids_BT.shape[1]
+    logits_BV, cache = jax.jit(lambda m, b: m.prefill(b, length + steps))(model, batch)
+    decode = jax.jit(lambda model, token_ids_B, cache: model.decode(token_ids_B, cache))
+    tokens = []
+    for _ in range(steps):
+        tokens.append(np.asarray(logits_BV.argmax(axis=-1), np.int32))
+        logits_BV, cache = decode(model, tokens[-1], cache)
+    return np.stack(tokens, axis=1)
+
+
+def last_valid(mask_BT):
+    last = mask_BT.shape[1] - 1 - mask_BT[:, ::-1].argmax(axis=1)
+    return np.arange(mask_BT.shape[1])[None] == last[:, None]
+
+
+def reduce(z_TF, reduction):
+    if reduction == "max":
+        return z_TF[np.abs(z_TF).argmax(axis=0), np.arange(z_TF.shape[1])]
+    return z_TF.mean(axis=0)
+
+
+def hook(reference, inputs):
+    """Return {tower: one array [rows, tokens, F] per layer} of what enters down_proj and fc2."""
+    found = {"text": [], "vision": []}
+    handles = [
+        module.register_forward_pre_hook(
+            lambda _, args, tower=tower: found[tower].append(args[0].numpy())
+        )
+        for name, module in reference.named_modules()
+        for end, tower in ((".down_proj", "text"), (".fc2", "vision"))
+        if name.endswith(end)
+    ]
+    with torch.no_grad():
+        reference(**inputs)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def hook_matrices(reference, inputs, towers):
+    """Return {"tower.matrix": arrays [rows, tokens, outputs] of the layers that count}."""
+    found: dict[str, list] = {}
+    handles = []
+    for name, module in reference.named_modules():
+        tower = "vision" if "vision_tower" in name else "text"
+        if ".mlp." not in name or not isinstance(module, torch.nn.Linear):
+            continue
+        key = f"{tower}.{name.rsplit('.', 1)[1]}"
+
+        def keep(_, __, output, key=key):
+            found.setdefault(key, []).append(output.numpy())
+
+        handles.append(module.register_forward_hook(keep))
+    with torch.no_grad():
+        reference(**inputs)
+    for handle in handles:
+        handle.remove()
+    return {key: arrays[: towers[key.split(".")[0]][0]] for key, arrays in found.items()}
+
+
+def position_statistic(z_BTF, threshold):
+    size = np.abs(z_BTF)
+    columns = (
+        size.mean(axis=0),
+        (size > threshold).mean(axis=0),
+        z_BTF.std(axis=0, ddof=1),
+        np.sqrt(np.square(z_BTF).mean(axis=0)),
+    )
+    return np.stack([column_TF.mean(axis=0) for column_TF in columns])

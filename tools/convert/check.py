@@ -1,0 +1,56 @@
+"""Tell whether a model folder can be loaded, without loading it: python tools/convert/check.py SRC
+
+Prints the family, the sizes, the towers with their neurons, the form of the tensors' names, and what
+is missing, left over or of another shape. The exit status is 0 where all fits, else 1.
+"""
+
+import argparse
+import collections
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from command import run
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("source", type=Path, metavar="SRC", help="a Hugging Face folder")
+    options = parser.parse_args(arguments)
+    return run(lambda: check(options.source))
+
+
+def check(source: Path) -> int:
+    from manu_jax.models import family as families
+    from manu_jax.models import weights
+
+    family, config, _ = families.read_config(source)
+    model = family.abstract(config)
+    print(f"family       {family.name} (model_type {family.model_type})")
+    print(f"parameters   {families.num_parameters(model):,}")
+    for tower, (layers, neurons) in family.towers(config).items():
+        print(f"{tower:12} {layers} layers × {neurons:,} = {layers * neurons:,} neurons")
+    tensors = weights.open_tensors(source)
+    form, renamed = weights.spelled(tensors, family.spellings, family.buffers)
+    kinds = collections.Counter(tensor.dtype for tensor in tensors.values())
+    files = len({tensor.file for tensor in tensors.values()})
+    print(f"tensors      {len(tensors)} in {files} files, names of form {form}")
+    print(f"dtypes       {', '.join(f'{kind}: {count}' for kind, count in sorted(kinds.items()))}")
+    comparison = weights.compare(
+        weights.without_repeats(renamed, family.tied(config)),
+        family.weight_table(config),
+        families.shapes(model),
+    )
+    for what, names in (
+        ("missing", comparison.missing),
+        ("left over", comparison.left_over),
+        ("misshaped", comparison.misshaped),
+    ):
+        print(f"{what:12} {len(names)}")
+        for name in names:
+            print(f"  {name}")
+    return 0 if comparison.fits else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
