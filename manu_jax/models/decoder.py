@@ -21,6 +21,7 @@ from manu_jax.models.layers import (
     Mlp,
     Remat,
     attend,
+    project,
     random_weight,
     rms_norm,
     rotate,
@@ -283,11 +284,8 @@ class Decoder(nnx.Module):
 
     def logits(self, h_BTD: jax.Array) -> jax.Array:
         """Return the logits. [B, T, V] float32."""
-        if self.config.is_tied:
-            equation, weight = "BTD,VD->BTV", self.embedding_VD[...]
-        else:
-            equation, weight = "BTD,DV->BTV", self.head_DV[...]
-        logits_BTV = jnp.einsum(equation, h_BTD, weight, preferred_element_type=jnp.float32)
+        weight_DV = self.embedding_VD[...].T if self.config.is_tied else self.head_DV[...]
+        logits_BTV = project(h_BTD, weight_DV, dtype=jnp.float32)
         return constrain(logits_BTV, "batch", None, "vocabulary")
 
     def _angles(self, positions_BT: Array) -> tuple[jax.Array, jax.Array]:

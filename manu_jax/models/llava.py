@@ -17,7 +17,7 @@ from flax import nnx
 
 from manu_jax.models.decoder import Cache, Decoder, DecoderConfig, decoder_config
 from manu_jax.models.fields import Fields, refuse
-from manu_jax.models.layers import ACTIVATIONS, Remat, random_weight
+from manu_jax.models.layers import ACTIVATIONS, Remat, project, random_weight
 from manu_jax.models.merge import merge
 from manu_jax.models.probe import text_weights, vision_weights
 from manu_jax.models.tables import Entry, TowerMlp, decoder_table, vit_table
@@ -212,11 +212,11 @@ class Llava(nnx.Module):
         return constrain(h_BTD, "batch", None, None), seen
 
     def _project(self, states_BJD: jax.Array) -> jax.Array:
-        x_BJE = jnp.einsum("BJD,DE->BJE", states_BJD, self.linear_1_DE[...])
+        x_BJE = project(states_BJD, self.linear_1_DE[...])
         if self.config.projector_bias:
             x_BJE += self.linear_1_bias_E[...][None, None]
         x_BJE = ACTIVATIONS[self.config.projector_activation](x_BJE)
-        y_BJE = jnp.einsum("BJD,DE->BJE", x_BJE, self.linear_2_DE[...])
+        y_BJE = project(x_BJE, self.linear_2_DE[...])
         if self.config.projector_bias:
             y_BJE += self.linear_2_bias_E[...][None, None]
         return y_BJE

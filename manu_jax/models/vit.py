@@ -21,6 +21,7 @@ from manu_jax.models.layers import (
     Remat,
     attend,
     layer_norm,
+    project,
     random_weight,
 )
 from manu_jax.models.probe import Measure
@@ -209,6 +210,6 @@ class Vit(nnx.Module):
         pixels = pixels_BIYXC[:, :, : side * size, : side * size].astype(weight.dtype)
         grid = pixels.reshape(batch, images, side, size, side, size, 3).swapaxes(3, 4)
         patches_BIPE = grid.reshape(batch, images, side * side, -1)
-        h_BIPD = jnp.einsum("BIPE,ED->BIPD", patches_BIPE, weight.reshape(-1, weight.shape[-1]))
+        h_BIPD = project(patches_BIPE, weight.reshape(-1, weight.shape[-1]))
         first = jnp.broadcast_to(self.class_D[...], (batch, images, 1, self.config.width))
         return jnp.concatenate([first, h_BIPD], axis=2) + self.position_PD[...][None, None]
