@@ -1,5 +1,4 @@
-"""Pytrees on disk, by Orbax: every process writes its own part, and a folder stands whole or not at
-all.
+"""Pytrees on disk, by Orbax: each process writes its own part; a folder stands whole or not at all.
 
 The only file that imports orbax.
 """
@@ -12,11 +11,14 @@ import jax
 
 from manu_jax.types import ManuError
 
+METADATA = "_CHECKPOINT_METADATA"  # the file that Orbax puts into every checkpoint
+SHOWN = 5  # names in an error
+
 
 def save(path: str | os.PathLike, tree: Any) -> None:
-    """Write a pytree of arrays and numbers; what stood under `path` is replaced.
+    """Write a pytree of arrays and numbers, in a temporary folder that is renamed when it is whole.
 
-    Orbax writes to a temporary folder and renames it, so that a kill leaves the old one or the new.
+    What stood under `path` is removed first: who needs it until then gives each save its own name.
     """
     from orbax.checkpoint import v1 as ocp
 
@@ -39,24 +41,37 @@ def load(path: str | os.PathLike, target: Any) -> Any:
     if not exists(path):
         raise ManuError(f"checkpoint {path}: not there, or not whole. Remove it and start anew.")
     try:
-        return ocp.load(_location(path), _abstract(target))
+        held = _shapes(ocp.metadata(_location(path)).metadata)
+        wanted = _shapes(target)
+        if held == wanted:
+            return ocp.load(_location(path), _abstract(target))
+        differing = sorted(
+            name for name in held.keys() | wanted if held.get(name) != wanted.get(name)
+        )
+        fault = f"of another model: {', '.join(differing[:SHOWN])} differ"
     except (ValueError, KeyError, TypeError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ManuError(
-            f"checkpoint {path}: damaged, or of another model ({first}). Remove it and start anew."
-        ) from error
+        fault = f"damaged ({str(error).strip().splitlines()[0]})"
+    raise ManuError(f"checkpoint {path}: {fault}. Remove it and start anew.")
 
 
 def exists(path: str | os.PathLike) -> bool:
     """Whether a whole checkpoint stands under `path`."""
-    from orbax.checkpoint import v1 as ocp
+    from etils import epath
 
-    return ocp.is_orbax_checkpoint(_location(path))
+    return (epath.Path(_location(path)) / METADATA).exists()
 
 
 def _location(path: str | os.PathLike) -> str:
     text = os.fspath(path)
     return text if "://" in text else str(Path(text).absolute())
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): tuple(getattr(leaf, "shape", ()))
+        for path, leaf in flat
+    }
 
 
 def _abstract(target: Any) -> Any:

@@ -264,7 +264,7 @@ def save_pretrained(loaded: Loaded, path: str | os.PathLike) -> None:
 def save_checkpoint(loaded: Loaded, path: str | os.PathLike) -> None:
     """Write the folder that `load` reads fastest: Orbax's arrays beside the Hugging Face files."""
     path = Path(path)
-    checkpoint.save(path / CHECKPOINT, _leaves(loaded.model))
+    checkpoint.save(path / CHECKPOINT, leaves(loaded.model))
     if parallel.is_first_process():
         write_small_files(loaded, path)
 
@@ -304,9 +304,15 @@ def read_tensors(path: Path, family: Family, config: Any):
     return weights.without_repeats(tensors, family.tied(config)), family.weight_table(config)
 
 
+def leaves(model: Any) -> dict[str, Any]:
+    """Return {path: leaf} of a model; the paths are those of the weight table."""
+    flat = jax.tree_util.tree_flatten_with_path(model)[0]
+    return {parallel.path_name(path): leaf for path, leaf in flat}
+
+
 def shapes(model: Any) -> dict[str, tuple[int, ...]]:
     """Return {path: shape} of a model's leaves."""
-    return {name: leaf.shape for name, leaf in _leaves(model).items()}
+    return {name: leaf.shape for name, leaf in leaves(model).items()}
 
 
 def num_parameters(model: Any) -> int:
@@ -374,14 +380,9 @@ def _load_checkpoint(path: Path, model: Any, mesh: jax.sharding.Mesh | None) -> 
             split = parallel.sharding(name, leaf.shape, mesh)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split)
 
-    target = {name: placed(name, leaf) for name, leaf in _leaves(model).items()}
+    target = {name: placed(name, leaf) for name, leaf in leaves(model).items()}
     found = checkpoint.load(path, target)
     return jax.tree_util.tree_map_with_path(lambda p, _: found[parallel.path_name(p)], model)
-
-
-def _leaves(model: Any) -> dict[str, Any]:
-    flat = jax.tree_util.tree_flatten_with_path(model)[0]
-    return {parallel.path_name(path): leaf for path, leaf in flat}
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

@@ -1,4 +1,4 @@
-"""A config.json says all that matters, in old and new spelling, or is refused by the field's name."""
+"""A config.json says all that matters, in either spelling, or is refused by the field's name."""
 
 import json
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Tell whether a model folder can be loaded, without loading it: python tools/convert/check.py SRC
 
-Prints the family, the sizes, the towers with their neurons, the form of the tensors' names, and what
-is missing, left over or of another shape. The exit status is 0 where all fits, else 1.
+Prints the family, the sizes, the towers with their neurons, the form of the tensors' names, and
+what is missing, left over or of another shape. The exit status is 0 where all fits, else 1.
 """
 
 import argparse

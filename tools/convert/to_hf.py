@@ -1,7 +1,7 @@
 """Make a folder that `transformers` loads: python tools/convert/to_hf.py SRC DST [--dtype float16]
 
-SRC is a folder made by from_hf.py (or any that `manu_jax.load` takes). DST gets safetensors under the
-hub's names, config.json, and the files of tokenizer and image processor as they came.
+SRC is a folder made by from_hf.py (or any that `manu_jax.load` takes). DST gets safetensors under
+the hub's names, config.json, and the files of tokenizer and image processor as they came.
 """
 
 import argparse

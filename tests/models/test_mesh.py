@@ -1,0 +1,138 @@
+"""On a mesh: the numbers of one device, files read in slices, and no activation gathered whole."""
+
+import functools
+import math
+import re
+
+import jax
+import llava_cases
+import numpy as np
+import pytest
+
+from manu_jax import parallel
+from manu_jax.models import family, weights
+from manu_jax.types import Probe
+
+MESHES = [(8, 1, 1), (2, 2, 2), (1, 2, 4)]
+ROWS = 8  # divides over data × fsdp of every mesh
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, words):
+    """A model whose widths, neurons, heads and vocabulary divide over the meshes."""
+    model = llava_cases.build_torch(
+        llava_cases.Case(
+            text={"num_key_value_heads": 4, "intermediate_size": 40, "vocab_size": 304},
+            vision={"num_attention_heads": 4},
+        ),
+        words,
+    )
+    folder = tmp_path_factory.mktemp("mesh")
+    model.save_pretrained(folder)
+    llava_cases.save_processor(folder, words)
+    return folder
+
+
+def make_batch(loaded):
+    counts = [1, 2, 0, 1, 0, 2, 1, 1]
+    images = iter(llava_cases.random_images(sum(counts)))
+    prompts = ["USER: " + "<image>" * count + "Where?\nASSISTANT: Oslo" for count in counts]
+    return loaded.batch(prompts, [[next(images) for _ in range(count)] for count in counts])
+
+
+@functools.partial(jax.jit, static_argnames="probe")
+def forward(model, batch, probe=None):
+    return model(batch, None, probe)
+
+
+@pytest.mark.parametrize("sizes", MESHES)
+def test_a_mesh_gives_the_numbers_of_one_device(folder, sizes):
+    alone = family.load(folder)
+    batch = make_batch(alone)
+    expected = forward(alone.model, batch, Probe())
+    mesh = parallel.make_mesh(*sizes)
+    split = family.load(folder, mesh=mesh)
+    with jax.set_mesh(mesh):
+        found = forward(split.model, parallel.put_batch(batch, mesh), Probe())
+    # Sums over other orders: float32 rounding over some 40 terms, logits of size 10.
+    np.testing.assert_allclose(found.logits_BTV, expected.logits_BTV, atol=2e-5)
+    for tower in ("text", "vision"):
+        np.testing.assert_allclose(found.activations[tower], expected.activations[tower], atol=1e-5)
+
+
+def test_weights_lie_as_the_table_of_shardings_says(folder):
+    mesh = parallel.make_mesh(1, 2, 4)
+    loaded = family.load(folder, mesh=mesh)
+    leaves = family.leaves(loaded.model)
+    for name, leaf in leaves.items():
+        assert leaf.sharding == parallel.sharding(name, leaf.shape, mesh), name
+    for name in ("gate_LDF", "up_LDF", "down_LFD"):
+        leaf = leaves[f"text.layers.mlp.{name}"]
+        assert leaf.addressable_shards[0].data.size == leaf.size // 8
+
+
+def test_each_device_reads_only_what_it_holds(folder, monkeypatch):
+    read: dict[str, set] = {}
+    numbers = []
+    original = weights._Reader.read
+
+    def record(self, tensor, index):
+        array = original(self, tensor, index)
+        bounds = tuple((piece.start, piece.stop) for piece in index)
+        read.setdefault(tensor.stored_name, set()).add(bounds)
+        numbers.append(array.size)
+        return array
+
+    monkeypatch.setattr(weights._Reader, "read", record)
+    mesh = parallel.make_mesh(1, 2, 4)
+    loaded = family.load(folder, mesh=mesh)
+    sizes = loaded.config.text
+    assert (sizes.num_neurons, sizes.width) == (40, 24)
+    assert read["language_model.model.layers.0.mlp.up_proj.weight"] == {
+        ((first, first + 10), (second, second + 12))
+        for first in (0, 10, 20, 30)
+        for second in (0, 12)
+    }
+    # Eight devices of one process: together they read every number once, and none twice.
+    assert sum(numbers) == family.num_parameters(loaded.model)
+    # One device's share of the file, as a process with one device would read it.
+    held = sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(loaded.model))
+    assert held < family.num_parameters(loaded.model) / 3
+
+
+@pytest.mark.parametrize("sizes", MESHES)
+def test_the_compiled_forward_pass_gathers_no_activation(folder, sizes):
+    mesh = parallel.make_mesh(*sizes)
+    loaded = family.load(folder, mesh=mesh)
+    batch = parallel.put_batch(make_batch(loaded), mesh)
+    with jax.set_mesh(mesh):
+        compiled = forward.lower(loaded.model, batch, Probe()).compile()
+    gathered = gathered_shapes(compiled.as_text())
+    whole = set(weight_sizes(loaded))
+    strangers = [x for x in gathered if math.prod(x) > 64 and math.prod(x) not in whole]
+    assert not strangers
+    if sizes[1] > 1:
+        assert gathered  # weights split over fsdp are gathered, so the pattern does find them
+
+
+def weight_sizes(loaded):
+    """Return how many numbers the weights have: all layers or one, whole or split over tensor."""
+    mesh = loaded.mesh
+    for name, leaf in family.leaves(loaded.model).items():
+        shape = leaf.shape[1:] if "layers" in name or "unrun" in name else leaf.shape
+        for parts in (1, mesh.shape["tensor"]):
+            yield math.prod(shape) // parts
+            yield math.prod(leaf.shape) // parts
+
+
+def gathered_shapes(text):
+    """Return the shapes that all-gathers of a compiled program give."""
+    found = []
+    for line in text.splitlines():
+        match = re.search(r"= (.*?) all-gather(?:-start)?\(", line)
+        if match:
+            found += [
+                tuple(int(size) for size in dims.split(",") if size)
+                for dims in re.findall(r"f32\[([\d,]*)\]", match.group(1))
+            ]
+    return found

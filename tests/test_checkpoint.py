@@ -1,0 +1,67 @@
+"""Pytrees come back bit for bit, whole or not at all."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from manu_jax import checkpoint
+from manu_jax.parallel import make_mesh
+from manu_jax.types import ManuError
+
+
+def tree():
+    return {
+        "weights": {"up_LDF": jnp.arange(48, dtype=jnp.float32).reshape(2, 4, 6) / 7},
+        "half": jnp.asarray([1.5, -0.1], jnp.bfloat16),
+        "step": jnp.asarray(7, jnp.int32),
+    }
+
+
+def test_a_tree_comes_back_bit_for_bit(tmp_path):
+    assert not checkpoint.exists(tmp_path / "one")
+    checkpoint.save(tmp_path / "one", tree())
+    assert checkpoint.exists(tmp_path / "one")
+    again = checkpoint.load(tmp_path / "one", tree())
+    assert jax.tree.structure(again) == jax.tree.structure(tree())
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(tree()), strict=True):
+        assert a.dtype == b.dtype and np.array_equal(a, b)
+
+
+def test_a_tree_loads_onto_a_mesh(tmp_path):
+    checkpoint.save(tmp_path / "one", tree())
+    mesh = make_mesh(fsdp=2, tensor=2)
+    split = NamedSharding(mesh, PartitionSpec(None, "fsdp", "tensor"))
+    whole = NamedSharding(mesh, PartitionSpec())
+    target = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split if x.ndim == 3 else whole),
+        tree(),
+    )
+    again = checkpoint.load(tmp_path / "one", target)
+    assert again["weights"]["up_LDF"].sharding == split
+    np.testing.assert_array_equal(again["weights"]["up_LDF"], tree()["weights"]["up_LDF"])
+
+
+def test_saving_again_replaces(tmp_path):
+    checkpoint.save(tmp_path / "one", tree())
+    changed = jax.tree.map(lambda x: x + 1, tree())
+    checkpoint.save(tmp_path / "one", changed)
+    assert checkpoint.load(tmp_path / "one", tree())["step"] == 8
+
+
+def test_missing_damaged_and_foreign_checkpoints_are_refused(tmp_path):
+    with pytest.raises(ManuError, match="not there, or not whole"):
+        checkpoint.load(tmp_path / "none", tree())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ManuError, match="not there, or not whole"):
+        checkpoint.load(tmp_path / "empty", tree())
+    checkpoint.save(tmp_path / "one", tree())
+    with pytest.raises(ManuError, match="of another model: half, other, step, .* differ"):
+        checkpoint.load(tmp_path / "one", {"other": jnp.zeros(3)})
+    other_shape = tree() | {"half": jnp.zeros(5, jnp.bfloat16)}
+    with pytest.raises(ManuError, match="of another model: half differ"):
+        checkpoint.load(tmp_path / "one", other_shape)
+    (tmp_path / "one" / "state" / "_METADATA").unlink()
+    with pytest.raises(ManuError, match="damaged"):
+        checkpoint.load(tmp_path / "one", tree())

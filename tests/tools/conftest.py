@@ -1,0 +1,20 @@
+"""Finds the converters, which are scripts and no package, and a tiny model for them."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tools" / "convert"))
+sys.path.insert(0, str(ROOT / "tests" / "models"))
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory):
+    """A Hugging Face folder."""
+    import llava_cases
+
+    folder = tmp_path_factory.mktemp("source")
+    llava_cases.write_case("one-key-head-tied", folder, llava_cases.tokenizer())
+    return folder

@@ -1,0 +1,74 @@
+"""The converters: there and back gives the same bytes; check.py tells what does not fit."""
+
+import shutil
+
+import check
+import from_hf
+import jax
+import numpy as np
+import to_hf
+from safetensors.numpy import load_file, save_file
+
+from manu_jax.models import family
+from manu_jax.parallel import make_mesh
+
+
+def test_there_and_back_gives_the_same_bytes(source, tmp_path, capsys):
+    assert from_hf.main([str(source), str(tmp_path / "fast")]) == 0
+    assert to_hf.main([str(tmp_path / "fast"), str(tmp_path / "back")]) == 0
+    assert "back: written" in capsys.readouterr().out
+    before = load_file(source / "model.safetensors")
+    after = load_file(tmp_path / "back" / "model.safetensors")
+    assert len(before) == len(after)
+    for name, array in after.items():
+        other = name.replace("vision_tower.vision_model.", "vision_tower.")
+        assert array.tobytes() == before[other].tobytes()
+
+
+def test_a_converted_folder_loads_onto_a_mesh(source, tmp_path):
+    assert from_hf.main([str(source), str(tmp_path / "fast"), "--dtype", "bfloat16"]) == 0
+    mesh = make_mesh(fsdp=2, tensor=2)
+    fast = family.load(tmp_path / "fast", mesh=mesh).model
+    slow = family.load(source, "bfloat16", mesh).model
+    for a, b in zip(jax.tree.leaves(fast), jax.tree.leaves(slow), strict=True):
+        assert a.sharding == b.sharding and a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def test_an_existing_target_and_a_missing_source_are_refused(source, tmp_path, capsys):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").write_text("x")
+    for tool in (from_hf, to_hf):
+        assert tool.main([str(source), str(tmp_path / "taken")]) == 1
+        assert "exists already" in capsys.readouterr().err
+        assert tool.main([str(tmp_path / "nowhere"), str(tmp_path / "new")]) == 1
+        assert "no such folder" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["taken"]
+
+
+def test_check_tells_sizes_and_form(source, capsys):
+    assert check.main([str(source)]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "LLaVA-1.5" in lines["family"]
+    assert "2 layers × 20 = 40 neurons" in lines["text"]
+    assert "2 layers × 28 = 56 neurons" in lines["vision"]
+    assert "names of form B" in lines["tensors"]
+    assert "F32" in lines["dtypes"]
+    assert lines["missing"].split() == ["missing", "0"]
+
+
+def test_check_lists_what_does_not_fit(source, tmp_path, capsys):
+    folder = shutil.copytree(source, tmp_path / "copy")
+    tensors = load_file(folder / "model.safetensors")
+    gone = tensors.pop("language_model.model.norm.weight")
+    tensors["a.stranger"] = gone
+    tensors["multi_modal_projector.linear_1.bias"] = gone[:3]
+    save_file(tensors, folder / "model.safetensors")
+    assert check.main([str(folder)]) == 1
+    out = capsys.readouterr().out
+    assert "missing      1\n  language_model.model.norm.weight" in out
+    assert "left over    1\n  a.stranger" in out
+    assert "multi_modal_projector.linear_1.bias is [3], expected [24]" in out
+    (folder / "config.json").unlink()
+    assert check.main([str(folder)]) == 1
+    assert "no config.json" in capsys.readouterr().err
