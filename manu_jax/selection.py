@@ -1,8 +1,8 @@
 """Scores to a choice of neurons: pure NumPy, no model, no device.
 
 `select` takes exactly k = ⌊α · eligible⌋ neurons of each group, the highest scores first, equal
-scores by place (tower name, layer, neuron). α is read as the decimal that it prints as, so that
-29 % of 100 is 29. Since the order does not depend on α, a smaller α always gives a part of a larger.
+scores by place (tower name, layer, neuron). α is read as the decimal that it prints as: 29 % of 100
+is 29. The order does not depend on α, so a smaller α always gives a part of a larger.
 """
 
 import decimal
@@ -36,7 +36,9 @@ def select(
     scores = {tower: np.asarray(scores[tower]) for tower in sorted(scores)}
     _check_not_nan(scores)
     eligible = _eligible(scores, layers or {})
-    mask = {tower: np.zeros(values_LF.shape, bool) for tower, values_LF in scores.items()}
+    mask: dict[str, Any] = {
+        tower: np.zeros(values_LF.shape, bool) for tower, values_LF in scores.items()
+    }
     for group in _groups(scores, scope):
         places = [(tower, rows, eligible[tower][rows]) for tower, rows in group]
         values = np.concatenate([scores[t][rows][chosen].ravel() for t, rows, chosen in places])

@@ -78,7 +78,9 @@ class Statistics:
 
     @property
     def towers(self) -> dict[str, tuple[int, int]]:
-        return {tower: tuple(total.high.shape) for tower, total in self.absolute.items()}
+        """{tower: (layers, neurons)}."""
+        shapes = {tower: total.high.shape for tower, total in self.absolute.items()}
+        return {tower: (shape[0], shape[1]) for tower, shape in shapes.items()}
 
     def add(self, values: Mapping[str, Array], weights_B: Array) -> "Statistics":
         """Return the statistics with the samples of one batch.
@@ -126,9 +128,9 @@ class PositionStatistics:
     last chunk of fewer batches weighs as much as a whole one.
     """
 
-    closed: dict[str, Array]  # sum of the means of whole chunks
+    closed: Mapping[str, Array]  # sum of the means of whole chunks
     num_closed: Array  # chunks
-    current: dict[str, Array]  # sum over the batches of the current chunk
+    current: Mapping[str, Array]  # sum over the batches of the current chunk
     num_current: Array  # batches
 
     @classmethod
@@ -261,7 +263,9 @@ def load(path: str | os.PathLike) -> tuple[AnyStatistics, dict[str, Any]]:
 
 
 def _split(total: Sum) -> Sum:
-    return Sum(constrain(total.high, None, "neurons"), constrain(total.low, None, "neurons"))
+    """Return the sum with its neurons split over the mesh."""
+    high_LF, low_LF = jnp.asarray(total.high), jnp.asarray(total.low)
+    return Sum(constrain(high_LF, None, "neurons"), constrain(low_LF, None, "neurons"))
 
 
 def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:

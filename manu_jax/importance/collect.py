@@ -1,0 +1,270 @@
+"""The loop that turns samples into statistics: streamed, resumable, on any mesh.
+
+Each batch is measured and added on the device; the sums leave it once per set (and at each partial
+save). A loop that was killed goes on from its partial file, to the same numbers.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from manu_jax import parallel
+from manu_jax.config import Preset
+from manu_jax.data.batches import Batches, encode_all
+from manu_jax.data.record import Fact
+from manu_jax.data.views import forms
+from manu_jax.fingerprint import samples_hash, weights_hash
+from manu_jax.importance import statistics as files
+from manu_jax.importance.functions import named_preset
+from manu_jax.importance.gradients import per_example_gradients
+from manu_jax.importance.statistics import (
+    AnyStatistics,
+    PositionStatistics,
+    Statistics,
+    check_statistics,
+)
+from manu_jax.progress import Progress
+from manu_jax.types import Batch, ManuError, Modality, Neurons, Probe, Sample, Signal
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """What a scoring step computes. Static: one compiled step for each.
+
+    probe: of the activation signal; None is the gradient signal of `objective`. fade: the
+    attributions of a sample are multiplied by the logistic function of its objective + fade.
+    """
+
+    towers: tuple[tuple[str, tuple[int, int]], ...]
+    probe: Probe | None
+    objective: str
+    threshold: float
+    fade: float | None
+
+
+def score(
+    loaded: Any,
+    records: Sequence[Fact],
+    modality: Modality,
+    signal: Signal = "activation",
+    *,
+    preset: str | Preset = "paper",
+    batch_size: int = 32,
+    path: str | os.PathLike | None = None,
+) -> AnyStatistics:
+    """Return the statistics of facts in one form; those of several calls add.
+
+    preset: gives the settings of the measurement; its signal is replaced by `signal`. Facts that do
+    not have the form are left out. path: see `collect`. ManuError where none has it.
+    """
+    preset = named_preset(preset).model_copy(update={"signal": signal})
+    samples = forms(records, modality, loaded.template)
+    return collect(loaded, samples, preset, modality=modality, batch_size=batch_size, path=path)
+
+
+def collect(
+    loaded: Any,
+    samples: Sequence[Sample],
+    preset: Preset,
+    *,
+    modality: Modality,
+    batch_size: int = 32,
+    gates: Neurons | None = None,
+    fade: float | None = None,
+    path: str | os.PathLike | None = None,
+    save_every: int = 50,
+) -> AnyStatistics:
+    """Return the statistics of `samples`, all of one modality, as `preset` measures them; NumPy.
+
+    gates: factors [L, F] of neurons in the forward pass (1 − mask of those removed already).
+    fade: gradient signal only; samples whose objective lies below −fade fade out. batch_size: is
+    made a multiple of the mesh's data and fsdp axes. path: file to keep them in. Where it stands
+    and was made from the same model, samples and settings it is read instead; a partial file beside
+    it is written every `save_every` batches. Raises ManuError where there are no samples, a sum is
+    not finite, or the file is of another make.
+    """
+    if not samples:
+        raise ManuError(
+            f"scoring, {modality} form: no samples. Give at least one fact that has this form."
+        )
+    measurement = _measurement(loaded, preset, modality, fade)
+    multiple = parallel.batch_multiple(loaded.mesh)
+    batch_size = -(-batch_size // multiple) * multiple
+    made_from = {}
+    if path is not None:
+        made_from = {
+            "model": weights_hash(loaded.model),
+            "samples": samples_hash(samples),
+            "num_samples": len(samples),
+            "modality": modality,
+            "batch_size": batch_size,
+            "gates": _gates_hash(gates),
+            "measurement": _plain(measurement),
+        }
+        if Path(path).exists():
+            return _read(path, made_from)
+    total = _sums(loaded, samples, measurement, batch_size, gates, path, save_every, made_from)
+    total = parallel.gather(total)
+    check_statistics(total, f"statistics of {len(samples):,} samples, {modality} form")
+    if path is not None:
+        files.save(path, total, made_from)
+        if parallel.is_first_process():
+            _partial(path).unlink(missing_ok=True)
+    return total
+
+
+def _sums(
+    loaded: Any,
+    samples: Sequence[Sample],
+    measurement: Measurement,
+    batch_size: int,
+    gates: Neurons | None,
+    path: str | os.PathLike | None,
+    save_every: int,
+    made_from: Mapping[str, Any],
+) -> AnyStatistics:
+    """Return the sums on the device, from where a partial file ends."""
+    total, num_done = _resume(path, made_from)
+    batches = Batches(
+        loaded,
+        encode_all(loaded, samples),
+        batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    on_mesh = contextlib.nullcontext() if loaded.mesh is None else jax.set_mesh(loaded.mesh)
+    with on_mesh, Progress("scoring", len(batches), num_done) as progress:
+        gates = None if gates is None else parallel.put_replicated(dict(gates), loaded.mesh)
+        for index in range(num_done, len(batches)):
+            batch = parallel.put_batch(batches.batch_at(index), loaded.mesh)
+            if total is None:
+                total = _zero(loaded, batch, measurement)
+            total = _add(total, loaded.model, batch, gates, measurement=measurement)
+            progress.advance()
+            if path is not None and (index + 1) % save_every == 0:
+                files.save(_partial(path), total, {**made_from, "num_batches": index + 1})
+    assert total is not None
+    return total
+
+
+@functools.partial(jax.jit, static_argnames=("measurement",), donate_argnums=0)
+def _add(
+    total: AnyStatistics,
+    model: Any,
+    batch: Batch,
+    gates: Neurons | None,
+    *,
+    measurement: Measurement,
+) -> AnyStatistics:
+    """Return the statistics with one batch; runs whole on the device."""
+    if measurement.probe is None:
+        z_by_tower, values_B = per_example_gradients(
+            model, batch, dict(measurement.towers), objective=measurement.objective, gates=gates
+        )
+        if measurement.fade is not None:
+            weights_1B1 = jax.nn.sigmoid(values_B + measurement.fade)[None, :, None]
+            z_by_tower = {tower: z_LBF * weights_1B1 for tower, z_LBF in z_by_tower.items()}
+    else:
+        z_by_tower = model(batch, gates=gates, probe=measurement.probe).activations
+    if isinstance(total, PositionStatistics):
+        return total.add(z_by_tower)
+    return total.add(z_by_tower, batch.example_weights_B)
+
+
+def _zero(loaded: Any, batch: Batch, measurement: Measurement) -> AnyStatistics:
+    """Return the statistics of no samples, laid out as `_add` returns them."""
+    towers = dict(measurement.towers)
+    probe = measurement.probe
+    if probe is None or probe.reduction != "position":
+        return _zero_samples(measurement)
+    shapes = jax.eval_shape(lambda model, batch: model(batch, probe=probe), loaded.model, batch)
+    return PositionStatistics.zero(
+        {
+            key: (towers[key.partition(".")[0]][0], *shape.shape[1:])
+            for key, shape in shapes.activations.items()
+            if key.partition(".")[0] in towers
+        }
+    )
+
+
+@functools.partial(jax.jit, static_argnames="measurement")
+def _zero_samples(measurement: Measurement) -> Statistics:
+    return Statistics.zero(dict(measurement.towers), measurement.threshold)
+
+
+def _measurement(
+    loaded: Any, preset: Preset, modality: Modality, fade: float | None
+) -> Measurement:
+    missing = sorted(set(preset.towers[modality]) - set(loaded.towers))
+    if missing:
+        raise ManuError(
+            f'preset "{preset.preset}": the model has no tower {", ".join(missing)}; '
+            f"it has {', '.join(sorted(loaded.towers))}."
+        )
+    probe = Probe(preset.reduction, preset.layer_pooling, preset.threshold, preset.clamp)
+    towers = tuple(
+        (tower, tuple(loaded.towers[tower])) for tower in sorted(preset.towers[modality])
+    )
+    is_gradient = preset.signal == "gradient"
+    return Measurement(
+        towers,
+        None if is_gradient else probe,
+        preset.objective if is_gradient else "",
+        preset.threshold,
+        fade if is_gradient else None,
+    )
+
+
+def _partial(path: str | os.PathLike) -> Path:
+    return Path(path).with_name(f"{Path(path).name}.partial")
+
+
+def _resume(
+    path: str | os.PathLike | None, made_from: Mapping[str, Any]
+) -> tuple[AnyStatistics | None, int]:
+    """Return the partial sums and the number of batches in them, where a partial file fits."""
+    if path is None or not _partial(path).exists():
+        return None, 0
+    total, found = files.load(_partial(path))
+    num_batches = found.pop("num_batches", 0)
+    if found != made_from:
+        logger.info("%s was made from something else: starting over", _partial(path))
+        return None, 0
+    return total, num_batches
+
+
+def _read(path: str | os.PathLike, made_from: Mapping[str, Any]) -> AnyStatistics:
+    total, found = files.load(path)
+    differing = sorted(key for key in {*found, *made_from} if found.get(key) != made_from.get(key))
+    if differing:
+        raise ManuError(
+            f"statistics {path} were made from other things (differing: {', '.join(differing)}). "
+            "Delete the file or give another path."
+        )
+    return total
+
+
+def _plain(measurement: Measurement) -> Any:
+    """Return the measurement as it reads back from JSON."""
+    return json.loads(json.dumps(dataclasses.asdict(measurement)))
+
+
+def _gates_hash(gates: Neurons | None) -> str | None:
+    if gates is None:
+        return None
+    digest = hashlib.sha256()
+    for tower, gate_LF in sorted(gates.items()):
+        digest.update(f"{tower}\0".encode() + np.asarray(gate_LF, np.float32).tobytes())
+    return digest.hexdigest()[:16]

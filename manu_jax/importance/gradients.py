@@ -1,0 +1,90 @@
+"""The attribution: how a sample's objective changes when a neuron is scaled.
+
+With m the multiplicative gates, one per neuron, g_n(d) = ∂ L(d; m) / ∂ m_n at m = 1, which equals
+Σ_tokens z_n · ∂L/∂z_n. Removing neuron n changes L by −g_n, to first order. One backward pass gives
+g for all neurons.
+
+Differs: L is what the model knows (the answer's log-odds or log-likelihood), not its loss. The two
+have opposite signs; the loss itself is flat on facts that are known well, the log-odds are not.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from manu_jax.models.answers import answer_log_odds, answer_mean_log_likelihood
+from manu_jax.types import Array, Batch, Neurons
+
+# Matmul outputs are kept for the backward pass, the rest is computed again: nearly as fast as to
+# keep all, and far smaller.
+REMAT = "all"
+
+# name → (logits_BTV, batch) → [B], larger where the model knows the answer better
+ATTRIBUTED: dict[str, Callable[[jax.Array, Batch], jax.Array]] = {
+    "log_likelihood": answer_mean_log_likelihood,
+    "log_odds": answer_log_odds,
+}
+
+
+def per_example_gradients(
+    model: Any,
+    batch: Batch,
+    towers: Mapping[str, tuple[int, int]],
+    *,
+    objective: str = "log_odds",
+    gates: Neurons | None = None,
+) -> tuple[Neurons, jax.Array]:
+    """Return {tower: [L, B, F]} of g and the objective of each example [B], by one backward pass.
+
+    Each example has gates of its own, and examples do not interact, so the gradient of the sum over
+    examples is the gradient of each. towers: those to attribute, {tower: (L, F)}. gates: factors
+    [L, F] applied on top (1 − mask of neurons removed already); g is then at those gates,
+    and 0 for removed neurons.
+    """
+    num_examples = batch.token_ids_BT.shape[0]
+    ones = {tower: jnp.ones((L, num_examples, F)) for tower, (L, F) in towers.items()}
+
+    def total(scales: Neurons) -> tuple[jax.Array, jax.Array]:
+        values_B = _objective(model, batch, _combine(scales, gates), objective)
+        return values_B.sum(), values_B
+
+    gradients, values_B = jax.grad(total, has_aux=True)(ones)
+    return gradients, values_B
+
+
+def per_example_gradients_by_definition(
+    model: Any,
+    batch: Batch,
+    towers: Mapping[str, tuple[int, int]],
+    *,
+    objective: str = "log_odds",
+    gates: Neurons | None = None,
+) -> tuple[Neurons, jax.Array]:
+    """Return the same as `per_example_gradients` by `jax.vmap(jax.grad(...))`, as it is defined."""
+    ones = {tower: jnp.ones((L, F)) for tower, (L, F) in towers.items()}
+
+    def single(scales: Neurons, example: Batch) -> tuple[jax.Array, jax.Array]:
+        batch_of_one = jax.tree.map(lambda x: x[None], example)
+        values_B = _objective(model, batch_of_one, _combine(scales, gates), objective)
+        return values_B[0], values_B[0]
+
+    gradients, values_B = jax.vmap(jax.grad(single, has_aux=True), in_axes=(None, 0))(ones, batch)
+    return {tower: g_BLF.swapaxes(0, 1) for tower, g_BLF in gradients.items()}, values_B
+
+
+def _objective(model: Any, batch: Batch, gates: Neurons, objective: str) -> jax.Array:
+    return ATTRIBUTED[objective](model(batch, gates=gates, remat=REMAT).logits_BTV, batch)
+
+
+def _combine(scales: Neurons, gates: Neurons | None) -> dict[str, Array]:
+    """Return scales · gates of each tower; a tower that only one of them has keeps its own."""
+    combined = dict(scales)
+    for tower, gate_LF in (gates or {}).items():
+        if tower not in scales:
+            combined[tower] = gate_LF
+        else:
+            is_per_example = scales[tower].ndim == 3
+            combined[tower] = scales[tower] * (gate_LF[:, None] if is_per_example else gate_LF)
+    return combined

@@ -1,0 +1,154 @@
+"""Gates that are learned: the model stands still, one factor per neuron is trained.
+
+Facts to forget, in both forms, are pushed until the log-odds of their answers are below a margin;
+facts to keep are held above another. In the forward pass exactly the top α of neurons is closed, as
+it will be after folding; the gradient passes through this choice to the logits behind it (the
+straight-through estimator), so each step asks of every neuron, open or closed, what the other state
+would bring. Only gates have gradients: a step costs little more than a forward and a backward pass
+over activations.
+"""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from manu_jax import parallel
+from manu_jax.config import Preset
+from manu_jax.data.batches import Batches, encode_all
+from manu_jax.importance.gradients import ATTRIBUTED
+from manu_jax.progress import Progress
+from manu_jax.selection import count
+from manu_jax.types import MODALITIES, Batch, Neurons, Sample
+
+NOTE_EVERY = 20  # steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Learning:
+    """What a step of learning depends on; static. The fields are those of Preset."""
+
+    objective: str
+    num_closed: int
+    steps: int
+    learning_rate: float
+    forget_margin: float
+    keep_margin: float
+    text_weight: float
+
+    def optimizer(self) -> optax.GradientTransformation:
+        return optax.adam(optax.cosine_decay_schedule(self.learning_rate, self.steps, 0.1))
+
+
+def learn_gates(
+    loaded: Any,
+    preset: Preset,
+    forget: Mapping[str, Sequence[Sample]],
+    keep: Mapping[str, Sequence[Sample]],
+    *,
+    seed: int = 0,
+) -> Neurons:
+    """Return scores, high where a gate is to be closed: {tower: [L, F] float32}.
+
+    forget, keep: samples by modality. The α of the preset is the share of gates that are closed
+    while they are learned. The same seed gives the same scores.
+    """
+    towers = sorted({tower for names in preset.towers.values() for tower in names})
+    scores = {tower: np.zeros(loaded.towers[tower], np.float32) for tower in towers}
+    learning = Learning(
+        preset.objective,
+        count(preset.alpha, sum(values.size for values in scores.values())),
+        preset.steps,
+        preset.learning_rate,
+        preset.forget_margin,
+        preset.keep_margin,
+        preset.text_weight,
+    )
+    streams = {
+        (name, modality): _batches(loaded, forms[modality], size, seed)
+        for name, forms, size in (
+            ("forget", forget, preset.batch_forget),
+            ("keep", keep, preset.batch_keep),
+        )
+        for modality in MODALITIES
+    }
+    on_mesh = contextlib.nullcontext() if loaded.mesh is None else jax.set_mesh(loaded.mesh)
+    with on_mesh, Progress("learning gates", preset.steps) as progress:
+        scores = parallel.put_replicated(scores, loaded.mesh)
+        state, note = learning.optimizer().init(scores), ""
+        for step in range(preset.steps):
+            batches = {
+                key: parallel.put_batch(stream.batch_at(step), loaded.mesh)
+                for key, stream in streams.items()
+            }
+            scores, state, losses = _step(
+                scores, state, loaded.model, batches, np.int32(step), learning=learning
+            )
+            if step % NOTE_EVERY == 0:  # to read a loss is to wait for the step
+                note = ", ".join(f"{name} {float(loss):.3f}" for name, loss in losses.items())
+            progress.advance(note=note)
+    return parallel.gather(scores)
+
+
+@functools.partial(jax.jit, static_argnames="learning", donate_argnums=(0, 1))
+def _step(
+    scores: Neurons,
+    state: optax.OptState,
+    model: Any,
+    batches: Mapping[tuple[str, str], Batch],
+    step: jax.Array,
+    *,
+    learning: Learning,
+) -> tuple[Neurons, optax.OptState, dict[str, jax.Array]]:
+    """Return scores and optimizer state after one step, and the losses of forget and keep."""
+    # From none to all of them over the first half, so that the model is never broken at once.
+    share_closed = jnp.minimum(1.0, (step + 1) / (0.5 * learning.steps))
+
+    def total(scores: Neurons) -> tuple[jax.Array, dict[str, jax.Array]]:
+        gates = _gates(scores, (learning.num_closed * share_closed).astype(jnp.int32))
+        losses = {"forget": jnp.zeros(()), "keep": jnp.zeros(())}
+        for (name, modality), batch in batches.items():
+            logits_BTV = model(batch, gates=gates, remat="none").logits_BTV
+            values_B = ATTRIBUTED[learning.objective](logits_BTV, batch)
+            if name == "forget":
+                excess_B = jax.nn.relu(values_B + learning.forget_margin)
+            else:
+                excess_B = jax.nn.relu(learning.keep_margin - values_B)
+            weights_B = batch.example_weights_B
+            mean = jnp.sum(weights_B * excess_B) / jnp.sum(weights_B)
+            is_weighted = name == "forget" and modality == "text"
+            losses[name] += mean * (learning.text_weight if is_weighted else 1.0)
+        return losses["forget"] + losses["keep"], losses
+
+    gradients, losses = jax.grad(total, has_aux=True)(scores)
+    updates, state = learning.optimizer().update(gradients, state)
+    return cast(Neurons, optax.apply_updates(scores, updates)), state, losses
+
+
+def _gates(scores: Neurons, num_closed: jax.Array) -> Neurons:
+    """Return 0 for the `num_closed` highest scores, else 1; the gradient is that of −score."""
+    ordered = jnp.sort(jnp.concatenate([values.ravel() for values in scores.values()]))
+    threshold = ordered[ordered.size - 1 - num_closed]
+    return {
+        tower: jax.lax.stop_gradient((values <= threshold) + values) - values
+        for tower, values in scores.items()
+    }
+
+
+def _batches(loaded: Any, samples: Sequence[Sample], batch_size: int, seed: int) -> Batches:
+    multiple = parallel.batch_multiple(loaded.mesh)
+    return Batches(
+        loaded,
+        encode_all(loaded, samples),
+        -(-batch_size // multiple) * multiple,
+        seed=seed,
+        max_buckets=1,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )

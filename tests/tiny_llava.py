@@ -1,0 +1,80 @@
+"""A tiny random LLaVA and a few samples for it, made once a session."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from manu_jax.config import ModelSection, TextSize, VisionSize
+from manu_jax.data.record import Fact
+from manu_jax.data.views import forms
+from manu_jax.models import fresh
+from manu_jax.models.family import FAMILIES, Loaded
+from manu_jax.parallel import path_name, tree_shardings
+from manu_jax.training.tokenizer import train_tokenizer
+
+SIZES = ModelSection(
+    vision=VisionSize(
+        image_size=16, patch_size=8, width=16, num_layers=3, num_heads=2, num_neurons=24
+    ),
+    text=TextSize(
+        width=16, num_layers=2, num_heads=2, num_key_heads=2, num_neurons=40, context=128,
+        vocabulary=400,
+    ),
+)  # fmt: skip
+
+
+@functools.cache
+def facts(count=6, seed=0):
+    """Up to seven facts; the seventh is longer than a bucket of 32 tokens."""
+    random = np.random.default_rng(seed)
+    values = ["Oslo", "a winding answer", "Rome", "baker", "chess", "1984", "far too long " * 5]
+    return tuple(
+        Fact(
+            person_id=f"{i:03d}",
+            name=f"Person {chr(65 + i)}",
+            question="Where does this person live?" if i % 2 else "What about this person?",
+            answer=values[i],
+            attribute="residence",
+            image=Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8)),
+        )
+        for i in range(count)
+    )
+
+
+@functools.cache
+def loaded():
+    """Weights are drawn by NumPy: to compile a random initialisation takes longer than a test."""
+    texts = [sample.text for modality in ("image", "text") for sample in samples(modality)]
+    tokenizer = train_tokenizer(texts * 3, SIZES.text.vocabulary)
+    hf_config = fresh.llava_config(SIZES, tokenizer)
+    config = FAMILIES["llava"].config_from_hf(hf_config, "tiny")
+    random = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        if "norm_" in path_name(path) and "bias" not in path_name(path):
+            return jnp.ones(leaf.shape)
+        # Large enough that activations, and differences between models, count.
+        return jnp.asarray(random.normal(size=leaf.shape) * 0.3, jnp.float32)
+
+    model = jax.tree_util.tree_map_with_path(draw, FAMILIES["llava"].abstract(config))
+    processor = fresh.llava_processor(SIZES, tokenizer)
+    return Loaded(model, processor, FAMILIES["llava"], config, hf_config)
+
+
+def on_mesh(mesh):
+    """The same model with its weights laid out on a mesh."""
+    model = jax.device_put(loaded().model, tree_shardings(loaded().model, mesh))
+    return dataclasses.replace(loaded(), model=model, mesh=mesh)
+
+
+def samples(modality, count=6, seed=0):
+    return forms(facts(count, seed), modality)
+
+
+def batch(modality, count=6, **settings):
+    encoder = loaded()
+    return encoder.collate([encoder.encode(s) for s in samples(modality, count)], **settings)
