@@ -110,6 +110,9 @@ class TrainSection(Section):
     views: int = pydantic.Field(
         0, ge=0
     )  # jittered copies of each training image; 0: the image itself alone
+    remat: Literal["all", "dots", "none"] = (
+        "none"  # what the backward pass recomputes to save memory; all: about a third slower
+    )
     checkpoint_every: int = pydantic.Field(200, ge=1)  # steps
     retrained: bool = True  # also train the reference that never sees the forget people
     memory_gate: float = pydantic.Field(
@@ -145,7 +148,9 @@ class Preset(Section):
         "text": ("text",),
     }  # which towers each form of the facts scores
     batch_size: int | None = None  # samples a scoring step; None: score_batch of the run
-    match_keep: bool = False  # as many batches of kept facts as of forget facts, drawn by the seed
+    keep_per_forget: float | None = pydantic.Field(
+        None, gt=0
+    )  # kept facts per forget fact in each form, drawn by the seed (each round anew); None: all
     # How four Statistics become one score
     functions: dict[str, float] = {"absolute": 1.0, "frequency": 1.0, "variance": 1.0, "rms": 1.0}
     normalise: bool = True  # N_m and E_m are divided by the number of samples
@@ -178,7 +183,7 @@ PRESETS: dict[str, Preset] = {
         reduction="position",
         towers={"image": ("vision",), "text": ("text",)},
         batch_size=4,
-        match_keep=True,
+        keep_per_forget=1.0,
         functions={"absolute": 2.0, "frequency": 0.0, "variance": 2.0, "rms": 2.0},
         combine="relative",
         epsilon=1e-5,
