@@ -13,6 +13,7 @@ from manu_jax.progress import Progress
 from manu_jax.types import Batch, Encoded, ManuError
 
 MAX_BUCKETS = 2  # lengths a step is compiled for, with images and without
+MULTIPLE = 8  # of tokens; lengths are few as it is, so padding can be tight
 MOST_FAULTS = 20  # lines in one error
 
 
@@ -38,6 +39,7 @@ def run_batched(
         loaded,
         encoded,
         -(-batch_size // multiple) * multiple,
+        multiple=MULTIPLE,
         max_buckets=MAX_BUCKETS,
         padding_side=padding_side,
         process_index=jax.process_index(),

@@ -116,22 +116,28 @@ def _read(file: _File) -> list[Record]:
     path = file.path if file.path.exists() else file.partial
     if not path.exists():
         return []
-    fields = {"answer", "score", *TASKS[file.task].metrics.values()}
+    fields = {"score", *TASKS[file.task].metrics.values()}
     records: list[Record] = []
     fault = ""
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        text = path.read_text(encoding="utf-8")
+        if not text.endswith("\n"):
+            fault = "damaged: its last line has no end"
+        for number, line in enumerate(text.splitlines(), start=1):
             record = json.loads(line)
-            missing = sorted(fields - set(record)) if isinstance(record, dict) else ["all"]
-            if missing:
-                fault = fault or f"damaged: line {number} lacks {', '.join(missing)}"
-                break
+            missing = sorted(name for name in fields if not _is_number(record, name))
+            if missing and not fault:
+                fault = f"damaged: line {number} has no number for {', '.join(missing)}"
             records.append(record)
     except (OSError, ValueError) as error:
         fault = f"damaged ({error})"
     asked = [(item.key, item.prompt, item.truth) for item in file.items]
-    found = [(record.get("key"), record.get("prompt"), record.get("truth")) for record in records]
     is_whole = path == file.path
+    found = []
+    if not fault:
+        found = [
+            tuple(record.get(name) for name in ("key", "prompt", "truth")) for record in records
+        ]
     if not fault and (len(found) > len(asked) or (is_whole and len(found) != len(asked))):
         fault = f"it holds {len(found)} records, {len(asked)} are asked now"
     if not fault and found != asked[: len(found)]:
@@ -142,6 +148,11 @@ def _read(file: _File) -> list[Record]:
     if fault:
         raise ManuError(f"{path}: {fault}. Delete the file and give the command again.")
     return records
+
+
+def _is_number(record: Any, name: str) -> bool:
+    value = record.get(name) if isinstance(record, dict) else None
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _complete(loaded: Any, files: Sequence[_File], section: EvaluateSection) -> None:

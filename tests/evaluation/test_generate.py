@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import tiny_llava
 
-from manu_jax import parallel
 from manu_jax.evaluation import generate
 from manu_jax.evaluation.generate import greedy, greedy_tokens
 from manu_jax.types import ManuError, Sample
@@ -123,11 +122,3 @@ def test_a_model_of_nan_is_an_error():
 
 def test_no_prompts_give_no_answers():
     assert greedy(tiny_llava.loaded(), [], new_tokens=4, batch_size=4) == []
-
-
-def test_a_mesh_gives_the_same_answers():
-    asked = prompts("image")
-    alone = greedy(tiny_llava.loaded(), asked, new_tokens=NEW_TOKENS, batch_size=4)
-    mesh = parallel.make_mesh(2, 2, 2)
-    meshed = greedy(tiny_llava.on_mesh(mesh), asked, new_tokens=NEW_TOKENS, batch_size=3)
-    assert meshed == alone

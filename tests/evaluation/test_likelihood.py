@@ -93,13 +93,3 @@ def test_a_model_of_nan_is_an_error():
     broken = loaded.replace_model(jax.tree.map(lambda x: x * np.nan, loaded.model))
     with pytest.raises(ManuError, match="not finite"):
         log_likelihoods(broken, tiny_llava.samples("text"), batch_size=4)
-
-
-def test_a_mesh_gives_the_same_likelihoods():
-    samples = tiny_llava.samples("image", 5)
-    alone = log_likelihoods(tiny_llava.loaded(), samples, batch_size=4)
-    mesh = parallel.make_mesh(2, 2, 2)
-    meshed = log_likelihoods(tiny_llava.on_mesh(mesh), samples, batch_size=3)
-    # Sums are split over devices.
-    np.testing.assert_allclose(meshed.mean_N, alone.mean_N, atol=1e-4)
-    np.testing.assert_array_equal(meshed.recalled_N, alone.recalled_N)

@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -43,6 +44,7 @@ def one_bucket():
     """One length for all, so that few programs are compiled."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batched, "MAX_BUCKETS", 1)
+        patch.setattr(batched, "MULTIPLE", 128)
         yield
 
 
@@ -153,9 +155,15 @@ def test_a_killed_run_goes_on_to_the_same_rows(whole, tmp_path, monkeypatch):
 
 
 DAMAGE = {
-    "broken": (lambda text: text[: len(text) // 2], "damaged"),
-    "no mapping": (lambda text: "[1]\n" + text, "damaged: line 1 lacks all"),
-    "no score": (lambda text: text.replace('"score"', '"point"', 1), "line 1 lacks score"),
+    "broken": (lambda text: text[:-20], "damaged"),
+    "cut": (lambda text: text[: text.index("\n")], "damaged: its last line"),
+    "empty": (lambda text: "", "damaged"),
+    "no mapping": (lambda text: "[1]\n" + text, "damaged: line 1 has no number"),
+    "no score": (
+        lambda text: text.replace('"score"', '"point"', 1),
+        "line 1 has no number for score",
+    ),
+    "odd score": (lambda text: re.sub(r'"score": [0-9.]+', '"score": NaN', text), "no number"),
     "too few": (lambda text: text.splitlines(True)[0], "holds 1 records, 2 are asked"),
     "too many": (lambda text: text * 2, "holds 4 records, 2 are asked"),
     "other prompt": (lambda text: text.replace("Lives in", "Stays in"), "with another question"),
@@ -205,9 +213,13 @@ def test_answers_in_any_script_stand_on_one_line(tmp_path, monkeypatch):
     assert run(tmp_path, section=section) == rows
 
 
-def test_a_mesh_gives_the_same_rows(whole, tmp_path):
+def test_a_mesh_gives_the_same_answers_and_rows(whole, tmp_path):
+    folder, rows = whole
     mesh = parallel.make_mesh(2, 2, 2)
-    rows = run(tmp_path, loaded=tiny_llava.on_mesh(mesh))
-    for now, before in zip(rows, whole[1], strict=True):
+    meshed = run(tmp_path, loaded=tiny_llava.on_mesh(mesh))
+    for now, before in zip(meshed, rows, strict=True):
         # Sums split over devices, rounded to six digits.
         assert now["value"] == pytest.approx(before["value"], abs=1e-4)
+    for path in (tmp_path / "vanilla").iterdir():
+        answers = [record["answer"] for record in records(path)]
+        assert answers == [record["answer"] for record in records(folder / "vanilla" / path.name)]
