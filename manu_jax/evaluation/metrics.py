@@ -7,6 +7,7 @@ by resampling people: the items of one person are not independent of each other.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +46,8 @@ def bleu(answer: str, truth: str) -> float:
     from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
     smoothing = SmoothingFunction().method1
-    return float(sentence_bleu([truth.split()], answer.split(), smoothing_function=smoothing))
+    score: Any = sentence_bleu([truth.split()], answer.split(), smoothing_function=smoothing)
+    return float(score)
 
 
 # Metrics of an answer's text against the truth; each in [0, 1], and more is better.
