@@ -113,7 +113,7 @@ def save(
 
     loaded: the model that was scored. data: hash of the samples (`fingerprint.samples_hash`).
     """
-    arrays: Neurons = {key: np.asarray(a, bool) for key, a in gather(dict(mask)).items()}
+    arrays = {key: np.asarray(a, bool) for key, a in gather(dict(mask)).items()}
     made_from = {
         "preset": preset,
         "alpha": alpha,

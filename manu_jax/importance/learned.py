@@ -28,6 +28,7 @@ from manu_jax.selection import count
 from manu_jax.types import MODALITIES, Batch, Neurons, Sample
 
 NOTE_EVERY = 20  # steps
+FORGET, KEEP = 1.0, 2.0  # marks in a batch's example weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +72,7 @@ def learn_gates(
         preset.text_weight,
     )
     streams = {
-        (name, modality): _batches(loaded, forms[modality], size, seed)
-        for name, forms, size in (
-            ("forget", forget, preset.batch_forget),
-            ("keep", keep, preset.batch_keep),
-        )
+        modality: _Stream(loaded, preset, forget[modality], keep[modality], seed)
         for modality in MODALITIES
     }
     on_mesh = contextlib.nullcontext() if loaded.mesh is None else jax.set_mesh(loaded.mesh)
@@ -84,8 +81,8 @@ def learn_gates(
         state, note = learning.optimizer().init(scores), ""
         for step in range(preset.steps):
             batches = {
-                key: parallel.put_batch(stream.batch_at(step), loaded.mesh)
-                for key, stream in streams.items()
+                modality: parallel.put_batch(stream.batch_at(step), loaded.mesh)
+                for modality, stream in streams.items()
             }
             scores, state, losses = _step(
                 scores, state, loaded.model, batches, np.int32(step), learning=learning
@@ -101,7 +98,7 @@ def _step(
     scores: Neurons,
     state: optax.OptState,
     model: Any,
-    batches: Mapping[tuple[str, str], Batch],
+    batches: Mapping[str, Batch],
     step: jax.Array,
     *,
     learning: Learning,
@@ -113,22 +110,25 @@ def _step(
     def total(scores: Neurons) -> tuple[jax.Array, dict[str, jax.Array]]:
         gates = _gates(scores, (learning.num_closed * share_closed).astype(jnp.int32))
         losses = {"forget": jnp.zeros(()), "keep": jnp.zeros(())}
-        for (name, modality), batch in batches.items():
+        for modality, batch in batches.items():
             logits_BTV = model(batch, gates=gates, remat="none").logits_BTV
             values_B = ATTRIBUTED[learning.objective](logits_BTV, batch)
-            if name == "forget":
-                excess_B = jax.nn.relu(values_B + learning.forget_margin)
-            else:
-                excess_B = jax.nn.relu(learning.keep_margin - values_B)
-            weights_B = batch.example_weights_B
-            mean = jnp.sum(weights_B * excess_B) / jnp.sum(weights_B)
-            is_weighted = name == "forget" and modality == "text"
-            losses[name] += mean * (learning.text_weight if is_weighted else 1.0)
+            is_forget_B = batch.example_weights_B == FORGET
+            is_keep_B = batch.example_weights_B == KEEP
+            text_weight = learning.text_weight if modality == "text" else 1.0
+            losses["forget"] += text_weight * _mean(
+                jax.nn.relu(values_B + learning.forget_margin), is_forget_B
+            )
+            losses["keep"] += _mean(jax.nn.relu(learning.keep_margin - values_B), is_keep_B)
         return losses["forget"] + losses["keep"], losses
 
     gradients, losses = jax.grad(total, has_aux=True)(scores)
     updates, state = learning.optimizer().update(gradients, state)
     return cast(Neurons, optax.apply_updates(scores, updates)), state, losses
+
+
+def _mean(values_B: jax.Array, is_chosen_B: jax.Array) -> jax.Array:
+    return jnp.sum(values_B, where=is_chosen_B) / jnp.maximum(jnp.sum(is_chosen_B), 1)
 
 
 def _gates(scores: Neurons, num_closed: jax.Array) -> Neurons:
@@ -141,14 +141,45 @@ def _gates(scores: Neurons, num_closed: jax.Array) -> Neurons:
     }
 
 
-def _batches(loaded: Any, samples: Sequence[Sample], batch_size: int, seed: int) -> Batches:
-    multiple = parallel.batch_multiple(loaded.mesh)
-    return Batches(
-        loaded,
-        encode_all(loaded, samples),
-        -(-batch_size // multiple) * multiple,
-        seed=seed,
-        max_buckets=1,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+class _Stream:
+    """Batches of one form, forget facts first and kept facts after them, in one shape."""
+
+    def __init__(
+        self,
+        loaded: Any,
+        preset: Preset,
+        forget: Sequence[Sample],
+        keep: Sequence[Sample],
+        seed: int,
+    ):
+        self._loaded = loaded
+        self._encoded = (encode_all(loaded, forget), encode_all(loaded, keep))
+        sizes = (preset.batch_forget, preset.batch_keep)
+        self._orders = [
+            Batches(loaded, encoded, size, seed=seed, max_buckets=1)
+            for encoded, size in zip(self._encoded, sizes, strict=True)
+        ]
+        everything = [item for encoded in self._encoded for item in encoded]
+        self._length = -(-max(item.num_tokens for item in everything) // 32) * 32
+        self._num_images = max(item.num_images for item in everything) or None
+        multiple = parallel.batch_multiple(loaded.mesh)
+        self._batch_size = -(-sum(sizes) // multiple) * multiple
+
+    def batch_at(self, step: int) -> Batch:
+        """Return this process's rows of the batch; its example weights are FORGET, KEEP or 0."""
+        chosen, marks = [], []
+        for encoded, order, mark in zip(self._encoded, self._orders, (FORGET, KEEP), strict=True):
+            indices = order.indices_at(step)
+            chosen += [encoded[i] for i in indices]
+            marks += [mark] * len(indices)
+        batch = self._loaded.collate(
+            chosen,
+            length=self._length,
+            batch_size=self._batch_size,
+            num_images=self._num_images,
+        )
+        weights_B = np.zeros(self._batch_size, np.float32)
+        weights_B[: len(marks)] = marks
+        batch = dataclasses.replace(batch, example_weights_B=weights_B)
+        rows = parallel.process_slice(self._batch_size)
+        return jax.tree.map(lambda x: x[rows], batch)

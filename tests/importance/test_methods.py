@@ -1,0 +1,127 @@
+import jax
+import numpy as np
+import pytest
+import tiny_llava as tiny
+
+from manu_jax.config import PRESETS, Preset
+from manu_jax.importance import methods
+from manu_jax.importance.methods import load_scores, save_scores, scores_for
+from manu_jax.models.answers import answer_log_odds
+from manu_jax.selection import select
+from manu_jax.types import MODALITIES, ManuError
+
+SMALL = {"batch_size": 4}
+
+
+def forms(first, last):
+    return {modality: tiny.samples(modality)[first:last] for modality in MODALITIES}
+
+
+FORGET, KEEP = forms(0, 2), forms(2, 6)
+
+
+@pytest.mark.parametrize("name", ["paper", "official-code"])
+def test_a_preset_scores_every_neuron_that_it_may_remove(name, tmp_path):
+    loaded, preset = tiny.loaded(), PRESETS[name]
+    scores = scores_for(loaded, preset, FORGET, KEEP, **SMALL, directory=tmp_path)
+    known = {**loaded.towers, **loaded.family.matrix_rows(loaded.config)}
+    expected = loaded.towers if name == "paper" else loaded.family.matrix_rows(loaded.config)
+    assert set(scores) == set(expected)
+    for key, values in scores.items():
+        assert values.shape == known[key] and values.dtype == np.float32
+        assert np.isfinite(values).all() and values.std() > 0
+    files = sorted(file.name for file in tmp_path.iterdir())
+    assert files == [
+        f"{name}.{modality}.activation.safetensors"
+        for name in ("forget", "retain")
+        for modality in MODALITIES
+    ]
+    again = scores_for(loaded, preset, FORGET, KEEP, **SMALL, directory=tmp_path)
+    for key in scores:
+        np.testing.assert_array_equal(scores[key], again[key])
+
+
+def test_rounds_remove_part_by_part_and_score_again():
+    loaded = tiny.loaded()
+    preset = PRESETS["gradient"].model_copy(update={"rounds": 2, "alpha": 0.2})
+    scores = scores_for(loaded, preset, FORGET, KEEP, **SMALL)
+    # The first half is what one round alone would remove.
+    single = preset.model_copy(update={"rounds": 1})
+    first = select(scores_for(loaded, single, FORGET, KEEP, **SMALL), 0.1)
+    half, whole = select(scores, 0.1), select(scores, 0.2)
+    for tower in first:
+        np.testing.assert_array_equal(half[tower], first[tower])
+        assert not (half[tower] & ~whole[tower]).any()
+    # The second half is chosen with the first one gone, as a run from there would.
+    gates = {tower: 1 - mask.astype(np.float32) for tower, mask in first.items()}
+    later = methods._one_round(loaded, single, FORGET, KEEP, 4, 0, None, gates)
+    rest = {tower: np.where(first[tower], -np.inf, later[tower]) for tower in later}
+    number = sum(int(mask.sum()) for mask in whole.values()) - sum(
+        int(mask.sum()) for mask in first.values()
+    )
+    order = np.argsort(-np.concatenate([rest["text"].ravel(), rest["vision"].ravel()]))
+    new = np.concatenate([(whole[t] & ~first[t]).ravel() for t in ("text", "vision")])
+    assert set(np.flatnonzero(new)) == set(order[:number])
+
+
+def test_kept_facts_are_drawn_by_the_number_of_forget_facts(monkeypatch):
+    drawn = methods._draw(KEEP["image"], 3, seed=1)
+    assert len(drawn) == 3 and drawn == methods._draw(KEEP["image"], 3, seed=1)
+    assert len(methods._draw(KEEP["image"], 99, seed=1)) == 4
+    seen = []
+
+    def spy(loaded, samples, preset, **settings):
+        seen.append(len(samples))
+        return real(loaded, samples, preset, **settings)
+
+    real = methods.collect
+    monkeypatch.setattr(methods, "collect", spy)
+    preset = PRESETS["paper"].model_copy(update={"keep_per_forget": 1.0})
+    scores_for(tiny.loaded(), preset, FORGET, KEEP, **SMALL)
+    assert seen == [2, 2, 2, 2]
+
+
+def test_random_scores_are_a_draw_of_the_seed():
+    loaded, preset = tiny.loaded(), PRESETS["random"]
+    one, same, other = (
+        scores_for(loaded, preset, FORGET, KEEP, seed=seed)["text"] for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(one, same)
+    assert (one != other).any()
+
+
+def test_learned_gates_lower_what_is_to_be_forgotten_more_than_what_is_kept():
+    loaded = tiny.loaded()
+    preset = PRESETS["learned"].model_copy(
+        update={"alpha": 0.3, "steps": 12, "batch_forget": 2, "batch_keep": 4}
+    )
+    scores = scores_for(loaded, preset, FORGET, KEEP, seed=1)
+    again = scores_for(loaded, preset, FORGET, KEEP, seed=1)
+    for tower in loaded.towers:
+        np.testing.assert_array_equal(scores[tower], again[tower])
+    mask = select(scores, preset.alpha)
+    gates = {tower: 1 - removed.astype(np.float32) for tower, removed in mask.items()}
+
+    ones = {tower: np.ones_like(gate) for tower, gate in gates.items()}
+    step = jax.jit(lambda batch, gates: loaded.model(batch, gates=gates).logits_BTV)
+    changes_B = np.zeros(6)
+    for modality in MODALITIES:
+        batch = tiny.batch(modality)
+        before_B, after_B = (answer_log_odds(step(batch, g), batch) for g in (ones, gates))
+        changes_B += np.asarray(after_B - before_B) / 2
+    assert changes_B[:2].mean() < changes_B[2:].mean() - 0.5
+
+
+@pytest.mark.parametrize("kind", ["statistics", "learned", "random"])
+def test_a_set_without_samples_is_an_error_that_names_it(kind):
+    preset = Preset(kind=kind)
+    with pytest.raises(ManuError, match="retain, text form"):
+        scores_for(tiny.loaded(), preset, FORGET, {**KEEP, "text": ()})
+
+
+def test_scores_round_trip(tmp_path):
+    scores = {"text": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    save_scores(tmp_path / "scores.safetensors", scores, {"preset": "paper"})
+    found, made_from = load_scores(tmp_path / "scores.safetensors")
+    np.testing.assert_array_equal(found["text"], scores["text"])
+    assert made_from == {"preset": "paper"}
