@@ -178,6 +178,7 @@ PRESETS: dict[str, Preset] = {
     # The paper, section 1 of its method: activations, four functions, forget over retain.
     "paper": Preset(preset="paper"),
     # The authors' code: each form scores one tower, over rows of single matrices, in batches.
+    # Differs: batches are padded to the length of their bucket, theirs to their longest sample.
     "official-code": Preset(
         preset="official-code",
         reduction="position",
@@ -195,8 +196,9 @@ PRESETS: dict[str, Preset] = {
         preset="gradient",
         signal="gradient",
         fade=0.0,
+        keep_per_forget=3.0,
         combine="gain_minus_harm",
-        rounds=20,
+        rounds=15,
         alpha=0.2,
     ),
     # Ours: gates are learned, the rest of the model stands still.

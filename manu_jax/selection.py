@@ -35,7 +35,7 @@ def select(
         raise ManuError(f"scope: expected one of {', '.join(SCOPES)}, got {scope!r}.")
     scores = {tower: np.asarray(scores[tower]) for tower in sorted(scores)}
     _check_not_nan(scores)
-    eligible = _eligible(scores, layers or {})
+    eligible = eligible_layers(scores, layers or {})
     mask: dict[str, Any] = {
         tower: np.zeros(values_LF.shape, bool) for tower, values_LF in scores.items()
     }
@@ -59,24 +59,8 @@ def count(alpha: float, num_eligible: int) -> int:
     return int(decimal.Decimal(repr(float(alpha))) * num_eligible)
 
 
-def _groups(scores: Neurons, scope: str) -> Iterator[list[tuple[str, slice]]]:
-    """Give each group as (key, rows of layers) pairs; "vision.fc1" belongs to tower "vision"."""
-    everything = slice(None)
-    keys_by_tower: dict[str, list[str]] = {}
-    for key in scores:
-        keys_by_tower.setdefault(key.partition(".")[0], []).append(key)
-    if scope == "all":
-        yield [(key, everything) for key in scores]
-    elif scope == "tower":
-        for keys in keys_by_tower.values():
-            yield [(key, everything) for key in keys]
-    else:
-        for keys in keys_by_tower.values():
-            for layer in range(max(len(scores[key]) for key in keys)):
-                yield [(key, slice(layer, layer + 1)) for key in keys]
-
-
-def _eligible(scores: Neurons, layers: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def eligible_layers(scores: Neurons, layers: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return which layers a choice may take from, {tower: [L] bool}; `layers` as in `select`."""
     faults = []
     towers = {key.partition(".")[0] for key in scores}
     faults += [
@@ -101,6 +85,23 @@ def _eligible(scores: Neurons, layers: Mapping[str, Any]) -> dict[str, np.ndarra
     if faults:
         raise ManuError(f"layers: {'; '.join(faults)}. Give a range inside the model.")
     return eligible
+
+
+def _groups(scores: Neurons, scope: str) -> Iterator[list[tuple[str, slice]]]:
+    """Give each group as (key, rows of layers) pairs; "vision.fc1" belongs to tower "vision"."""
+    everything = slice(None)
+    keys_by_tower: dict[str, list[str]] = {}
+    for key in scores:
+        keys_by_tower.setdefault(key.partition(".")[0], []).append(key)
+    if scope == "all":
+        yield [(key, everything) for key in scores]
+    elif scope == "tower":
+        for keys in keys_by_tower.values():
+            yield [(key, everything) for key in keys]
+    else:
+        for keys in keys_by_tower.values():
+            for layer in range(max(len(scores[key]) for key in keys)):
+                yield [(key, slice(layer, layer + 1)) for key in keys]
 
 
 def _check_not_nan(scores: Neurons) -> None:

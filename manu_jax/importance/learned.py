@@ -24,8 +24,8 @@ from manu_jax.config import Preset
 from manu_jax.data.batches import Batches, encode_all
 from manu_jax.importance.gradients import ATTRIBUTED
 from manu_jax.progress import Progress
-from manu_jax.selection import count
-from manu_jax.types import MODALITIES, Batch, Neurons, Sample
+from manu_jax.selection import count, eligible_layers
+from manu_jax.types import MODALITIES, Batch, ManuError, Neurons, Sample
 
 NOTE_EVERY = 20  # steps
 FORGET, KEEP = 1.0, 2.0  # marks in a batch's example weights
@@ -36,6 +36,7 @@ class Learning:
     """What a step of learning depends on; static. The fields are those of Preset."""
 
     objective: str
+    layers: tuple[tuple[str, tuple[int, ...]], ...]  # of each tower, those that may lose neurons
     num_closed: int
     steps: int
     learning_rate: float
@@ -60,11 +61,18 @@ def learn_gates(
     forget, keep: samples by modality. The α of the preset is the share of gates that are closed
     while they are learned. The same seed gives the same scores.
     """
+    if preset.scope != "all":
+        raise ManuError(
+            f'preset "{preset.preset}": learned gates are chosen over all towers together; '
+            f'got scope {preset.scope!r}, give "all".'
+        )
     towers = sorted({tower for names in preset.towers.values() for tower in names})
-    scores = {tower: np.zeros(loaded.towers[tower], np.float32) for tower in towers}
+    scores: Neurons = {tower: np.zeros(loaded.towers[tower], np.float32) for tower in towers}
+    eligible = eligible_layers(scores, preset.layers)
     learning = Learning(
         preset.objective,
-        count(preset.alpha, sum(values.size for values in scores.values())),
+        tuple((tower, tuple(np.flatnonzero(eligible[tower]).tolist())) for tower in towers),
+        count(preset.alpha, sum(values[eligible[t]].size for t, values in scores.items())),
         preset.steps,
         preset.learning_rate,
         preset.forget_margin,
@@ -108,7 +116,7 @@ def _step(
     share_closed = jnp.minimum(1.0, (step + 1) / (0.5 * learning.steps))
 
     def total(scores: Neurons) -> tuple[jax.Array, dict[str, jax.Array]]:
-        gates = _gates(scores, (learning.num_closed * share_closed).astype(jnp.int32))
+        gates = _gates(scores, learning, share_closed)
         losses = {"forget": jnp.zeros(()), "keep": jnp.zeros(())}
         for modality, batch in batches.items():
             logits_BTV = model(batch, gates=gates, remat="none").logits_BTV
@@ -131,12 +139,19 @@ def _mean(values_B: jax.Array, is_chosen_B: jax.Array) -> jax.Array:
     return jnp.sum(values_B, where=is_chosen_B) / jnp.maximum(jnp.sum(is_chosen_B), 1)
 
 
-def _gates(scores: Neurons, num_closed: jax.Array) -> Neurons:
-    """Return 0 for the `num_closed` highest scores, else 1; the gradient is that of −score."""
-    ordered = jnp.sort(jnp.concatenate([values.ravel() for values in scores.values()]))
+def _gates(scores: Neurons, learning: Learning, share_closed: jax.Array) -> Neurons:
+    """Return 0 for the highest scores, else 1; the gradient is that of −score."""
+    ranked = {
+        tower: jnp.full(scores[tower].shape, -jnp.inf)
+        .at[np.asarray(layers)]
+        .set(scores[tower][np.asarray(layers)])
+        for tower, layers in learning.layers
+    }
+    ordered = jnp.sort(jnp.concatenate([values.ravel() for values in ranked.values()]))
+    num_closed = (learning.num_closed * share_closed).astype(jnp.int32)
     threshold = ordered[ordered.size - 1 - num_closed]
     return {
-        tower: jax.lax.stop_gradient((values <= threshold) + values) - values
+        tower: jax.lax.stop_gradient((ranked[tower] <= threshold) + values) - values
         for tower, values in scores.items()
     }
 
