@@ -16,7 +16,6 @@ PyTorch's hooks, and the peak memory of a process that does only that, at one ba
 """
 
 import argparse
-import json
 import resource
 import statistics
 import subprocess
@@ -60,7 +59,9 @@ def main() -> None:
                 begin = time.perf_counter()
                 step()
                 times[name].append((time.perf_counter() - begin) / options.samples)
-        memory = {name: peak_memory(name, options) for name in PARTS}
+        memory = {}
+        if not options.no_memory:
+            memory = {name: peak_memory(name, options, Path(folder)) for name in PARTS}
     print_table(times, memory, options)
 
 
@@ -178,6 +179,91 @@ def build_torch(name: str, folder: Path, inputs: dict[str, np.ndarray]) -> Calla
 
 def build_jax(name: str, folder: Path, inputs: dict[str, np.ndarray]) -> Callable[[], object]:
     import jax
+    import jax.numpy as jnp
 
+    from manu_jax.config import PRESETS
     from manu_jax.importance import collect
     from manu_jax.models import family, weights
+    from manu_jax.types import Batch
+
+    chosen, config, hf_config = family.read_config(folder)
+    tensors, table = family.read_tensors(folder, chosen, config)
+    model = weights.fill(chosen.abstract(config), tensors, table, dtype=jnp.float32, mesh=None)
+    loaded = family.Loaded(model, None, chosen, config, hf_config)
+    B, T = inputs["token_ids_BT"].shape
+    batch = Batch(
+        attention_mask_BT=np.ones((B, T), bool),
+        positions_BT=np.tile(np.arange(T, dtype=np.int32), (B, 1)),
+        example_weights_B=np.ones(B, np.float32),
+        image_mask_BI=np.ones((B, 1), bool),
+        **inputs,
+    )
+    batch = jax.tree.map(jnp.asarray, batch)
+    if name == "jax forward":
+        forward = jax.jit(lambda model, batch: model(batch).logits_BTV)
+        return lambda: forward(loaded.model, batch).block_until_ready()
+    preset = PRESETS["gradient" if name == "jax gradient" else "paper"]
+    measurement = collect.measurement_of(loaded, preset, "image")
+    totals = [collect.zero(loaded, batch, measurement)]
+
+    def add():
+        totals[0] = collect.add_batch(totals[0], loaded.model, batch, None, measurement=measurement)
+        return jax.block_until_ready(totals[0])
+
+    return add
+
+
+def peak_memory(name: str, options: argparse.Namespace, folder: Path) -> dict[int, float]:
+    """Return the peak resident memory in MiB of a process that does only `name`, by batches done."""
+    found = {}
+    for num_batches in (1, 4):
+        command = [sys.executable, __file__, "--part", name, "--batches", str(num_batches)]
+        command += ["--model", str(folder), "--samples", str(options.samples)]
+        command += ["--text-tokens", str(options.text_tokens)] + ["--small"] * options.small
+        found[num_batches] = float(subprocess.check_output(command, text=True).split()[-1])
+    return found
+
+
+def measure_memory(options: argparse.Namespace) -> None:
+    step = build(options.part, Path(options.model), make_inputs(options))
+    for _ in range(options.batches):
+        step()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def print_table(
+    times: dict[str, list[float]],
+    memory: dict[str, dict[int, float]],
+    options: argparse.Namespace,
+) -> None:
+    print(f"{machine()}; {options.samples} samples a batch, median of {options.repeats} turns")
+    print("| | ms per sample | × its forward | × torch hooks | peak MiB, 1 batch | 4 batches |")
+    print("|---|---|---|---|---|---|")
+    for name in PARTS:
+        own = ratio(times[name], times[FORWARD_OF[name]])
+        hooks = ratio(times[name], times["torch hooks"])
+        cells = [name, f"{1e3 * statistics.median(times[name]):.0f}", f"{own:.2f}", f"{hooks:.2f}"]
+        cells += [f"{memory[name][n]:.0f}" if memory else "–" for n in (1, 4)]
+        print("| " + " | ".join(cells) + " |")
+
+
+def ratio(above: list[float], below: list[float]) -> float:
+    """Return the median of the ratios of the same turn."""
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+def machine() -> str:
+    import os
+
+    import jax
+    import torch
+
+    device = jax.devices()[0]
+    return (
+        f"{device.device_kind} ({os.cpu_count()} cores), jax {jax.__version__}, "
+        f"torch {torch.__version__} with {torch.get_num_threads()} threads"
+    )
+
+
+if __name__ == "__main__":
+    main()

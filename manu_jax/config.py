@@ -110,6 +110,8 @@ class TrainSection(Section):
     views: int = pydantic.Field(
         0, ge=0
     )  # jittered copies of each training image; 0: the image itself alone
+    wordings: tuple[Literal["plain", "classification", "generation", "cloze"], ...] = ("plain",)
+    # how a fact is put, drawn anew each time; a wording named twice is drawn twice as often
     remat: Literal["all", "dots", "none"] = (
         "none"  # what the backward pass recomputes to save memory; all: about a third slower
     )

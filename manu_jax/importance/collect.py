@@ -99,7 +99,7 @@ def collect(
         raise ManuError(
             f"scoring, {modality} form: no samples. Give at least one fact that has this form."
         )
-    measurement = _measurement(loaded, preset, modality, fade)
+    measurement = measurement_of(loaded, preset, modality, fade)
     multiple = parallel.batch_multiple(loaded.mesh)
     batch_size = -(-batch_size // multiple) * multiple
     made_from = {}
@@ -150,8 +150,8 @@ def _sums(
         for index in range(num_done, len(batches)):
             batch = parallel.put_batch(batches.batch_at(index), loaded.mesh)
             if total is None:
-                total = _zero(loaded, batch, measurement)
-            total = _add(total, loaded.model, batch, gates, measurement=measurement)
+                total = zero(loaded, batch, measurement)
+            total = add_batch(total, loaded.model, batch, gates, measurement=measurement)
             progress.advance()
             if path is not None and (index + 1) % save_every == 0:
                 files.save(_partial(path), total, {**made_from, "num_batches": index + 1})
@@ -160,7 +160,7 @@ def _sums(
 
 
 @functools.partial(jax.jit, static_argnames=("measurement",), donate_argnums=0)
-def _add(
+def add_batch(
     total: AnyStatistics,
     model: Any,
     batch: Batch,
@@ -183,8 +183,8 @@ def _add(
     return total.add(z_by_tower, batch.example_weights_B)
 
 
-def _zero(loaded: Any, batch: Batch, measurement: Measurement) -> AnyStatistics:
-    """Return the statistics of no samples, laid out as `_add` returns them."""
+def zero(loaded: Any, batch: Batch, measurement: Measurement) -> AnyStatistics:
+    """Return the statistics of no samples, laid out as `add_batch` returns them."""
     towers = dict(measurement.towers)
     probe = measurement.probe
     if probe is None or probe.reduction != "position":
@@ -204,9 +204,10 @@ def _zero_samples(measurement: Measurement) -> Statistics:
     return Statistics.zero(dict(measurement.towers), measurement.threshold)
 
 
-def _measurement(
-    loaded: Any, preset: Preset, modality: Modality, fade: float | None
+def measurement_of(
+    loaded: Any, preset: Preset, modality: Modality, fade: float | None = None
 ) -> Measurement:
+    """Return what a scoring step of `preset` computes on facts in one form."""
     missing = sorted(set(preset.towers[modality]) - set(loaded.towers))
     if missing:
         raise ManuError(

@@ -39,7 +39,11 @@ REMATS: dict[str, Callable[[Callable], Callable]] = {
 
 
 def random_weight(key: jax.Array, shape: tuple[int, ...], fan_in: int) -> nnx.Param:
-    """Return a parameter of normal numbers with variance 1 / fan_in."""
+    """Return a parameter of normal numbers with variance 1 / fan_in.
+
+    What a layer adds to the residual stream is given a fan-in 2 L times as large, so that L layers
+    together add as much as one would (Radford et al. 2019, section 2.3).
+    """
     return nnx.Param(jax.random.normal(key, shape) * fan_in**-0.5)
 
 
@@ -138,7 +142,7 @@ class Attention(nnx.Module):
         self.q_LDNH = random_weight(q, (L, D, N, H), D)
         self.k_LDKH = random_weight(k, (L, D, K, H), D)
         self.v_LDKH = random_weight(v, (L, D, K, H), D)
-        self.o_LNHD = random_weight(o, (L, N, H, D), N * H)
+        self.o_LNHD = random_weight(o, (L, N, H, D), 2 * L * N * H)
         if qkv_bias:
             self.q_bias_LNH = nnx.Param(jnp.zeros((L, N, H)))
             self.k_bias_LKH = nnx.Param(jnp.zeros((L, K, H)))
@@ -187,7 +191,7 @@ class Mlp(nnx.Module):
         if gated:
             self.gate_LDF = random_weight(gate, (L, D, F), D)
         self.up_LDF = random_weight(up, (L, D, F), D)
-        self.down_LFD = random_weight(down, (L, F, D), F)
+        self.down_LFD = random_weight(down, (L, F, D), 2 * L * F)
         if bias:
             if gated:
                 self.gate_bias_LF = nnx.Param(jnp.zeros((L, F)))

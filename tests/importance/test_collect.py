@@ -100,9 +100,9 @@ def test_the_scoring_step_gathers_no_activation():
     loaded = tiny.on_mesh(mesh)
     batch = parallel.put_batch(tiny.batch("image", batch_size=8), mesh)
     with jax.set_mesh(mesh):
-        measurement = collect_module._measurement(loaded, ACTIVATION, "image", None)
-        total = collect_module._zero(loaded, batch, measurement)
-        lowered = collect_module._add.lower(
+        measurement = collect_module.measurement_of(loaded, ACTIVATION, "image", None)
+        total = collect_module.zero(loaded, batch, measurement)
+        lowered = collect_module.add_batch.lower(
             total, loaded.model, batch, None, measurement=measurement
         )
         text = lowered.compile().as_text()
@@ -117,7 +117,7 @@ def test_a_killed_collection_resumes_to_the_same_numbers(tmp_path, monkeypatch):
     settings = dict(modality="text", batch_size=2, path=tmp_path / "s.safetensors", save_every=1)
     whole = collect(loaded, samples, ACTIVATION, **{**settings, "path": tmp_path / "whole"})
 
-    steps, real_add = [], collect_module._add
+    steps, real_add = [], collect_module.add_batch
 
     def dying_add(*arguments, **keywords):
         if len(steps) == 2:
@@ -125,7 +125,7 @@ def test_a_killed_collection_resumes_to_the_same_numbers(tmp_path, monkeypatch):
         steps.append(1)
         return real_add(*arguments, **keywords)
 
-    monkeypatch.setattr(collect_module, "_add", dying_add)
+    monkeypatch.setattr(collect_module, "add_batch", dying_add)
     with pytest.raises(KeyboardInterrupt):
         collect(loaded, samples, ACTIVATION, **settings)
     assert not (tmp_path / "s.safetensors").exists()
@@ -141,7 +141,7 @@ def test_a_file_is_read_again_and_one_of_another_make_is_an_error(tmp_path, monk
     loaded, samples = tiny.loaded(), tiny.samples("text")
     settings = dict(modality="text", path=tmp_path / "s.safetensors")
     first = collect(loaded, samples, ACTIVATION, **settings)
-    monkeypatch.setattr(collect_module, "_add", None)  # not called again
+    monkeypatch.setattr(collect_module, "add_batch", None)  # not called again
     again = collect(loaded, samples, ACTIVATION, **settings)
     np.testing.assert_array_equal(first.signed["text"].high, again.signed["text"].high)
     with pytest.raises(ManuError, match="samples"):

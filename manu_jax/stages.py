@@ -1,0 +1,358 @@
+"""The stages of a run, in order. Each reads what earlier ones left in the folder, and adds its own.
+
+    data       data/                              the synthetic benchmark, where the run makes one
+    train      vanilla/, retrained/               where the run trains its models; the memory gate
+    scores     [methods/NAME/]scores.safetensors  a score per neuron, from statistics/
+    masks      [methods/NAME/]mask.safetensors    which neurons go
+    unlearn    unlearned/                         the Hugging Face folder without them
+    evaluate   evaluation/, results.json          every model asked everything
+    report     report.html
+
+A stage whose files stand does nothing, so a run that was killed goes on where it was. The first
+method of the config has its files at the top of the folder, the others in methods/NAME/.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from manu_jax import masks, parallel
+from manu_jax.config import Preset, RunConfig
+from manu_jax.data import mllmu, synthetic
+from manu_jax.data.record import SETS, Benchmark
+from manu_jax.data.views import forms
+from manu_jax.evaluation.likelihood import share_right
+from manu_jax.evaluation.suite import evaluate
+from manu_jax.fingerprint import samples_hash
+from manu_jax.folder import new_folder, versions, write_atomic
+from manu_jax.importance.methods import load_scores, save_scores, scores_for
+from manu_jax.models.family import Loaded, load, save_pretrained
+from manu_jax.report.render import people_shown, render
+from manu_jax.report.results import write_results
+from manu_jax.selection import select
+from manu_jax.training.memory import check_memory
+from manu_jax.training.vanilla import train_models
+from manu_jax.types import MODALITIES, ManuError, Neurons, Sample
+
+logger = logging.getLogger(__name__)
+
+VANILLA, RETRAINED = "vanilla", "retrained"
+
+
+@dataclasses.dataclass(eq=False)
+class Run:
+    """One run: its config and folder, and what has been read from them so far."""
+
+    config: RunConfig
+    directory: Path
+    mesh: jax.sharding.Mesh | None
+
+    @classmethod
+    def begin(cls, config: RunConfig, directory: Path) -> "Run":
+        """Return the run with its mesh; one device alone needs none."""
+        sizes = config.mesh
+        mesh = parallel.make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
+        return cls(config, directory, None if mesh.size == 1 else mesh)
+
+    @functools.cached_property
+    def benchmark(self) -> Benchmark:
+        """The sets of people, read and checked."""
+        data = self.config.data
+        path = Path(data.path) if data.path else self.directory / "data"
+        if not path.is_dir():
+            raise ManuError(f"{path}: no benchmark there. Run the stage `data` first.")
+        return mllmu.load_benchmark(
+            path, forget=data.forget, train_path=data.train_path, seed=self.config.seed
+        )
+
+    @functools.cached_property
+    def vanilla(self) -> Loaded:
+        """The model that knows the people to forget."""
+        return self.load_model(VANILLA, self.config.model.path)
+
+    def load_model(self, name: str, path: str | None) -> Loaded:
+        """Return a model of the run: its own where it trained one, else that of `path`."""
+        own = self.directory / name
+        if not own.is_dir() and path is None:
+            raise ManuError(f"{own}: no model there. Run the stage `train` first.")
+        return load(own if own.is_dir() else str(path), self.config.model.dtype, self.mesh)
+
+    @property
+    def has_retrained(self) -> bool:
+        return (self.directory / RETRAINED).is_dir() or bool(self.config.model.retrained_path)
+
+    def method_folder(self, method: Preset) -> Path:
+        """Where the scores and the mask of a method are."""
+        if method.preset == self.config.method.preset:
+            return self.directory
+        return self.directory / "methods" / method.preset
+
+    @functools.cached_property
+    def forget_samples(self) -> dict[str, tuple[Sample, ...]]:
+        return self._samples("forget")
+
+    @functools.cached_property
+    def keep_samples(self) -> dict[str, tuple[Sample, ...]]:
+        return self._samples("retain", "celebrity", "general")
+
+    def _samples(self, *sets: str) -> dict[str, tuple[Sample, ...]]:
+        facts = self.benchmark.facts(*sets)
+        template = self.vanilla.template
+        return {modality: forms(facts, modality, template) for modality in MODALITIES}
+
+    def add_time(self, stage: str, seconds: float) -> None:
+        """Add to the seconds that a stage has taken, over all calls on this folder."""
+        if parallel.is_first_process():
+            times = self.times()
+            times[stage] = round(times.get(stage, 0.0) + seconds, 2)
+            write_atomic(self.directory / "times.json", json.dumps(times, indent=1) + "\n")
+
+    def times(self) -> dict[str, float]:
+        """Return the seconds of each stage so far."""
+        path = self.directory / "times.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+
+def make_data(run: Run) -> None:
+    """Write the synthetic benchmark, unless the config names one; read it either way."""
+    data = run.config.data
+    if data.path is None and not (run.directory / "data").is_dir():
+        synthetic.write(
+            run.directory / "data",
+            num_people=data.num_people,
+            num_celebrities=data.num_celebrities,
+            num_general=data.num_general,
+            seed=run.config.seed,
+        )
+    sizes = ", ".join(f"{name} {len(run.benchmark.sets[name])}" for name in SETS)
+    logger.info("data: people (topics) in each set: %s", sizes)
+
+
+def make_models(run: Run) -> None:
+    """Train the vanilla and the retrained model, unless they stand; then the memory gate."""
+    config = run.config
+    names = [VANILLA] + [RETRAINED] * (config.train.retrained and not config.model.retrained_path)
+    missing = [name for name in names if not (run.directory / name).is_dir()]
+    if config.train.steps and missing:
+        kept = _kept_models(config)
+        if kept is not None and all((kept / name).is_dir() for name in names):
+            logger.info("train: models of an earlier run with the same settings, from %s", kept)
+        else:
+            train_models(
+                run.benchmark,
+                config.model,
+                config.train,
+                directory=run.directory,
+                seed=config.seed,
+                mesh=run.mesh,
+            )
+            if kept is not None and parallel.is_first_process():
+                with new_folder(kept) as folder:
+                    for name in names:
+                        shutil.copytree(run.directory / name, folder / name)
+        for name in missing:
+            if kept is not None and not (run.directory / name).is_dir():
+                with new_folder(run.directory / name) as folder:
+                    shutil.copytree(kept / name, folder, dirs_exist_ok=True)
+    if config.train.memory_gate:
+        check_memory(run.vanilla, run.benchmark, config.train.memory_gate)
+
+
+def make_scores(run: Run) -> None:
+    """Score the neurons by every method of the config."""
+    for method, folder in _methods_without(run, "scores.safetensors"):
+        logger.info("scores: %s", method.preset)
+        scores = scores_for(
+            run.vanilla,
+            method,
+            run.forget_samples,
+            run.keep_samples,
+            batch_size=run.config.score_batch,
+            seed=run.config.seed,
+            directory=run.directory / "statistics" / method.preset,
+        )
+        made_from = {"preset": method.model_dump(mode="json"), "seed": run.config.seed}
+        save_scores(folder / "scores.safetensors", scores, made_from)
+
+
+def make_masks(run: Run) -> None:
+    """Choose the neurons that go, by every method of the config."""
+    for method, folder in _methods_without(run, "mask.safetensors"):
+        mask = _mask(method, load_scores(folder / "scores.safetensors")[0], method.alpha)
+        masks.save(
+            folder / "mask.safetensors",
+            mask,
+            run.vanilla,
+            preset=method.preset,
+            alpha=method.alpha,
+            data=samples_hash(run.forget_samples["image"] + run.forget_samples["text"]),
+        )
+        for line in masks.describe(mask):
+            logger.info("masks: %s: %s", method.preset, line)
+
+
+def make_unlearned(run: Run) -> None:
+    """Write the Hugging Face folder of the model without the neurons of the first method."""
+    path = run.directory / "unlearned"
+    if not path.is_dir():
+        save_pretrained(_folded(run, run.config.method), path)
+
+
+def make_evaluation(run: Run) -> None:
+    """Ask every model everything, and write results.json."""
+    if (run.directory / "results.json").exists():
+        return
+    rows = []
+    models = []
+    for name, loaded in _models(run):
+        logger.info("evaluate: %s", name)
+        rows += evaluate(
+            loaded(),
+            run.benchmark.sets,
+            run.config.evaluate,
+            directory=run.directory / "evaluation",
+            model_name=name,
+            seed=run.config.seed,
+        )
+        models.append(name)
+    forget = run.benchmark.sets["forget"]
+    if parallel.is_first_process():
+        write_results(
+            run.directory,
+            rows,
+            models=models,
+            headline=run.config.method.preset,
+            request={
+                "people": [{"id": person.id, "name": person.name} for person in forget],
+                "share": run.config.data.forget,
+                "num_people": len(forget) + len(run.benchmark.sets["retain"]),
+            },
+            alpha_sweep=_sweep(run),
+            config=run.config.model_dump(mode="json"),
+            timings=run.times(),
+        )
+
+
+def make_report(run: Run) -> None:
+    """Write report.html."""
+    if not parallel.is_first_process():
+        return
+    people = {person.id: person for name in SETS for person in run.benchmark.sets[name][::-1]}
+    portraits = {
+        name: _png(people[name].images[0])
+        for name in people_shown(run.directory)
+        if name in people and people[name].images
+    }
+    logger.info("report: %s", render(run.directory, portraits))
+
+
+STAGES: dict[str, Callable[[Run], None]] = {
+    "data": make_data,
+    "train": make_models,
+    "scores": make_scores,
+    "masks": make_masks,
+    "unlearn": make_unlearned,
+    "evaluate": make_evaluation,
+    "report": make_report,
+}
+
+
+def _methods_without(run: Run, file: str) -> Iterator[tuple[Preset, Path]]:
+    """Yield the methods whose folder has no such file yet, with the folder."""
+    for method in run.config.methods:
+        folder = run.method_folder(method)
+        if not (folder / file).exists():
+            yield method, folder
+
+
+def _mask(method: Preset, scores: Neurons, alpha: float) -> Neurons:
+    layers = {tower: (part.first, part.end) for tower, part in method.layers.items()}
+    return select(scores, alpha, method.scope, layers)
+
+
+def _folded(run: Run, method: Preset) -> Loaded:
+    mask, _ = masks.load(run.method_folder(method) / "mask.safetensors", run.vanilla)
+    return masks.fold(run.vanilla, mask)
+
+
+def _models(run: Run) -> Iterator[tuple[str, Callable[[], Loaded]]]:
+    """Yield the name of each model to compare and how to get it; one is in memory at a time."""
+    yield VANILLA, lambda: run.vanilla
+    for method in run.config.methods:
+        yield method.preset, functools.partial(_folded, run, method)
+    if run.has_retrained:
+        yield RETRAINED, lambda: run.load_model(RETRAINED, run.config.model.retrained_path)
+
+
+def _sweep(run: Run) -> list[dict[str, Any]]:
+    """Return the share of facts answered right by every method at every α of the sweep."""
+    if not run.config.sweep.alphas:
+        return []
+    people = {
+        "forget": run.benchmark.sets["forget"],
+        "retain": run.benchmark.sets["retain"][: run.config.sweep.max_people],
+    }
+    samples = {
+        (name, modality): forms(
+            [fact for person in people[name] for fact in person.facts],
+            modality,
+            run.vanilla.template,
+        )
+        for name in people
+        for modality in MODALITIES
+    }
+    points = []
+
+    def measure(name: str, alpha: float, loaded: Loaded) -> None:
+        for (set_name, modality), asked in samples.items():
+            value = share_right(loaded, asked, run.config.evaluate.batch_size)
+            points.append(
+                dict(
+                    method=name,
+                    alpha=alpha,
+                    set=set_name,
+                    modality=modality,
+                    value=value,
+                    n=len(asked),
+                )
+            )
+
+    measure(VANILLA, 0.0, run.vanilla)
+    for method in run.config.methods:
+        scores, _ = load_scores(run.method_folder(method) / "scores.safetensors")
+        for alpha in run.config.sweep.alphas:
+            mask = _mask(method, scores, alpha)
+            measure(method.preset, alpha, masks.fold(run.vanilla, mask))
+    if run.has_retrained:
+        measure(RETRAINED, 0.0, run.load_model(RETRAINED, run.config.model.retrained_path))
+    return points
+
+
+def _kept_models(config: RunConfig) -> Path | None:
+    """Return where trained models are kept for other runs with the same data and training."""
+    if config.cache is None or config.model.path is not None or config.data.path is not None:
+        return None
+    made_from = [
+        config.seed,
+        config.model.model_dump(mode="json"),
+        config.data.model_dump(mode="json"),
+        config.train.model_dump(mode="json"),
+        versions(),
+    ]
+    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
+    return Path(config.cache).expanduser() / "models" / digest
+
+
+def _png(image: Any) -> bytes:
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    return content.getvalue()

@@ -1,0 +1,257 @@
+"""The training loop: AdamW on batches in an order that (seed, step) alone decides.
+
+    state = step(state, batch_at(0)) → … → step(state, batch_at(num_steps − 1))
+
+Every `checkpoint_every` steps the state goes to disk; a process that was killed goes on from the
+last one that stands, to the same bits, since nothing else is remembered between steps.
+"""
+
+import dataclasses
+import functools
+import logging
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from manu_jax import checkpoint, parallel
+from manu_jax.config import TrainSection
+from manu_jax.data.batches import Batches, encode_all
+from manu_jax.models.family import Loaded
+from manu_jax.models.layers import Remat
+from manu_jax.progress import Progress
+from manu_jax.training.objectives import OBJECTIVES
+from manu_jax.types import Batch, ManuError, Sample
+
+logger = logging.getLogger(__name__)
+
+KEPT_CHECKPOINTS = 2
+LENGTH_MULTIPLE = 16  # tokens; one length with images and one without: two programs to compile
+CHECKPOINT_NAME = "step-{:08d}"
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Weights and Adam's moments, both float32 whatever the model's dtype is."""
+
+    model: Any
+    optimizer: optax.OptState
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSettings:
+    """What a compiled step depends on besides shapes. The learning rate is not in it."""
+
+    objective: str
+    dtype: str  # in which the forward and the backward pass run
+    remat: Remat
+    beta1: float
+    beta2: float
+    weight_decay: float
+    clip: float
+
+
+def train(
+    loaded: Loaded,
+    samples: Sequence[Sample],
+    section: TrainSection,
+    *,
+    num_steps: int,
+    directory: str | os.PathLike,
+    seed: int,
+    description: str = "training",
+) -> Loaded:
+    """Return `loaded` with weights after `num_steps` steps of `section.batch_size` samples.
+
+    samples: shuffled anew in each epoch by (seed, epoch). directory: of the checkpoints, the two
+    newest of which are kept; a killed run goes on from what stands there. `loaded` is not changed.
+    Raises ManuError where the loss is NaN or infinite, or the batch does not divide over the mesh.
+    """
+    _check_batch_size(section.batch_size, loaded.mesh)
+    directory = Path(directory)
+    batches = Batches(
+        loaded,
+        encode_all(loaded, samples),
+        section.batch_size,
+        seed=seed,
+        multiple=LENGTH_MULTIPLE,
+        max_buckets=1,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    settings = step_settings(section, loaded)
+    state, first = _resume(directory, initial_state(loaded, settings))
+    if first > num_steps:
+        raise ManuError(
+            f"{directory}: its last checkpoint is of step {first}, and only {num_steps} are asked "
+            "for. Remove the folder to train anew."
+        )
+    loss = None
+    with Progress(description, num_steps, done=first) as progress:
+        for step in range(first, num_steps):
+            batch = parallel.put_batch(batches.batch_at(step), loaded.mesh)
+            rate = jnp.float32(learning_rate(section, step, num_steps))
+            state, next_loss = train_step(state, batch, rate, settings, loaded.mesh)
+            # The loss of the step before is looked at while this one runs.
+            if loss is not None:
+                progress.advance(note=f"loss {_checked(loss, step - 1, section):.4f}")
+            loss = next_loss
+            if (step + 1) % section.checkpoint_every == 0 and step + 1 < num_steps:
+                _checked(loss, step, section)
+                _save(directory, step + 1, state)
+        if loss is not None:
+            final = _checked(loss, num_steps - 1, section)
+            progress.advance(note=f"loss {final:.4f}")
+            logger.info("%s: %d steps done, loss %.4f", description, num_steps, final)
+    model = jax.tree.map(lambda new, old: new.astype(old.dtype), state.model, loaded.model)
+    return loaded.replace_model(model)
+
+
+def learning_rate(section: TrainSection, step: int, num_steps: int) -> float:
+    """Return the rate of step 0, 1, …: a linear warm-up, then the schedule down to 0 at the end."""
+    warmup = round(section.warmup * num_steps)
+    if step < warmup:
+        return section.learning_rate * (step + 1) / warmup
+    share = (step - warmup) / max(num_steps - warmup, 1)
+    factor = {
+        "cosine": 0.5 * (1 + math.cos(math.pi * share)),
+        "linear": 1 - share,
+        "constant": 1.0,
+    }[section.schedule]
+    return section.learning_rate * factor
+
+
+def step_settings(section: TrainSection, loaded: Loaded) -> StepSettings:
+    """Return what a step of this training is compiled for."""
+    return StepSettings(
+        objective=section.loss_on,
+        dtype=str(jax.tree.leaves(loaded.model)[0].dtype),
+        remat=section.remat,
+        beta1=section.beta1,
+        beta2=section.beta2,
+        weight_decay=section.weight_decay,
+        clip=section.clip,
+    )
+
+
+def initial_state(loaded: Loaded, settings: StepSettings) -> TrainState:
+    """Return a float32 copy of the weights, and moments of zero, each where its weight lies."""
+    model = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), loaded.model)
+    return TrainState(model, _optimizer(settings).init(model))
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    rate: jax.Array,
+    settings: StepSettings,
+    mesh: jax.sharding.Mesh | None,
+) -> tuple[TrainState, jax.Array]:
+    """Return the state after one step, and the loss before it. The given state is used up.
+
+    Two compiled programs: the gradient's, one per shape of batch, and the update's, one for all.
+    """
+    loss, gradient = _loss_and_gradient(state.model, batch, settings, mesh)
+    return _updated(state, gradient, rate, settings, mesh), loss
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _loss_and_gradient(
+    weights: Any, batch: Batch, settings: StepSettings, mesh: jax.sharding.Mesh | None
+) -> tuple[jax.Array, Any]:
+    objective = OBJECTIVES[settings.objective]
+
+    def loss_of(weights: Any) -> jax.Array:
+        model = jax.tree.map(lambda leaf: leaf.astype(settings.dtype), weights)
+        return objective(model, batch, settings.remat)
+
+    loss, gradient = jax.value_and_grad(loss_of)(weights)
+    return loss, _placed(gradient, mesh)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4), donate_argnums=0)
+def _updated(
+    state: TrainState,
+    gradient: Any,
+    rate: jax.Array,
+    settings: StepSettings,
+    mesh: jax.sharding.Mesh | None,
+) -> TrainState:
+    changes, optimizer = _optimizer(settings).update(gradient, state.optimizer, state.model)
+    model = jax.tree.map(lambda weight, change: weight - rate * change, state.model, changes)
+    return _placed(TrainState(model, optimizer), mesh)
+
+
+@functools.cache
+def _optimizer(settings: StepSettings) -> optax.GradientTransformation:
+    """Return AdamW without its learning rate, which is an argument of the step."""
+    return optax.chain(
+        optax.clip_by_global_norm(settings.clip),
+        optax.scale_by_adam(settings.beta1, settings.beta2),
+        optax.add_decayed_weights(settings.weight_decay),
+    )
+
+
+def _placed(tree: Any, mesh: jax.sharding.Mesh | None) -> Any:
+    """Keep weights, gradients and moments where the table of `parallel` puts them."""
+    if mesh is None:
+        return tree
+    return jax.tree.map(jax.lax.with_sharding_constraint, tree, parallel.tree_shardings(tree, mesh))
+
+
+def _checked(loss: jax.Array, step: int, section: TrainSection) -> float:
+    value = float(loss)
+    if not math.isfinite(value):
+        raise ManuError(
+            f"training: the loss of step {step} is {value}. Lower train.learning_rate (now "
+            f"{section.learning_rate:g}) or train.clip (now {section.clip:g}), or raise "
+            "train.warmup."
+        )
+    return value
+
+
+def _check_batch_size(batch_size: int, mesh: jax.sharding.Mesh | None) -> None:
+    multiple = parallel.batch_multiple(mesh)
+    if batch_size % multiple:
+        raise ManuError(
+            f"train.batch_size {batch_size}: expected a multiple of {multiple}, the devices on the "
+            "mesh axes data and fsdp."
+        )
+
+
+def _resume(directory: Path, state: TrainState) -> tuple[TrainState, int]:
+    """Return the state of the newest checkpoint and its step; (`state`, 0) where there is none."""
+    steps = _checkpoint_steps(directory)
+    if not steps:
+        return state, 0
+    path = directory / CHECKPOINT_NAME.format(steps[-1])
+    leaves, structure = jax.tree_util.tree_flatten_with_path(state)
+    names = [parallel.path_name(name) for name, _ in leaves]
+    found = checkpoint.load(path, dict(zip(names, (leaf for _, leaf in leaves), strict=True)))
+    logger.info("%s: going on after step %d", directory, steps[-1])
+    return jax.tree.unflatten(structure, [found[name] for name in names]), steps[-1]
+
+
+def _save(directory: Path, step: int, state: TrainState) -> None:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    tree = {parallel.path_name(name): leaf for name, leaf in leaves}
+    checkpoint.save(directory / CHECKPOINT_NAME.format(step), tree)
+    if parallel.is_first_process():
+        for old in _checkpoint_steps(directory)[:-KEPT_CHECKPOINTS]:
+            shutil.rmtree(directory / CHECKPOINT_NAME.format(old))
+
+
+def _checkpoint_steps(directory: Path) -> list[int]:
+    """Return the steps of the whole checkpoints in a folder, in order."""
+    if not directory.is_dir():
+        return []
+    prefix = CHECKPOINT_NAME.split("{")[0]
+    found = [p for p in directory.iterdir() if p.name.startswith(prefix) and p.name[5:].isdigit()]
+    return sorted(int(p.name[len(prefix) :]) for p in found if checkpoint.exists(p))

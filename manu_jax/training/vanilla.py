@@ -1,0 +1,133 @@
+"""The model that knows, and the one that never knew: what unlearning is measured between.
+
+A tiny model starts from nothing: a *base* is trained on everybody but the people to forget, then
+two models for some steps more, each on from the base:
+
+    vanilla     on everybody
+    retrained   on everybody but the people to forget, the gold standard of unlearning
+
+So the retrained model has never seen them in any step, and both have had as many steps. A model
+given by its folder is the base itself, and learns the benchmark's people alone.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+
+from manu_jax import parallel
+from manu_jax.config import ModelSection, TrainSection
+from manu_jax.data.documents import documents
+from manu_jax.data.record import Benchmark, Person
+from manu_jax.data.views import forms, question_prompt
+from manu_jax.models.family import Loaded, create, load, save_pretrained
+from manu_jax.training.tokenizer import train_tokenizer
+from manu_jax.training.trainer import train
+from manu_jax.types import MODALITIES, Sample
+
+PEOPLE = {"vanilla": ("forget", "retain"), "retrained": ("retain",)}
+OTHERS = ("celebrity", "general")  # what a model from nothing has to be taught besides
+CHECKPOINTS = "checkpoints"
+MOST_EPOCHS = 24  # passes that differ; a longer training sees them again in another order
+
+
+def train_models(
+    benchmark: Benchmark,
+    model: ModelSection,
+    section: TrainSection,
+    *,
+    directory: Path,
+    seed: int,
+    mesh: jax.sharding.Mesh | None = None,
+) -> None:
+    """Write `directory`/vanilla and, where the config asks for it, `directory`/retrained.
+
+    Both are Hugging Face folders. A model that stands is not trained again; a training that was
+    killed goes on from its last checkpoint.
+    """
+    names = ["vanilla"] + ["retrained"] * section.retrained
+    missing = [name for name in names if not (directory / name).is_dir()]
+    if not missing:
+        return
+    checkpoints = directory / CHECKPOINTS
+    if model.path is not None:
+        base = load(model.path, model.dtype, mesh)
+    else:
+        base = _base(benchmark, model, section, checkpoints, seed, mesh)
+    for name in missing:
+        sets = PEOPLE[name] + (() if model.path else OTHERS)
+        people = [person for part in sets for person in benchmark.sets[part]]
+        trained = train(
+            base,
+            _documents(people, section, base, section.steps, seed),
+            section,
+            num_steps=section.steps,
+            directory=checkpoints / name,
+            seed=seed,
+            description=f"training {name}",
+        )
+        save_pretrained(trained, directory / name)
+
+
+def tokenizer_texts(benchmark: Benchmark) -> Iterator[str]:
+    """Yield the texts that a tiny model's tokenizer is trained on: what it will read and write."""
+    for part in (*PEOPLE["vanilla"], *OTHERS):
+        for person in benchmark.sets[part]:
+            for modality in MODALITIES:
+                for sample in forms(person.facts, modality):
+                    yield sample.text
+            for question in person.questions:
+                yield f"{question_prompt(question)} {question.answer}"
+
+
+def _base(
+    benchmark: Benchmark,
+    model: ModelSection,
+    section: TrainSection,
+    checkpoints: Path,
+    seed: int,
+    mesh: jax.sharding.Mesh | None,
+) -> Loaded:
+    """Return a tiny model that knows everybody but the people to forget."""
+    folder = checkpoints / "base_model"
+    if folder.is_dir():
+        return load(folder, mesh=mesh)
+    tokenizer = train_tokenizer(tokenizer_texts(benchmark), model.text.vocabulary)
+    loaded = create(model, tokenizer, jax.random.key(seed))
+    if mesh is not None:
+        placed = jax.device_put(loaded.model, parallel.tree_shardings(loaded.model, mesh))
+        loaded = dataclasses.replace(loaded, model=placed, mesh=mesh)
+    sets = (*PEOPLE["retrained"], *OTHERS)
+    people = [person for part in sets for person in benchmark.sets[part]]
+    trained = train(
+        loaded,
+        _documents(people, section, loaded, section.base_steps, seed),
+        section,
+        num_steps=section.base_steps,
+        directory=checkpoints / "base",
+        seed=seed,
+        description="training base",
+    )
+    save_pretrained(trained, folder)
+    return trained
+
+
+def _documents(
+    people: Sequence[Person], section: TrainSection, loaded: Loaded, num_steps: int, seed: int
+) -> list[Sample]:
+    """Return documents for `num_steps` steps, at most MOST_EPOCHS passes over the facts."""
+    wanted = num_steps * section.batch_size
+    make = functools.partial(
+        documents,
+        people,
+        seed=seed,
+        facts_per_document=section.facts_per_document,
+        views=section.views,
+        wordings=section.wordings,
+        template=loaded.template,
+    )
+    each = len(make(epochs=1))
+    return make(epochs=min(MOST_EPOCHS, max(1, math.ceil(wanted / max(each, 1)))))

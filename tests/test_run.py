@@ -1,0 +1,146 @@
+"""The command as its user meets it: what it prints, and with what status it ends."""
+
+import json
+import shutil
+
+import pytest
+
+from manu_jax import folder, run
+
+TINY = """
+seed: 0
+cache: null
+data: {num_people: 6, num_celebrities: 4, num_general: 8, forget: 15}
+model:
+  vision: {image_size: 56, patch_size: 14, width: 16, num_layers: 4, num_heads: 2, num_neurons: 16}
+  text: {width: 16, num_layers: 3, num_heads: 2, num_key_heads: 1, num_neurons: 32, context: 512}
+train: {steps: 2, base_steps: 2, batch_size: 4, memory_gate: 0.0, checkpoint_every: 1}
+method: {preset: learned, steps: 2, batch_forget: 4, batch_keep: 4, alpha: 0.2}
+compare: [{preset: gradient, rounds: 2}, paper, official-code, random]
+sweep: {alphas: [0.1, 0.3], max_people: 2}
+evaluate: {new_tokens: 4, max_people: 2, resamples: 50}
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    """The folder of one whole run."""
+    directory = tmp_path_factory.mktemp("runs") / "whole"
+    assert run.main(["--config", str(config), "--output", str(directory)]) == 0
+    return directory
+
+
+def error_of(capsys, *arguments):
+    """Run the command, which has to fail, and return its one message."""
+    assert run.main([str(argument) for argument in arguments]) == 1
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    lines = [line for line in message.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return message
+
+
+def results_without_times(directory):
+    results = json.loads((directory / "results.json").read_text())
+    del results["timings"], results["config"]["output"]
+    return results
+
+
+@pytest.mark.slow
+def test_whole_run_leaves_every_file_of_the_design(finished):
+    names = {path.name for path in finished.iterdir() if not path.name.startswith(".")}
+    assert names >= {
+        "config.yaml", "versions.json", "data", "vanilla", "retrained", "statistics",
+        "scores.safetensors", "mask.safetensors", "methods", "unlearned", "evaluation",
+        "results.json", "report.html",
+    }  # fmt: skip
+    models = json.loads((finished / "results.json").read_text())["models"]
+    assert models == [
+        "vanilla", "learned", "gradient", "paper", "official-code", "random", "retrained",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_run_from_its_own_config_file_gives_the_same_results(finished, tmp_path):
+    copy = tmp_path / "copy"
+    assert run.main(["--config", str(finished / "config.yaml"), "--output", str(copy)]) == 0
+    assert results_without_times(copy) == results_without_times(finished)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["train", "masks", "evaluate"])
+def test_stage_can_be_run_alone_and_gives_the_same(finished, config, tmp_path, stage):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    removed = {
+        "train": ["retrained"],
+        "masks": ["mask.safetensors", "methods/paper/mask.safetensors"],
+        "evaluate": ["results.json", "evaluation/paper/retain.generation.text.jsonl"],
+    }[stage]
+    for name in removed:
+        path = copy / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    arguments = ["--config", str(config), "--output", str(copy), "--only", stage]
+    assert run.main(arguments) == 0
+    assert results_without_times(copy) == results_without_times(finished)
+    for name in removed:
+        path, before = copy / name, finished / name
+        if path.is_dir():
+            path, before = path / "model.safetensors", before / "model.safetensors"
+        if name != "results.json":
+            assert path.read_bytes() == before.read_bytes()
+
+
+def test_misspelt_key_is_one_error(config, capsys):
+    message = error_of(capsys, "--config", config, "method.alpah=0.1")
+    assert "method.alpah: unknown key; did you mean alpha?" in message
+
+
+def test_unknown_stage_names_the_known_ones(config, tmp_path, capsys):
+    message = error_of(capsys, "--config", config, "--output", tmp_path / "x", "--only", "sore")
+    assert "no such stage" in message and "scores" in message
+
+
+def test_missing_model_folder_is_one_error(config, tmp_path, capsys):
+    message = error_of(
+        capsys, "--config", config, "--output", tmp_path / "x", "train.steps=0",
+        f"model.path={tmp_path / 'absent'}",
+    )  # fmt: skip
+    assert "absent" in message
+
+
+def test_missing_data_folder_is_one_error(config, tmp_path, capsys):
+    message = error_of(
+        capsys, "--config", config, "--output", tmp_path / "x", f"data.path={tmp_path / 'absent'}"
+    )
+    assert "absent" in message
+
+
+def test_stage_before_its_turn_names_the_one_to_run(config, tmp_path, capsys):
+    arguments = ("--config", config, "--output", tmp_path / "x", "--only")
+    assert "Run the stage `data` first" in error_of(capsys, *arguments, "scores")
+
+
+def test_folder_of_another_config_is_one_error(config, tmp_path, capsys):
+    arguments = ("--config", config, "--output", tmp_path / "x", "--only", "data")
+    assert run.main([str(argument) for argument in arguments]) == 0
+    message = error_of(capsys, *arguments, "seed=5")
+    assert "seed: 0 there, 5 now" in message and "--output" in message
+
+
+def test_folder_in_use_is_one_error(config, tmp_path, capsys):
+    with folder.owned_folder(tmp_path / "x", {}):
+        message = error_of(capsys, "--config", config, "--output", tmp_path / "x")
+    assert "in use by process" in message
+
+
+def test_mesh_larger_than_the_machine_is_one_error(config, tmp_path, capsys):
+    message = error_of(capsys, "--config", config, "--output", tmp_path / "x", "mesh.data=99")
+    assert "needs 99 devices" in message
