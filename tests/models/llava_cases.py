@@ -1,8 +1,10 @@
 """Tiny LLaVAs of `transformers` with every weight random, on disk with a processor, and images."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
+import jax
 import numpy as np
 import torch
 import transformers
@@ -87,6 +89,12 @@ CASES = {
         },
     ),
 }
+
+
+@functools.partial(jax.jit, static_argnames="probe")
+def forward(model, batch, gates=None, probe=None):
+    """Run a model; shared by the tests, so that one shape of batch is compiled once."""
+    return model(batch, gates, probe)
 
 
 def tokenizer():

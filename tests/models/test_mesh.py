@@ -1,6 +1,5 @@
 """On a mesh: the numbers of one device, files read in slices, and no activation gathered whole."""
 
-import functools
 import math
 import re
 
@@ -8,6 +7,7 @@ import jax
 import llava_cases
 import numpy as np
 import pytest
+from llava_cases import forward
 
 from manu_jax import parallel
 from manu_jax.models import family, weights
@@ -40,24 +40,26 @@ def make_batch(loaded):
     return loaded.batch(prompts, [[next(images) for _ in range(count)] for count in counts])
 
 
-@functools.partial(jax.jit, static_argnames="probe")
-def forward(model, batch, probe=None):
-    return model(batch, None, probe)
-
-
 @pytest.mark.parametrize("sizes", MESHES)
-def test_a_mesh_gives_the_numbers_of_one_device(folder, sizes):
+def test_a_mesh_gives_the_numbers_of_one_device_and_gathers_no_activation(folder, sizes):
     alone = family.load(folder)
     batch = make_batch(alone)
-    expected = forward(alone.model, batch, Probe())
+    expected = forward(alone.model, batch, None, Probe())
     mesh = parallel.make_mesh(*sizes)
     split = family.load(folder, mesh=mesh)
     with jax.set_mesh(mesh):
-        found = forward(split.model, parallel.put_batch(batch, mesh), Probe())
+        inputs = parallel.put_batch(batch, mesh)
+        compiled = forward.lower(split.model, inputs, None, Probe()).compile()
+        found = compiled(split.model, inputs, None)
     # Sums over other orders: float32 rounding over some 40 terms, logits of size 10.
     np.testing.assert_allclose(found.logits_BTV, expected.logits_BTV, atol=2e-5)
     for tower in ("text", "vision"):
         np.testing.assert_allclose(found.activations[tower], expected.activations[tower], atol=1e-5)
+    gathered = gathered_shapes(compiled.as_text())
+    whole = set(weight_sizes(split))
+    assert not [x for x in gathered if math.prod(x) > 64 and math.prod(x) not in whole]
+    if sizes[1] > 1:
+        assert gathered  # weights split over fsdp are gathered, so the pattern does find them
 
 
 def test_weights_lie_as_the_table_of_shardings_says(folder):
@@ -98,21 +100,6 @@ def test_each_device_reads_only_what_it_holds(folder, monkeypatch):
     # One device's share of the file, as a process with one device would read it.
     held = sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(loaded.model))
     assert held < family.num_parameters(loaded.model) / 3
-
-
-@pytest.mark.parametrize("sizes", MESHES)
-def test_the_compiled_forward_pass_gathers_no_activation(folder, sizes):
-    mesh = parallel.make_mesh(*sizes)
-    loaded = family.load(folder, mesh=mesh)
-    batch = parallel.put_batch(make_batch(loaded), mesh)
-    with jax.set_mesh(mesh):
-        compiled = forward.lower(loaded.model, batch, Probe()).compile()
-    gathered = gathered_shapes(compiled.as_text())
-    whole = set(weight_sizes(loaded))
-    strangers = [x for x in gathered if math.prod(x) > 64 and math.prod(x) not in whole]
-    assert not strangers
-    if sizes[1] > 1:
-        assert gathered  # weights split over fsdp are gathered, so the pattern does find them
 
 
 def weight_sizes(loaded):

@@ -1,26 +1,21 @@
 """The same weights and inputs give what `LlavaForConditionalGeneration` gives in float32."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import llava_cases
 import numpy as np
 import pytest
 import torch
+from llava_cases import forward
 
 from manu_jax.models import family
+from manu_jax.models.probe import text_weights
 from manu_jax.types import Probe, Sample
 
 # The bound of the issue; the differences are of the order of 1e-6.
 TOLERANCE = 1e-4
 # Of different lengths, so that the statistic sees padding.
 TWO = [llava_cases.PROMPTS[0], llava_cases.PROMPTS[0].replace("live", "live in Oslo")]
-
-
-@functools.partial(jax.jit, static_argnames="probe")
-def forward(model, batch, gates=None, probe=None):
-    return model(batch, gates, probe)
 
 
 @pytest.mark.parametrize("name", llava_cases.CASES)
@@ -49,38 +44,30 @@ def test_a_text_only_batch_runs_no_tower_and_has_the_same_logits(case):
     assert np.isfinite(forward(broken, batch).logits_BTV).all()
 
 
-def test_greedy_tokens_equal_those_of_generate(case):
+def test_greedy_tokens_and_each_steps_logits_equal_those_of_generate(case):
     folder, reference = case("qwen2-two-windows")
     loaded = family.load(folder)
-    images, steps = llava_cases.image_lists(), 8
+    images, steps = llava_cases.image_lists(), 8  # longer than the window
     inputs = llava_cases.torch_inputs(folder, "left", images=images)
     length = inputs["input_ids"].shape[1]
     with torch.no_grad():
         expected = reference.generate(
-            **inputs, max_new_tokens=steps, do_sample=False, eos_token_id=None, pad_token_id=3
-        )[:, length:]
+            **inputs,
+            max_new_tokens=steps,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=3,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
     batch = loaded.batch(llava_cases.PROMPTS, images, padding_side="left")
-    assert greedy(loaded.model, batch, steps).tolist() == expected.tolist()
+    tokens_BT, logits = greedy(loaded.model, batch, steps)
+    assert tokens_BT.tolist() == expected.sequences[:, length:].tolist()
+    for ours_BV, theirs_BV in zip(logits, expected.logits, strict=True):
+        np.testing.assert_allclose(ours_BV, theirs_BV, atol=TOLERANCE)
 
 
-def test_decoding_token_by_token_equals_the_whole_forward_pass(case):
-    folder, _ = case("mistral-window")
-    loaded = family.load(folder)
-    whole = loaded.batch(["USER: Where?\nASSISTANT: Oslo", "Lima or Accra"], padding_side="left")
-    logits_BTV = np.asarray(forward(loaded.model, whole).logits_BTV)
-    length = whole.token_ids_BT.shape[1]
-    start = length - 6
-    first = jax.tree.map(lambda x: x[:, :start] if x.ndim == 2 else x, whole)
-    logits_BV, cache = jax.jit(lambda m, b: m.prefill(b, length))(loaded.model, first)
-    decode = jax.jit(lambda model, token_ids_B, cache: model.decode(token_ids_B, cache))
-    assert whole.attention_mask_BT[:, start - 1].all()
-    for position in range(start, length):
-        np.testing.assert_allclose(logits_BV, logits_BTV[:, position - 1], atol=TOLERANCE)
-        logits_BV, cache = decode(loaded.model, whole.token_ids_BT[:, position], cache)
-    np.testing.assert_allclose(logits_BV, logits_BTV[:, -1], atol=TOLERANCE)
-
-
-@pytest.mark.parametrize("reduction", ["mean", "last", "max", "answer"])
+@pytest.mark.parametrize("reduction", ["mean", "max"])
 def test_activations_equal_those_of_forward_hooks(case, reduction):
     folder, reference = case()
     loaded = family.load(folder)
@@ -90,15 +77,10 @@ def test_activations_equal_those_of_forward_hooks(case, reduction):
     inputs = llava_cases.torch_inputs(folder, "right", prompts, images)
     check_inputs(inputs, batch)
     hooked = hook(reference, inputs)
-    weights = {
-        "mean": batch.attention_mask_BT,
-        "max": batch.attention_mask_BT,
-        "answer": batch.loss_weights_BT > 0,
-        "last": last_valid(batch.attention_mask_BT),
-    }[reduction]
+    valid_BT = batch.attention_mask_BT
     output = forward(loaded.model, batch, probe=Probe(reduction=reduction))
     expected = np.stack(
-        [[reduce(z[row][weights[row]], reduction) for row in range(3)] for z in hooked["text"]]
+        [[reduce(z[row][valid_BT[row]], reduction) for row in range(3)] for z in hooked["text"]]
     )
     np.testing.assert_allclose(output.activations["text"], expected, atol=TOLERANCE)
     per_row = [[0], [1, 2], []]  # the rows' images, in the order that the tower sees them
@@ -110,17 +92,39 @@ def test_activations_equal_those_of_forward_hooks(case, reduction):
             np.testing.assert_allclose(seen, want, atol=TOLERANCE)
 
 
+def test_answer_and_last_are_means_over_the_answers_and_the_last_tokens(case):
+    loaded = family.load(case()[0])
+    weights = jax.jit(
+        lambda batch, reduction: text_weights(batch, Probe(reduction)).weights_BT, static_argnums=1
+    )
+    for side in ("right", "left"):
+        batch = loaded.batch(
+            ["USER: Where?", "Lima"], answers=[" Oslo, Lima", ""], padding_side=side
+        )
+        answer_BT = weights(batch, "answer")
+        count = (batch.loss_weights_BT[0] > 0).sum()
+        np.testing.assert_allclose(answer_BT[0], (batch.loss_weights_BT[0] > 0) / count)
+        assert not answer_BT[1].any()
+        last_BT = weights(batch, "last")
+        for row in range(2):
+            (valid,) = np.nonzero(batch.attention_mask_BT[row])
+            np.testing.assert_array_equal(np.nonzero(last_BT[row])[0], valid[-1:])
+
+
 @pytest.mark.parametrize("pooling", ["none", "all"])
 def test_the_position_statistic_equals_that_of_hooked_matrices(case, pooling):
     folder, reference = case()
     loaded = family.load(folder)
     images = [[image] for image in llava_cases.random_images(2)]
     inputs = llava_cases.torch_inputs(folder, "right", TWO, images)
-    encoded = loaded.batch(TWO, images)
-    check_inputs(inputs, encoded)
+    samples = [Sample(((prompt, False),), tuple(i)) for prompt, i in zip(TWO, images, strict=True)]
+    encoded = [loaded.encode(sample) for sample in samples]
+    check_inputs(inputs, loaded.collate(encoded))
     probe = Probe(reduction="position", layer_pooling=pooling, threshold=0.1, clamp=0.4)
     names = ("text.gate_proj", "text.up_proj", "text.down_proj", "vision.fc1", "vision.fc2")
-    found = forward(loaded.model, encoded, probe=probe).activations
+    # Padding examples do not count, padding tokens do.
+    batch = loaded.collate(encoded, batch_size=4)
+    found = forward(loaded.model, batch, probe=probe).activations
     assert sorted(found) == sorted(names)
     hooked = hook_matrices(reference, inputs, loaded.towers)
     for name in names:
@@ -130,20 +134,6 @@ def test_the_position_statistic_equals_that_of_hooked_matrices(case, pooling):
         np.testing.assert_allclose(
             found[name], [position_statistic(z, 0.1) for z in layers], atol=TOLERANCE
         )
-
-
-def test_the_position_statistic_leaves_padding_examples_out(case):
-    folder, _ = case()
-    loaded = family.load(folder)
-    images = [[image] for image in llava_cases.random_images(2)]
-    samples = [Sample(((prompt, False),), tuple(i)) for prompt, i in zip(TWO, images, strict=True)]
-    encoded = [loaded.encode(sample) for sample in samples]
-    probe = Probe(reduction="position", layer_pooling="all", threshold=0.1, clamp=0.4)
-    alone = forward(loaded.model, loaded.collate(encoded), probe=probe).activations
-    padded = loaded.collate(encoded, batch_size=4)
-    among = forward(loaded.model, padded, probe=probe).activations
-    for name in alone:
-        np.testing.assert_allclose(alone[name], among[name], atol=1e-5)
 
 
 def test_every_weight_changes_the_logits(case):
@@ -195,16 +185,12 @@ def greedy(model, batch, steps):
     length = batch.token_ids_BT.shape[1]
     logits_BV, cache = jax.jit(lambda m, b: m.prefill(b, length + steps))(model, batch)
     decode = jax.jit(lambda model, token_ids_B, cache: model.decode(token_ids_B, cache))
-    tokens = []
+    tokens, logits = [], []
     for _ in range(steps):
-        tokens.append(np.asarray(logits_BV.argmax(axis=-1), np.int32))
+        logits.append(np.asarray(logits_BV))
+        tokens.append(logits[-1].argmax(axis=-1).astype(np.int32))
         logits_BV, cache = decode(model, tokens[-1], cache)
-    return np.stack(tokens, axis=1)
-
-
-def last_valid(mask_BT):
-    last = mask_BT.shape[1] - 1 - mask_BT[:, ::-1].argmax(axis=1)
-    return np.arange(mask_BT.shape[1])[None] == last[:, None]
+    return np.stack(tokens, axis=1), logits
 
 
 def reduce(z_TF, reduction):
