@@ -43,6 +43,7 @@ class Learning:
     forget_margin: float
     keep_margin: float
     text_weight: float
+    price: float
 
     def optimizer(self) -> optax.GradientTransformation:
         return optax.adam(optax.cosine_decay_schedule(self.learning_rate, self.steps, 0.1))
@@ -78,6 +79,7 @@ def learn_gates(
         preset.forget_margin,
         preset.keep_margin,
         preset.text_weight,
+        preset.price,
     )
     streams = {
         modality: _Stream(loaded, preset, forget[modality], keep[modality], seed)
@@ -128,7 +130,9 @@ def _step(
                 jax.nn.relu(values_B + learning.forget_margin), is_forget_B
             )
             losses["keep"] += _mean(jax.nn.relu(learning.keep_margin - values_B), is_keep_B)
-        return losses["forget"] + losses["keep"], losses
+        # The number of closed gates is given; the price lets scores sink that nothing holds up.
+        closed = sum(jnp.sum(1 - gate_LF) for gate_LF in gates.values())
+        return losses["forget"] + losses["keep"] + learning.price * closed, losses
 
     gradients, losses = jax.grad(total, has_aux=True)(scores)
     updates, state = learning.optimizer().update(gradients, state)
