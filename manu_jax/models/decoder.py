@@ -32,7 +32,7 @@ from manu_jax.parallel import constrain
 from manu_jax.types import Array
 
 NO_WINDOW = 2**30
-# Of a new model. With 0.02 what layers add drowns the tokens, and training takes half as long again.
+# Of a new model. With 0.02 what layers add drowns the tokens: training takes half as long again.
 EMBEDDING_SCALE = 0.3
 
 # What a config.json leaves out, per model type.

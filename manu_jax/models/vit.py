@@ -207,7 +207,7 @@ class Vit(nnx.Module):
         size, side = self.config.patch_size, self.config.image_size // self.config.patch_size
         weight = self.patch_YXCD[...]
         # An image whose side is no multiple of the patch loses its last rows, as in a convolution.
-        pixels = pixels_BIYXC[:, :, : side * size, : side * size].astype(weight.dtype)
+        pixels = jnp.asarray(pixels_BIYXC)[:, :, : side * size, : side * size].astype(weight.dtype)
         grid = pixels.reshape(batch, images, side, size, side, size, 3).swapaxes(3, 4)
         patches_BIPE = grid.reshape(batch, images, side * side, -1)
         h_BIPD = project(patches_BIPE, weight.reshape(-1, weight.shape[-1]))
