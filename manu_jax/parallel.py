@@ -13,6 +13,7 @@ neurons], and
 dimension is dropped for that leaf, and logged once. Batches are split over `data` and `fsdp`.
 """
 
+import contextlib
 import functools
 import logging
 import math
@@ -116,6 +117,11 @@ def constrain(array: jax.Array, *names: str | None) -> jax.Array:
         if axis is not None and array.shape[i] % size:
             axes[i] = None
     return jax.lax.with_sharding_constraint(array, PartitionSpec(*axes))
+
+
+def on_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+    """Set the mesh that `constrain` sees while a function is traced; None: no mesh."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def batch_multiple(mesh: Mesh | None) -> int:

@@ -13,10 +13,10 @@ NOT_MEASURED = "not measured"
 
 # The metric that stands for a task, by preference; other metrics go to the appendix.
 MAIN_METRICS = {
-    "classification": ("accuracy", "likelihood_accuracy", "option_accuracy"),
-    "cloze": ("accuracy", "exact", "contains"),
-    "generation": ("rougeL", "rouge_l", "rougel"),
-    "likelihood": ("mean_log_likelihood", "log_likelihood"),
+    "classification": ("accuracy",),
+    "cloze": ("accuracy",),
+    "generation": ("exact", "rougeL"),
+    "likelihood": ("log_likelihood",),
 }
 TASK_TITLES = {
     "classification": "Multiple choice",
@@ -30,6 +30,7 @@ METRIC_TITLES = {
     "rouge2": "ROUGE-2",
     "bleu": "BLEU-4",
     "accuracy": "accuracy",
+    "exact": "holds the truth",
 }
 SET_TITLES = {
     "forget": "Forget",
@@ -133,7 +134,7 @@ def points(difference: float) -> str:
 
 def is_share(metric: str) -> bool:
     """Tell whether a metric is a share of right answers, which is printed in percent."""
-    return "accuracy" in metric or metric in ("exact", "contains")
+    return "accuracy" in metric or metric in ("exact", "recall", "probability")
 
 
 def interval_text(row: Row) -> str:

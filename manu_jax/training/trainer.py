@@ -32,7 +32,7 @@ from manu_jax.types import Batch, ManuError, Sample
 logger = logging.getLogger(__name__)
 
 KEPT_CHECKPOINTS = 2
-LENGTH_MULTIPLE = 16  # tokens; one length with images and one without: two programs to compile
+LENGTH_MULTIPLE = 16  # tokens
 CHECKPOINT_NAME = "step-{:08d}"
 
 
@@ -82,7 +82,7 @@ def train(
         section.batch_size,
         seed=seed,
         multiple=LENGTH_MULTIPLE,
-        max_buckets=1,
+        max_buckets=2,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -94,7 +94,8 @@ def train(
             "for. Remove the folder to train anew."
         )
     loss = None
-    with Progress(description, num_steps, done=first) as progress:
+    on_mesh = parallel.on_mesh(loaded.mesh)
+    with on_mesh, Progress(description, num_steps, done=first) as progress:
         for step in range(first, num_steps):
             batch = parallel.put_batch(batches.batch_at(step), loaded.mesh)
             rate = jnp.float32(learning_rate(section, step, num_steps))
@@ -144,7 +145,11 @@ def step_settings(section: TrainSection, loaded: Loaded) -> StepSettings:
 def initial_state(loaded: Loaded, settings: StepSettings) -> TrainState:
     """Return a float32 copy of the weights, and moments of zero, each where its weight lies."""
     model = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), loaded.model)
-    return TrainState(model, _optimizer(settings).init(model))
+    state = TrainState(model, _optimizer(settings).init(model))
+    # Bound to their devices as restored arrays are, so that both take the same compiled step.
+    if loaded.mesh is None:
+        return jax.device_put(state, jax.local_devices()[0])
+    return jax.device_put(state, parallel.tree_shardings(state, loaded.mesh))
 
 
 def train_step(

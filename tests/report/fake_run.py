@@ -174,7 +174,7 @@ def _rows(model, where, task, modality, items, random) -> list[dict]:
         "classification": ("accuracy", "letter_accuracy"),
         "generation": ("rougeL", "rouge1", "rouge2", "bleu"),
         "cloze": ("accuracy",),
-        "likelihood": ("mean_log_likelihood",),
+        "likelihood": ("log_likelihood",),
     }[task]
     rows = []
     for metric in metrics:

@@ -303,6 +303,6 @@ def test_markdown_table_holds_the_numbers(run_folder):
 def test_numbers_are_printed_alike():
     assert numbers.percent(0.93149) == "93.1\u202f%"
     assert numbers.percent(None) == "not measured"
-    assert numbers.number(-0.5, "mean_log_likelihood") == "−0.50"
+    assert numbers.number(-0.5, "log_likelihood") == "−0.50"
     assert numbers.number(0.64567, "rougeL") == "0.646"
     assert numbers.number(0.5, "letter_accuracy") == "50.0"

@@ -41,7 +41,7 @@ def test_results_round_trip(tmp_path):
 @given(value=st.floats(-1e9, 1e9), n=st.integers(0, 10**9))
 def test_numbers_survive_the_file_exactly(tmp_path_factory, value, n):
     directory = tmp_path_factory.mktemp("results")
-    row = Row("vanilla", "test", "likelihood", "image", "mean_log_likelihood", value, n)
+    row = Row("vanilla", "test", "likelihood", "image", "log_likelihood", value, n)
     write(directory, [row])
     assert load_results(directory).rows == (row,)
 
