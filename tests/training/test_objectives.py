@@ -1,10 +1,11 @@
 import dataclasses
+import functools
 
 import jax
 import numpy as np
 import pytest
-
 import tiny_llava
+
 from manu_jax.training.objectives import OBJECTIVES
 
 
@@ -27,8 +28,13 @@ def log_p_BT(batch):
     return found
 
 
+@functools.cache
+def compiled(name):
+    return jax.jit(lambda model, batch: OBJECTIVES[name](model, batch, "none"))
+
+
 def loss(name, batch):
-    return float(OBJECTIVES[name](tiny_llava.loaded().model, batch, "none"))
+    return float(compiled(name)(tiny_llava.loaded().model, batch))
 
 
 def test_answer_loss_is_the_mean_over_answer_tokens(batch, log_p_BT):
@@ -49,16 +55,12 @@ def test_loss_on_all_leaves_out_images_padding_and_the_first_token(batch, log_p_
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_padding_examples_and_padding_tokens_do_not_change_the_loss(name, batch):
     # Another padding: two examples more, sixteen tokens longer.
-    longer = tiny_llava.batch(
-        "image", 3, batch_size=6, length=batch.token_ids_BT.shape[1] + 16
-    )
+    longer = tiny_llava.batch("image", 3, batch_size=6, length=batch.token_ids_BT.shape[1] + 16)
     assert loss(name, longer) == pytest.approx(loss(name, batch), rel=1e-5)
 
 
 def test_answer_loss_ignores_an_example_of_weight_zero(batch):
-    without_last = dataclasses.replace(
-        batch, example_weights_B=np.array([1, 1, 0, 0], np.float32)
-    )
+    without_last = dataclasses.replace(batch, example_weights_B=np.array([1, 1, 0, 0], np.float32))
     two = tiny_llava.batch("image", 2, batch_size=4, length=batch.token_ids_BT.shape[1])
     assert loss("answer", without_last) == pytest.approx(loss("answer", two), rel=1e-5)
     assert loss("all", without_last) == pytest.approx(loss("all", two), rel=1e-5)

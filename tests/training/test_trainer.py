@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 import tiny_llava
+
 from manu_jax import checkpoint, parallel
 from manu_jax.config import TrainSection
 from manu_jax.training import trainer
@@ -85,7 +85,9 @@ def test_loss_falls_and_the_given_model_stays_as_it_is():
 def test_loss_that_is_not_finite_is_an_error_and_nothing_is_saved(tmp_path):
     loaded = tiny_llava.loaded()
     broken = jax.tree.map(lambda leaf: leaf * jnp.nan, loaded.model)
-    with pytest.raises(ManuError, match=r"loss of step 0 is nan.*train.learning_rate \(now 0.003\)"):
+    with pytest.raises(
+        ManuError, match=r"loss of step 0 is nan.*train.learning_rate \(now 0.003\)"
+    ):
         run(tmp_path, loaded=loaded.replace_model(broken))
     assert not list(tmp_path.iterdir())
 
