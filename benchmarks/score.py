@@ -2,17 +2,19 @@
 
     python benchmarks/score.py [--samples 4] [--repeats 5] [--text-tokens 48] [--small]
 
-A LLaVA of about 100 M random parameters (576 image tokens, MLLMU-like texts) is written as a Hugging Face
-folder and loaded by both frameworks, in float32. Timed in turns, so that a drifting machine hits all alike:
+A LLaVA of about 100 M random parameters (576 image tokens, MLLMU-like texts) is written as a
+Hugging Face folder and loaded by both frameworks, in float32. Timed in turns, so that a drifting
+machine hits all alike:
 
     torch forward   transformers' LlavaForConditionalGeneration, no gradients
-    torch hooks     the same, with forward pre-hooks on every down_proj and fc2 that reduce on the spot
+    torch hooks     the same, with hooks on every down_proj and fc2 that reduce on the spot
     jax forward     the jitted forward pass, logits and all
     jax statistics  (a) streamed activation statistics: forward, reduction and summation
     jax gradient    (b) attribution by one backward pass over per-example gates, and its summation
 
-Printed: median ms per sample, median of the paired ratios to the forward pass of the same framework and to
-PyTorch's hooks, and the peak memory of a process that does only that, at one batch and at four.
+Printed: median ms per sample, median of the paired ratios to the forward pass of the same framework
+and to PyTorch's hooks, and the peak memory of a process that does only that, at one batch and at
+four. transformers also runs the last vision layer, whose output nothing uses; manu_jax does not.
 """
 
 import argparse
@@ -81,8 +83,12 @@ def parse() -> argparse.Namespace:
 def write_model(folder: Path, small: bool) -> None:
     """Write a LLaVA of random weights as transformers' own `save_pretrained` does."""
     import torch
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
-    from transformers import LlavaForConditionalGeneration
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+    )
 
     vision, text = SIZES[small]["vision"], SIZES[small]["text"]
     torch.manual_seed(0)
@@ -135,7 +141,7 @@ def make_inputs(options: argparse.Namespace) -> dict[str, np.ndarray]:
 
 
 def build(name: str, folder: Path, inputs: dict[str, np.ndarray]) -> Callable[[], object]:
-    """Return a function without arguments that does one batch of `name` and waits for the result."""
+    """Return a function that does one batch of `name` and waits for the result."""
     return (build_torch if name.startswith("torch") else build_jax)(name, folder, inputs)
 
 
@@ -214,7 +220,7 @@ def build_jax(name: str, folder: Path, inputs: dict[str, np.ndarray]) -> Callabl
 
 
 def peak_memory(name: str, options: argparse.Namespace, folder: Path) -> dict[int, float]:
-    """Return the peak resident memory in MiB of a process that does only `name`, by batches done."""
+    """Return the peak memory in MiB of a process that does only `name`, by batches done."""
     found = {}
     for num_batches in (1, 4):
         command = [sys.executable, __file__, "--part", name, "--batches", str(num_batches)]

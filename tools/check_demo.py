@@ -1,7 +1,7 @@
-"""Check a finished demo: `python tools/check_demo.py runs/demo`. Exit status 0 where every claim holds.
+"""Check a finished demo: `python tools/check_demo.py runs/demo`; status 0 where every claim holds.
 
-The claims are those of the README: the vanilla model knew the forget people in both forms, the default
-method forgets them in both, what was to be kept is kept, and the files of the run's folder all stand.
+The claims are those of the README: the vanilla model knew the forget people in both forms, the
+default method forgets them in both, what was to be kept is kept, and the run's files all stand.
 """
 
 import json

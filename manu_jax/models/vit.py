@@ -153,9 +153,7 @@ class Vit(nnx.Module):
         self.patch_YXCD = random_weight(patch, (size, size, 3, D), size * size * 3)
         # Beside patches of variance 1; with 0.02 a new tower sees a bag of patches for long.
         self.class_D = nnx.Param(jax.random.normal(label, (D,)) * 0.5)
-        self.position_PD = nnx.Param(
-            jax.random.normal(position, (config.num_patches + 1, D)) * 0.5
-        )
+        self.position_PD = nnx.Param(jax.random.normal(position, (config.num_patches + 1, D)) * 0.5)
         self.pre_norm_D = nnx.Param(jnp.ones(D))
         self.pre_norm_bias_D = nnx.Param(jnp.zeros(D))
         if config.num_run:
