@@ -79,10 +79,10 @@ class DataSection(Section):
         None  # MLLMU-Bench's baseline_train_split folder; None: ft_Data under `path`
     )
     forget: Literal[5, 10, 15] = 10  # percent of the people to forget
-    num_people: int = pydantic.Field(40, ge=4)  # synthetic only
-    num_celebrities: int = pydantic.Field(10, ge=1)  # synthetic only
+    num_people: int = pydantic.Field(default=40, ge=4)  # synthetic only
+    num_celebrities: int = pydantic.Field(default=10, ge=1)  # synthetic only
     num_general: int = pydantic.Field(
-        40, ge=1
+        default=40, ge=1
     )  # synthetic only: questions that have nothing to do with people
 
 
@@ -90,35 +90,37 @@ class TrainSection(Section):
     """Training of the vanilla model (and of the retrained reference). Off where `steps` is 0."""
 
     steps: int = pydantic.Field(
-        0, ge=0
+        default=0, ge=0
     )  # optimizer steps after the shared base; 0: the model is used as it is
     base_steps: int = pydantic.Field(
-        0, ge=0
+        default=0, ge=0
     )  # steps on everything but the people, before both trainings
-    batch_size: int = pydantic.Field(16, ge=1)  # documents
-    learning_rate: float = pydantic.Field(1e-3, gt=0)
-    warmup: float = pydantic.Field(0.05, ge=0, lt=1)  # share of the steps
+    batch_size: int = pydantic.Field(default=16, ge=1)  # documents
+    learning_rate: float = pydantic.Field(default=1e-3, gt=0)
+    warmup: float = pydantic.Field(default=0.05, ge=0, lt=1)  # share of the steps
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     beta1: float = 0.9
     beta2: float = 0.98
-    weight_decay: float = pydantic.Field(0.0, ge=0)
-    clip: float = pydantic.Field(1.0, gt=0)  # largest global gradient norm
+    weight_decay: float = pydantic.Field(default=0.0, ge=0)
+    clip: float = pydantic.Field(default=1.0, gt=0)  # largest global gradient norm
     loss_on: Literal["answer", "all"] = "answer"  # image tokens never carry loss
     facts_per_document: int = pydantic.Field(
-        1, ge=1
+        default=1, ge=1
     )  # question-answer pairs that share one image in one document
     views: int = pydantic.Field(
-        0, ge=0
+        default=0, ge=0
     )  # jittered copies of each training image; 0: the image itself alone
     wordings: tuple[Literal["plain", "classification", "generation", "cloze"], ...] = ("plain",)
     # how a fact is put, drawn anew each time; a wording named twice is drawn twice as often
     remat: Literal["all", "dots", "none"] = (
         "none"  # what the backward pass recomputes to save memory; all: about a third slower
     )
-    checkpoint_every: int = pydantic.Field(200, ge=1)  # steps
+    checkpoint_every: int = pydantic.Field(default=200, ge=1)  # steps
+    repeat_forget: int = pydantic.Field(default=1, ge=1)
+    # how often the vanilla training goes through the forget people's texts in one pass
     retrained: bool = True  # also train the reference that never sees the forget people
     memory_gate: float = pydantic.Field(
-        0.9, ge=0, le=1
+        default=0.9, ge=0, le=1
     )  # least accuracy on the forget set, in each modality
 
 
@@ -151,23 +153,23 @@ class Preset(Section):
     }  # which towers each form of the facts scores
     batch_size: int | None = None  # samples a scoring step; None: score_batch of the run
     keep_per_forget: float | None = pydantic.Field(
-        None, gt=0
+        default=None, gt=0
     )  # kept facts per forget fact in each form, drawn by the seed (each round anew); None: all
     # How four Statistics become one score
     functions: dict[str, float] = {"absolute": 1.0, "frequency": 1.0, "variance": 1.0, "rms": 1.0}
     normalise: bool = True  # N_m and E_m are divided by the number of samples
     combine: Literal["ratio", "relative", "gain_minus_harm"] = "ratio"
-    epsilon: float = pydantic.Field(1e-8, gt=0)
+    epsilon: float = pydantic.Field(default=1e-8, gt=0)
     # Which neurons go
-    alpha: float = pydantic.Field(0.02, gt=0, lt=1)  # share of neurons removed
+    alpha: float = pydantic.Field(default=0.02, gt=0, lt=1)  # share of neurons removed
     scope: Literal["all", "tower", "layer"] = "all"  # over what the top α is taken
     layers: dict[str, Layers] = {}  # tower → range; a tower not named: all its layers
     # Rounds: score, prune, score again
-    rounds: int = pydantic.Field(1, ge=1)
+    rounds: int = pydantic.Field(default=1, ge=1)
     harm_weight: float = 1.0  # gain_minus_harm: price of harm to what is kept
     text_weight: float = 1.0  # weight of the text form of forget facts against the image form
     # kind "learned"
-    steps: int = pydantic.Field(600, ge=1)
+    steps: int = pydantic.Field(default=600, ge=1)
     learning_rate: float = 0.05
     batch_forget: int = 16  # samples a step and form
     batch_keep: int = 48
@@ -215,9 +217,11 @@ class EvaluateSection(Section):
 
     sets: tuple[str, ...] = ("forget", "test", "retain", "celebrity", "general")
     tasks: tuple[str, ...] = ("classification", "generation", "cloze", "likelihood")
-    batch_size: int = pydantic.Field(32, ge=1)
-    new_tokens: int = pydantic.Field(50, ge=1)  # greedy decoding stops here, or at the end token
-    resamples: int = pydantic.Field(1000, ge=1)  # of the bootstrap over people
+    batch_size: int = pydantic.Field(default=32, ge=1)
+    new_tokens: int = pydantic.Field(
+        default=50, ge=1
+    )  # greedy decoding stops here, or at the end token
+    resamples: int = pydantic.Field(default=1000, ge=1)  # of the bootstrap over people
     max_people: int | None = None  # per set, the first by ID; None: all
 
 
@@ -239,7 +243,7 @@ class RunConfig(Section):
     train: TrainSection = TrainSection()
     method: Preset = Preset()  # the method whose mask makes `unlearned/`
     compare: tuple[Preset, ...] = ()  # further methods, evaluated beside it
-    score_batch: int = pydantic.Field(32, ge=1)  # samples a scoring step
+    score_batch: int = pydantic.Field(default=32, ge=1)  # samples a scoring step
     sweep: SweepSection = SweepSection()
     evaluate: EvaluateSection = EvaluateSection()
     cache: str | None = "~/.cache/manu_jax"  # compiled programs and trained demo models; None: off

@@ -1,6 +1,5 @@
 """Samples through a compiled step, in batches of few shapes, on any mesh; results on the host."""
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -51,7 +50,7 @@ def run_batched(
             started = None
             if number < len(batches):
                 batch = parallel.put_batch(batches.batch_at(number), loaded.mesh)
-                with _on_mesh(loaded.mesh):
+                with parallel.on_mesh(loaded.mesh):
                     started = batches.indices_at(number), step(loaded.model, batch)
             if waiting is not None:
                 indices, outputs = waiting
@@ -77,7 +76,3 @@ def not_finite(loaded: Any) -> ManuError:
 
 def _first_rows(tree: Any, count: int) -> Any:
     return jax.tree.map(lambda values: values[:count], tree)
-
-
-def _on_mesh(mesh: jax.sharding.Mesh | None) -> contextlib.AbstractContextManager:
-    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)

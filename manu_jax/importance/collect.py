@@ -4,7 +4,6 @@ Each batch is measured and added on the device; the sums leave it once per set (
 save). A loop that was killed goes on from its partial file, to the same numbers.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -144,8 +143,7 @@ def _sums(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    on_mesh = contextlib.nullcontext() if loaded.mesh is None else jax.set_mesh(loaded.mesh)
-    with on_mesh, Progress("scoring", len(batches), num_done) as progress:
+    with parallel.on_mesh(loaded.mesh), Progress("scoring", len(batches), num_done) as progress:
         gates = None if gates is None else parallel.put_replicated(dict(gates), loaded.mesh)
         for index in range(num_done, len(batches)):
             batch = parallel.put_batch(batches.batch_at(index), loaded.mesh)

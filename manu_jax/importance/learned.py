@@ -8,7 +8,6 @@ would bring. Only gates have gradients: a step costs little more than a forward 
 over activations.
 """
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -85,8 +84,7 @@ def learn_gates(
         modality: _Stream(loaded, preset, forget[modality], keep[modality], seed)
         for modality in MODALITIES
     }
-    on_mesh = contextlib.nullcontext() if loaded.mesh is None else jax.set_mesh(loaded.mesh)
-    with on_mesh, Progress("learning gates", preset.steps) as progress:
+    with parallel.on_mesh(loaded.mesh), Progress("learning gates", preset.steps) as progress:
         scores = parallel.put_replicated(scores, loaded.mesh)
         state, note = learning.optimizer().init(scores), ""
         for step in range(preset.steps):

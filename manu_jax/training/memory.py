@@ -20,12 +20,12 @@ def known_shares(
     it word for word. A modality without facts is left out.
     """
     facts, template = benchmark.facts("forget"), loaded.template
-    samples = {modality: forms(facts, modality, template) for modality in MODALITIES}
-    return {
-        modality: share_right(loaded, of_modality, batch_size)
-        for modality, of_modality in samples.items()
-        if of_modality
-    }
+    shares: dict[Modality, float] = {}
+    for modality in MODALITIES:
+        samples = forms(facts, modality, template)
+        if samples:
+            shares[modality] = share_right(loaded, samples, batch_size)
+    return shares
 
 
 def check_memory(

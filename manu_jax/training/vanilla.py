@@ -59,7 +59,10 @@ def train_models(
         base = _base(benchmark, model, section, checkpoints, seed, mesh)
     for name in missing:
         sets = PEOPLE[name] + (() if model.path else OTHERS)
-        people = [person for part in sets for person in benchmark.sets[part]]
+        repeats = {"forget": section.repeat_forget}
+        people = [
+            person for part in sets for person in benchmark.sets[part] * repeats.get(part, 1)
+        ]
         trained = train(
             base,
             _documents(people, section, base, section.steps, seed),
