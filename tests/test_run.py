@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from manu_jax import folder, run
+from manu_jax import folder, masks, run
 
 TINY = """
 seed: 0
@@ -94,7 +94,11 @@ def test_stage_can_be_run_alone_and_gives_the_same(finished, config, tmp_path, s
         path, before = copy / name, finished / name
         if path.is_dir():
             path, before = path / "model.safetensors", before / "model.safetensors"
-        if name != "results.json":
+        if name.endswith("mask.safetensors"):
+            (mask, made_from), (old_mask, old_made_from) = masks.load(path), masks.load(before)
+            assert made_from == old_made_from
+            assert all((mask[key] == old_mask[key]).all() for key in old_mask)
+        elif name != "results.json":
             assert path.read_bytes() == before.read_bytes()
 
 
@@ -125,7 +129,7 @@ def test_missing_data_folder_is_one_error(config, tmp_path, capsys):
 
 def test_stage_before_its_turn_names_the_one_to_run(config, tmp_path, capsys):
     arguments = ("--config", config, "--output", tmp_path / "x", "--only")
-    assert "Run the stage `data` first" in error_of(capsys, *arguments, "scores")
+    assert "Run the stage `train` first" in error_of(capsys, *arguments, "scores")
 
 
 def test_folder_of_another_config_is_one_error(config, tmp_path, capsys):

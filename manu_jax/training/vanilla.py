@@ -60,9 +60,7 @@ def train_models(
     for name in missing:
         sets = PEOPLE[name] + (() if model.path else OTHERS)
         repeats = {"forget": section.repeat_forget}
-        people = [
-            person for part in sets for person in benchmark.sets[part] * repeats.get(part, 1)
-        ]
+        people = [person for part in sets for person in benchmark.sets[part] * repeats.get(part, 1)]
         trained = train(
             base,
             _documents(people, section, base, section.steps, seed),
