@@ -17,8 +17,7 @@ import jax.numpy as jnp
 from manu_jax.models.answers import answer_log_odds, answer_mean_log_likelihood
 from manu_jax.types import Array, Batch, Neurons
 
-# Matmul outputs are kept for the backward pass, the rest is computed again: nearly as fast as to
-# keep all, and far smaller.
+# What the backward pass computes again: everything inside a layer, which needs the least memory.
 REMAT = "all"
 
 # name → (logits_BTV, batch) → [B], larger where the model knows the answer better
