@@ -131,11 +131,13 @@ def make_inputs(options: argparse.Namespace) -> dict[str, np.ndarray]:
     feature_index_BT[:, 4 : 4 + num_patches] = np.arange(num_patches)
     loss_weights_BT = np.zeros((B, T), np.float32)
     loss_weights_BT[:, -8:] = 1
+    answer_index_BA = np.tile(np.arange(T - 9, T - 1, dtype=np.int32), (B, 1))
     pixels_BIYXC = rng.standard_normal((B, 1, vision["image"], vision["image"], 3), np.float32)
     return dict(
         token_ids_BT=token_ids_BT,
         feature_index_BT=feature_index_BT,
         loss_weights_BT=loss_weights_BT,
+        answer_index_BA=answer_index_BA,
         pixels_BIYXC=pixels_BIYXC,
     )
 

@@ -99,6 +99,7 @@ class TrainSection(Section):
     learning_rate: float = pydantic.Field(default=1e-3, gt=0)
     warmup: float = pydantic.Field(default=0.05, ge=0, lt=1)  # share of the steps
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices inside layers
     beta1: float = 0.9
     beta2: float = 0.98
     weight_decay: float = pydantic.Field(default=0.0, ge=0)

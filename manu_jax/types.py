@@ -4,7 +4,8 @@ Dimension letters, used as suffixes of array names and in every einsum:
 
     B batch · T query tokens · S key tokens · L layers · D width · E another width · F neurons
     N query heads · K key heads · G queries per key head · H head size · V vocabulary
-    I images per example · P patches of one image · Y pixel rows · X pixel columns · C colours
+    A answer tokens · I images per example · P patches of one image · Y pixel rows
+    X pixel columns · C colours
 
 A *neuron* is one hidden unit of an MLP: the input of `down_proj` (gated MLPs) or of `fc2` (plain).
 A *tower* is a stack of layers with MLPs: "text", "vision" and, where a family has one, "connector".
@@ -119,6 +120,11 @@ class Encoded:
     def num_images(self) -> int:
         return 0 if self.pixels_IYXC is None else len(self.pixels_IYXC)
 
+    @property
+    def num_answers(self) -> int:
+        """Tokens that are to be predicted."""
+        return int(np.count_nonzero(self.loss_weights_T))
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +135,8 @@ class Batch:
     first valid token) · loss_weights_BT float32 (weight of predicting token t, from logits t − 1) ·
     feature_index_BT int32 (row in the example's own image features [I·P], −1: none) ·
     example_weights_B float32 (0: padding example) · image_mask_BI bool and pixels_BIYXC float32,
-    both None in a batch without images.
+    both None in a batch without images · answer_index_BA int32, or None: the positions whose logits
+    predict the answers' tokens, filled up with T − 1, which predicts nothing.
     """
 
     token_ids_BT: Array
@@ -140,6 +147,7 @@ class Batch:
     example_weights_B: Array
     image_mask_BI: Array | None = None
     pixels_BIYXC: Array | None = None
+    answer_index_BA: Array | None = None
 
     @property
     def has_images(self) -> bool:
@@ -151,7 +159,7 @@ class Batch:
 class Output:
     """What the forward pass returns.
 
-    logits_BTV float32 (or the config's dtype), at the processor's token positions.
+    logits_BTV float32, at the processor's token positions (or those that were asked for).
     activations: None without a probe. With a per-sample reduction: {tower: [L, B, F] float32}, one
         number per sample and neuron. With "position": {"tower.matrix": [L, 4, F or D]} holding mean
         |z|, share above the threshold, unbiased standard deviation and root mean square, each over
@@ -174,6 +182,7 @@ class Encoder(Protocol):
         length: int | None = None,
         batch_size: int | None = None,
         num_images: int | None = None,
+        num_answers: int | None = None,
         padding_side: Literal["left", "right"] = "right",
     ) -> Batch: ...
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from manu_jax.types import Batch, Encoded, Encoder, ManuError, Sample
 
+ANSWER_MULTIPLE = 4  # tokens
 MOST_FAULTS = 20  # lines in one error
 
 
@@ -61,6 +62,7 @@ def bucket_lengths(
 class _Bucket:
     length: int
     num_images: int | None  # None: without images
+    num_answers: int  # room for answer tokens
     indices: np.ndarray  # of the samples, as given
 
 
@@ -129,6 +131,7 @@ class Batches:
             length=bucket.length,
             batch_size=self._rows.stop - self._rows.start,
             num_images=bucket.num_images,
+            num_answers=bucket.num_answers,
             padding_side=self._padding_side,
         )
         if len(mine):
@@ -183,5 +186,7 @@ def _make_buckets(encoded: Sequence[Encoded], multiple: int, max_buckets: int) -
                 i for i, n in zip(of_kind, lengths, strict=True) if shorter < max(n, 1) <= length
             ]
             num_images = max(encoded[i].num_images for i in indices) if has_images else None
-            buckets.append(_Bucket(length, num_images, np.asarray(indices)))
+            most = max(encoded[i].num_answers for i in indices)
+            num_answers = -(-most // ANSWER_MULTIPLE) * ANSWER_MULTIPLE
+            buckets.append(_Bucket(length, num_images, num_answers, np.asarray(indices)))
     return buckets

@@ -10,7 +10,7 @@ import numpy as np
 
 from manu_jax.data.batches import encode_all
 from manu_jax.evaluation.batched import not_finite, refuse, run_batched
-from manu_jax.models.answers import token_log_likelihoods
+from manu_jax.models.answers import logits_at_answers, token_log_likelihoods
 from manu_jax.types import Batch, ManuError, Sample
 
 
@@ -71,10 +71,9 @@ def share_right(loaded: Any, samples: Sequence[Sample], batch_size: int) -> floa
 @jax.jit
 def _likelihoods(model: Any, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return sum and mean of log p over the answers' tokens, and whether all are first choices."""
-    logits_BTV = model(batch, remat="none").logits_BTV
-    log_p_BT, weight_BT = token_log_likelihoods(logits_BTV, batch)
-    next_BT = jnp.roll(jnp.asarray(batch.token_ids_BT), -1, axis=1)
-    is_first_BT = jnp.argmax(logits_BTV, axis=-1) == next_BT
-    sum_B = jnp.where(weight_BT > 0, log_p_BT * weight_BT, 0).sum(axis=1)
-    mean_B = sum_B / jnp.maximum(weight_BT.sum(axis=1), 1e-9)
-    return sum_B, mean_B, (is_first_BT | (weight_BT == 0)).all(axis=1)
+    logits_BAV, targets = logits_at_answers(model, batch, remat="none")
+    log_p_BA, weight_BA = token_log_likelihoods(logits_BAV, targets)
+    is_first_BA = jnp.argmax(logits_BAV, axis=-1) == targets.token_ids_BT
+    sum_B = jnp.where(weight_BA > 0, log_p_BA * weight_BA, 0).sum(axis=1)
+    mean_B = sum_B / jnp.maximum(weight_BA.sum(axis=1), 1e-9)
+    return sum_B, mean_B, (is_first_BA | (weight_BA == 0)).all(axis=1)

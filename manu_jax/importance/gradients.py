@@ -14,14 +14,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from manu_jax.models.answers import answer_log_odds, answer_mean_log_likelihood
+from manu_jax.models.answers import (
+    Targets,
+    answer_log_odds,
+    answer_mean_log_likelihood,
+    logits_at_answers,
+)
 from manu_jax.types import Array, Batch, Neurons
 
 # What the backward pass computes again: everything inside a layer, which needs the least memory.
 REMAT = "all"
 
-# name → (logits_BTV, batch) → [B], larger where the model knows the answer better
-ATTRIBUTED: dict[str, Callable[[jax.Array, Batch], jax.Array]] = {
+# name → (logits_BAV, targets) → [B], larger where the model knows the answer better
+ATTRIBUTED: dict[str, Callable[[jax.Array, Targets], jax.Array]] = {
     "log_likelihood": answer_mean_log_likelihood,
     "log_odds": answer_log_odds,
 }
@@ -74,7 +79,7 @@ def per_example_gradients_by_definition(
 
 
 def _objective(model: Any, batch: Batch, gates: Neurons, objective: str) -> jax.Array:
-    return ATTRIBUTED[objective](model(batch, gates=gates, remat=REMAT).logits_BTV, batch)
+    return ATTRIBUTED[objective](*logits_at_answers(model, batch, gates=gates, remat=REMAT))
 
 
 def _combine(scales: Neurons, gates: Neurons | None) -> dict[str, Array]:

@@ -22,10 +22,12 @@ from manu_jax import parallel
 from manu_jax.config import Preset
 from manu_jax.data.batches import Batches, encode_all
 from manu_jax.importance.gradients import ATTRIBUTED
+from manu_jax.models.answers import logits_at_answers
 from manu_jax.progress import Progress
 from manu_jax.selection import count, eligible_layers
 from manu_jax.types import MODALITIES, Batch, ManuError, Neurons, Sample
 
+LENGTH_MULTIPLE = 8  # tokens
 NOTE_EVERY = 20  # steps
 FORGET, KEEP = 1.0, 2.0  # marks in a batch's example weights
 
@@ -119,8 +121,8 @@ def _step(
         gates = _gates(scores, learning, share_closed)
         losses = {"forget": jnp.zeros(()), "keep": jnp.zeros(())}
         for modality, batch in batches.items():
-            logits_BTV = model(batch, gates=gates, remat="none").logits_BTV
-            values_B = ATTRIBUTED[learning.objective](logits_BTV, batch)
+            found = logits_at_answers(model, batch, gates=gates, remat="none")
+            values_B = ATTRIBUTED[learning.objective](*found)
             is_forget_B = batch.example_weights_B == FORGET
             is_keep_B = batch.example_weights_B == KEEP
             text_weight = learning.text_weight if modality == "text" else 1.0
@@ -177,7 +179,9 @@ class _Stream:
             for encoded, size in zip(self._encoded, sizes, strict=True)
         ]
         everything = [item for encoded in self._encoded for item in encoded]
-        self._length = -(-max(item.num_tokens for item in everything) // 32) * 32
+        longest = max(item.num_tokens for item in everything)
+        self._length = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+        self._num_answers = max(item.num_answers for item in everything)
         self._num_images = max(item.num_images for item in everything) or None
         multiple = parallel.batch_multiple(loaded.mesh)
         self._batch_size = -(-sum(sizes) // multiple) * multiple
@@ -194,6 +198,7 @@ class _Stream:
             length=self._length,
             batch_size=self._batch_size,
             num_images=self._num_images,
+            num_answers=self._num_answers,
         )
         weights_B = np.zeros(self._batch_size, np.float32)
         weights_B[: len(marks)] = marks

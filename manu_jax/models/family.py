@@ -172,6 +172,7 @@ class Loaded:
         length: int | None = None,
         batch_size: int | None = None,
         num_images: int | None = None,
+        num_answers: int | None = None,
         padding_side: Literal["left", "right"] = "right",
     ) -> Batch:
         """Return encoded samples as one padded batch (NumPy); see `processing.collate`."""
@@ -182,6 +183,7 @@ class Loaded:
             length=length,
             batch_size=batch_size,
             num_images=num_images,
+            num_answers=num_answers,
             padding_side=padding_side,
         )
 

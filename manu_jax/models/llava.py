@@ -132,9 +132,12 @@ class Llava(nnx.Module):
         gates: Neurons | None = None,
         probe: Probe | None = None,
         *,
+        at_BA: Array | None = None,
         remat: Remat = "all",
     ) -> Output:
         """Return the logits [B, T, V] and, with a probe, what it measures at every MLP.
+
+        at_BA: the positions whose logits are wanted, [B, A, V] then; None: all.
 
         gates: factors of the neurons of any of the towers, [L, F] or [L, B, F]. In a batch without
         images the vision tower does not run; a per-sample probe then gives zeros for it, and
@@ -150,6 +153,8 @@ class Llava(nnx.Module):
             measure=text_weights(batch, probe) if probe else None,
             remat=remat,
         )
+        if at_BA is not None:
+            h_BTD = jnp.take_along_axis(h_BTD, jnp.asarray(at_BA)[..., None], axis=1)
         logits_BTV = self.text.logits(h_BTD)
         if probe is None:
             return Output(logits_BTV)

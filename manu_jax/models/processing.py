@@ -98,25 +98,34 @@ def collate(
     length: int | None = None,
     batch_size: int | None = None,
     num_images: int | None = None,
+    num_answers: int | None = None,
     padding_side: Literal["left", "right"] = "right",
 ) -> Batch:
     """Return samples padded to one batch; examples beyond them have weight 0 and no valid token.
 
-    length, batch_size, num_images: what to pad to; None: the largest there is. With no image (and
-    num_images None or 0) the batch has no pixels.
+    length, batch_size, num_images, num_answers (tokens): what to pad to; None: the largest there
+    is. With no image (and num_images None or 0) the batch has no pixels; without an answer token
+    (and num_answers None or 0) it has no answer positions.
     """
     T = max((item.num_tokens for item in encoded), default=0) if length is None else length
     B = len(encoded) if batch_size is None else batch_size
     most = max((item.num_images for item in encoded), default=0)
     images = most if num_images is None else num_images
-    if len(encoded) > B or most > images or any(item.num_tokens > T for item in encoded):
-        raise ValueError(f"{len(encoded)} samples do not fit [{B}, {T}] with {images} images each")
+    answers = max((item.num_answers for item in encoded), default=0)
+    A = answers if num_answers is None else num_answers
+    too_long = answers > A or any(item.num_tokens > T for item in encoded)
+    if len(encoded) > B or most > images or too_long:
+        raise ValueError(
+            f"{len(encoded)} samples do not fit [{B}, {T}] with {images} images and {A} answer "
+            "tokens each"
+        )
     token_ids_BT = np.full((B, T), padding_token, np.int32)
     attention_mask_BT = np.zeros((B, T), bool)
     positions_BT = np.zeros((B, T), np.int32)
     loss_weights_BT = np.zeros((B, T), np.float32)
     feature_index_BT = np.full((B, T), -1, np.int32)
     example_weights_B = np.zeros(B, np.float32)
+    answer_index_BA = np.full((B, A), T - 1, np.int32) if A else None
     for row, item in enumerate(encoded):
         n = item.num_tokens
         place = slice(0, n) if padding_side == "right" else slice(T - n, T)
@@ -127,6 +136,8 @@ def collate(
         loss_weights_BT[row, place] = item.loss_weights_T
         feature_index_BT[row, place] = item.feature_index_T
         example_weights_B[row] = 1
+        if answer_index_BA is not None:
+            answer_index_BA[row, : item.num_answers] = np.flatnonzero(loss_weights_BT[row]) - 1
     image_mask_BI = pixels_BIYXC = None
     if images:
         shape = (image_size, image_size, 3)
@@ -145,6 +156,7 @@ def collate(
         example_weights_B,
         image_mask_BI,
         pixels_BIYXC,
+        answer_index_BA,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from manu_jax.models.answers import answer_cross_entropy
+from manu_jax.models.answers import answer_cross_entropy, logits_at_answers
 from manu_jax.models.layers import Remat
 from manu_jax.types import Batch
 
@@ -17,7 +17,7 @@ Objective = Callable[[Any, Batch, Remat], jax.Array]
 
 def cross_entropy_on_answers(model: Any, batch: Batch, remat: Remat) -> jax.Array:
     """Return the mean of −log p over the answer tokens of the batch's examples."""
-    return answer_cross_entropy(model(batch, remat=remat).logits_BTV, batch)
+    return answer_cross_entropy(*logits_at_answers(model, batch, remat=remat))
 
 
 def cross_entropy_on_all(model: Any, batch: Batch, remat: Remat) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The training loop: AdamW on batches in an order that (seed, step) alone decides.
+"""The training loop: AdamW or Muon on batches in an order that (seed, step) alone decides.
 
     state = step(state, batch_at(0)) → … → step(state, batch_at(num_steps − 1))
 
@@ -34,12 +34,17 @@ logger = logging.getLogger(__name__)
 KEPT_CHECKPOINTS = 2
 LENGTH_MULTIPLE = 16  # tokens
 CHECKPOINT_NAME = "step-{:08d}"
+# (input axes, output axes) of the matrices that Muon makes orthogonal, by their letters
+MATRIX_AXES = (
+    ("D", "NH"), ("D", "KH"), ("NH", "D"), ("D", "F"), ("F", "D"), ("D", "E"), ("E", "E"),
+    ("YXC", "D"),
+)  # fmt: skip
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Weights and Adam's moments, both float32 whatever the model's dtype is."""
+    """Weights and the optimizer's moments, both float32 whatever the model's dtype is."""
 
     model: Any
     optimizer: optax.OptState
@@ -52,6 +57,7 @@ class StepSettings:
     objective: str
     dtype: str  # in which the forward and the backward pass run
     remat: Remat
+    optimizer: str
     beta1: float
     beta2: float
     weight_decay: float
@@ -135,6 +141,7 @@ def step_settings(section: TrainSection, loaded: Loaded) -> StepSettings:
         objective=section.loss_on,
         dtype=str(jax.tree.leaves(loaded.model)[0].dtype),
         remat=section.remat,
+        optimizer=section.optimizer,
         beta1=section.beta1,
         beta2=section.beta2,
         weight_decay=section.weight_decay,
@@ -190,18 +197,47 @@ def _updated(
     mesh: jax.sharding.Mesh | None,
 ) -> TrainState:
     changes, optimizer = _optimizer(settings).update(gradient, state.optimizer, state.model)
-    model = jax.tree.map(lambda weight, change: weight - rate * change, state.model, changes)
+    model = jax.tree.map(lambda weight, change: weight + rate * change, state.model, changes)
     return _placed(TrainState(model, optimizer), mesh)
 
 
 @functools.cache
 def _optimizer(settings: StepSettings) -> optax.GradientTransformation:
-    """Return AdamW without its learning rate, which is an argument of the step."""
-    return optax.chain(
-        optax.clip_by_global_norm(settings.clip),
-        optax.scale_by_adam(settings.beta1, settings.beta2),
-        optax.add_decayed_weights(settings.weight_decay),
+    """Return the optimizer at a learning rate of 1; the rate is an argument of the step."""
+    betas, decay = (settings.beta1, settings.beta2), settings.weight_decay
+    clip = optax.clip_by_global_norm(settings.clip)
+    if settings.optimizer == "adamw":
+        return optax.chain(clip, optax.adamw(1.0, *betas, weight_decay=decay))
+    muon = optax.contrib.muon(
+        1.0,
+        weight_decay=decay,
+        adam_b1=settings.beta1,
+        adam_b2=settings.beta2,
+        adam_weight_decay=decay,
+        muon_weight_dimension_numbers=_matrices,
+        consistent_rms=0.2,  # steps as large as Adam's, so that rates carry over
     )
+    return optax.chain(clip, muon)
+
+
+def _matrices(weights: Any) -> Any:
+    """Return which axes of the layers' matrices are inputs and outputs; None for other leaves.
+
+    Embedding, head and vectors have None: Muon leaves them to Adam. Layers are matrices each.
+    """
+
+    def axes_of(path: Any, _: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+        letters = parallel.path_name(path).rpartition("_")[2]
+        for inputs, outputs in MATRIX_AXES:
+            if letters.removeprefix("L") == inputs + outputs:
+                axes = range(len(letters))
+                return optax.contrib.MuonDimensionNumbers(
+                    tuple(axes[-len(inputs + outputs) : -len(outputs)]),
+                    tuple(axes[-len(outputs) :]),
+                )
+        return None
+
+    return jax.tree_util.tree_map_with_path(axes_of, weights)
 
 
 def _placed(tree: Any, mesh: jax.sharding.Mesh | None) -> Any:

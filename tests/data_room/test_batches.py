@@ -22,7 +22,8 @@ class LetterEncoder:
         pixels = np.stack(pixels) if pixels else None
         return Encoded(tokens, np.ones(len(tokens), np.float32), -np.ones_like(tokens), pixels)
 
-    def collate(self, encoded, *, length, batch_size, num_images, padding_side):
+    def collate(self, encoded, *, length, batch_size, num_images, num_answers, padding_side):
+        assert max(item.num_answers for item in encoded) <= num_answers
         tokens = np.zeros((batch_size, length), np.int32)
         mask = np.zeros((batch_size, length), bool)
         pixels = None

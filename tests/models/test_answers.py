@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_llava
 
 from manu_jax.models import answers
 from manu_jax.types import Batch
@@ -106,3 +107,19 @@ def test_log_odds_stay_exact_where_the_answer_is_all_but_certain(lead):
     # p / (1 − p) = e^lead / (V − 1), while 1 − p itself is 0 in float32.
     np.testing.assert_allclose(odds, [lead - np.log(V - 1)], rtol=1e-6)
     np.testing.assert_allclose(gradient[0, 0, 4], 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("modality", ["image", "text"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_logits_at_answers_are_those_of_the_whole_pass(modality, side):
+    loaded = tiny_llava.loaded()
+    batch = tiny_llava.batch(modality, padding_side=side, batch_size=7, num_answers=9)
+    whole = jax.jit(loaded.model)(batch).logits_BTV
+    logits_BAV, targets = jax.jit(answers.logits_at_answers)(loaded.model, batch)
+    assert logits_BAV.shape[1] == targets.weights_BT.shape[1] == 9
+    assert targets.weights_BT.sum() == batch.loss_weights_BT.sum() > 0
+    for name in NAMES:
+        function = getattr(answers, name)
+        np.testing.assert_allclose(
+            function(logits_BAV, targets), function(whole, batch), rtol=1e-5, atol=1e-6
+        )
