@@ -20,42 +20,70 @@ from manu_jax.types import ManuError
 class Section(pydantic.BaseModel):
     """A frozen mapping of known keys; every other key is refused."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = pydantic.ConfigDict(
+        frozen=True, extra="forbid", strict=False, allow_inf_nan=False
+    )
 
 
-# A share of neurons
-Share = Annotated[float, pydantic.Field(gt=0, lt=1)]
+Share = Annotated[float, pydantic.Field(gt=0, lt=1)]  # of neurons
+Count = Annotated[int, pydantic.Field(ge=1)]
+Task = Literal["classification", "generation", "cloze", "likelihood"]
+Set = Literal["forget", "test", "retain", "celebrity", "general"]
+Function = Literal["absolute", "frequency", "variance", "rms"]
+
+
+def _check_divides(name: str, whole: int, by: str, part: int) -> None:
+    if whole % part:
+        raise ValueError(f"{name} has to be a multiple of {by}; got {whole} and {part}")
 
 
 class MeshSection(Section):
-    """How many devices each mesh axis has; one may be −1: all that are left."""
+    """How many devices each mesh axis has; one may be −1: all that are left.
+
+    distributed: join the other processes of the job first (`jax.distributed.initialize`), which on
+    TPU pods and under SLURM finds them by itself, elsewhere by the environment variables
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    """
 
     data: int = 1  # batches are split over it
     fsdp: int = 1  # batches and the width D of the weights are split over it
     tensor: int = 1  # neurons, heads and vocabulary are split over it
+    distributed: bool = False  # true: one process of several
 
 
 class VisionSize(Section):
     """A CLIP tower to be trained from scratch."""
 
-    image_size: int = 56  # pixels a side
-    patch_size: int = 8  # pixels a side
-    width: int = 128
-    num_layers: int = 3
-    num_heads: int = 4
-    num_neurons: int = 512  # a layer
+    image_size: Count = 56  # pixels a side
+    patch_size: Count = 8  # pixels a side
+    width: Count = 128
+    num_layers: Count = 3
+    num_heads: Count = 4
+    num_neurons: Count = 512  # a layer
+
+    @pydantic.model_validator(mode="after")
+    def _check_division(self) -> "VisionSize":
+        _check_divides("image_size", self.image_size, "patch_size", self.patch_size)
+        _check_divides("width", self.width, "num_heads", self.num_heads)
+        return self
 
 
 class TextSize(Section):
     """A Llama decoder to be trained from scratch."""
 
-    width: int = 256
-    num_layers: int = 3
-    num_heads: int = 4
-    num_key_heads: int = 4
-    num_neurons: int = 1024  # a layer
-    context: int = 512  # tokens
-    vocabulary: int = 1024  # size of the BPE tokenizer trained on the run's own texts
+    width: Count = 256
+    num_layers: Count = 3
+    num_heads: Count = 4
+    num_key_heads: Count = 4
+    num_neurons: Count = 1024  # a layer
+    context: Count = 512  # tokens
+    vocabulary: Count = 1024  # size of the BPE tokenizer trained on the run's own texts
+
+    @pydantic.model_validator(mode="after")
+    def _check_division(self) -> "TextSize":
+        _check_divides("width", self.width, "2 · num_heads", 2 * self.num_heads)
+        _check_divides("num_heads", self.num_heads, "num_key_heads", self.num_key_heads)
+        return self
 
 
 class ModelSection(Section):
@@ -100,8 +128,8 @@ class TrainSection(Section):
     warmup: float = pydantic.Field(default=0.05, ge=0, lt=1)  # share of the steps
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices inside layers
-    beta1: float = 0.9
-    beta2: float = 0.98
+    beta1: float = pydantic.Field(default=0.9, ge=0, lt=1)
+    beta2: float = pydantic.Field(default=0.98, ge=0, lt=1)
     weight_decay: float = pydantic.Field(default=0.0, ge=0)
     clip: float = pydantic.Field(default=1.0, gt=0)  # largest global gradient norm
     loss_on: Literal["answer", "all"] = "answer"  # image tokens never carry loss
@@ -111,7 +139,9 @@ class TrainSection(Section):
     views: int = pydantic.Field(
         default=0, ge=0
     )  # jittered copies of each training image; 0: the image itself alone
-    wordings: tuple[Literal["plain", "classification", "generation", "cloze"], ...] = ("plain",)
+    wordings: tuple[Literal["plain", "classification", "generation", "cloze"], ...] = (
+        pydantic.Field(default=("plain",), min_length=1)
+    )
     # how a fact is put, drawn anew each time; a wording named twice is drawn twice as often
     remat: Literal["all", "dots", "none"] = (
         "none"  # what the backward pass recomputes to save memory; all: about a third slower
@@ -147,17 +177,21 @@ class Preset(Section):
     reduction: Literal["mean", "answer", "last", "max", "position"] = "mean"
     layer_pooling: Literal["none", "all"] = "none"  # only with "position"
     threshold: float = 0.1  # τ of I_freq
-    clamp: float = 1e3  # activations are clamped to ± this; only with "position"
+    clamp: float = pydantic.Field(
+        default=1e3, gt=0
+    )  # activations are clamped to ± this; only with "position"
     towers: dict[Literal["image", "text"], tuple[str, ...]] = {
         "image": ("text", "vision"),
         "text": ("text",),
     }  # which towers each form of the facts scores
-    batch_size: int | None = None  # samples a scoring step; None: score_batch of the run
+    batch_size: Count | None = None  # samples a scoring step; None: score_batch of the run
     keep_per_forget: float | None = pydantic.Field(
         default=None, gt=0
     )  # kept facts per forget fact in each form, drawn by the seed (each round anew); None: all
     # How four Statistics become one score
-    functions: dict[str, float] = {"absolute": 1.0, "frequency": 1.0, "variance": 1.0, "rms": 1.0}
+    functions: dict[Function, float] = pydantic.Field(
+        default={"absolute": 1.0, "frequency": 1.0, "variance": 1.0, "rms": 1.0}, min_length=1
+    )
     normalise: bool = True  # N_m and E_m are divided by the number of samples
     combine: Literal["ratio", "relative", "gain_minus_harm"] = "ratio"
     epsilon: float = pydantic.Field(default=1e-8, gt=0)
@@ -165,15 +199,18 @@ class Preset(Section):
     alpha: float = pydantic.Field(default=0.02, gt=0, lt=1)  # share of neurons removed
     scope: Literal["all", "tower", "layer"] = "all"  # over what the top α is taken
     layers: dict[str, Layers] = {}  # tower → range; a tower not named: all its layers
+    # What a backward pass computes again to save memory: "all" inside layers (the least memory),
+    # all but the products of matrices (a fifth faster), or nothing
+    remat: Literal["all", "dots", "none"] = "dots"
     # Rounds: score, prune, score again
     rounds: int = pydantic.Field(default=1, ge=1)
     harm_weight: float = 1.0  # gain_minus_harm: price of harm to what is kept
     text_weight: float = 1.0  # weight of the text form of forget facts against the image form
     # kind "learned"
     steps: int = pydantic.Field(default=600, ge=1)
-    learning_rate: float = 0.05
-    batch_forget: int = 16  # samples a step and form
-    batch_keep: int = 48
+    learning_rate: float = pydantic.Field(default=0.05, gt=0)
+    batch_forget: Count = 16  # samples a step and form
+    batch_keep: Count = 48
     forget_margin: float = 2.0  # forget facts are pushed until their log-odds are below −this
     keep_margin: float = 3.0  # kept facts are held above this
     price: float = 1e-3  # loss per closed gate
@@ -200,9 +237,10 @@ PRESETS: dict[str, Preset] = {
     "gradient": Preset(
         preset="gradient",
         signal="gradient",
-        fade=0.0,
+        fade=2.0,
         keep_per_forget=3.0,
         combine="gain_minus_harm",
+        harm_weight=2.0,
         rounds=15,
         alpha=0.2,
     ),
@@ -216,28 +254,28 @@ PRESETS: dict[str, Preset] = {
 class EvaluateSection(Section):
     """What is asked of each model, and how."""
 
-    sets: tuple[str, ...] = ("forget", "test", "retain", "celebrity", "general")
-    tasks: tuple[str, ...] = ("classification", "generation", "cloze", "likelihood")
+    sets: tuple[Set, ...] = pydantic.Field(default=typing.get_args(Set), min_length=1)
+    tasks: tuple[Task, ...] = pydantic.Field(default=typing.get_args(Task), min_length=1)
     batch_size: int = pydantic.Field(default=32, ge=1)
     new_tokens: int = pydantic.Field(
         default=50, ge=1
     )  # greedy decoding stops here, or at the end token
     resamples: int = pydantic.Field(default=1000, ge=1)  # of the bootstrap over people
-    max_people: int | None = None  # per set, the first by ID; None: all
+    max_people: Count | None = None  # per set, the first by ID; None: all
 
 
 class SweepSection(Section):
     """The forget-against-retain curve: every method's mask at these α, on a quick measure."""
 
     alphas: tuple[Share, ...] = ()  # shares of neurons removed, each in (0, 1); empty: no curve
-    max_people: int | None = 10  # of the retain set, the first by ID; None: all
+    max_people: Count | None = 10  # of the retain set, the first by ID; None: all
 
 
 class RunConfig(Section):
     """Everything that a run depends on."""
 
     output: str = "runs/run"  # the run's folder; --output replaces it
-    seed: int = 0
+    seed: int = pydantic.Field(default=0, ge=0)
     mesh: MeshSection = MeshSection()
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
@@ -309,7 +347,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     except OSError as error:
         raise ManuError(f"config {path}: {error.strerror}. Give an existing YAML file.") from error
     except UnicodeDecodeError as error:
-        raise ManuError(f"config {path}: not UTF-8 text ({error}).") from error
+        raise ManuError(f"config {path}: not UTF-8 text ({error}). Save it as UTF-8.") from error
     values = _parse_yaml(text, f"config {path}")
     if not isinstance(values, dict):
         raise ManuError(f"config {path}: expected a mapping of keys to values, got {values!r}.")
@@ -338,7 +376,12 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str | int | float):
+                raise yaml.MarkedYAMLError(
+                    problem=f"expected a word as the key, got {key!r}",
+                    problem_mark=key_node.start_mark,
+                )
             if key in seen:
                 raise yaml.MarkedYAMLError(
                     problem=f"the key {key!r} is given twice", problem_mark=key_node.start_mark

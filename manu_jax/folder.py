@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,9 @@ import yaml
 from manu_jax.types import ManuError
 
 PART = ".part"
+CHECKPOINT_PART = ".orbax-checkpoint-tmp"  # Orbax's own, and how it may go on
+# How Rust, TensorStore and shutil tell of an error of the operating system.
+OS_ERROR = re.compile(r"(?:\(os error |os_error_code='|\[Errno )(\d+)")
 # What may differ between two calls on one folder: it changes no number of the results.
 FREE_KEYS = ("output", "cache", "mesh", "score_batch", "evaluate.batch_size")
 PACKAGES = (
@@ -39,35 +43,35 @@ PACKAGES = (
 def write_atomic(path: str | os.PathLike, content: bytes | str) -> None:
     """Write a whole file or none: to a temporary name beside it, flushed to disk, then renamed."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PART}")
     data = content.encode() if isinstance(content, str) else content
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise _explained(error, path) from error
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise explained(error, path) from error
 
 
 @contextlib.contextmanager
 def new_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Give a temporary folder that becomes `path` when the block ends well, and else vanishes."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PART}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        temporary.mkdir()
+        temporary.mkdir(parents=True)
         yield temporary
         if path.exists():
             shutil.rmtree(path)
         os.replace(temporary, path)
     except OSError as error:
-        raise _explained(error, path) from error
+        raise explained(error, path) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -87,6 +91,27 @@ def versions() -> dict[str, str]:
     return found
 
 
+def explained(error: OSError, path: str | os.PathLike | None = None) -> ManuError:
+    """Return what the operating system refused at `path`, as one message with the remedy."""
+    where = path or error.filename or "a file"
+    error = os_error(error) or error
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ManuError(
+            f"{where}: the disk is full. Free some space or give another folder, then give the "
+            "same command again: what is finished is kept."
+        )
+    reason = error.strerror or " ".join(str(error).split())
+    return ManuError(f"{where}: {reason}. Check that it is there and may be read and written.")
+
+
+def os_error(error: Exception) -> OSError | None:
+    """Return the operating system's error that a library's own one tells of, or None."""
+    found = OS_ERROR.search(str(error))
+    if found is None or (isinstance(error, OSError) and error.errno is not None):
+        return error if isinstance(error, OSError) else None
+    return OSError(int(found[1]), os.strerror(int(found[1])))
+
+
 @contextlib.contextmanager
 def owned_folder(path: str | os.PathLike, config: dict[str, Any]) -> Iterator[Path]:
     """Open a run's folder for this process alone, and write or compare its config.
@@ -99,7 +124,9 @@ def owned_folder(path: str | os.PathLike, config: dict[str, Any]) -> Iterator[Pa
         path.mkdir(parents=True, exist_ok=True)
         lock = open(path / ".lock", "a+")
     except OSError as error:
-        raise _explained(error, path) from error
+        raise ManuError(
+            f"run folder {path}: {error.strerror}. Give another folder with --output."
+        ) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -121,11 +148,11 @@ def owned_folder(path: str | os.PathLike, config: dict[str, Any]) -> Iterator[Pa
 def _settle_config(path: Path, config: dict[str, Any]) -> None:
     file = path / "config.yaml"
     if file.exists():
-        before = yaml.safe_load(file.read_text())
+        before = _read_config(file)
         now = json.loads(json.dumps(config))
         differing = [
             f"{key}: {old!r} there, {new!r} now"
-            for key, old, new in _differences(before or {}, now)
+            for key, old, new in _differences(before, now)
             if not any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
         ]
         if differing:
@@ -140,27 +167,34 @@ def _settle_config(path: Path, config: dict[str, Any]) -> None:
         write_atomic(path / "versions.json", json.dumps(versions(), indent=1) + "\n")
 
 
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        fault = None if isinstance(config, dict) else f"it holds {config!r:.60}"
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        config, fault = None, " ".join(str(error).split())
+    if fault:
+        raise ManuError(
+            f"{file}: damaged ({fault}). Delete the run's folder, or give another with --output."
+        )
+    return config
+
+
 def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
     if isinstance(before, dict) and isinstance(now, dict):
         for name in sorted({*before, *now}):
             inner = f"{key}.{name}" if key else str(name)
             yield from _differences(before.get(name), now.get(name), inner)
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for number, (old, new) in enumerate(zip(before, now, strict=True)):
+            yield from _differences(old, new, f"{key}.{number}")
     elif before != now:
         yield key, before, now
 
 
 def _remove_parts(path: Path) -> None:
-    for part in path.rglob(f".*{PART}"):
+    for part in [*path.rglob(f".*{PART}"), *path.rglob(f"*{CHECKPOINT_PART}*")]:
         if part.is_dir():
             shutil.rmtree(part, ignore_errors=True)
         else:
             part.unlink(missing_ok=True)
-
-
-def _explained(error: OSError, path: Path) -> Exception:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ManuError(
-            f"{path}: the disk is full. Free some space or give another folder with --output, then "
-            "give the same command again: finished stages are kept."
-        )
-    return ManuError(f"{path}: {error.strerror or error}.")

@@ -17,6 +17,7 @@ import contextlib
 import functools
 import logging
 import math
+import os
 import re
 from typing import Any
 
@@ -150,14 +151,19 @@ def put_replicated(tree: Any, mesh: Mesh | None) -> Any:
 
 
 def gather(tree: Any) -> Any:
-    """Return a pytree of global arrays as NumPy, whole, on every process."""
-    if jax.process_count() == 1:
-        return jax.tree.map(np.asarray, tree)
-    from jax.experimental import multihost_utils
+    """Return a pytree of arrays as NumPy, whole, on every process.
 
-    return jax.tree.map(
-        lambda x: np.asarray(multihost_utils.process_allgather(x, tiled=True)), tree
-    )
+    What every process holds already (NumPy, or an array on its own devices) is taken as it is.
+    """
+
+    def whole(x: Any) -> np.ndarray:
+        if not isinstance(x, jax.Array) or x.is_fully_addressable:
+            return np.asarray(x)
+        from jax.experimental import multihost_utils
+
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+    return jax.tree.map(whole, tree)
 
 
 def process_slice(batch_size: int) -> slice:
@@ -169,6 +175,29 @@ def process_slice(batch_size: int) -> slice:
         )
     each = batch_size // count
     return slice(each * jax.process_index(), each * (jax.process_index() + 1))
+
+
+def join() -> None:
+    """Join the other processes of the job; ManuError where they are not to be found."""
+    if jax.distributed.is_initialized():
+        return
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    address, count, number = (os.environ.get(name) for name in names)
+    try:
+        jax.distributed.initialize(address, count and int(count), number and int(number))
+    except (ValueError, RuntimeError) as error:
+        raise ManuError(
+            f"mesh.distributed: the other processes can't be joined ({error}). Outside of TPU pods "
+            f"and SLURM set {', '.join(names)}."
+        ) from error
+
+
+def wait_for_all(what: str) -> None:
+    """Wait until every process is here, so that what the first has written is there for all."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(what)
 
 
 def is_first_process() -> bool:

@@ -7,6 +7,7 @@ stage can be run alone (`--only scores,masks`). The stages are the functions of 
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from manu_jax.config import RunConfig, load_config
-from manu_jax.folder import owned_folder
+from manu_jax.folder import explained, owned_folder
 from manu_jax.types import ManuError
 
 logger = logging.getLogger("manu_jax")
@@ -25,15 +26,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0 done, 1 a named problem, 130 stopped."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("absl", "jax", "orbax", "httpx"):
+    for noisy in ("jax", "orbax", "httpx"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # Orbax logs there, with a traceback, what it raises as well.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         config = load_config(options.config, options.overrides)
         if options.output:
             config = config.model_copy(update={"output": options.output})
         run(config, only=options.only)
-    except ManuError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ManuError, OSError) as error:
+        message = explained(error) if isinstance(error, OSError) else error
+        print(f"error: {message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped. Give the same command again to go on from here.", file=sys.stderr)
@@ -48,14 +52,19 @@ def run(config: RunConfig, only: Sequence[str] | None = None) -> Path:
     """
     start = time.monotonic()
     _prepare_jax(config)
+    from manu_jax import parallel
     from manu_jax.stages import STAGES, Run
 
     unknown = [name for name in only or () if name not in STAGES]
     if unknown:
         raise ManuError(f"--only {','.join(unknown)}: no such stage; known: {', '.join(STAGES)}.")
-    with owned_folder(config.output, config.model_dump(mode="json")) as directory:
+    owned = contextlib.nullcontext(Path(config.output))
+    if parallel.is_first_process():
+        owned = owned_folder(config.output, config.model_dump(mode="json"))
+    with owned as directory:
         current = Run.begin(config, directory)
         for name in only or STAGES:
+            parallel.wait_for_all(name)
             begun = time.monotonic()
             STAGES[name](current)
             current.add_time(name, time.monotonic() - begun)
@@ -68,8 +77,18 @@ def _prepare_jax(config: RunConfig) -> None:
     """Join the other processes of a pod, if any, and keep compiled programs between runs."""
     import jax
 
+    from manu_jax import parallel
+
+    if config.mesh.distributed:
+        parallel.join()
     if config.cache:
         folder = Path(config.cache).expanduser() / "compiled"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ManuError(
+                f"cache {config.cache}: {error.strerror}. Give another folder, or cache=null."
+            ) from error
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -35,7 +35,7 @@ from manu_jax.evaluation.suite import evaluate
 from manu_jax.fingerprint import samples_hash
 from manu_jax.folder import new_folder, versions, write_atomic
 from manu_jax.importance.methods import load_scores, save_scores, scores_for
-from manu_jax.models.family import Loaded, load, save_pretrained
+from manu_jax.models.family import Loaded, load, read_config, save_pretrained
 from manu_jax.report.render import people_shown, render
 from manu_jax.report.results import write_results
 from manu_jax.selection import select
@@ -61,6 +61,11 @@ class Run:
         """Return the run with its mesh; one device alone needs none."""
         sizes = config.mesh
         mesh = parallel.make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
+        if jax.process_count() > 1 and mesh.size != jax.device_count():
+            raise ManuError(
+                f"mesh: {mesh.size} devices, but the {jax.process_count()} processes have "
+                f"{jax.device_count()}. Make the mesh span them all (one size may be −1)."
+            )
         return cls(config, directory, None if mesh.size == 1 else mesh)
 
     @functools.cached_property
@@ -69,7 +74,8 @@ class Run:
         data = self.config.data
         path = Path(data.path) if data.path else self.directory / "data"
         if not path.is_dir():
-            raise ManuError(f"{path}: no benchmark there. Run the stage `data` first.")
+            remedy = "Give MLLMU-Bench's folder." if data.path else "Run the stage `data` first."
+            raise ManuError(f"{path}: no benchmark there. {remedy}")
         return mllmu.load_benchmark(
             path, forget=data.forget, train_path=data.train_path, seed=self.config.seed
         )
@@ -119,13 +125,21 @@ class Run:
     def times(self) -> dict[str, float]:
         """Return the seconds of each stage so far."""
         path = self.directory / "times.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        if not path.exists():
+            return {}
+        try:
+            return {str(name): float(spent) for name, spent in json.loads(path.read_text()).items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ManuError(
+                f"{path}: damaged ({error}). Delete the file and give the command again."
+            ) from error
 
 
 def make_data(run: Run) -> None:
     """Write the synthetic benchmark, unless the config names one; read it either way."""
     data = run.config.data
-    if data.path is None and not (run.directory / "data").is_dir():
+    first = parallel.is_first_process()
+    if first and data.path is None and not (run.directory / "data").is_dir():
         synthetic.write(
             run.directory / "data",
             num_people=data.num_people,
@@ -133,6 +147,7 @@ def make_data(run: Run) -> None:
             num_general=data.num_general,
             seed=run.config.seed,
         )
+    parallel.wait_for_all("data")
     sizes = ", ".join(f"{name} {len(run.benchmark.sets[name])}" for name in SETS)
     logger.info("data: people (topics) in each set: %s", sizes)
 
@@ -140,6 +155,9 @@ def make_data(run: Run) -> None:
 def make_models(run: Run) -> None:
     """Train the vanilla and the retrained model, unless they stand; then the memory gate."""
     config = run.config
+    for path in (config.model.path, config.model.retrained_path):
+        if path is not None:
+            read_config(Path(path).expanduser())
     names = [VANILLA] + [RETRAINED] * (config.train.retrained and not config.model.retrained_path)
     missing = [name for name in names if not (run.directory / name).is_dir()]
     if config.train.steps and missing:
@@ -160,9 +178,11 @@ def make_models(run: Run) -> None:
                     for name in names:
                         shutil.copytree(run.directory / name, folder / name)
         for name in missing:
-            if kept is not None and not (run.directory / name).is_dir():
+            is_here = (run.directory / name).is_dir()
+            if kept is not None and not is_here and parallel.is_first_process():
                 with new_folder(run.directory / name) as folder:
                     shutil.copytree(kept / name, folder, dirs_exist_ok=True)
+        parallel.wait_for_all("models")
     if config.train.memory_gate:
         check_memory(run.vanilla, run.benchmark, config.train.memory_gate)
 
@@ -225,6 +245,7 @@ def make_evaluation(run: Run) -> None:
         )
         models.append(name)
     forget = run.benchmark.sets["forget"]
+    sweep = _sweep(run)
     if parallel.is_first_process():
         write_results(
             run.directory,
@@ -236,7 +257,7 @@ def make_evaluation(run: Run) -> None:
                 "share": run.config.data.forget,
                 "num_people": len(forget) + len(run.benchmark.sets["retain"]),
             },
-            alpha_sweep=_sweep(run),
+            alpha_sweep=sweep,
             config=run.config.model_dump(mode="json"),
             timings=run.times(),
         )
@@ -266,12 +287,10 @@ STAGES: dict[str, Callable[[Run], None]] = {
 }
 
 
-def _methods_without(run: Run, file: str) -> Iterator[tuple[Preset, Path]]:
-    """Yield the methods whose folder has no such file yet, with the folder."""
-    for method in run.config.methods:
-        folder = run.method_folder(method)
-        if not (folder / file).exists():
-            yield method, folder
+def _methods_without(run: Run, file: str) -> list[tuple[Preset, Path]]:
+    """Return the methods whose folder has no such file yet, with the folder."""
+    folders = [(method, run.method_folder(method)) for method in run.config.methods]
+    return [(method, folder) for method, folder in folders if not (folder / file).exists()]
 
 
 def _mask(method: Preset, scores: Neurons, alpha: float) -> Neurons:

@@ -32,6 +32,7 @@ from manu_jax.importance.statistics import (
     Statistics,
     check_statistics,
 )
+from manu_jax.models.layers import Remat
 from manu_jax.progress import Progress
 from manu_jax.types import Batch, ManuError, Modality, Neurons, Probe, Sample, Signal
 
@@ -44,6 +45,7 @@ class Measurement:
 
     probe: of the activation signal; None is the gradient signal of `objective`. fade: the
     attributions of a sample are multiplied by the logistic function of its objective + fade.
+    remat: what a backward pass computes again.
     """
 
     towers: tuple[tuple[str, tuple[int, int]], ...]
@@ -51,6 +53,7 @@ class Measurement:
     objective: str
     threshold: float
     fade: float | None
+    remat: Remat
 
 
 def score(
@@ -169,7 +172,12 @@ def add_batch(
     """Return the statistics with one batch; runs whole on the device."""
     if measurement.probe is None:
         z_by_tower, values_B = per_example_gradients(
-            model, batch, dict(measurement.towers), objective=measurement.objective, gates=gates
+            model,
+            batch,
+            dict(measurement.towers),
+            objective=measurement.objective,
+            gates=gates,
+            remat=measurement.remat,
         )
         if measurement.fade is not None:
             weights_1B1 = jax.nn.sigmoid(values_B + measurement.fade)[None, :, None]
@@ -223,6 +231,7 @@ def measurement_of(
         preset.objective if is_gradient else "",
         preset.threshold,
         fade if is_gradient else None,
+        preset.remat if is_gradient else "none",
     )
 
 

@@ -82,9 +82,6 @@ def importance(
     Position statistics hold the four functionals of each matrix already, in the order of FUNCTIONS:
     image inputs give those of the towers they score, text inputs those of theirs.
     """
-    unknown = sorted(set(preset.functions) - set(FUNCTIONS))
-    if unknown:
-        raise ManuError(f"functions: unknown {unknown}; known: {', '.join(FUNCTIONS)}.")
     if isinstance(image, PositionStatistics) and isinstance(text, PositionStatistics):
         means = {**image.means(), **text.means()}
         return {

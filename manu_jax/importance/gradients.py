@@ -20,10 +20,8 @@ from manu_jax.models.answers import (
     answer_mean_log_likelihood,
     logits_at_answers,
 )
+from manu_jax.models.layers import Remat
 from manu_jax.types import Array, Batch, Neurons
-
-# What the backward pass computes again: everything inside a layer, which needs the least memory.
-REMAT = "all"
 
 # name → (logits_BAV, targets) → [B], larger where the model knows the answer better
 ATTRIBUTED: dict[str, Callable[[jax.Array, Targets], jax.Array]] = {
@@ -39,19 +37,20 @@ def per_example_gradients(
     *,
     objective: str = "log_odds",
     gates: Neurons | None = None,
+    remat: Remat = "dots",
 ) -> tuple[Neurons, jax.Array]:
     """Return {tower: [L, B, F]} of g and the objective of each example [B], by one backward pass.
 
     Each example has gates of its own, and examples do not interact, so the gradient of the sum over
     examples is the gradient of each. towers: those to attribute, {tower: (L, F)}. gates: factors
     [L, F] applied on top (1 − mask of neurons removed already); g is then at those gates,
-    and 0 for removed neurons.
+    and 0 for removed neurons. remat: what the backward pass computes again ("all", "dots", "none").
     """
     num_examples = batch.token_ids_BT.shape[0]
     ones = {tower: jnp.ones((L, num_examples, F)) for tower, (L, F) in towers.items()}
 
     def total(scales: Neurons) -> tuple[jax.Array, jax.Array]:
-        values_B = _objective(model, batch, _combine(scales, gates), objective)
+        values_B = _objective(model, batch, _combine(scales, gates), objective, remat)
         return values_B.sum(), values_B
 
     gradients, values_B = jax.grad(total, has_aux=True)(ones)
@@ -65,21 +64,24 @@ def per_example_gradients_by_definition(
     *,
     objective: str = "log_odds",
     gates: Neurons | None = None,
+    remat: Remat = "dots",
 ) -> tuple[Neurons, jax.Array]:
     """Return the same as `per_example_gradients` by `jax.vmap(jax.grad(...))`, as it is defined."""
     ones = {tower: jnp.ones((L, F)) for tower, (L, F) in towers.items()}
 
     def single(scales: Neurons, example: Batch) -> tuple[jax.Array, jax.Array]:
         batch_of_one = jax.tree.map(lambda x: x[None], example)
-        values_B = _objective(model, batch_of_one, _combine(scales, gates), objective)
+        values_B = _objective(model, batch_of_one, _combine(scales, gates), objective, remat)
         return values_B[0], values_B[0]
 
     gradients, values_B = jax.vmap(jax.grad(single, has_aux=True), in_axes=(None, 0))(ones, batch)
     return {tower: g_BLF.swapaxes(0, 1) for tower, g_BLF in gradients.items()}, values_B
 
 
-def _objective(model: Any, batch: Batch, gates: Neurons, objective: str) -> jax.Array:
-    return ATTRIBUTED[objective](*logits_at_answers(model, batch, gates=gates, remat=REMAT))
+def _objective(
+    model: Any, batch: Batch, gates: Neurons, objective: str, remat: Remat
+) -> jax.Array:
+    return ATTRIBUTED[objective](*logits_at_answers(model, batch, gates=gates, remat=remat))
 
 
 def _combine(scales: Neurons, gates: Neurons | None) -> dict[str, Array]:

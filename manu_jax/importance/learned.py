@@ -23,6 +23,7 @@ from manu_jax.config import Preset
 from manu_jax.data.batches import Batches, encode_all
 from manu_jax.importance.gradients import ATTRIBUTED
 from manu_jax.models.answers import logits_at_answers
+from manu_jax.models.layers import Remat
 from manu_jax.progress import Progress
 from manu_jax.selection import count, eligible_layers
 from manu_jax.types import MODALITIES, Batch, ManuError, Neurons, Sample
@@ -45,6 +46,7 @@ class Learning:
     keep_margin: float
     text_weight: float
     price: float
+    remat: Remat
 
     def optimizer(self) -> optax.GradientTransformation:
         return optax.adam(optax.cosine_decay_schedule(self.learning_rate, self.steps, 0.1))
@@ -81,6 +83,7 @@ def learn_gates(
         preset.keep_margin,
         preset.text_weight,
         preset.price,
+        preset.remat,
     )
     streams = {
         modality: _Stream(loaded, preset, forget[modality], keep[modality], seed)
@@ -121,7 +124,7 @@ def _step(
         gates = _gates(scores, learning, share_closed)
         losses = {"forget": jnp.zeros(()), "keep": jnp.zeros(())}
         for modality, batch in batches.items():
-            found = logits_at_answers(model, batch, gates=gates, remat="none")
+            found = logits_at_answers(model, batch, gates=gates, remat=learning.remat)
             values_B = ATTRIBUTED[learning.objective](*found)
             is_forget_B = batch.example_weights_B == FORGET
             is_keep_B = batch.example_weights_B == KEEP

@@ -13,6 +13,7 @@ given by its folder is the base itself, and learns the benchmark's people alone.
 import dataclasses
 import functools
 import math
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def train_models(
     """Write `directory`/vanilla and, where the config asks for it, `directory`/retrained.
 
     Both are Hugging Face folders. A model that stands is not trained again; a training that was
-    killed goes on from its last checkpoint.
+    killed goes on from its last checkpoint. Checkpoints go when both models stand.
     """
     names = ["vanilla"] + ["retrained"] * section.retrained
     missing = [name for name in names if not (directory / name).is_dir()]
@@ -71,6 +72,8 @@ def train_models(
             description=f"training {name}",
         )
         save_pretrained(trained, directory / name)
+    if parallel.is_first_process():
+        shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def tokenizer_texts(benchmark: Benchmark) -> Iterator[str]:

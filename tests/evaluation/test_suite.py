@@ -213,9 +213,10 @@ def test_answers_in_any_script_stand_on_one_line(tmp_path, monkeypatch):
     assert run(tmp_path, section=section) == rows
 
 
-def test_a_mesh_gives_the_same_answers_and_rows(whole, tmp_path):
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 2, 4)])
+def test_a_mesh_gives_the_same_answers_and_rows(whole, tmp_path, sizes):
     folder, rows = whole
-    mesh = parallel.make_mesh(2, 2, 2)
+    mesh = parallel.make_mesh(*sizes)
     meshed = run(tmp_path, loaded=tiny_llava.on_mesh(mesh))
     for now, before in zip(meshed, rows, strict=True):
         # Sums split over devices, rounded to six digits.

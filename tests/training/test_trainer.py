@@ -129,9 +129,10 @@ def test_half_precision_model_is_trained_in_float32_and_returned_as_it_was(tmp_p
 
 
 @pytest.mark.slow
-def test_mesh_gives_the_weights_of_one_device(tmp_path):
-    mesh = parallel.make_mesh(2, 2, 2)
-    section = SECTION.model_copy(update={"learning_rate": 1e-3})
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 2, 4)])
+def test_mesh_gives_the_weights_of_one_device(tmp_path, sizes):
+    mesh = parallel.make_mesh(*sizes)
+    section = SECTION.model_copy(update={"learning_rate": 1e-3, "batch_size": 8})
     one = run(tmp_path / "one", section=section, num_steps=2).model
     meshed = run(
         tmp_path / "mesh", loaded=tiny_llava.on_mesh(mesh), section=section, num_steps=2
