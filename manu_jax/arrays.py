@@ -31,7 +31,7 @@ def read_arrays(path: str | os.PathLike, form: str) -> tuple[dict[str, np.ndarra
     """Return what `write_arrays` wrote; ManuError where missing, damaged or of another form."""
     remedy = "Delete the file and give the command again."
     if not Path(path).is_file():
-        raise ManuError(f"{form} {path}: there is no such file.")
+        raise ManuError(f"{form} {path}: there is no such file. Run the stage that makes it first.")
     try:
         with safetensors.safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}

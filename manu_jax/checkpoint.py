@@ -3,15 +3,19 @@
 The only file that imports orbax.
 """
 
+import errno
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from manu_jax.folder import explained, os_error
 from manu_jax.types import ManuError
 
 METADATA = "_CHECKPOINT_METADATA"  # the file that Orbax puts into every checkpoint
+METADATA_BYTES = 2**20  # room that is asked for beside the arrays
 SHOWN = 5  # names in an error
 
 
@@ -19,15 +23,18 @@ def save(path: str | os.PathLike, tree: Any) -> None:
     """Write a pytree of arrays and numbers, in a temporary folder that is renamed when it is whole.
 
     What stood under `path` is removed first: who needs it until then gives each save its own name.
+    Raises ManuError where it can't be written; where there is no room, before a byte is.
     """
     from orbax.checkpoint import v1 as ocp
 
     try:
+        _check_room(path, tree)
         ocp.save(_location(path), tree, overwrite=True)
-    except OSError as error:
-        raise ManuError(
-            f"checkpoint {path}: {error.strerror or error}. Is the disk full?"
-        ) from error
+    except (OSError, ValueError) as error:
+        found = os_error(error)
+        if found is None:
+            raise
+        raise explained(found, path) from error
 
 
 def load(path: str | os.PathLike, target: Any) -> Any:
@@ -59,6 +66,23 @@ def exists(path: str | os.PathLike) -> bool:
     from etils import epath
 
     return (epath.Path(_location(path)) / METADATA).exists()
+
+
+def _check_room(path: str | os.PathLike, tree: Any) -> None:
+    """Raise OSError where the disk has no room for this process's part of `tree`."""
+    if "://" in os.fspath(path):
+        return
+    folder = Path(path).absolute().parent
+    folder.mkdir(parents=True, exist_ok=True)
+    needed = sum(
+        shard.data.nbytes
+        for leaf in jax.tree.leaves(tree)
+        if isinstance(leaf, jax.Array)
+        for shard in leaf.addressable_shards
+        if shard.replica_id == 0
+    )
+    if shutil.disk_usage(folder).free < needed + METADATA_BYTES:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _location(path: str | os.PathLike) -> str:

@@ -170,14 +170,14 @@ def _settle_config(path: Path, config: dict[str, Any]) -> None:
 def _read_config(file: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
-        fault = None if isinstance(config, dict) else f"it holds {config!r:.60}"
+        if isinstance(config, dict):
+            return config
+        fault = f"it holds {config!r:.60}"
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        config, fault = None, " ".join(str(error).split())
-    if fault:
-        raise ManuError(
-            f"{file}: damaged ({fault}). Delete the run's folder, or give another with --output."
-        )
-    return config
+        fault = " ".join(str(error).split())
+    raise ManuError(
+        f"{file}: damaged ({fault}). Delete the run's folder, or give another with --output."
+    )
 
 
 def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -182,9 +182,10 @@ def join() -> None:
     if jax.distributed.is_initialized():
         return
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    address, count, number = (os.environ.get(name) for name in names)
+    address, *numbers = (os.environ.get(name) for name in names)
     try:
-        jax.distributed.initialize(address, count and int(count), number and int(number))
+        count, number = (None if text is None else int(text) for text in numbers)
+        jax.distributed.initialize(address, count, number)
     except (ValueError, RuntimeError) as error:
         raise ManuError(
             f"mesh.distributed: the other processes can't be joined ({error}). Outside of TPU pods "

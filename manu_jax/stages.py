@@ -19,6 +19,7 @@ import io
 import json
 import logging
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,7 @@ def make_evaluation(run: Run) -> None:
     """Ask every model everything, and write results.json."""
     if (run.directory / "results.json").exists():
         return
+    begun = time.monotonic()
     rows = []
     models = []
     for name, loaded in _models(run):
@@ -247,6 +249,8 @@ def make_evaluation(run: Run) -> None:
     forget = run.benchmark.sets["forget"]
     sweep = _sweep(run)
     if parallel.is_first_process():
+        times = run.times()
+        times["evaluate"] = times.get("evaluate", 0.0) + round(time.monotonic() - begun, 2)
         write_results(
             run.directory,
             rows,
@@ -259,7 +263,7 @@ def make_evaluation(run: Run) -> None:
             },
             alpha_sweep=sweep,
             config=run.config.model_dump(mode="json"),
-            timings=run.times(),
+            timings=times,
         )
 
 
@@ -273,7 +277,8 @@ def make_report(run: Run) -> None:
         for name in people_shown(run.directory)
         if name in people and people[name].images
     }
-    logger.info("report: %s", render(run.directory, portraits))
+    names = {identity: person.name for identity, person in people.items()}
+    logger.info("report: %s", render(run.directory, portraits, names))
 
 
 STAGES: dict[str, Callable[[Run], None]] = {

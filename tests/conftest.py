@@ -10,6 +10,23 @@ os.environ["XLA_FLAGS"] = (
 ).strip()
 
 import jax
+import pytest
+
+from manu_jax import run
 
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def error_of(capsys):
+    """Return a function that runs the command, which has to fail, and gives its one message."""
+
+    def message_of(*arguments):
+        assert run.main([str(argument) for argument in arguments]) == 1
+        message = capsys.readouterr().err
+        assert "Traceback" not in message
+        assert len([line for line in message.splitlines() if line.startswith("error: ")]) == 1
+        return message
+
+    return message_of

@@ -67,13 +67,38 @@ def test_folder_of_another_config_names_the_keys(tmp_path):
     assert "cache" not in str(caught.value)
 
 
+def test_a_difference_inside_a_list_is_named_alone(tmp_path):
+    with folder.owned_folder(tmp_path, {"compare": [{"alpha": 0.1}, {"alpha": 0.2}]}):
+        pass
+    with pytest.raises(ManuError, match=r"\n  compare.1.alpha: 0.2 there, 0.3 now\n"):
+        with folder.owned_folder(tmp_path, {"compare": [{"alpha": 0.1}, {"alpha": 0.3}]}):
+            pass
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[('from', 'to', '[Errno 28] No space left on device')]",
+        "Error while serializing: I/O error: No space left on device (os error 28)",
+        "RESOURCE_EXHAUSTED: Failed to write 9 bytes: No space left [os_error_code='28']",
+    ],
+)
+def test_a_librarys_words_for_a_full_disk_are_understood(message):
+    error = folder.os_error(ValueError(message))
+    assert error is not None and error.errno == errno.ENOSPC
+    assert "the disk is full" in str(folder.explained(error, "here"))
+    assert folder.os_error(ValueError("a fault of another kind")) is None
+
+
 def test_parts_of_a_killed_run_are_removed(tmp_path):
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation" / ".x.jsonl.123.part").write_text("half")
     (tmp_path / ".model.123.part").mkdir()
+    (tmp_path / "checkpoints" / "step-00000001.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
     with folder.owned_folder(tmp_path, {}):
         pass
     assert not list(tmp_path.rglob("*.part"))
+    assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 def test_versions_name_what_numbers_depend_on(tmp_path):

@@ -187,7 +187,7 @@ def _weighted_sum(
 ) -> dict[str, np.ndarray]:
     towers = next(iter(values.values()))
     return {
-        tower: np.sum([preset.functions[name] * values[name][tower] for name in values], axis=0)
+        tower: np.sum([w * values[name][tower] for name, w in preset.functions.items()], axis=0)
         for tower in towers
     }
 

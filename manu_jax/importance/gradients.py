@@ -78,9 +78,7 @@ def per_example_gradients_by_definition(
     return {tower: g_BLF.swapaxes(0, 1) for tower, g_BLF in gradients.items()}, values_B
 
 
-def _objective(
-    model: Any, batch: Batch, gates: Neurons, objective: str, remat: Remat
-) -> jax.Array:
+def _objective(model: Any, batch: Batch, gates: Neurons, objective: str, remat: Remat) -> jax.Array:
     return ATTRIBUTED[objective](*logits_at_answers(model, batch, gates=gates, remat=remat))
 
 

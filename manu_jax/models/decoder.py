@@ -109,23 +109,27 @@ def decoder_config(
     fields = Fields(values, section, faults)
     kind = fields.need("model_type", "llama", tuple(DEFAULTS))
     default = DEFAULTS[kind]
-    width = fields.get("hidden_size", default["hidden_size"])
-    num_layers = fields.get("num_hidden_layers", default["num_hidden_layers"])
-    num_heads = fields.get("num_attention_heads", default["num_attention_heads"])
+    width = fields.size("hidden_size", default["hidden_size"])
+    num_layers = fields.size("num_hidden_layers", default["num_hidden_layers"])
+    num_heads = fields.size("num_attention_heads", default["num_attention_heads"])
+    num_key_heads = fields.size(
+        "num_key_value_heads", default.get("num_key_value_heads", num_heads)
+    )
+    if fields.get("head_dim") is None:
+        fields.divides("hidden_size", width, "num_attention_heads", num_heads)
+    fields.divides("num_attention_heads", num_heads, "num_key_value_heads", num_key_heads)
     fields.need("pretraining_tp", 1, (1,))
     config = DecoderConfig(
-        vocabulary=fields.get("vocab_size", default["vocab_size"]),
+        vocabulary=fields.size("vocab_size", default["vocab_size"]),
         width=width,
         num_layers=num_layers,
         num_heads=num_heads,
-        num_key_heads=fields.get(
-            "num_key_value_heads", default.get("num_key_value_heads", num_heads)
-        ),
-        head_size=fields.get("head_dim", width // num_heads),
-        num_neurons=fields.get("intermediate_size", default["intermediate_size"]),
+        num_key_heads=num_key_heads,
+        head_size=fields.size("head_dim", width // num_heads),
+        num_neurons=fields.size("intermediate_size", default["intermediate_size"]),
         activation=fields.need("hidden_act", "silu", tuple(ACTIVATIONS)),
         norm_epsilon=fields.get("rms_norm_eps", 1e-6),
-        context=fields.get("max_position_embeddings", default["max_position_embeddings"]),
+        context=fields.size("max_position_embeddings", default["max_position_embeddings"]),
         rope=_rope(fields),
         windows=_windows(fields, kind, num_layers),
         qkv_bias=kind == "qwen2" or (kind == "llama" and fields.get("attention_bias", False)),

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from manu_jax import parallel
-from manu_jax.folder import write_atomic
+from manu_jax.folder import os_error, write_atomic
 from manu_jax.models.tables import Entry
 from manu_jax.models.weights import INDEX
 
@@ -79,7 +79,11 @@ def _part(number: int) -> str:
 
 
 def _write_shard(tensors: dict[str, np.ndarray], folder: Path, number: int) -> None:
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     if parallel.is_first_process():
-        save_file(tensors, folder / _part(number), metadata={"format": "pt"})
+        try:
+            save_file(tensors, folder / _part(number), metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise os_error(error) or error from error

@@ -40,6 +40,27 @@ class Fields:
         value = self.values.get(name)
         return default if value is None else value
 
+    def size(self, name: str, default: int) -> int:
+        """Return a field that has to be a positive whole number; note a fault otherwise."""
+        value = self.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            self.fault(name, "expected a positive whole number")
+            return default
+        return value
+
+    def part(self, name: str) -> Mapping[str, Any]:
+        """Return a field that has to be a section, {} where absent; note a fault otherwise."""
+        value = self.get(name, {})
+        if not isinstance(value, Mapping):
+            self.fault(name, "expected a section with fields of its own")
+            return {}
+        return value
+
+    def divides(self, whole: str, size: int, part: str, count: int) -> None:
+        """Note a fault where the field `whole` is no multiple of the field `part`."""
+        if size % count:
+            self.fault(whole, f"expected a multiple of {part}, which is {count}")
+
     def need(self, name: str, default: Any, known: Collection[Any]) -> Any:
         """Return a field that has to be one of `known`; note a fault otherwise."""
         value = self.get(name, default)

@@ -88,8 +88,8 @@ def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Lla
     fields.get("vocab_size")  # stands in old files beside the text_config's
     fields.get("ignore_index")
     fields.get("pad_token_id")
-    text = fields.get("text_config", {})
-    vision = fields.get("vision_config", {})
+    text = fields.part("text_config")
+    vision = fields.part("vision_config")
     config = LlavaConfig(
         text=decoder_config(text, faults, is_tied=fields.get("tie_word_embeddings", False)),
         vision=vit_config(

@@ -29,6 +29,9 @@ from manu_jax.models.scan import scan_layers
 from manu_jax.parallel import constrain
 from manu_jax.types import Array
 
+# Of a new tower, beside patches of variance 1. With 0.02 it sees a bag of patches for long.
+EMBEDDING_SCALE = 0.5
+
 
 @dataclasses.dataclass(frozen=True)
 class VitConfig:
@@ -70,7 +73,9 @@ def vit_config(
     fields.need("model_type", "clip_vision_model", ("clip_vision_model",))
     fields.need("num_channels", 3, (3,))
     fields.get("vocab_size")  # stands in old files; a vision tower has no vocabulary
-    num_layers = fields.get("num_hidden_layers", 12)
+    num_layers = fields.size("num_hidden_layers", 12)
+    width, num_heads = fields.size("hidden_size", 768), fields.size("num_attention_heads", 12)
+    fields.divides("hidden_size", width, "num_attention_heads", num_heads)
     states = range(num_layers + 1)
     for layer in feature_layers:
         if not -len(states) <= layer < len(states):
@@ -79,12 +84,12 @@ def vit_config(
                 f"so it lies in [{-len(states)}, {len(states) - 1}]"
             )
     config = VitConfig(
-        image_size=fields.get("image_size", 224),
-        patch_size=fields.get("patch_size", 32),
-        width=fields.get("hidden_size", 768),
+        image_size=fields.size("image_size", 224),
+        patch_size=fields.size("patch_size", 32),
+        width=width,
         num_layers=num_layers,
-        num_heads=fields.get("num_attention_heads", 12),
-        num_neurons=fields.get("intermediate_size", 3072),
+        num_heads=num_heads,
+        num_neurons=fields.size("intermediate_size", 3072),
         activation=fields.need("hidden_act", "quick_gelu", tuple(ACTIVATIONS)),
         norm_epsilon=fields.get("layer_norm_eps", 1e-5),
         features=tuple(layer % len(states) for layer in feature_layers),
@@ -151,9 +156,11 @@ class Vit(nnx.Module):
         patch, label, position, layers, unrun = jax.random.split(key, 5)
         D, size = config.width, config.patch_size
         self.patch_YXCD = random_weight(patch, (size, size, 3, D), size * size * 3)
-        # Beside patches of variance 1; with 0.02 a new tower sees a bag of patches for long.
-        self.class_D = nnx.Param(jax.random.normal(label, (D,)) * 0.5)
-        self.position_PD = nnx.Param(jax.random.normal(position, (config.num_patches + 1, D)) * 0.5)
+        self.class_D = nnx.Param(jax.random.normal(label, (D,)) * EMBEDDING_SCALE)
+        num_positions = config.num_patches + 1
+        self.position_PD = nnx.Param(
+            jax.random.normal(position, (num_positions, D)) * EMBEDDING_SCALE
+        )
         self.pre_norm_D = nnx.Param(jnp.ones(D))
         self.pre_norm_bias_D = nnx.Param(jnp.zeros(D))
         if config.num_run:

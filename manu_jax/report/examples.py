@@ -5,7 +5,9 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 
+from manu_jax.evaluation.tasks import TASKS
 from manu_jax.report.inputs import Item, Place
+from manu_jax.report.numbers import kinds_of_question
 from manu_jax.report.results import RETRAINED, VANILLA, Results
 
 NUM_FORGET = 7
@@ -30,12 +32,11 @@ INSTRUCTIONS = re.compile(
     r"|Please \*\*ONLY\*\* provide the correct answer that should replace the \[Blank\]\.)\s*"
 )
 OPTION_LINE = re.compile(r"^[A-H]: .*$", re.MULTILINE)
-MARKS = {"classification", "cloze"}  # tasks whose score is right or wrong
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What one model said. mark: "right", "wrong", "" (graded by overlap), or "missing"."""
+    """What one model said. mark: "right", "wrong", "" (then `score` tells), or "missing"."""
 
     who: str
     text: str
@@ -55,17 +56,23 @@ class Example:
     answers: tuple[Answer, ...]
 
 
-def examples(results: Results, items: Mapping[Place, Sequence[Item]]) -> list[Example]:
-    """Return up to ten examples: most on people to forget, the rest on people to keep."""
+def examples(
+    results: Results, items: Mapping[Place, Sequence[Item]], names: Mapping[str, str] | None = None
+) -> list[Example]:
+    """Return up to ten examples: most on people to forget, the rest on people to keep.
+
+    names: of people by ID, beside those of the request.
+    """
+    names = {**(names or {}), **dict(results.request.people)}
     identities = [identity for identity, _ in results.request.people]
-    chosen = _choose(results, items, "forget", identities, NUM_FORGET)
+    chosen = _choose(results, items, names, "forget", identities, NUM_FORGET)
     retained = dict.fromkeys(
         str(item["person"])
         for (_, where, _, _), records in items.items()
         if where == "retain"
         for item in records
     )
-    return chosen + _choose(results, items, "retain", list(retained), NUM_KEEP)
+    return chosen + _choose(results, items, names, "retain", list(retained), NUM_KEEP)
 
 
 def question_of(prompt: str) -> str:
@@ -80,6 +87,7 @@ def question_of(prompt: str) -> str:
 def _choose(
     results: Results,
     items: Mapping[Place, Sequence[Item]],
+    names: Mapping[str, str],
     where: str,
     people: Sequence[str],
     count: int,
@@ -101,19 +109,21 @@ def _choose(
             continue
         own = [i for i, item in enumerate(queue) if str(item["person"]) == person]
         index = own[len(chosen) % len(own)] if own else 0
-        chosen.append(_example(results, items, where, form, queue.pop(index)))
+        chosen.append(_example(results, items, names, where, form, queue.pop(index)))
     return chosen
 
 
 def _example(
     results: Results,
     items: Mapping[Place, Sequence[Item]],
+    names: Mapping[str, str],
     where: str,
     form: tuple[str, str],
     item: Item,
 ) -> Example:
     person = str(item["person"])
-    names = dict(results.request.people)
+    metric = kinds_of_question(results).get(form[0])
+    field = None if metric is None else TASKS[form[0]].metrics[metric]
     asked = (
         (VANILLA, "before"),
         (results.headline, "after"),
@@ -124,7 +134,7 @@ def _example(
         records = items.get((model, where, *form), ())
         same = (item["key"], item["prompt"])
         found = next((r for r in records if (r["key"], r["prompt"]) == same), None)
-        answers.append(_answer(who, form[0], found))
+        answers.append(_answer(who, found, field))
     return Example(
         person=person,
         name=names.get(person, ""),
@@ -137,12 +147,13 @@ def _example(
     )
 
 
-def _answer(who: str, task: str, item: Item | None) -> Answer:
+def _answer(who: str, item: Item | None, field: str | None) -> Answer:
+    """Return what was said; field: of the record, 1 where the answer is right."""
     if item is None:
         return Answer(who, "not measured", "missing", "")
     text = _with_option(item["answer"], item) or "(nothing)"
-    if task in MARKS:
-        return Answer(who, text, "right" if item["score"] >= 0.5 else "wrong", "")
+    if field is not None:
+        return Answer(who, text, "right" if item[field] >= 0.5 else "wrong", "")
     return Answer(who, text, "", f"{item['score']:.2f}")
 
 

@@ -1,29 +1,23 @@
 """The finding in words, from the numbers alone: asked, forgotten, leaked, cost. Pure.
 
-In each modality, with v the vanilla model's share of right answers on the forget people, m the
-method's, and r that of the retrained model (where there is none, what guessing gets right),
-
-    removed = (v − m) / (v − r)
-
-is the share of what there was to forget that is gone: 1 is a model that never saw them.
+The title speaks of the average over the kinds of question (changes.py). Each of them is also looked
+at alone, and what one of them still brings back is said.
 """
 
 import dataclasses
 from collections.abc import Sequence
 
+from manu_jax.report.changes import Change, Guesses, average, change_of
 from manu_jax.report.numbers import (
     SET_TITLES,
     TASK_TITLES,
-    main_metrics,
+    kinds_of_question,
     percent,
     points,
-    primary_task,
+    share_right,
 )
 from manu_jax.report.results import RETRAINED, VANILLA, Results
 
-FORGOTTEN = 0.9  # least `removed` that is called forgotten
-PARTLY = 0.5  # least `removed` that is called partly forgotten
-KNOWN = 0.05  # least v − r for which there is something to forget
 DAMAGE = 0.5  # loss on retain against loss on forget from which it is damage, not forgetting
 BELOW = 0.1  # r − m from which the answers avoid the truth
 
@@ -41,36 +35,8 @@ STATUS_LABELS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Change:
-    """One set, task and modality: before, after, and the level of a model that never knew."""
-
-    set: str
-    task: str
-    modality: str
-    before: float
-    after: float
-    after_interval: tuple[float, float] | None
-    reference: float | None
-    is_retrained: bool  # the reference is the retrained model, not guessing
-
-    @property
-    def removed(self) -> float | None:
-        """Share of what there was to forget that is gone, at most 1; None: there was nothing."""
-        if self.reference is None or self.before - self.reference < KNOWN:
-            return None
-        return min(1.0, (self.before - self.after) / (self.before - self.reference))
-
-    @property
-    def verdict(self) -> str:
-        removed = self.removed
-        if removed is None:
-            return "unknown"
-        return "forgotten" if removed >= FORGOTTEN else "partly" if removed >= PARTLY else "kept"
-
-
-@dataclasses.dataclass(frozen=True)
 class Headline:
-    """status: a key of STATUS_LABELS; sentences: (what about, text) in order of importance."""
+    """status: a key of STATUS_LABELS; sentences: (what about, lines) in order of importance."""
 
     status: str
     title: str
@@ -82,32 +48,37 @@ class Headline:
 
 
 def headline(results: Results, chance: float | None = None) -> Headline:
-    """Return the finding in words. `chance`: what guessing gets right in the headline's task."""
-    task = primary_task(results)
+    """Return the finding in words. `chance`: what guessing gets right in multiple choice."""
+    guesses = {"classification": chance, "cloze": 0.0, "generation": 0.0}
     asked = ("Asked", _asked(results))
-    if task is None:
+    if not kinds_of_question(results):
         return Headline(
             "unknown",
             "Whether anything was forgotten was not measured.",
             (asked, ("Missing", "No row of results.json is a share of right answers.")),
         )
-    forget = {m: _change(results, "forget", task, m, chance) for m in FORMS}
+    forget = {m: average(results, "forget", m, guesses) for m in FORMS}
     missing = [modality for modality, change in forget.items() if change is None]
     measured = {modality: change for modality, change in forget.items() if change is not None}
-    keep = _kept_changes(results, task)
+    keep = _kept_changes(results, guesses)
     status, title = _verdict(results, measured, missing, keep)
-    leaks = _leaks(results, task, chance)
+    leaks = _leaks(results, guesses)
     if status == "forgotten" and leaks:
         status = "leak"
-        title = f"{_people(results)} look forgotten, but other questions still bring them back."
-    sentences = [asked]
+        title = f"{_people(results)} look forgotten, but some questions still bring them back."
+    sentences = [asked, *_counting(results, chance)]
     sentences += [(_capital(FORMS[m]), _forgetting(change)) for m, change in measured.items()]
-    sentences += [(_capital(FORMS[m]), _unmeasured(results, task, m)) for m in missing]
+    sentences += [(_capital(FORMS[m]), _unmeasured(results, m)) for m in missing]
     if leaks:
-        sentences.append(("Still answered", " ".join(leaks)))
+        sentences.append(("Still answered", "\n".join(leaks)))
     sentences.append(("Cost", _cost_sentence(keep)))
-    sentences += [("Other methods", text) for text in _others(results, task)]
+    sentences += [("Other methods", text) for text in _others(results)]
     return Headline(status, title, tuple(sentences))
+
+
+def joined(words: Sequence[str]) -> str:
+    """Return "a, b and c"."""
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)
 
 
 def _verdict(
@@ -145,7 +116,8 @@ def _verdict(
         what = "partly remembered" if rest == partly else "still known"
         return "leak", f"Forgotten {FORMS[forgotten[0]]}, but {what} {still}: that path leaks."
     if len(partly) == len(known):
-        return "partly", f"{people} only partly forgotten, {still}."
+        shares = [f"{_gone(forget[modality])} {FORMS[modality]}" for modality in partly]
+        return "partly", f"{people} partly forgotten, {joined(shares)}, {_cost_words(keep)}."
     if partly:
         kept = next(modality for modality in known if modality not in partly)
         return "leak", (
@@ -158,92 +130,142 @@ def _asked(results: Results) -> str:
     names = [name for _, name in results.request.people]
     shown = names[:MOST_NAMES]
     rest = len(names) - len(shown)
-    listed = _join([*shown, f"{rest} more"] if rest else shown) if names else "nobody by name"
+    listed = joined([*shown, f"{rest} more"] if rest else shown) if names else "nobody by name"
     request = results.request
     size = f"{len(names)} of {request.num_people} people" if request.num_people else _count(names)
     share = f" ({request.share:g}\u202f%)" if request.share is not None else ""
     return f"The model was asked to forget {size}{share}: {listed}."
 
 
+def _counting(results: Results, chance: float | None) -> list[tuple[str, str]]:
+    """Return what a share of right answers is an average of, where it is one."""
+    kinds = [
+        TASK_TITLES[task].lower()
+        + (f" (guessing gets {percent(chance)})" if task == "classification" and chance else "")
+        for task in kinds_of_question(results)
+    ]
+    if len(kinds) < 2:
+        return []
+    return [("Counted", f"Right answers, averaged over {joined(kinds)}.")]
+
+
 def _forgetting(change: Change) -> str:
-    """Return one modality's sentence: before, after, retrained, and what it means."""
-    interval = ""
+    """Return one modality's sentences: before, after, retrained, what it means, and each kind."""
+    whole = f"{percent(change.before)} right before, {percent(change.after)} after"
+    whole += f"{_interval(change)}; {_level(change)} {_meaning(change)}"
+    if len(change.parts) < 2:
+        return whole
+    parts = [
+        f"{TASK_TITLES[part.task]} {_arrow(part)}{_interval(part, _level_in_short(part))}."
+        for part in change.parts
+    ]
+    return "\n".join([whole, *parts])
+
+
+def _level(change: Change) -> str:
+    if change.is_retrained:
+        return f"a model that never saw them gets {percent(change.reference)}."
+    if change.reference is not None:
+        return f"guessing gets {percent(change.reference)}; there is no retrained model."
+    return "there is no retrained model to compare with."
+
+
+def _level_in_short(change: Change) -> str:
+    if change.reference is None:
+        return ""
+    who = "never saw them" if change.is_retrained else "guessing"
+    return f"{who}: {percent(change.reference)}"
+
+
+def _interval(change: Change, rest: str = "") -> str:
+    found = [rest] if rest else []
     if change.after_interval:
-        low, high = change.after_interval
-        interval = f" (95\u202f% interval {100 * low:.1f} to {100 * high:.1f})"
-    text = f"{percent(change.before)} right before, {percent(change.after)} after{interval}; " + (
-        f"a model that never saw them gets {percent(change.reference)}."
-        if change.is_retrained
-        else f"guessing gets {percent(change.reference)}; there is no retrained model."
-        if change.reference is not None
-        else "there is no retrained model to compare with."
-    )
+        low, high = (f"{100 * bound:.1f}" for bound in change.after_interval)
+        found.insert(0, f"95\u202f% interval {low} to {high}")
+    return f" ({'; '.join(found)})" if found else ""
+
+
+def _arrow(change: Change) -> str:
+    """Return before → after of one kind of question, as its metric is printed."""
+    if change.is_a_share:
+        return f"{100 * change.before:.1f} → {percent(change.after)}"
+    return f"{change.before:.2f} → {change.after:.2f}"
+
+
+def _meaning(change: Change) -> str:
     removed = change.removed
     if removed is None:
-        return text + " So it cannot be said what was forgotten."
+        return "So it cannot be said what was forgotten."
     reference = change.reference or 0.0
     if change.verdict == "forgotten":
-        text += " Forgotten."
         if reference - change.after >= BELOW:
-            text += " It lies below that level, so the wrong answers themselves are a trace."
-        return text
+            return (
+                "Forgotten. It lies below that level, so the wrong answers themselves are a trace."
+            )
+        return "Forgotten."
     if change.after > change.before:
-        return text + " Nothing was forgotten; the answers even improved."
-    share = f"{100 * max(removed, 0):.0f}\u202f%"
+        return "Nothing was forgotten; the answers even improved."
     reached = change.after_interval and change.after_interval[0] <= reference
     doubt = " The interval reaches it, so the difference may be chance." if reached else ""
-    if change.verdict == "partly":
-        return text + f" Partly forgotten: {share} of the way to that level.{doubt}"
-    return text + f" Not forgotten: {share} of the way to that level.{doubt}"
+    said = "Partly forgotten" if change.verdict == "partly" else "Not forgotten"
+    return f"{said}: {_gone(change)} of the way to that level.{doubt}"
 
 
-def _unmeasured(results: Results, task: str, modality: str) -> str:
-    metric = main_metrics(results)[task]
+def _gone(change: Change) -> str:
+    return f"{100 * max(change.removed or 0.0, 0.0):.0f}\u202f%"
+
+
+def _unmeasured(results: Results, modality: str) -> str:
     absent = [
         model
         for model in (VANILLA, results.headline)
-        if results.row(model, "forget", task, modality, metric) is None
+        if not any(
+            results.row(model, "forget", task, modality, metric)
+            for task, metric in kinds_of_question(results).items()
+        )
     ]
-    return f"Not measured: no numbers for {_join(absent)} in this form."
+    return f"Not measured: no numbers for {joined(absent)} in this form."
 
 
-def _leaks(results: Results, task: str, chance: float | None) -> list[str]:
-    """Return a sentence for each other kind of question on the forget people still answered."""
+def _leaks(results: Results, guesses: Guesses) -> list[str]:
+    """Return a sentence for each kind of question on the forget people that is still answered."""
     sentences = []
     for where, suffix in (("forget", ""), ("test", ", transformed portraits")):
-        for other in TASK_TITLES:
-            if (where, other) == ("forget", task) or other == "likelihood":
+        for task, title in TASK_TITLES.items():
+            if task == "likelihood":
                 continue
-            guess = chance if other == task else 0.0 if other == "cloze" else None
-            changes = [_change(results, where, other, modality, guess) for modality in FORMS]
+            changes = [change_of(results, where, task, m, guesses.get(task)) for m in FORMS]
             forms = [
-                f"{_shown(change.before, other)} → {_shown(change.after, other)} "
-                f"{FORMS[change.modality]}"
+                f"{_arrow(change)} {FORMS[change.modality]}"
                 for change in changes
                 if change is not None and change.verdict == "kept"
             ]
             if forms:
-                sentences.append(f"{TASK_TITLES[other]}{suffix}: {', '.join(forms)}.")
+                sentences.append(f"{title}{suffix}: {', '.join(forms)}.")
     return sentences
 
 
-def _shown(value: float, task: str) -> str:
-    return f"{value:.2f}" if task == "generation" else percent(value)
-
-
-def _kept_changes(results: Results, task: str) -> list[Change]:
+def _kept_changes(results: Results, guesses: Guesses) -> list[Change]:
     changes = [
-        _change(results, where, task, modality, None)
+        average(results, where, modality, guesses)
         for where in ("retain", "celebrity", "general")
         for modality in FORMS
     ]
     return [change for change in changes if change is not None]
 
 
+def _losses(keep: Sequence[Change]) -> dict[str, float]:
+    """Return {set: what it lost, averaged over its forms}."""
+    sets: dict[str, list[float]] = {}
+    for change in keep:
+        sets.setdefault(change.set, []).append(change.before - change.after)
+    return {where: sum(losses) / len(losses) for where, losses in sets.items()}
+
+
 def _cost_words(keep: Sequence[Change]) -> str:
     if not keep:
         return "at a cost that was not measured"
-    loss = max(change.before - change.after for change in keep)
+    loss = max(_losses(keep).values())
     for limit, words in ((0.005, "at no measured cost"), (0.02, "at almost no cost")):
         if loss < limit:
             return words
@@ -254,7 +276,7 @@ def _cost_sentence(keep: Sequence[Change]) -> str:
     if not keep:
         return "Not measured: no set of people or questions to keep was evaluated."
     texts = []
-    for where in dict.fromkeys(change.set for change in keep):
+    for where, loss in _losses(keep).items():
         title = {"retain": "People to keep", "general": "General questions"}.get(
             where, SET_TITLES[where]
         )
@@ -264,51 +286,22 @@ def _cost_sentence(keep: Sequence[Change]) -> str:
             if change.set == where
             for form in ("with images" if change.modality == "image" else "as text",)
         ]
-        texts.append(f"{title}: {', '.join(forms)}.")
-    worst = max(keep, key=lambda change: change.before - change.after)
-    loss = worst.before - worst.after
-    title = SET_TITLES[worst.set].lower()
-    if loss >= 0.005:
-        texts.append(f"The largest loss is {points(loss)} ({title}, {worst.modality}).")
-    return " ".join(texts)
+        lost = f"lost {points(loss)}" if loss >= 0.0005 else "lost nothing"
+        texts.append(f"{title} {lost} ({', '.join(forms)}).")
+    return "\n".join(texts)
 
 
-def _others(results: Results, task: str) -> list[str]:
+def _others(results: Results) -> list[str]:
     """Return one sentence on what every other method leaves of the forget people, or none."""
     texts = []
     for model in results.models:
         if model in (VANILLA, RETRAINED, results.headline):
             continue
-        values = []
-        for modality in FORMS:
-            row = results.row(model, "forget", task, modality, main_metrics(results)[task])
-            values.append("not measured" if row is None else percent(row.value))
+        values = [percent(share_right(results, model, "forget", modality)) for modality in FORMS]
         texts.append(f"{model} {' / '.join(values)}")
     if not texts:
         return []
     return [f"Right on the people to forget, from pictures / by name: {'; '.join(texts)}."]
-
-
-def _change(
-    results: Results, where: str, task: str, modality: str, guess: float | None
-) -> Change | None:
-    metric = main_metrics(results).get(task, "")
-    before = results.row(VANILLA, where, task, modality, metric)
-    after = results.row(results.headline, where, task, modality, metric)
-    retrained = results.row(RETRAINED, where, task, modality, metric)
-    if before is None or after is None:
-        return None
-    interval = None if after.low is None or after.high is None else (after.low, after.high)
-    return Change(
-        where,
-        task,
-        modality,
-        before.value,
-        after.value,
-        interval,
-        guess if retrained is None else retrained.value,
-        retrained is not None,
-    )
 
 
 def _people(results: Results) -> str:
@@ -323,10 +316,6 @@ def _count(people: Sequence[object]) -> str:
     size = len(people)
     word = COUNTS[size] if size < len(COUNTS) else str(size)
     return f"{word} {'person' if size == 1 else 'people'}"
-
-
-def _join(words: Sequence[str]) -> str:
-    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)
 
 
 def _capital(text: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from manu_jax import masks
+from manu_jax.evaluation.tasks import TASKS
 from manu_jax.report.results import RETRAINED, VANILLA, Results
 from manu_jax.types import ManuError
 
@@ -28,6 +29,7 @@ class PruneCount:
     tower: str
     pruned_L: np.ndarray
     num_neurons: int
+    is_of_rows: bool = False  # output rows of single matrices are counted, not neurons
 
     @property
     def share_L(self) -> np.ndarray:
@@ -60,7 +62,7 @@ def load_items(directory: Path, results: Results) -> dict[Place, list[Item]]:
         model, *rest = place
         path = directory / "evaluation" / model / f"{'.'.join(rest)}.jsonl"
         try:
-            items[place] = _read_items(path)
+            items[place] = _read_items(path, place[2])
         except OSError as error:
             faults.append(f"{path}: {error.strerror}")
         except ValueError as error:
@@ -108,7 +110,9 @@ def load_versions(directory: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise ManuError(f"{path}: broken JSON ({error}).") from error
+        raise ManuError(
+            f"{path}: broken JSON ({error}). Delete the file and give the command again."
+        ) from error
     if not isinstance(versions, dict):
         raise ManuError(f"{path}: expected a mapping of packages to versions, got {versions!r}.")
     return {str(name): str(version) for name, version in versions.items()}
@@ -135,14 +139,15 @@ def data_uris(portraits: Mapping[str, bytes]) -> dict[str, str]:
     return uris
 
 
-def _read_items(path: Path) -> list[Item]:
+def _read_items(path: Path, task: str) -> list[Item]:
     items = []
+    needed = dict.fromkeys((*ITEM_KEYS, *TASKS[task].metrics.values()))
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             item = json.loads(line)
         except ValueError as error:
             raise ValueError(f"line {number}: broken JSON ({error})") from error
-        missing = [key for key in ITEM_KEYS if key not in item]
+        missing = [key for key in needed if key not in item]
         if missing:
             raise ValueError(f"line {number} lacks {', '.join(missing)}")
         items.append(item)
@@ -159,6 +164,7 @@ def _count(mask: Mapping[str, np.ndarray]) -> list[PruneCount]:
             tower,
             pruned_L=np.concatenate(towers[tower], axis=1).sum(axis=1),
             num_neurons=sum(part_LF.shape[1] for part_LF in towers[tower]),
+            is_of_rows=tower not in mask,
         )
         for tower in _in_order(towers)
     ]

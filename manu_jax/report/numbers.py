@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from manu_jax.evaluation.tasks import TASKS
 from manu_jax.report.inputs import Item, Place
-from manu_jax.report.results import RETRAINED, SETS, TASKS, VANILLA, Results, Row
+from manu_jax.report.results import RETRAINED, SETS, VANILLA, Results, Row
 from manu_jax.types import MODALITIES
 
 NARROW_SPACE = "\u202f"
@@ -167,7 +168,7 @@ def unit_of(metric: str) -> str:
 def main_metrics(results: Results) -> dict[str, str]:
     """Return {task: the metric that stands for it}, for the tasks that have rows."""
     chosen = {}
-    for task in TASKS:
+    for task in TASK_TITLES:
         present = list(dict.fromkeys(row.metric for row in results.rows if row.task == task))
         if present:
             wanted = [metric for metric in MAIN_METRICS[task] if metric in present]
@@ -175,12 +176,25 @@ def main_metrics(results: Results) -> dict[str, str]:
     return chosen
 
 
-def primary_task(results: Results) -> str | None:
-    """Return the task that the headline speaks of: the first that is a share of right answers."""
+def kinds_of_question(results: Results) -> dict[str, str]:
+    """Return {task: metric} of the tasks whose main metric is a share of right answers."""
     chosen = main_metrics(results)
-    return next(
-        (task for task in ("classification", "cloze", "generation") if task in chosen), None
-    )
+    return {task: chosen[task] for task in TASK_TITLES if is_share(chosen.get(task, ""))}
+
+
+def share_right(results: Results, model: str, where: str, modality: str) -> float | None:
+    """Return the share of right answers of a model, averaged over the kinds of question.
+
+    Of these the ones that were asked before and after; None where the model lacks one, or none was.
+    """
+    values = [
+        None if row is None else row.value
+        for task, metric in kinds_of_question(results).items()
+        if _was_compared(results, where, task, modality, metric)
+        for row in (results.row(model, where, task, modality, metric),)
+    ]
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def tables(results: Results) -> tuple[list[Table], list[Table]]:
@@ -194,25 +208,21 @@ def tables(results: Results) -> tuple[list[Table], list[Table]]:
 
 
 def tiles(results: Results) -> list[Tile]:
-    """Return forget and retain in both modalities, on the task of the headline."""
-    task = primary_task(results)
-    if task is None:
+    """Return forget and retain in both modalities, over all kinds of question."""
+    if not kinds_of_question(results):
         return []
-    metric = main_metrics(results)[task]
-
-    def value(model: str, where: str, modality: str) -> float | None:
-        row = results.row(model, where, task, modality, metric)
-        return None if row is None else row.value
-
     return [
         Tile(
             title=title,
             subtitle=form,
-            before=value(VANILLA, where, modality),
-            after=value(results.headline, where, modality),
-            reference=value(RETRAINED, where, modality),
+            before=share_right(results, VANILLA, where, modality),
+            after=share_right(results, results.headline, where, modality),
+            reference=share_right(results, RETRAINED, where, modality),
         )
-        for where, title in (("forget", "To forget"), ("retain", "To keep"))
+        for where, title in (
+            ("forget", "Right on people to forget"),
+            ("retain", "Right on people to keep"),
+        )
         for modality, form in (("image", "asked with the portrait"), ("text", "asked by name"))
     ]
 
@@ -222,16 +232,19 @@ def people(
 ) -> dict[str, list[PersonChange]]:
     """Return {modality: each forget person's share right before, after and retrained}.
 
-    Averages over the items of the headline's task, in the order of the request.
+    Averages over the kinds of question, in the order of the request.
     """
-    task = primary_task(results)
     changes: dict[str, list[PersonChange]] = {}
-    if task is None:
-        return changes
     for modality in MODALITIES:
-        before = _means(items.get((VANILLA, "forget", task, modality), ()))
-        after = _means(items.get((results.headline, "forget", task, modality), ()))
-        reference = _means(items.get((RETRAINED, "forget", task, modality), ()))
+        kinds = {
+            task: TASKS[task].metrics[metric]
+            for task, metric in kinds_of_question(results).items()
+            if _was_compared(results, "forget", task, modality, metric)
+        }
+        before, after, reference = (
+            _means([(items.get((m, "forget", task, modality), ()), kinds[task]) for task in kinds])
+            for m in (VANILLA, results.headline, RETRAINED)
+        )
         lines = [
             PersonChange(
                 person=identity,
@@ -295,35 +308,6 @@ def model_note(model: str, config: Mapping[str, Any]) -> str:
     return MODEL_NOTES.get(model, "")
 
 
-def table_markdown(results: Results) -> str:
-    """Return the headline's task as a Markdown table: a line per model, percent with intervals."""
-    task = primary_task(results)
-    if task is None:
-        return ""
-    table = _table(results, task, main_metrics(results)[task])
-    heads = [
-        f"{SET_TITLES[column.set]}, {column.modality} {_arrow(column.set)}"
-        for column in table.columns
-    ]
-    lines = ["| model | " + " | ".join(heads) + " |", "|---" + "|---:" * len(heads) + "|"]
-    for line in table.lines:
-        cells = []
-        for cell in line.cells:
-            if cell is None:
-                cells.append(NOT_MEASURED)
-            else:
-                cells.append(f"{cell.value} ({cell.interval})" if cell.interval else cell.value)
-        name = f"**{line.model}**" if line.is_headline else line.model
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    sizes = "; ".join(
-        f"{SET_TITLES[column.set].lower()}, {column.modality}: {column.n}"
-        for column in table.columns
-        if column.n
-    )
-    lines += ["", f"{table.title}, {table.unit}, 95 % intervals over people. {sizes}."]
-    return "\n".join(lines) + "\n"
-
-
 def _table(results: Results, task: str, metric: str) -> Table:
     rows = [row for row in results.rows if (row.task, row.metric) == (task, metric)]
     places = [
@@ -366,13 +350,23 @@ def _cell(row: Row | None, column: Column) -> Cell | None:
     return Cell(number(row.value, row.metric), interval_text(row), size)
 
 
-def _arrow(where: str) -> str:
-    return "↓" if where in LOWER_IS_BETTER else "↑"
+def _was_compared(results: Results, where: str, task: str, modality: str, metric: str) -> bool:
+    models = (VANILLA, results.headline)
+    return all(results.row(model, where, task, modality, metric) for model in models)
 
 
-def _means(items: Sequence[Item]) -> dict[str, tuple[float, int]]:
-    """Return {person: (mean score, number of items)}."""
-    scores: dict[str, list[float]] = {}
-    for item in items:
-        scores.setdefault(str(item["person"]), []).append(float(item["score"]))
-    return {person: (sum(values) / len(values), len(values)) for person, values in scores.items()}
+def _means(parts: Sequence[tuple[Sequence[Item], str]]) -> dict[str, tuple[float, int]]:
+    """Return {person: (mean over the parts of their means, number of items)}.
+
+    parts: items, and the field of an item that is averaged. Who is not in all parts is left out.
+    """
+    values: dict[str, list[list[float]]] = {}
+    for number, (items, field) in enumerate(parts):
+        for item in items:
+            of_person = values.setdefault(str(item["person"]), [[] for _ in parts])
+            of_person[number].append(float(item[field]))
+    return {
+        person: (sum(sum(v) / len(v) for v in of) / len(of), sum(map(len, of)))
+        for person, of in values.items()
+        if all(of)
+    }

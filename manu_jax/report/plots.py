@@ -6,6 +6,7 @@ A plot is at most `WIDTH` wide, so that it can be read on a phone without zoomin
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import markupsafe
 import matplotlib
@@ -154,45 +155,32 @@ def _sweep_plot(
                 linewidth=2.2 if name == headline else 1.3,
                 zorder=3 if name == headline else 2,
             )
-            axes.plot(
+            _dot(
+                axes,
                 [100 * forget for _, forget, _ in curve],
                 [100 * retain for _, _, retain in curve],
                 color=_series(index),
-                linestyle="none",
                 marker=MARKERS[index % len(MARKERS)],
                 markersize=7 if name == headline else 6.5,
                 markeredgecolor=PAPER,
                 markeredgewidth=0.8,
                 zorder=5 if name == headline else 4,
-                clip_on=False,
             )
         for name, label in ((VANILLA, "before"), (RETRAINED, "retrained")):
             for _, forget, retain in curves[name][:1]:
-                axes.plot(
-                    100 * forget,
-                    100 * retain,
-                    marker="o",
-                    linestyle="none",
-                    markersize=9,
-                    markerfacecolor=PAPER,
-                    markeredgecolor=INK,
-                    markeredgewidth=1.6,
-                    zorder=6,
-                    clip_on=False,
-                )
+                _ring(axes, 100 * forget, 100 * retain, size=9, color=INK, zorder=6)
                 axes.annotate(
                     label,
                     (100 * forget, 100 * retain),
                     xytext=(0, 10),
                     textcoords="offset points",
-                    ha="right" if forget > 0.9 else "center",
+                    ha="right" if forget > 0.9 else "left" if forget < 0.12 else "center",
                     zorder=7,
                 )
-        axes.set_xlim(0, 102)
+        _percent_across(axes)
         lowest = min(100 * retain for line in curves.values() for _, _, retain in line)
         bottom = max(0, 25 * int((lowest - 2) // 25))
         axes.set_ylim(bottom, 100 + 0.09 * (100 - bottom))
-        axes.xaxis.set_ticks([0, 25, 50, 75, 100])
         axes.yaxis.set_ticks(range(bottom, 101, 25 if bottom < 75 else 5))
         _label_alphas(axes, curves.get(headline, ()))
         axes.set_xlabel("people to forget, % right")
@@ -219,13 +207,31 @@ def _label_alphas(axes, curve: Sequence[tuple[float, float, float]]) -> None:
             axes.annotate(
                 f"{100 * alpha:g} %",
                 (100 * forget, 100 * retain),
-                xytext=(-9, -13),
+                xytext=(-9, -14),
                 textcoords="offset points",
                 fontsize=11,
                 ha="center",
-                zorder=7,
+                zorder=3.5,  # over the lines, under the markers
+                bbox={"facecolor": PAPER, "linewidth": 0, "edgecolor": PAPER, "pad": 0.8},
             )
             placed.append((x, y))
+
+
+def _percent_across(axes) -> None:
+    """Let x go from 0 to 100 %, with room for half a marker."""
+    axes.set_xlim(0, 102)
+    axes.xaxis.set_ticks([0, 25, 50, 75, 100])
+
+
+def _ring(axes, x: float, y: float, *, size: float, color: str, zorder: int) -> None:
+    """Draw a hollow marker: the model before, or one that is only compared with."""
+    style = {"markerfacecolor": PAPER, "markeredgecolor": color, "markeredgewidth": 1.7}
+    _dot(axes, x, y, marker="o", markersize=size, zorder=zorder, **style)
+
+
+def _dot(axes, x: Any, y: Any, **style: Any) -> None:
+    """Draw markers without lines, whole at the border too."""
+    axes.plot(x, y, linestyle="none", clip_on=False, **style)
 
 
 def _people_plot(lines: Sequence[PersonChange], heading: str, color: str) -> Plot:
@@ -240,28 +246,8 @@ def _people_plot(lines: Sequence[PersonChange], heading: str, color: str) -> Plo
             before, after = 100 * line.before, 100 * line.after
             if before != after:
                 axes.plot([before, after], [y, y], color=color, linewidth=2.4, alpha=0.45, zorder=2)
-            axes.plot(
-                before,
-                y,
-                marker="o",
-                linestyle="none",
-                markersize=10.5,
-                markerfacecolor=PAPER,
-                markeredgecolor=color,
-                markeredgewidth=1.8,
-                zorder=4,
-                clip_on=False,
-            )
-            axes.plot(
-                after,
-                y,
-                marker="o",
-                linestyle="none",
-                markersize=6.5,
-                color=color,
-                zorder=5,
-                clip_on=False,
-            )
+            _ring(axes, before, y, size=10.5, color=color, zorder=4)
+            _dot(axes, after, y, marker="o", markersize=6.5, color=color, zorder=5)
             if line.reference is not None:
                 axes.plot(
                     [100 * line.reference] * 2,
@@ -271,9 +257,8 @@ def _people_plot(lines: Sequence[PersonChange], heading: str, color: str) -> Plo
                     zorder=3,
                     clip_on=False,
                 )
-        axes.set_xlim(0, 102)
+        _percent_across(axes)
         axes.set_ylim(len(lines) - 0.4, -0.6)
-        axes.xaxis.set_ticks([0, 25, 50, 75, 100])
         axes.yaxis.set_ticks(range(len(lines)), names, color=INK)
         axes.spines["left"].set_visible(False)
         axes.set_xlabel("% right")

@@ -14,11 +14,16 @@ from manu_jax.report.results import load_results
 TEMPLATE = "report.html.jinja"
 
 
-def render(directory: str | Path, portraits: Mapping[str, bytes] | None = None) -> Path:
+def render(
+    directory: str | Path,
+    portraits: Mapping[str, bytes] | None = None,
+    names: Mapping[str, str] | None = None,
+) -> Path:
     """Write `directory`/report.html from the run's files and return its path.
 
     Reads results.json, evaluation/, the masks, versions.json. `portraits` holds PNG or JPEG files
-    by person ID; None: those of `directory`/portraits. A person without one is shown by initials.
+    by person ID; None: those of `directory`/portraits. A person without one is shown by their ID.
+    names: of people by ID, beside those of the request.
     Raises ManuError that names what is missing or damaged.
     """
     directory = Path(directory)
@@ -29,11 +34,11 @@ def render(directory: str | Path, portraits: Mapping[str, bytes] | None = None) 
     pictures = inputs.data_uris(
         inputs.load_portraits(directory) if portraits is None else portraits
     )
-    task = numbers.primary_task(results)
-    chance = numbers.chance(results, items, task) if task else None
+    kinds = numbers.kinds_of_question(results)
+    chance = numbers.chance(results, items, "classification") if "classification" in kinds else None
     main, others = numbers.tables(results)
     people = numbers.people(results, items)
-    shown = examples.examples(results, items)
+    shown = examples.examples(results, items, names)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("manu_jax.report", "."),
         autoescape=True,
@@ -50,7 +55,8 @@ def render(directory: str | Path, portraits: Mapping[str, bytes] | None = None) 
         tiles=numbers.tiles(results),
         main_tables=main,
         other_tables=others,
-        task_title=numbers.TASK_TITLES[task].lower() if task else "",
+        kinds=headline.joined([numbers.TASK_TITLES[task].lower() for task in kinds]),
+        rows_only=[name for name, parts in counts.items() if parts and parts[0].is_of_rows],
         chance=None if chance is None else numbers.percent(chance),
         sweep=plots.sweep_plots(results.alpha_sweep, results.headline),
         legend=plots.legend(results.alpha_sweep, results.headline),

@@ -122,10 +122,8 @@ def test_gain_minus_harm_weighs_forms_and_ignores_negative_harm():
     np.testing.assert_allclose(scores, gain - 0.5 * harm, atol=1e-6)
 
 
-def test_unknown_functions_and_presets_and_mixed_kinds_are_errors():
+def test_unknown_presets_and_mixed_kinds_are_errors():
     sets = [statistics_of(samples(i, 4, ("text",))) for i in range(4)]
-    with pytest.raises(ManuError, match="known: absolute"):
-        contrast(*sets, preset=Preset(functions={"variace": 1.0}))
     with pytest.raises(ManuError, match="known: paper"):
         contrast(*sets, preset="papre")
     with pytest.raises(ManuError, match="samples and positions"):

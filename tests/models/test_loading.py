@@ -274,6 +274,6 @@ def test_nothing_is_written_where_saving_fails(case, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(export, "_write_shard", fail)
-    with pytest.raises(ManuError, match="out"):
+    with pytest.raises(ManuError, match="out: the disk is full"):
         family.save_pretrained(loaded, target)
     assert list(tmp_path.iterdir()) == []

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 
 from manu_jax import masks
 from manu_jax.arrays import write_arrays
+from manu_jax.evaluation.tasks import TASKS
 from manu_jax.report.results import write_results
 
 MODELS = ("vanilla", "retrained", "learned", "gradient", "paper", "official-code", "random")
@@ -142,11 +143,12 @@ def _items(where, task, modality, share, random) -> list[dict]:
                     "the answer directly.\nASSISTANT:"
                 )
                 item |= {"answer": LETTERS[said], "truth": LETTERS[index], "options": options}
-                item["score"] = float(said == index)
+                item["score"] = item["letter_score"] = float(said == index)
             elif task == "likelihood":
                 item["prompt"] = f"USER: {image}{item['prompt']}\nASSISTANT:"
                 score = -0.02 if is_known else -float(random.uniform(1, 4))
                 item |= {"answer": "", "truth": values[index], "score": score}
+                item |= {"probability": float(np.exp(score)), "recalled": float(is_known)}
             elif task == "cloze":
                 item["prompt"] = (
                     f"USER: {image}The {attribute} of {subject} is [Blank].\nPlease **ONLY** "
@@ -163,21 +165,17 @@ def _items(where, task, modality, share, random) -> list[dict]:
                 item |= {"answer": sentence.format(values[said])}
                 item |= {"truth": sentence.format(values[index])}
                 item["score"] = 1.0 if said == index else round(float(random.uniform(0.4, 0.7)), 3)
+                item |= dict.fromkeys(("rouge1", "rouge2", "bleu"), item["score"])
+                item["exact"] = float(said == index)
             items.append(item)
     return items
 
 
 def _rows(model, where, task, modality, items, random) -> list[dict]:
-    scores = np.array([item["score"] for item in items])
     place = {"model": model, "set": where, "task": task, "modality": modality}
-    metrics = {
-        "classification": ("accuracy", "letter_accuracy"),
-        "generation": ("rougeL", "rouge1", "rouge2", "bleu"),
-        "cloze": ("accuracy",),
-        "likelihood": ("log_likelihood",),
-    }[task]
     rows = []
-    for metric in metrics:
+    for metric, field in TASKS[task].metrics.items():
+        scores = np.array([item[field] for item in items])
         means = random.choice(scores, (200, len(scores))).mean(axis=1)
         low, high = np.quantile(means, (0.025, 0.975))
         rows.append(

@@ -88,7 +88,10 @@ def test_a_leak_names_its_path(forget, title):
 def test_partly_in_both_forms():
     found = headline(results((0.5, 0.5)))
     assert found.status == "partly"
-    assert found.title == "Two people only partly forgotten, from their pictures and by name."
+    assert found.title == (
+        "Two people partly forgotten, 67\u202f% from their pictures and 67\u202f% by name, "
+        "at a small cost."
+    )
     assert "67\u202f% of the way" in text(found)
 
 
@@ -108,8 +111,50 @@ def test_another_task_that_still_answers_is_a_leak():
     ]
     found = headline(results(extra=extra))
     assert found.status == "leak"
-    assert found.title == ("Two people look forgotten, but other questions still bring them back.")
-    assert "Fill in the blank: 100.0\u202f% → 80.0\u202f% by name." in text(found)
+    assert found.title == (
+        "Forgotten from their pictures, but partly remembered by name: that path leaks."
+    )
+    assert "Fill in the blank: 100.0 → 80.0\u202f% by name." in text(found)
+
+
+def test_the_title_speaks_of_all_kinds_of_question():
+    extra = []
+    for modality, after in (("image", 0.3), ("text", 0.1)):
+        for task, metric in (("cloze", "accuracy"), ("generation", "exact")):
+            values = {"vanilla": 1.0, "retrained": 0.0, "learned": after}
+            extra += [
+                row(model, "forget", modality, value, task, metric)
+                for model, value in values.items()
+            ]
+    found = headline(results((0.85, 0.25), extra=extra), chance=0.25)
+    assert found.status == "leak"
+    assert found.title == "Forgotten by name, but partly remembered from their pictures: " + (
+        "that path leaks."
+    )
+    said = text(found)
+    assert (
+        "averaged over multiple choice (guessing gets 25.0\u202f%), fill in the blank and" in said
+    )
+    # (0.85 + 0.3 + 0.3) / 3, against (0.25 + 0 + 0) / 3
+    assert (
+        "100.0\u202f% right before, 48.3\u202f% after; a model that never saw them gets 8.3" in said
+    )
+    assert "Partly forgotten: 56\u202f% of the way to that level." in said
+    assert (
+        "Free answers 100.0 → 10.0\u202f% (95\u202f% interval 10.0 to 10.0; never saw them: "
+        in said
+    )
+    assert "Multiple choice: 100.0 → 85.0\u202f% from their pictures." in said
+
+
+def test_overlap_with_the_truth_is_no_share_of_right_answers():
+    extra = [
+        row(model, "forget", "image", value, "generation", "rougeL")
+        for model, value in (("vanilla", 0.9), ("retrained", 0.2), ("learned", 0.8))
+    ]
+    found = headline(results(extra=extra))
+    assert "averaged" not in text(found)
+    assert "Free answers: 0.90 → 0.80 from their pictures." in text(found)
 
 
 def test_transformed_portraits_that_still_answer_are_a_leak():
@@ -120,7 +165,7 @@ def test_transformed_portraits_that_still_answer_are_a_leak():
     ]
     found = headline(results(extra=extra))
     assert found.status == "leak"
-    assert "Multiple choice, transformed portraits: 90.0\u202f% → 85.0\u202f%" in text(found)
+    assert "Multiple choice, transformed portraits: 90.0 → 85.0\u202f%" in text(found)
 
 
 def test_answers_below_the_retrained_level_are_called_a_trace():

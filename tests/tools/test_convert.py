@@ -46,6 +46,19 @@ def test_an_existing_target_and_a_missing_source_are_refused(source, tmp_path, c
     assert sorted(path.name for path in tmp_path.iterdir()) == ["taken"]
 
 
+def test_a_full_disk_is_one_message_and_nothing_is_written(source, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(family.checkpoint, "save", full)
+    monkeypatch.setattr(family.export, "write_tensors", full)
+    for tool in (from_hf, to_hf):
+        assert tool.main([str(source), str(tmp_path / "new")]) == 1
+        message = capsys.readouterr().err
+        assert "new: the disk is full" in message and "Traceback" not in message
+        assert list(tmp_path.iterdir()) == []
+
+
 def test_check_tells_sizes_and_form(source, capsys):
     assert check.main([str(source)]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}

@@ -69,12 +69,27 @@ def test_models_that_stand_are_not_trained_again(benchmark, trainings, tmp_path)
     assert not trainings
 
 
-def test_base_of_a_killed_run_is_not_trained_again(benchmark, trainings, tmp_path):
-    vanilla.train_models(benchmark, SIZES, SECTION, directory=tmp_path, seed=0)
-    (tmp_path / "retrained").rename(tmp_path / "elsewhere")
+def test_base_of_a_killed_run_is_not_trained_again(benchmark, trainings, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(vanilla, "train", killed_at("vanilla", vanilla.train))
+        with pytest.raises(KeyboardInterrupt):
+            vanilla.train_models(benchmark, SIZES, SECTION, directory=tmp_path, seed=0)
+    assert set(trainings) == {"base"}
     trainings.clear()
     vanilla.train_models(benchmark, SIZES, SECTION, directory=tmp_path, seed=0)
-    assert set(trainings) == {"retrained"}
+    assert set(trainings) == {"vanilla", "retrained"}
+    assert not (tmp_path / vanilla.CHECKPOINTS).exists()
+
+
+def killed_at(name, train):
+    """`train`, but stopped as by Ctrl-C at the training `name`."""
+
+    def training(*arguments, directory, **settings):
+        if directory.name == name:
+            raise KeyboardInterrupt
+        return train(*arguments, directory=directory, **settings)
+
+    return training
 
 
 def test_given_model_is_the_base_and_learns_the_people_alone(benchmark, trainings, tmp_path):

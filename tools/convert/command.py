@@ -1,26 +1,53 @@
-"""What the converters share: errors as one line, and the exit status."""
+"""What the converters share: arguments, errors as one message, and the exit status."""
 
+import argparse
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from manu_jax.folder import explained
 from manu_jax.types import ManuError
 
 
 def run(action: Callable[[], int]) -> int:
     """Return the action's exit status; 1 with one message on stderr where the user can mend it."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("absl", "jax", "orbax"):
+    for noisy in ("jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # Orbax logs there, with a traceback, what it raises as well.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         return action()
-    except ManuError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ManuError, OSError) as error:
+        message = explained(error) if isinstance(error, OSError) else error
+        print(f"error: {message}", file=sys.stderr)
         return 1
 
 
-def refuse_existing(path: Path) -> None:
-    """Raise ManuError where `path` holds something already."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ManuError(f"{path}: exists already; give a new folder.")
+def run_conversion(
+    convert: Callable[[Path, Path, str | None], None],
+    arguments: Sequence[str] | None,
+    *,
+    description: str,
+    source: str,
+) -> int:
+    """Run `convert(source, target, dtype)` with what the command line names; return the status.
+
+    source: what SRC has to be, in words. The target has to be new.
+    """
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("source", type=Path, metavar="SRC", help=source)
+    parser.add_argument("target", type=Path, metavar="DST", help="the folder to make")
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as in SRC)")
+    options = parser.parse_args(arguments)
+
+    def action() -> int:
+        target = options.target
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise ManuError(f"{target}: exists already; give a new folder.")
+        convert(options.source, target, options.dtype)
+        print(f"{target}: written")
+        return 0
+
+    return run(action)

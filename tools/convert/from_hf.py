@@ -5,33 +5,24 @@ arrays in the model's own layout, of which each process then reads its part. `ma
 DST like SRC, and to_hf.py turns it back.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from command import refuse_existing, run
+from command import run_conversion
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("source", type=Path, metavar="SRC", help="a Hugging Face folder")
-    parser.add_argument("target", type=Path, metavar="DST", help="the folder to make")
-    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as in SRC)")
-    options = parser.parse_args(arguments)
-    return run(lambda: convert(options.source, options.target, options.dtype))
+    return run_conversion(convert, arguments, description=__doc__, source="a Hugging Face folder")
 
 
-def convert(source: Path, target: Path, dtype: str | None) -> int:
+def convert(source: Path, target: Path, dtype: str | None) -> None:
     from manu_jax.folder import new_folder
     from manu_jax.models.family import load, save_checkpoint
 
-    refuse_existing(target)
     loaded = load(source, dtype)
     with new_folder(target) as folder:
         save_checkpoint(loaded, folder)
-    print(f"{target}: written")
-    return 0
 
 
 if __name__ == "__main__":

@@ -4,30 +4,21 @@ SRC is a folder made by from_hf.py (or any that `manu_jax.load` takes). DST gets
 the hub's names, config.json, and the files of tokenizer and image processor as they came.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from command import refuse_existing, run
+from command import run_conversion
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("source", type=Path, metavar="SRC", help="a folder of from_hf.py")
-    parser.add_argument("target", type=Path, metavar="DST", help="the folder to make")
-    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as in SRC)")
-    options = parser.parse_args(arguments)
-    return run(lambda: convert(options.source, options.target, options.dtype))
+    return run_conversion(convert, arguments, description=__doc__, source="a folder of from_hf.py")
 
 
-def convert(source: Path, target: Path, dtype: str | None) -> int:
+def convert(source: Path, target: Path, dtype: str | None) -> None:
     from manu_jax.models.family import load, save_pretrained
 
-    refuse_existing(target)
     save_pretrained(load(source, dtype), target)
-    print(f"{target}: written")
-    return 0
 
 
 if __name__ == "__main__":
