@@ -11,6 +11,9 @@ neurons], and
 
 `EXCEPTIONS` lists the leaves for which the letters are not enough. An axis that does not divide a
 dimension is dropped for that leaf, and logged once. Batches are split over `data` and `fsdp`.
+
+Several processes run the same program on one mesh and one shared folder. All compute, each on the
+rows of a batch that its devices hold; the first decides what there is to do, and writes.
 """
 
 import contextlib
@@ -19,12 +22,17 @@ import logging
 import math
 import os
 import re
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from manu_jax.folder import explained
 from manu_jax.types import Batch, ManuError
 
 logger = logging.getLogger(__name__)
@@ -42,6 +50,9 @@ ACTIVATION_AXES: dict[str | None, Any] = {
     None: None,
 }
 LEAF_NAME = re.compile(r"([a-z0-9_]+_([A-Z]+))(?:\.value)?$")
+SHUTDOWN_SECONDS = 60  # how long a process that ends waits for the others, which then end too
+SHARED_SECONDS = 60  # how long a new file may take to be seen by all
+MESSAGE_BYTES = 4096
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
@@ -130,10 +141,23 @@ def batch_multiple(mesh: Mesh | None) -> int:
     return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+def batch_rows(mesh: Mesh | None, batch_size: int) -> np.ndarray:
+    """Return which rows of a global batch the devices of this process hold, in order.
+
+    batch_size: a multiple of `batch_multiple`. All rows where this is the only process.
+    """
+    if mesh is None or jax.process_count() == 1:
+        return np.arange(batch_size)
+    split = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    held = split.addressable_devices_indices_map((batch_size,)).values()
+    bounds = sorted({index[0].indices(batch_size)[:2] for index in held if index is not None})
+    return np.concatenate([np.arange(start, end) for start, end in bounds])
+
+
 def put_batch(batch: Batch, mesh: Mesh | None) -> Batch:
     """Place a host batch on the mesh, split over `data` and `fsdp`.
 
-    With several processes each gives its own slice of the global batch (`process_slice`).
+    With several processes each gives its own rows of the global batch (`batch_rows`).
     """
     if mesh is None:
         return jax.tree.map(jax.numpy.asarray, batch)
@@ -153,28 +177,15 @@ def put_replicated(tree: Any, mesh: Mesh | None) -> Any:
 def gather(tree: Any) -> Any:
     """Return a pytree of arrays as NumPy, whole, on every process.
 
-    What every process holds already (NumPy, or an array on its own devices) is taken as it is.
+    What all processes hold already, as NumPy or on devices, is taken as it is.
     """
 
-    def whole(x: Any) -> np.ndarray:
-        if not isinstance(x, jax.Array) or x.is_fully_addressable:
-            return np.asarray(x)
-        from jax.experimental import multihost_utils
-
-        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+    def whole(leaf: Any) -> np.ndarray:
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return np.asarray(leaf)
+        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
 
     return jax.tree.map(whole, tree)
-
-
-def process_slice(batch_size: int) -> slice:
-    """Return which rows of a global batch this process reads; ManuError where they don't divide."""
-    count = jax.process_count()
-    if batch_size % count:
-        raise ManuError(
-            f"batch size {batch_size} does not divide over {count} processes; make it a multiple."
-        )
-    each = batch_size // count
-    return slice(each * jax.process_index(), each * (jax.process_index() + 1))
 
 
 def join() -> None:
@@ -185,7 +196,9 @@ def join() -> None:
     address, *numbers = (os.environ.get(name) for name in names)
     try:
         count, number = (None if text is None else int(text) for text in numbers)
-        jax.distributed.initialize(address, count, number)
+        jax.distributed.initialize(
+            address, count, number, shutdown_timeout_seconds=SHUTDOWN_SECONDS
+        )
     except (ValueError, RuntimeError) as error:
         raise ManuError(
             f"mesh.distributed: the other processes can't be joined ({error}). Outside of TPU pods "
@@ -193,17 +206,64 @@ def join() -> None:
         ) from error
 
 
-def wait_for_all(what: str) -> None:
-    """Wait until every process is here, so that what the first has written is there for all."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(what)
-
-
 def is_first_process() -> bool:
     """Whether this process writes the run's files."""
     return jax.process_index() == 0
+
+
+def on_first_process(action: Callable[[], Any]) -> None:
+    """Let the first process do something while the others wait; its error is raised by all.
+
+    action: does nothing that the others have a part in.
+    """
+    if jax.process_count() == 1:
+        action()
+        return
+    fault = None
+    message = np.zeros(MESSAGE_BYTES, np.int32)
+    if is_first_process():
+        try:
+            action()
+        except (ManuError, OSError) as error:
+            fault = explained(error) if isinstance(error, OSError) else error
+            text = str(fault).encode()[:MESSAGE_BYTES]
+            message[: len(text)] = np.frombuffer(text, np.uint8)
+    told = multihost_utils.broadcast_one_to_all(message).astype(np.uint8).tobytes().rstrip(b"\0")
+    if fault is not None:
+        raise fault
+    if told:
+        raise ManuError(told.decode(errors="ignore"))
+
+
+def agreed(number: int) -> int:
+    """Return the first process's number on all processes, which wait for it."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def stands(path: str | os.PathLike) -> bool:
+    """Whether a file or folder stands: the first process looks, and the others wait to see it too.
+
+    So all take the same way, and read nothing that is still being written. Raises ManuError where a
+    process does not come to see what the first one does.
+    """
+    is_there = bool(agreed(Path(path).exists()))
+    start = time.monotonic()
+    while is_there and not Path(path).exists():
+        if time.monotonic() - start > SHARED_SECONDS:
+            raise ManuError(
+                f"{path}: the first process sees it, process {jax.process_index()} does not. "
+                "Several processes need a folder that they share."
+            )
+        time.sleep(0.1)
+    return is_there
+
+
+def wait_for_all(name: str) -> None:
+    """Go on when every process has come here; `name` is the place."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 @functools.cache

@@ -58,15 +58,16 @@ def run(config: RunConfig, only: Sequence[str] | None = None) -> Path:
     unknown = [name for name in only or () if name not in STAGES]
     if unknown:
         raise ManuError(f"--only {','.join(unknown)}: no such stage; known: {', '.join(STAGES)}.")
-    owned = contextlib.nullcontext(Path(config.output))
-    if parallel.is_first_process():
-        owned = owned_folder(config.output, config.model_dump(mode="json"))
-    with owned as directory:
+    directory = Path(config.output)
+    with contextlib.ExitStack() as stack:
+        # One process owns the folder for all.
+        folder = owned_folder(directory, config.model_dump(mode="json"))
+        parallel.on_first_process(lambda: stack.enter_context(folder))
         current = Run.begin(config, directory)
         for name in only or STAGES:
-            parallel.wait_for_all(name)
             begun = time.monotonic()
             STAGES[name](current)
+            parallel.wait_for_all(name)
             current.add_time(name, time.monotonic() - begun)
             logger.info("%s: done in %.1f s", name, time.monotonic() - begun)
     logger.info("%s: all done in %.1f s", directory, time.monotonic() - start)
@@ -74,13 +75,15 @@ def run(config: RunConfig, only: Sequence[str] | None = None) -> Path:
 
 
 def _prepare_jax(config: RunConfig) -> None:
-    """Join the other processes of a pod, if any, and keep compiled programs between runs."""
+    """Join the other processes, if any; keep compiled programs between runs."""
     import jax
 
     from manu_jax import parallel
 
     if config.mesh.distributed:
         parallel.join()
+    if not parallel.is_first_process():
+        logger.setLevel(logging.WARNING)  # the first one tells how far all are
     if config.cache:
         folder = Path(config.cache).expanduser() / "compiled"
         try:

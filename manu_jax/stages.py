@@ -20,7 +20,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from manu_jax.report.render import people_shown, render
 from manu_jax.report.results import write_results
 from manu_jax.selection import select
 from manu_jax.training.memory import check_memory
-from manu_jax.training.vanilla import train_models
+from manu_jax.training.vanilla import remove_checkpoints, train_models
 from manu_jax.types import MODALITIES, ManuError, Neurons, Sample
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class Run:
         """The sets of people, read and checked."""
         data = self.config.data
         path = Path(data.path) if data.path else self.directory / "data"
-        if not path.is_dir():
+        if not (parallel.stands(path) and path.is_dir()):
             remedy = "Give MLLMU-Bench's folder." if data.path else "Run the stage `data` first."
             raise ManuError(f"{path}: no benchmark there. {remedy}")
         return mllmu.load_benchmark(
@@ -89,13 +89,14 @@ class Run:
     def load_model(self, name: str, path: str | None) -> Loaded:
         """Return a model of the run: its own where it trained one, else that of `path`."""
         own = self.directory / name
-        if not own.is_dir() and path is None:
+        is_own = parallel.stands(own)
+        if not is_own and path is None:
             raise ManuError(f"{own}: no model there. Run the stage `train` first.")
-        return load(own if own.is_dir() else str(path), self.config.model.dtype, self.mesh)
+        return load(own if is_own else str(path), self.config.model.dtype, self.mesh)
 
     @property
     def has_retrained(self) -> bool:
-        return (self.directory / RETRAINED).is_dir() or bool(self.config.model.retrained_path)
+        return parallel.stands(self.directory / RETRAINED) or bool(self.config.model.retrained_path)
 
     def method_folder(self, method: Preset) -> Path:
         """Where the scores and the mask of a method are."""
@@ -139,16 +140,16 @@ class Run:
 def make_data(run: Run) -> None:
     """Write the synthetic benchmark, unless the config names one; read it either way."""
     data = run.config.data
-    first = parallel.is_first_process()
-    if first and data.path is None and not (run.directory / "data").is_dir():
-        synthetic.write(
+    if data.path is None and not parallel.stands(run.directory / "data"):
+        write = functools.partial(
+            synthetic.write,
             run.directory / "data",
             num_people=data.num_people,
             num_celebrities=data.num_celebrities,
             num_general=data.num_general,
             seed=run.config.seed,
         )
-    parallel.wait_for_all("data")
+        parallel.on_first_process(write)
     sizes = ", ".join(f"{name} {len(run.benchmark.sets[name])}" for name in SETS)
     logger.info("data: people (topics) in each set: %s", sizes)
 
@@ -160,11 +161,13 @@ def make_models(run: Run) -> None:
         if path is not None:
             read_config(Path(path).expanduser())
     names = [VANILLA] + [RETRAINED] * (config.train.retrained and not config.model.retrained_path)
-    missing = [name for name in names if not (run.directory / name).is_dir()]
+    missing = [name for name in names if not parallel.stands(run.directory / name)]
     if config.train.steps and missing:
         kept = _kept_models(config)
-        if kept is not None and all((kept / name).is_dir() for name in names):
+        # Only the first process needs to see them: it copies them into the run's folder.
+        if kept is not None and parallel.agreed(all((kept / name).is_dir() for name in names)):
             logger.info("train: models of an earlier run with the same settings, from %s", kept)
+            parallel.on_first_process(functools.partial(_take, missing, kept, run.directory))
         else:
             train_models(
                 run.benchmark,
@@ -174,16 +177,9 @@ def make_models(run: Run) -> None:
                 seed=config.seed,
                 mesh=run.mesh,
             )
-            if kept is not None and parallel.is_first_process():
-                with new_folder(kept) as folder:
-                    for name in names:
-                        shutil.copytree(run.directory / name, folder / name)
-        for name in missing:
-            is_here = (run.directory / name).is_dir()
-            if kept is not None and not is_here and parallel.is_first_process():
-                with new_folder(run.directory / name) as folder:
-                    shutil.copytree(kept / name, folder, dirs_exist_ok=True)
-        parallel.wait_for_all("models")
+            if kept is not None:
+                parallel.on_first_process(functools.partial(_keep, names, run.directory, kept))
+    remove_checkpoints(run.directory)
     if config.train.memory_gate:
         check_memory(run.vanilla, run.benchmark, config.train.memory_gate)
 
@@ -224,13 +220,13 @@ def make_masks(run: Run) -> None:
 def make_unlearned(run: Run) -> None:
     """Write the Hugging Face folder of the model without the neurons of the first method."""
     path = run.directory / "unlearned"
-    if not path.is_dir():
+    if not parallel.stands(path):
         save_pretrained(_folded(run, run.config.method), path)
 
 
 def make_evaluation(run: Run) -> None:
     """Ask every model everything, and write results.json."""
-    if (run.directory / "results.json").exists():
+    if parallel.stands(run.directory / "results.json"):
         return
     begun = time.monotonic()
     rows = []
@@ -248,37 +244,29 @@ def make_evaluation(run: Run) -> None:
         models.append(name)
     forget = run.benchmark.sets["forget"]
     sweep = _sweep(run)
-    if parallel.is_first_process():
-        times = run.times()
-        times["evaluate"] = times.get("evaluate", 0.0) + round(time.monotonic() - begun, 2)
-        write_results(
-            run.directory,
-            rows,
-            models=models,
-            headline=run.config.method.preset,
-            request={
-                "people": [{"id": person.id, "name": person.name} for person in forget],
-                "share": run.config.data.forget,
-                "num_people": len(forget) + len(run.benchmark.sets["retain"]),
-            },
-            alpha_sweep=sweep,
-            config=run.config.model_dump(mode="json"),
-            timings=times,
-        )
+    times = run.times()
+    times["evaluate"] = times.get("evaluate", 0.0) + round(time.monotonic() - begun, 2)
+    write = functools.partial(
+        write_results,
+        run.directory,
+        rows,
+        models=models,
+        headline=run.config.method.preset,
+        request={
+            "people": [{"id": person.id, "name": person.name} for person in forget],
+            "share": run.config.data.forget,
+            "num_people": len(forget) + len(run.benchmark.sets["retain"]),
+        },
+        alpha_sweep=sweep,
+        config=run.config.model_dump(mode="json"),
+        timings=times,
+    )
+    parallel.on_first_process(write)
 
 
 def make_report(run: Run) -> None:
     """Write report.html."""
-    if not parallel.is_first_process():
-        return
-    people = {person.id: person for name in SETS for person in run.benchmark.sets[name][::-1]}
-    portraits = {
-        name: _png(people[name].images[0])
-        for name in people_shown(run.directory)
-        if name in people and people[name].images
-    }
-    names = {identity: person.name for identity, person in people.items()}
-    logger.info("report: %s", render(run.directory, portraits, names))
+    parallel.on_first_process(functools.partial(_render, run.directory, run.benchmark))
 
 
 STAGES: dict[str, Callable[[Run], None]] = {
@@ -292,10 +280,12 @@ STAGES: dict[str, Callable[[Run], None]] = {
 }
 
 
-def _methods_without(run: Run, file: str) -> list[tuple[Preset, Path]]:
-    """Return the methods whose folder has no such file yet, with the folder."""
-    folders = [(method, run.method_folder(method)) for method in run.config.methods]
-    return [(method, folder) for method, folder in folders if not (folder / file).exists()]
+def _methods_without(run: Run, file: str) -> Iterator[tuple[Preset, Path]]:
+    """Yield the methods whose folder has no such file yet, with the folder."""
+    for method in run.config.methods:
+        folder = run.method_folder(method)
+        if not parallel.stands(folder / file):
+            yield method, folder
 
 
 def _mask(method: Preset, scores: Neurons, alpha: float) -> Neurons:
@@ -361,6 +351,17 @@ def _sweep(run: Run) -> list[dict[str, Any]]:
     return points
 
 
+def _render(directory: Path, benchmark: Benchmark) -> None:
+    people = {person.id: person for name in SETS for person in benchmark.sets[name][::-1]}
+    portraits = {
+        name: _png(people[name].images[0])
+        for name in people_shown(directory)
+        if name in people and people[name].images
+    }
+    names = {identity: person.name for identity, person in people.items()}
+    logger.info("report: %s", render(directory, portraits, names))
+
+
 def _kept_models(config: RunConfig) -> Path | None:
     """Return where trained models are kept for other runs with the same data and training."""
     if config.cache is None or config.model.path is not None or config.data.path is not None:
@@ -374,6 +375,20 @@ def _kept_models(config: RunConfig) -> Path | None:
     ]
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
     return Path(config.cache).expanduser() / "models" / digest
+
+
+def _keep(names: Sequence[str], directory: Path, kept: Path) -> None:
+    """Put models of a run where others find them."""
+    with new_folder(kept) as folder:
+        for name in names:
+            shutil.copytree(directory / name, folder / name)
+
+
+def _take(names: Sequence[str], kept: Path, directory: Path) -> None:
+    """Put models that were kept into a run's folder."""
+    for name in names:
+        with new_folder(directory / name) as folder:
+            shutil.copytree(kept / name, folder, dirs_exist_ok=True)
 
 
 def _png(image: Any) -> bytes:

@@ -65,3 +65,15 @@ def test_missing_damaged_and_foreign_checkpoints_are_refused(tmp_path):
     (tmp_path / "one" / "state" / "_METADATA").unlink()
     with pytest.raises(ManuError, match="damaged"):
         checkpoint.load(tmp_path / "one", tree())
+
+
+def test_a_disk_that_fills_while_it_is_written_is_said(tmp_path, monkeypatch):
+    from orbax.checkpoint import v1
+
+    def full(*_, **__):
+        raise ValueError("RESOURCE_EXHAUSTED: Failed to write 9 bytes [os_error_code='28']")
+
+    monkeypatch.setattr(v1, "save", full)
+    with pytest.raises(ManuError, match="one: the disk is full. Free some space"):
+        checkpoint.save(tmp_path / "one", tree())
+    assert not checkpoint.exists(tmp_path / "one")

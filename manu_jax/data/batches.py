@@ -74,8 +74,8 @@ class Batches:
     samples are shuffled within their bucket, and batches among each other, anew in each epoch, by
     (seed, epoch) alone: training goes on at any step without a state to restore.
 
-    process_index, process_count: this process reads its share of the rows of each batch; all take
-    the same steps in the same shapes.
+    rows: of each batch, those that this process reads, in order; None: all. With several processes
+    all take the same steps in the same shapes.
     """
 
     def __init__(
@@ -88,14 +88,10 @@ class Batches:
         multiple: int = 32,
         max_buckets: int = 4,
         padding_side: Literal["left", "right"] = "right",
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: np.ndarray | None = None,
     ):
-        if batch_size < 1 or batch_size % process_count:
-            raise ManuError(
-                f"batch size {batch_size}: expected a positive multiple of the {process_count} "
-                "processes."
-            )
+        if batch_size < 1:
+            raise ManuError(f"batch size {batch_size}: expected a positive number.")
         self._encoder, self._encoded = encoder, encoded
         self._batch_size, self._seed = batch_size, seed
         self._padding_side: Literal["left", "right"] = padding_side
@@ -103,8 +99,7 @@ class Batches:
             raise ManuError(
                 "no samples to make batches of: the sets and forms asked for are empty."
             )
-        each = batch_size // process_count
-        self._rows = slice(each * process_index, each * (process_index + 1))
+        self._rows = np.arange(batch_size) if rows is None else rows
         self._buckets = _make_buckets(encoded, multiple, max_buckets)
         self._plan_epoch: int | None = None
         self._plan: list[tuple[_Bucket, np.ndarray]] = []
@@ -125,11 +120,11 @@ class Batches:
     def batch_at(self, step: int) -> Batch:
         """Return this process's rows of the batch of a step, as NumPy."""
         bucket, indices = self._at(step)
-        mine = indices[self._rows]
+        mine = indices[self._rows[self._rows < len(indices)]]
         batch = self._encoder.collate(
             [self._encoded[i] for i in (mine if len(mine) else indices[:1])],
             length=bucket.length,
-            batch_size=self._rows.stop - self._rows.start,
+            batch_size=len(self._rows),
             num_images=bucket.num_images,
             num_answers=bucket.num_answers,
             padding_side=self._padding_side,

@@ -34,15 +34,15 @@ def run_batched(
     if not encoded:
         return
     multiple = parallel.batch_multiple(loaded.mesh)
+    batch_size = -(-batch_size // multiple) * multiple
     batches = Batches(
         loaded,
         encoded,
-        -(-batch_size // multiple) * multiple,
+        batch_size,
         multiple=MULTIPLE,
         max_buckets=MAX_BUCKETS,
         padding_side=padding_side,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=parallel.batch_rows(loaded.mesh, batch_size),
     )
     waiting: tuple[np.ndarray, Any] | None = None
     with Progress(description, len(encoded)) as progress:

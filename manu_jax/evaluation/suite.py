@@ -113,8 +113,8 @@ def _files(
 
 def _read(file: _File) -> list[Record]:
     """Return the records that stand; ManuError where they are not those of the file's items."""
-    path = file.path if file.path.exists() else file.partial
-    if not path.exists():
+    path = file.path if parallel.stands(file.path) else file.partial
+    if not parallel.stands(path):
         return []
     fields = {"score", *TASKS[file.task].metrics.values()}
     records: list[Record] = []
@@ -156,15 +156,24 @@ def _is_number(record: Any, name: str) -> bool:
 
 
 def _complete(loaded: Any, files: Sequence[_File], section: EvaluateSection) -> None:
-    """Ask what is missing in these files, all of one modality, and write them."""
-    missing = [(file, item) for file in files for item in file.items[len(file.records) :]]
-    for start in range(0, len(missing), CHUNK):
-        chunk = missing[start : start + CHUNK]
-        for (file, item), (answer, given) in zip(
-            chunk, _ask(loaded, [item for _, item in chunk], section), strict=True
+    """Ask what is missing in these files, all of one modality, and write them.
+
+    A chunk is asked whole or not at all, so that an item always shares its batch with the same
+    others: after a killed run the numbers are the same to the last digit.
+    """
+    everything = [(file, number) for file in files for number in range(len(file.items))]
+    for start in range(0, len(everything), CHUNK):
+        chunk = everything[start : start + CHUNK]
+        unwritten = [file for file, number in chunk if number >= len(file.records)]
+        if not unwritten:
+            continue
+        asked = [file.items[number] for file, number in chunk]
+        for (file, number), item, (answer, given) in zip(
+            chunk, asked, _ask(loaded, asked, section), strict=True
         ):
-            file.records.append(record_of(file.task, item, answer, given))
-        for file in {id(file): file for file, _ in chunk}.values():
+            if number == len(file.records):
+                file.records.append(record_of(file.task, item, answer, given))
+        for file in {id(file): file for file in unwritten}.values():
             _write(file)
 
 

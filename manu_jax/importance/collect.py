@@ -115,7 +115,7 @@ def collect(
             "gates": _gates_hash(gates),
             "measurement": _plain(measurement),
         }
-        if Path(path).exists():
+        if parallel.stands(path):
             return _read(path, made_from)
     total = _sums(loaded, samples, measurement, batch_size, gates, path, save_every, made_from)
     total = parallel.gather(total)
@@ -143,8 +143,7 @@ def _sums(
         loaded,
         encode_all(loaded, samples),
         batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=parallel.batch_rows(loaded.mesh, batch_size),
     )
     with parallel.on_mesh(loaded.mesh), Progress("scoring", len(batches), num_done) as progress:
         gates = None if gates is None else parallel.put_replicated(dict(gates), loaded.mesh)
@@ -243,7 +242,7 @@ def _resume(
     path: str | os.PathLike | None, made_from: Mapping[str, Any]
 ) -> tuple[AnyStatistics | None, int]:
     """Return the partial sums and the number of batches in them, where a partial file fits."""
-    if path is None or not _partial(path).exists():
+    if path is None or not parallel.stands(_partial(path)):
         return None, 0
     total, found = files.load(_partial(path))
     num_batches = found.pop("num_batches", 0)

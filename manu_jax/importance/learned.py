@@ -206,5 +206,7 @@ class _Stream:
         weights_B = np.zeros(self._batch_size, np.float32)
         weights_B[: len(marks)] = marks
         batch = dataclasses.replace(batch, example_weights_B=weights_B)
-        rows = parallel.process_slice(self._batch_size)
+        rows = parallel.batch_rows(self._loaded.mesh, self._batch_size)
+        if len(rows) == self._batch_size:
+            return batch
         return jax.tree.map(lambda x: x[rows], batch)

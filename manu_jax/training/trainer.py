@@ -89,8 +89,7 @@ def train(
         seed=seed,
         multiple=LENGTH_MULTIPLE,
         max_buckets=2,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=parallel.batch_rows(loaded.mesh, section.batch_size),
     )
     settings = step_settings(section, loaded)
     state, first = _resume(directory, initial_state(loaded, settings))
@@ -269,15 +268,15 @@ def _check_batch_size(batch_size: int, mesh: jax.sharding.Mesh | None) -> None:
 
 def _resume(directory: Path, state: TrainState) -> tuple[TrainState, int]:
     """Return the state of the newest checkpoint and its step; (`state`, 0) where there is none."""
-    steps = _checkpoint_steps(directory)
-    if not steps:
+    step = parallel.agreed(max(_checkpoint_steps(directory), default=0))
+    path = directory / CHECKPOINT_NAME.format(step)
+    if not step or not parallel.stands(path):
         return state, 0
-    path = directory / CHECKPOINT_NAME.format(steps[-1])
     leaves, structure = jax.tree_util.tree_flatten_with_path(state)
     names = [parallel.path_name(name) for name, _ in leaves]
     found = checkpoint.load(path, dict(zip(names, (leaf for _, leaf in leaves), strict=True)))
-    logger.info("%s: going on after step %d", directory, steps[-1])
-    return jax.tree.unflatten(structure, [found[name] for name in names]), steps[-1]
+    logger.info("%s: going on after step %d", directory, step)
+    return jax.tree.unflatten(structure, [found[name] for name in names]), step
 
 
 def _save(directory: Path, step: int, state: TrainState) -> None:

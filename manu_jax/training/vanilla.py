@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from manu_jax import parallel
 from manu_jax.config import ModelSection, TrainSection
@@ -50,7 +51,7 @@ def train_models(
     killed goes on from its last checkpoint. Checkpoints go when both models stand.
     """
     names = ["vanilla"] + ["retrained"] * section.retrained
-    missing = [name for name in names if not (directory / name).is_dir()]
+    missing = [name for name in names if not parallel.stands(directory / name)]
     if not missing:
         return
     checkpoints = directory / CHECKPOINTS
@@ -72,8 +73,13 @@ def train_models(
             description=f"training {name}",
         )
         save_pretrained(trained, directory / name)
+    remove_checkpoints(directory)
+
+
+def remove_checkpoints(directory: Path) -> None:
+    """Remove what a training that was killed goes on from; to be called when its models stand."""
     if parallel.is_first_process():
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
 
 
 def tokenizer_texts(benchmark: Benchmark) -> Iterator[str]:
@@ -97,12 +103,14 @@ def _base(
 ) -> Loaded:
     """Return a tiny model that knows everybody but the people to forget."""
     folder = checkpoints / "base_model"
-    if folder.is_dir():
+    if parallel.stands(folder):
         return load(folder, mesh=mesh)
     tokenizer = train_tokenizer(tokenizer_texts(benchmark), model.text.vocabulary)
     loaded = create(model, tokenizer, jax.random.key(seed))
     if mesh is not None:
-        placed = jax.device_put(loaded.model, parallel.tree_shardings(loaded.model, mesh))
+        # From the host: device arrays would be cut by a compiled program for each slice.
+        model_on_host = jax.tree.map(np.asarray, loaded.model)
+        placed = jax.device_put(model_on_host, parallel.tree_shardings(loaded.model, mesh))
         loaded = dataclasses.replace(loaded, model=placed, mesh=mesh)
     sets = (*PEOPLE["retrained"], *OTHERS)
     people = [person for part in sets for person in benchmark.sets[part]]

@@ -137,8 +137,7 @@ def test_processes_share_each_batch(lengths, count, seed):
     encoded = encode_lengths(lengths)
     whole = Batches(ENCODER, encoded, 4, seed=seed)
     shares = [
-        Batches(ENCODER, encoded, 4, seed=seed, process_index=i, process_count=count)
-        for i in range(count)
+        Batches(ENCODER, encoded, 4, seed=seed, rows=rows) for rows in np.split(np.arange(4), count)
     ]
     for step in range(len(whole)):
         batch = whole.batch_at(step)
@@ -162,10 +161,9 @@ def test_what_cannot_be_encoded_is_named_all_at_once():
         encode_all(ENCODER, samples)
 
 
-@pytest.mark.parametrize(("batch_size", "count"), [(0, 1), (6, 4)])
-def test_a_batch_size_that_does_not_divide_is_an_error(batch_size, count):
-    with pytest.raises(ManuError, match=f"batch size {batch_size}"):
-        Batches(ENCODER, encode_lengths([3]), batch_size, process_count=count)
+def test_a_batch_of_nothing_is_an_error():
+    with pytest.raises(ManuError, match="batch size 0"):
+        Batches(ENCODER, encode_lengths([3]), 0)
 
 
 def test_no_samples_are_an_error():

@@ -154,6 +154,27 @@ def test_a_killed_run_goes_on_to_the_same_rows(whole, tmp_path, monkeypatch):
         assert now["value"] == pytest.approx(before["value"], abs=1e-4)
 
 
+def test_a_run_killed_between_two_files_of_a_chunk_ends_with_the_same_bytes(
+    whole, tmp_path, monkeypatch
+):
+    folder, rows = whole
+    write, written = suite._write, []
+
+    def killed(file):
+        if written:
+            raise KeyboardInterrupt
+        written.append(file.path.name)
+        write(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(suite, "_write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path)
+    assert run(tmp_path) == rows
+    for path in (folder / "vanilla").iterdir():
+        assert (tmp_path / "vanilla" / path.name).read_bytes() == path.read_bytes()
+
+
 DAMAGE = {
     "broken": (lambda text: text[:-20], "damaged"),
     "cut": (lambda text: text[: text.index("\n")], "damaged: its last line"),

@@ -1,0 +1,83 @@
+"""What test_processes.py runs as one of two processes: what `parallel` promises to several."""
+
+import logging
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from manu_jax import parallel
+from manu_jax.types import Batch, ManuError
+
+ROWS = 16
+MESHES = [(8, 1, 1), (2, 2, 2), (1, 2, 4), (1, 1, 8)]
+
+
+def main(folder: Path) -> None:
+    parallel.join()
+    assert (jax.process_count(), jax.device_count(), jax.local_device_count()) == (2, 8, 4)
+    first = parallel.is_first_process()
+    for mesh in [*(parallel.make_mesh(*sizes) for sizes in MESHES), mixed_mesh()]:
+        check_batch(mesh)
+    check_gather(parallel.make_mesh(2, 2, 2))
+    assert parallel.agreed(7 if first else 8) == 7
+
+    path = folder / "late"
+    assert not parallel.stands(path)
+    if first:
+        time.sleep(0.5)
+        path.mkdir()
+    assert parallel.stands(path) and path.is_dir()
+    parallel.wait_for_all("here")
+
+    done = []
+    parallel.on_first_process(lambda: done.append(1))
+    assert len(done) == first
+    try:
+        parallel.on_first_process(fail)
+    except ManuError as error:
+        assert str(error) == "the disk “/a” is full"
+    else:
+        raise AssertionError("no error")
+    logging.warning("as expected")
+
+
+def fail():
+    raise ManuError("the disk “/a” is full")
+
+
+def mixed_mesh() -> Mesh:
+    """A mesh in which the devices of the two processes take turns, as they may on a pod."""
+    devices = np.array(jax.devices()).reshape(2, 4).T.reshape(8, 1, 1)
+    return Mesh(devices, parallel.AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def check_batch(mesh: Mesh) -> None:
+    """Each process reads its rows alone, and together they are the whole batch, in its order."""
+    ids_BT = np.arange(ROWS * 3, dtype=np.int32).reshape(ROWS, 3)
+    weights_BT = ids_BT.astype(np.float32)
+    rows = parallel.batch_rows(mesh, ROWS)
+    whole = Batch(ids_BT, ids_BT > 4, ids_BT, weights_BT, ids_BT, weights_BT[:, 0])
+    assert len(rows) == ROWS // 2 or parallel.batch_multiple(mesh) == 1
+    placed = parallel.put_batch(jax.tree.map(lambda x: x[rows], whole), mesh)
+    for leaf, expected in zip(
+        jax.tree.leaves(parallel.gather(placed)), jax.tree.leaves(whole), strict=True
+    ):
+        np.testing.assert_array_equal(leaf, expected)
+
+
+def check_gather(mesh: Mesh) -> None:
+    """Arrays come back once, whether they were on the host, whole on a device, or split."""
+    values = np.arange(32.0, dtype=np.float32).reshape(8, 4)
+    split = jax.device_put(values, NamedSharding(mesh, PartitionSpec("data", "tensor")))
+    tree = [values, jax.numpy.asarray(values), parallel.put_replicated(values, mesh), split]
+    for found in parallel.gather(tree):
+        assert isinstance(found, np.ndarray)
+        np.testing.assert_array_equal(found, values)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
