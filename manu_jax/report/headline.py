@@ -30,6 +30,7 @@ STATUS_LABELS = {
     "partly": "Partly forgotten",
     "failed": "Not forgotten",
     "damage": "Damaged",
+    "nothing": "Nothing to forget",
     "unknown": "Not measured",
 }
 
@@ -90,7 +91,7 @@ def _verdict(
     known = {modality: v for modality, v in verdicts.items() if v != "unknown"}
     if not known:
         if forget:
-            return "unknown", (
+            return "nothing", (
                 "There was nothing to forget: the model knew these people no better than one that "
                 "never saw them."
             )

@@ -180,7 +180,7 @@ def test_without_a_retrained_model_guessing_is_the_level():
 
 def test_nothing_to_forget_is_said():
     found = headline(results((0.25, 0.25), before=0.26))
-    assert found.status == "unknown"
+    assert found.status == "nothing"
     assert found.title.startswith("There was nothing to forget")
 
 
