@@ -43,7 +43,6 @@ def results_without_times(directory):
     return results
 
 
-@pytest.mark.slow
 def test_whole_run_leaves_every_file_of_the_design(finished):
     names = {path.name for path in finished.iterdir() if not path.name.startswith(".")}
     assert names >= {
@@ -57,14 +56,12 @@ def test_whole_run_leaves_every_file_of_the_design(finished):
     ]  # fmt: skip
 
 
-@pytest.mark.slow
 def test_run_from_its_own_config_file_gives_the_same_results(finished, tmp_path):
     copy = tmp_path / "copy"
     assert run.main(["--config", str(finished / "config.yaml"), "--output", str(copy)]) == 0
     assert results_without_times(copy) == results_without_times(finished)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["train", "masks", "evaluate"])
 def test_stage_can_be_run_alone_and_gives_the_same(finished, config, tmp_path, stage):
     copy = tmp_path / "copy"
