@@ -276,6 +276,8 @@ class RunConfig(Section):
 
     output: str = "runs/run"  # the run's folder; --output replaces it
     seed: int = pydantic.Field(default=0, ge=0)
+    # The goal that the report judges by: facts forgotten in both forms, or only when shown
+    erase: Literal["both", "visual"] = "both"
     mesh: MeshSection = MeshSection()
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()

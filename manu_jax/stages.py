@@ -31,12 +31,14 @@ from manu_jax.config import Preset, RunConfig
 from manu_jax.data import mllmu, synthetic
 from manu_jax.data.record import SETS, Benchmark
 from manu_jax.data.views import forms
+from manu_jax.evaluation.leakage import find_leakage
 from manu_jax.evaluation.likelihood import share_right
-from manu_jax.evaluation.suite import evaluate
+from manu_jax.evaluation.suite import evaluate, stored_records
 from manu_jax.fingerprint import samples_hash
 from manu_jax.folder import new_folder, versions, write_atomic
 from manu_jax.importance.methods import load_scores, save_scores, scores_for
 from manu_jax.models.family import Loaded, load, read_config, save_pretrained
+from manu_jax.report.leakage import to_plain
 from manu_jax.report.render import people_shown, render
 from manu_jax.report.results import write_results
 from manu_jax.selection import select
@@ -247,8 +249,8 @@ def make_evaluation(run: Run) -> None:
     times = run.times()
     times["evaluate"] = times.get("evaluate", 0.0) + round(time.monotonic() - begun, 2)
     write = functools.partial(
-        write_results,
-        run.directory,
+        _write_results,
+        run,
         rows,
         models=models,
         headline=run.config.method.preset,
@@ -258,7 +260,6 @@ def make_evaluation(run: Run) -> None:
             "num_people": len(forget) + len(run.benchmark.sets["retain"]),
         },
         alpha_sweep=sweep,
-        config=run.config.model_dump(mode="json"),
         timings=times,
     )
     parallel.on_first_process(write)
@@ -349,6 +350,27 @@ def _sweep(run: Run) -> list[dict[str, Any]]:
     if run.has_retrained:
         measure(RETRAINED, 0.0, run.load_model(RETRAINED, run.config.model.retrained_path))
     return points
+
+
+def _write_results(run: Run, rows: Any, *, models: Sequence[str], **rest: Any) -> None:
+    """Write results.json, with what each model leaks by the records that now stand."""
+    folder, section = run.directory / "evaluation", run.config.evaluate
+    records = {model: stored_records(folder / model, ("forget", "test")) for model in models}
+    leakage = [
+        to_plain(
+            model,
+            find_leakage(
+                records[model],
+                records[VANILLA],
+                erase=run.config.erase,
+                resamples=section.resamples,
+                seed=run.config.seed,
+            ),
+        )
+        for model in models
+    ]
+    config = run.config.model_dump(mode="json")
+    write_results(run.directory, rows, models=models, leakage=leakage, config=config, **rest)
 
 
 def _render(directory: Path, benchmark: Benchmark) -> None:

@@ -72,6 +72,19 @@ def evaluate(
     return [row for file in files for row in _rows(file, model_name, section, seed)]
 
 
+def stored_records(folder: str | Path, sets: Sequence[str]) -> dict[tuple[str, str, str], list]:
+    """Return {(set, task, modality): records} of the files that `evaluate` left for one model."""
+    found = {}
+    for name in sets:
+        for task in TASKS:
+            for modality in MODALITIES:
+                path = Path(folder) / f"{name}.{task}.{modality}.jsonl"
+                if path.exists():
+                    lines = path.read_text(encoding="utf-8").splitlines()
+                    found[name, task, modality] = [json.loads(line) for line in lines]
+    return found
+
+
 def _check_names(section: EvaluateSection, sets: Mapping[str, Any]) -> None:
     faults = [
         f"evaluate.{what}: unknown {', '.join(map(repr, unknown))}; known: {', '.join(known)}."

@@ -62,7 +62,8 @@ def headline(results: Results, chance: float | None = None) -> Headline:
     missing = [modality for modality, change in forget.items() if change is None]
     measured = {modality: change for modality, change in forget.items() if change is not None}
     keep = _kept_changes(results, guesses)
-    status, title = _verdict(results, measured, missing, keep)
+    asked_of = {modality: measured[modality] for modality in _goal(results) if modality in measured}
+    status, title = _verdict(results, asked_of, [m for m in missing if m in _goal(results)], keep)
     leaks = _leaks(results, guesses)
     if status == "forgotten" and leaks:
         status = "leak"
@@ -75,6 +76,11 @@ def headline(results: Results, chance: float | None = None) -> Headline:
     sentences.append(("Cost", _cost_sentence(keep)))
     sentences += [("Other methods", text) for text in _others(results)]
     return Headline(status, title, tuple(sentences))
+
+
+def _goal(results: Results) -> tuple[str, ...]:
+    """Return the forms in which the facts were to be forgotten, as the config declares it."""
+    return ("image",) if results.config.get("erase") == "visual" else tuple(FORMS)
 
 
 def joined(words: Sequence[str]) -> str:
@@ -235,7 +241,9 @@ def _leaks(results: Results, guesses: Guesses) -> list[str]:
         for task, title in TASK_TITLES.items():
             if task == "likelihood":
                 continue
-            changes = [change_of(results, where, task, m, guesses.get(task)) for m in FORMS]
+            changes = [
+                change_of(results, where, task, m, guesses.get(task)) for m in _goal(results)
+            ]
             forms = [
                 f"{_arrow(change)} {FORMS[change.modality]}"
                 for change in changes

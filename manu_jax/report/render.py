@@ -8,7 +8,7 @@ import markupsafe
 import yaml
 
 from manu_jax.folder import write_atomic
-from manu_jax.report import examples, headline, inputs, numbers, plots
+from manu_jax.report import examples, headline, inputs, leakage, numbers, plots
 from manu_jax.report.results import load_results
 
 TEMPLATE = "report.html.jinja"
@@ -39,6 +39,7 @@ def render(
     main, others = numbers.tables(results)
     people = numbers.people(results, items)
     shown = examples.examples(results, items, names)
+    found = results.leakage.get(results.headline)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("manu_jax.report", "."),
         autoescape=True,
@@ -65,6 +66,12 @@ def render(
         counts=counts.get(results.headline, []),
         people=plots.people_plots(people),
         people_items=numbers.item_range(people),
+        leakage_text=leakage.sentence(
+            found, results.headline, str(results.config.get("erase", "both"))
+        ),
+        leakage_bars=leakage.bars(results.leakage),
+        leakage_grid=leakage.grid(found, dict(results.request.people)),
+        leakage_legend=leakage.LEGEND,
         examples=shown,
         rule=examples.RULE,
         pictures={e.person: pictures[e.person] for e in shown if e.person in pictures},

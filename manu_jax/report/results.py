@@ -5,6 +5,7 @@
      "headline": name,                       the method that the report speaks of
      "request": {"people": [{"id", "name"}, …], "share": percent or null, "num_people": n or null},
      "alpha_sweep": [{method, alpha, set, modality, value, n}, …],
+     "leakage": [{model, …}, …],             which facts each form gives away: leakage.py
      "config": {…}, "timings": {stage: seconds}}
 
 `value` of a sweep point is the share answered right, in [0, 1]. Its methods "vanilla" and
@@ -18,7 +19,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from manu_jax.evaluation.leakage import Leakage
 from manu_jax.folder import write_atomic
+from manu_jax.report.leakage import from_plain
 from manu_jax.types import MODALITIES, ManuError
 
 SETS = ("forget", "test", "retain", "celebrity", "general")
@@ -75,6 +78,7 @@ class Results:
     alpha_sweep: tuple[SweepPoint, ...] = ()
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     timings: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    leakage: Mapping[str, Leakage] = dataclasses.field(default_factory=dict)
 
     def row(self, model: str, set: str, task: str, modality: str, metric: str) -> Row | None:
         """Return the row of these five names, or None where it was not measured."""
@@ -90,6 +94,7 @@ def write_results(
     headline: str,
     request: Request | Mapping[str, Any],
     alpha_sweep: Iterable[SweepPoint | Mapping[str, Any]] = (),
+    leakage: Iterable[Mapping[str, Any]] = (),
     config: Mapping[str, Any],
     timings: Mapping[str, float],
 ) -> Path:
@@ -104,6 +109,7 @@ def write_results(
         "headline": headline,
         "request": _plain_request(request),
         "alpha_sweep": [_plain(point) for point in alpha_sweep],
+        "leakage": [dict(found) for found in leakage],
         "config": dict(config),
         "timings": {stage: float(seconds) for stage, seconds in timings.items()},
     }
@@ -136,6 +142,7 @@ def _parse(content: Any, where: str) -> Results:
     faults += [f"the key {key!r} is missing" for key in required if key not in content]
     rows = _records(Row, content.get("rows", []), "rows", faults)
     points = _records(SweepPoint, content.get("alpha_sweep", []), "alpha_sweep", faults)
+    leakage = from_plain(content.get("leakage", []), faults)
     models = content.get("models", [])
     if not isinstance(models, list) or not all(isinstance(name, str) for name in models):
         faults.append(f"models: expected a list of names, got {models!r}")
@@ -164,6 +171,7 @@ def _parse(content: Any, where: str) -> Results:
         alpha_sweep=tuple(points),
         config=content["config"],
         timings=content["timings"],
+        leakage=leakage,
     )
 
 

@@ -9,7 +9,10 @@ from PIL import Image, ImageDraw
 
 from manu_jax import masks
 from manu_jax.arrays import write_arrays
+from manu_jax.evaluation.leakage import Leakage, find_leakage
+from manu_jax.evaluation.suite import stored_records
 from manu_jax.evaluation.tasks import TASKS
+from manu_jax.report.leakage import to_plain
 from manu_jax.report.results import write_results
 
 MODELS = ("vanilla", "retrained", "learned", "gradient", "paper", "official-code", "random")
@@ -77,6 +80,7 @@ def write_run(
             "num_people": 40,
         },
         alpha_sweep=points,
+        leakage=[to_plain(model, _leakage(directory, model)) for model in models],
         config={
             "output": "runs/demo",
             "seed": 0,
@@ -108,6 +112,14 @@ def portrait(identity: str) -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
+
+
+def _leakage(directory: Path, model: str) -> Leakage:
+    found, before = (
+        stored_records(directory / "evaluation" / name, ("forget", "test"))
+        for name in (model, "vanilla")
+    )
+    return find_leakage(found, before)
 
 
 def _share(known: tuple[float, float, float], where: str, modality: str) -> float:

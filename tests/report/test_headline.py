@@ -21,6 +21,7 @@ def results(
     task="classification",
     extra=(),
     modalities=("image", "text"),
+    erase="both",
 ):
     """Results of a method that leaves `forget` (image, text) right of the people to forget."""
     rows = list(extra)
@@ -37,6 +38,7 @@ def results(
         models=("vanilla", "retrained", "learned"),
         headline="learned",
         request=Request(PEOPLE, share=10, num_people=20),
+        config={"erase": erase},
     )
 
 
@@ -83,6 +85,13 @@ def test_failure_is_said_plainly():
 def test_a_leak_names_its_path(forget, title):
     found = headline(results(forget))
     assert (found.status, found.title) == ("leak", title)
+
+
+def test_what_is_to_stay_in_words_is_no_leak_there():
+    found = headline(results((0.25, 1.0), erase="visual"))
+    assert found.status == "forgotten"
+    assert found.title == "Two people forgotten from their pictures, at a small cost."
+    assert headline(results((1.0, 0.25), erase="visual")).status == "failed"
 
 
 def test_partly_in_both_forms():

@@ -196,7 +196,8 @@ def test_missing_rows_are_called_not_measured(run_folder, tmp_path):
         if row["model"] != "paper" and (row["model"], row["set"]) != ("retrained", "general")
     ]
     page = Page(render(rewritten(directory, rows=rows)).read_text())
-    lines = [line for table in page.tables for line in table if line and "paper" in line[0]]
+    tables = [table for table in page.tables if "Forget lower" in " ".join(table[0])]
+    lines = [line for table in tables for line in table if line and "paper" in line[0]]
     assert lines and all(cell.split() == ["not", "measured"] for line in lines for cell in line[1:])
     assert "paper not measured / not measured" in " ".join(page.text)
     assert "Cells without a number were not measured." in " ".join(page.text)
@@ -300,3 +301,23 @@ def test_numbers_are_printed_alike():
     assert numbers.number(-0.5, "log_likelihood") == "−0.50"
     assert numbers.number(0.64567, "rougeL") == "0.646"
     assert numbers.number(0.5, "letter_accuracy") == "50.0"
+
+
+def test_every_judged_fact_stands_in_the_leakage_matrix(run_folder, page):
+    results = load_results(run_folder)
+    table = next(t for t in page.tables if t[0] and "by state" in " ".join(t[0]))
+    lines = {line[0].strip(): line for line in table[1:]}
+    assert list(lines) == list(results.models)
+    for model, found in results.leakage.items():
+        counts = [found.count(state) for state in ("both", "image", "text", "neither")]
+        assert [int(count) for count in lines[model][1].split()] == [n for n in counts if n]
+        assert sum(counts) == len(found.facts) > 10
+    cells = [value for tag, name, value in page.attributes if name == "class" and "cell " in value]
+    assert len(cells) == len(results.leakage["learned"].facts)
+    assert "facts that the model knew" in " ".join(page.text)
+
+
+def test_a_run_without_leakage_says_so(run_folder, tmp_path):
+    page = Page(render(rewritten(copied(run_folder, tmp_path), leakage=[])).read_text())
+    assert page.faults == []
+    assert "no fact to forget was known before in both forms" in " ".join(page.text)

@@ -6,6 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from manu_jax.evaluation.leakage import FactState, Leakage
+from manu_jax.evaluation.metrics import Interval
+from manu_jax.report.leakage import to_plain
 from manu_jax.report.results import (
     MAX_FAULTS,
     Request,
@@ -107,3 +110,25 @@ def test_a_missing_file_names_the_stage(tmp_path):
 def test_a_sweep_value_outside_zero_and_one_is_an_error(tmp_path):
     with pytest.raises(ManuError, match=r"value \(45\.0\) in \[0, 1\]"):
         write(tmp_path, alpha_sweep=[SweepPoint("paper", 0.1, "forget", "image", 45.0, 8)])
+
+
+def test_leakage_round_trip(tmp_path):
+    facts = (
+        FactState("001/home", "001", "image", False),
+        FactState("001/job", "001", "both", True),
+    )
+    nan = float("nan")
+    found = Leakage(facts, 1, 2, Interval(0.5, nan, nan, 2), Interval(0.5, 0.0, 1.0, 2), None)
+    write(tmp_path, leakage=[to_plain("paper", found)])
+    again = load_results(tmp_path).leakage["paper"]
+    assert to_plain("paper", again) == to_plain("paper", found)
+    assert again.facts == facts and again.gap == found.gap and again.reached is None
+
+
+def test_broken_leakage_is_one_fault(tmp_path):
+    fact = {"key": "001/home", "person": "001", "forgotten_in": "nowhere", "by_transformed": False}
+    plain = dict(model="paper", unknown=0, unjudged=0, leakage=None, gap=None, reached=None)
+    with pytest.raises(ManuError, match=r"leakage\[0\].*nowhere"):
+        write(tmp_path, leakage=[plain | {"facts": [fact]}])
+    with pytest.raises(ManuError, match=r"leakage\[0\].*facts"):
+        write(tmp_path, leakage=[plain])

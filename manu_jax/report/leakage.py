@@ -1,0 +1,156 @@
+"""The leakage matrix: results.json's part of it, and what the report shows. Pure.
+
+"leakage": [{"model", "unknown", "unjudged", "leakage", "gap", "reached": {value, n, low, high}
+             or null, "facts": [{"key", "person", "forgotten_in", "by_transformed"}, …]}, …]
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from manu_jax.evaluation.leakage import STATES, FactState, Leakage, State
+from manu_jax.evaluation.metrics import Interval
+
+MOST_PEOPLE = 20  # rows of the grid
+FIGURES = ("leakage", "gap", "reached")
+# state → (name, sign in the grid)
+LEGEND: dict[State, tuple[str, str]] = {
+    "both": ("forgotten in both forms", "✓"),
+    "image": ("still given away when asked by name", "N"),
+    "text": ("still given away when shown", "P"),
+    "neither": ("still given away in both", "●"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Bar:
+    """One model's facts by state, and its three figures as they are printed."""
+
+    model: str
+    counts: tuple[tuple[State, int], ...]
+    total: int
+    leakage: str
+    gap: str
+    reached: str
+
+
+@dataclasses.dataclass(frozen=True)
+class GridLine:
+    """One person's facts under the headline method: (attribute, state, by a transformed image)."""
+
+    name: str
+    cells: tuple[tuple[str, State, bool], ...]
+
+
+def to_plain(model: str, found: Leakage) -> dict[str, Any]:
+    """Return what results.json keeps of one model's leakage."""
+    return {
+        "model": model,
+        "unknown": found.num_unknown,
+        "unjudged": found.num_unjudged,
+        **{name: _plain_interval(getattr(found, name)) for name in FIGURES},
+        "facts": [dataclasses.asdict(fact) for fact in found.facts],
+    }
+
+
+def from_plain(values: Any, faults: list[str]) -> dict[str, Leakage]:
+    """Return {model: Leakage} of results.json's list; what is wrong is added to `faults`."""
+    if not isinstance(values, list):
+        faults.append(f"leakage: expected a list, got {values!r}")
+        return {}
+    found = {}
+    for index, value in enumerate(values):
+        try:
+            facts = tuple(FactState(**fact) for fact in value["facts"])
+            wrong = {fact.forgotten_in for fact in facts} - set(STATES)
+            if wrong:
+                raise ValueError(f"unknown states {sorted(wrong)}")
+            found[str(value["model"])] = Leakage(
+                facts,
+                int(value["unknown"]),
+                int(value["unjudged"]),
+                *(_interval(value[name]) for name in FIGURES),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            faults.append(f"leakage[{index}]: {type(error).__name__}: {error}")
+    return found
+
+
+def bars(found: Mapping[str, Leakage]) -> list[Bar]:
+    """Return a line for each model that has judged facts."""
+    return [
+        Bar(
+            model,
+            tuple((state, one.count(state)) for state in STATES),
+            len(one.facts),
+            _text(one.leakage),
+            _text(one.gap, sign="+"),
+            _text(one.reached),
+        )
+        for model, one in found.items()
+        if one.facts
+    ]
+
+
+def grid(found: Leakage | None, names: Mapping[str, str]) -> list[GridLine]:
+    """Return the facts of the first people, in the order in which they were asked for."""
+    people: dict[str, list[FactState]] = {}
+    for fact in found.facts if found else ():
+        people.setdefault(fact.person, []).append(fact)
+    return [
+        GridLine(
+            names.get(person, person),
+            tuple((f.key.partition("/")[2], f.forgotten_in, f.by_transformed) for f in facts),
+        )
+        for person, facts in list(people.items())[:MOST_PEOPLE]
+    ]
+
+
+def sentence(found: Leakage | None, model: str, erase: str) -> str:
+    """Return the finding in words."""
+    if found is None or not found.facts or found.reached is None:
+        return "Not measured: no fact to forget was known before in both forms and asked in both."
+    total = len(found.facts)
+    goal = "forgotten in both forms" if erase == "both" else "forgotten when shown and kept by name"
+    wanted: Sequence[State] = ("both",) if erase == "both" else ("image",)
+    reached = sum(found.count(state) for state in wanted)
+    parts = [f"{model}: of {total} facts that the model knew, {reached} are {goal}, as was asked."]
+    if found.leakage is not None:
+        leaking = found.count("image") + found.count("text")
+        parts.append(
+            f"Of the {found.leakage.n} forgotten in at least one form, {leaking} are still given "
+            f"away by the other: {found.count('image')} by name, {found.count('text')} shown."
+        )
+    transformed = sum(fact.by_transformed for fact in found.facts)
+    if transformed:
+        parts.append(f"For {transformed}, only a transformed picture brings the answer back.")
+    if found.num_unknown or found.num_unjudged:
+        parts.append(
+            f"Not counted: {found.num_unknown} facts that it did not know in both forms, "
+            f"{found.num_unjudged} without a question in both."
+        )
+    return " ".join(parts)
+
+
+def _plain_interval(interval: Interval | None) -> dict[str, Any] | None:
+    if interval is None:
+        return None
+    plain = dataclasses.asdict(interval)
+    return {key: None if math.isnan(value) else value for key, value in plain.items()}
+
+
+def _interval(value: Any) -> Interval | None:
+    if value is None:
+        return None
+    bounds = [math.nan if value[key] is None else float(value[key]) for key in ("low", "high")]
+    return Interval(float(value["value"]), *bounds, n=int(value["n"]))
+
+
+def _text(interval: Interval | None, sign: str = "") -> str:
+    if interval is None:
+        return "–"
+    text = f"{100 * interval.value:{sign}.0f}\u202f%"
+    if math.isnan(interval.low):
+        return text
+    return f"{text} ({100 * interval.low:{sign}.0f} to {100 * interval.high:{sign}.0f})"
