@@ -262,6 +262,7 @@ class EvaluateSection(Section):
     )  # greedy decoding stops here, or at the end token
     resamples: int = pydantic.Field(default=1000, ge=1)  # of the bootstrap over people
     max_people: Count | None = None  # per set, the first by ID; None: all
+    kl: bool = True  # measure the distance to the retrained model; holds two models in memory
 
 
 class SweepSection(Section):

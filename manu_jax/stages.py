@@ -31,14 +31,17 @@ from manu_jax.config import Preset, RunConfig
 from manu_jax.data import mllmu, synthetic
 from manu_jax.data.record import SETS, Benchmark
 from manu_jax.data.views import forms
+from manu_jax.evaluation.differences import differences
+from manu_jax.evaluation.distance import answer_kl, compare_truth_ratios
 from manu_jax.evaluation.leakage import find_leakage
 from manu_jax.evaluation.likelihood import share_right
+from manu_jax.evaluation.metrics import bootstrap
 from manu_jax.evaluation.suite import evaluate, stored_records
 from manu_jax.fingerprint import samples_hash
 from manu_jax.folder import new_folder, versions, write_atomic
 from manu_jax.importance.methods import load_scores, save_scores, scores_for
 from manu_jax.models.family import Loaded, load, read_config, save_pretrained
-from manu_jax.report.leakage import to_plain
+from manu_jax.report.leakage import plain_interval, to_plain
 from manu_jax.report.render import people_shown, render
 from manu_jax.report.results import write_results
 from manu_jax.selection import select
@@ -246,6 +249,7 @@ def make_evaluation(run: Run) -> None:
         models.append(name)
     forget = run.benchmark.sets["forget"]
     sweep = _sweep(run)
+    distances = _distances(run, list(_models(run)))
     times = run.times()
     times["evaluate"] = times.get("evaluate", 0.0) + round(time.monotonic() - begun, 2)
     write = functools.partial(
@@ -253,6 +257,7 @@ def make_evaluation(run: Run) -> None:
         run,
         rows,
         models=models,
+        distances=distances,
         headline=run.config.method.preset,
         request={
             "people": [{"id": person.id, "name": person.name} for person in forget],
@@ -352,25 +357,70 @@ def _sweep(run: Run) -> list[dict[str, Any]]:
     return points
 
 
-def _write_results(run: Run, rows: Any, *, models: Sequence[str], **rest: Any) -> None:
-    """Write results.json, with what each model leaks by the records that now stand."""
+def _distances(run: Run, models: Sequence[tuple[str, Callable[[], Loaded]]]) -> list[dict]:
+    """Return each model's KL from the retrained one, on the facts to forget and to retain."""
+    if not run.has_retrained or not run.config.evaluate.kl:
+        return []
+    section = run.config.evaluate
+    reference = run.load_model(RETRAINED, run.config.model.retrained_path)
+    found = []
+    for name, loaded in models:
+        model = loaded()
+        for part in ("forget", "retain"):
+            people = run.benchmark.sets[part]
+            facts = [f for p in people[: section.max_people] for f in p.facts]
+            for modality in MODALITIES:
+                samples = forms(facts, modality, run.vanilla.template)
+                values = answer_kl(model, reference, samples, batch_size=section.batch_size)
+                interval = bootstrap(
+                    values.tolist(),
+                    [sample.key.partition("/")[0] for sample in samples],
+                    resamples=section.resamples,
+                    seed=run.config.seed,
+                )
+                place = {"model": name, "set": part, "modality": modality, "metric": "kl"}
+                found.append(place | plain_interval(interval))
+    return found
+
+
+def _write_results(
+    run: Run, rows: Any, *, models: Sequence[str], distances: list[dict], **rest: Any
+) -> None:
+    """Write results.json, with what follows from the records that now stand."""
     folder, section = run.directory / "evaluation", run.config.evaluate
-    records = {model: stored_records(folder / model, ("forget", "test")) for model in models}
+    settings: dict[str, Any] = {"resamples": section.resamples, "seed": run.config.seed}
+    records = {model: stored_records(folder / model) for model in models}
     leakage = [
         to_plain(
             model,
-            find_leakage(
-                records[model],
-                records[VANILLA],
-                erase=run.config.erase,
-                resamples=section.resamples,
-                seed=run.config.seed,
-            ),
+            find_leakage(records[model], records[VANILLA], erase=run.config.erase, **settings),
         )
         for model in models
     ]
-    config = run.config.model_dump(mode="json")
-    write_results(run.directory, rows, models=models, leakage=leakage, config=config, **rest)
+    paired = [
+        difference
+        for against in (VANILLA, RETRAINED)
+        if against in models
+        for difference in differences(records, against, **settings)
+    ]
+    for model in models if RETRAINED in models else ():
+        for modality in MODALITIES:
+            place = ("forget", "classification", modality)
+            sides = (records[name].get(place, ()) for name in (model, RETRAINED))
+            found = compare_truth_ratios(*sides)
+            if found is not None:
+                where = {"model": model, "set": "forget", "modality": modality, "metric": "ks"}
+                distances.append(where | dataclasses.asdict(found))
+    write_results(
+        run.directory,
+        rows,
+        models=models,
+        leakage=leakage,
+        differences=paired,
+        distances=distances,
+        config=run.config.model_dump(mode="json"),
+        **rest,
+    )
 
 
 def _render(directory: Path, benchmark: Benchmark) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from manu_jax import parallel
 from manu_jax.config import EvaluateSection
-from manu_jax.data.record import Person
+from manu_jax.data.record import SETS, Person
 from manu_jax.evaluation.generate import greedy
 from manu_jax.evaluation.likelihood import log_likelihoods
 from manu_jax.evaluation.metrics import bootstrap
@@ -72,10 +72,10 @@ def evaluate(
     return [row for file in files for row in _rows(file, model_name, section, seed)]
 
 
-def stored_records(folder: str | Path, sets: Sequence[str]) -> dict[tuple[str, str, str], list]:
+def stored_records(folder: str | Path) -> dict[tuple[str, str, str], list[Record]]:
     """Return {(set, task, modality): records} of the files that `evaluate` left for one model."""
     found = {}
-    for name in sets:
+    for name in SETS:
         for task in TASKS:
             for modality in MODALITIES:
                 path = Path(folder) / f"{name}.{task}.{modality}.jsonl"

@@ -49,9 +49,15 @@ def to_plain(model: str, found: Leakage) -> dict[str, Any]:
         "model": model,
         "unknown": found.num_unknown,
         "unjudged": found.num_unjudged,
-        **{name: _plain_interval(getattr(found, name)) for name in FIGURES},
+        **{name: _plain_or_none(getattr(found, name)) for name in FIGURES},
         "facts": [dataclasses.asdict(fact) for fact in found.facts],
     }
+
+
+def plain_interval(interval: Interval) -> dict[str, Any]:
+    """Return an interval as results.json keeps it: without bounds where there is one person."""
+    plain = dataclasses.asdict(interval)
+    return {key: None if math.isnan(value) else value for key, value in plain.items()}
 
 
 def from_plain(values: Any, faults: list[str]) -> dict[str, Leakage]:
@@ -133,11 +139,8 @@ def sentence(found: Leakage | None, model: str, erase: str) -> str:
     return " ".join(parts)
 
 
-def _plain_interval(interval: Interval | None) -> dict[str, Any] | None:
-    if interval is None:
-        return None
-    plain = dataclasses.asdict(interval)
-    return {key: None if math.isnan(value) else value for key, value in plain.items()}
+def _plain_or_none(interval: Interval | None) -> dict[str, Any] | None:
+    return None if interval is None else plain_interval(interval)
 
 
 def _interval(value: Any) -> Interval | None:

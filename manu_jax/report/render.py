@@ -8,7 +8,7 @@ import markupsafe
 import yaml
 
 from manu_jax.folder import write_atomic
-from manu_jax.report import examples, headline, inputs, leakage, numbers, plots
+from manu_jax.report import distances, examples, headline, inputs, leakage, numbers, plots
 from manu_jax.report.results import load_results
 
 TEMPLATE = "report.html.jinja"
@@ -72,6 +72,7 @@ def render(
         leakage_bars=leakage.bars(results.leakage),
         leakage_grid=leakage.grid(found, dict(results.request.people)),
         leakage_legend=leakage.LEGEND,
+        comparisons=distances.tables(results),
         examples=shown,
         rule=examples.RULE,
         pictures={e.person: pictures[e.person] for e in shown if e.person in pictures},

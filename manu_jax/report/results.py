@@ -6,6 +6,9 @@
      "request": {"people": [{"id", "name"}, …], "share": percent or null, "num_people": n or null},
      "alpha_sweep": [{method, alpha, set, modality, value, n}, …],
      "leakage": [{model, …}, …],             which facts each form gives away: leakage.py
+     "differences": [{model, against, set, task, modality, metric, value, n, low, high}, …],
+     "distances": [{model, set, modality, metric, value, …}, …],  from the retrained model:
+                                             "kl" with n, low, high; "ks" with p, n, n_reference
      "config": {…}, "timings": {stage: seconds}}
 
 `value` of a sweep point is the share answered right, in [0, 1]. Its methods "vanilla" and
@@ -47,6 +50,38 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
+class Difference:
+    """The paired difference of two models' means on the same items, with its 95 % interval."""
+
+    model: str
+    against: str
+    set: str
+    task: str
+    modality: str
+    metric: str
+    value: float
+    n: int
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Distance:
+    """A distance from the retrained model: "kl" in nats, "ks" in [0, 1] with its p-value."""
+
+    model: str
+    set: str
+    modality: str
+    metric: str
+    value: float
+    n: int
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    n_reference: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class SweepPoint:
     """Share answered right, in [0, 1], when a method removes the share `alpha` of the neurons."""
 
@@ -79,6 +114,8 @@ class Results:
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     timings: Mapping[str, float] = dataclasses.field(default_factory=dict)
     leakage: Mapping[str, Leakage] = dataclasses.field(default_factory=dict)
+    differences: tuple[Difference, ...] = ()
+    distances: tuple[Distance, ...] = ()
 
     def row(self, model: str, set: str, task: str, modality: str, metric: str) -> Row | None:
         """Return the row of these five names, or None where it was not measured."""
@@ -95,6 +132,8 @@ def write_results(
     request: Request | Mapping[str, Any],
     alpha_sweep: Iterable[SweepPoint | Mapping[str, Any]] = (),
     leakage: Iterable[Mapping[str, Any]] = (),
+    differences: Iterable[Difference | Mapping[str, Any]] = (),
+    distances: Iterable[Distance | Mapping[str, Any]] = (),
     config: Mapping[str, Any],
     timings: Mapping[str, float],
 ) -> Path:
@@ -110,6 +149,8 @@ def write_results(
         "request": _plain_request(request),
         "alpha_sweep": [_plain(point) for point in alpha_sweep],
         "leakage": [dict(found) for found in leakage],
+        "differences": [_plain(difference) for difference in differences],
+        "distances": [_plain(distance) for distance in distances],
         "config": dict(config),
         "timings": {stage: float(seconds) for stage, seconds in timings.items()},
     }
@@ -143,6 +184,8 @@ def _parse(content: Any, where: str) -> Results:
     rows = _records(Row, content.get("rows", []), "rows", faults)
     points = _records(SweepPoint, content.get("alpha_sweep", []), "alpha_sweep", faults)
     leakage = from_plain(content.get("leakage", []), faults)
+    differences = _records(Difference, content.get("differences", []), "differences", faults)
+    distances = _records(Distance, content.get("distances", []), "distances", faults)
     models = content.get("models", [])
     if not isinstance(models, list) or not all(isinstance(name, str) for name in models):
         faults.append(f"models: expected a list of names, got {models!r}")
@@ -172,6 +215,8 @@ def _parse(content: Any, where: str) -> Results:
         config=content["config"],
         timings=content["timings"],
         leakage=leakage,
+        differences=tuple(differences),
+        distances=tuple(distances),
     )
 
 

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 
 from manu_jax import masks
 from manu_jax.arrays import write_arrays
+from manu_jax.evaluation.differences import differences
 from manu_jax.evaluation.leakage import Leakage, find_leakage
 from manu_jax.evaluation.suite import stored_records
 from manu_jax.evaluation.tasks import TASKS
@@ -81,6 +82,19 @@ def write_run(
         },
         alpha_sweep=points,
         leakage=[to_plain(model, _leakage(directory, model)) for model in models],
+        differences=_differences(directory, models),
+        distances=[
+            {"model": model, "set": where, "modality": modality, "metric": "kl"}
+            | {"value": float(random.random()), "n": 20, "low": 0.0, "high": 1.0}
+            for model in models
+            for where in ("forget", "retain")
+            for modality in ("image", "text")
+        ]
+        + [
+            {"model": model, "set": "forget", "modality": "text", "metric": "ks"}
+            | {"value": 0.5, "p": 0.01, "n": 20, "n_reference": 20}
+            for model in models
+        ],
         config={
             "output": "runs/demo",
             "seed": 0,
@@ -114,11 +128,18 @@ def portrait(identity: str) -> bytes:
     return file.getvalue()
 
 
+def _differences(directory: Path, models: tuple[str, ...]) -> list[dict]:
+    records = {name: stored_records(directory / "evaluation" / name) for name in models}
+    return [
+        difference
+        for against in ("vanilla", "retrained")
+        if against in models
+        for difference in differences(records, against, resamples=50)
+    ]
+
+
 def _leakage(directory: Path, model: str) -> Leakage:
-    found, before = (
-        stored_records(directory / "evaluation" / name, ("forget", "test"))
-        for name in (model, "vanilla")
-    )
+    found, before = (stored_records(directory / "evaluation" / name) for name in (model, "vanilla"))
     return find_leakage(found, before)
 
 

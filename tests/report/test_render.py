@@ -321,3 +321,22 @@ def test_a_run_without_leakage_says_so(run_folder, tmp_path):
     page = Page(render(rewritten(copied(run_folder, tmp_path), leakage=[])).read_text())
     assert page.faults == []
     assert "no fact to forget was known before in both forms" in " ".join(page.text)
+
+
+def test_distances_and_differences_stand_in_tables(run_folder, page):
+    results = load_results(run_folder)
+    distances = next(t for t in page.tables if t[0] and "KL, nats" in " ".join(t[0]))
+    assert [line[0].strip() for line in distances[1:]] == [
+        model for model in results.models if model != "retrained"
+    ]
+    assert all(line[-1].split()[:4] == ["0.50", "p", "=", "0.01,"] for line in distances[1:])
+    paired = next(t for t in page.tables if t[0] and "− vanilla" in " ".join(t[0]))
+    lines = {line[0].strip(): line[1:] for line in paired[1:]}
+    found = next(
+        d
+        for d in results.differences
+        if (d.model, d.against, d.set, d.task, d.modality, d.metric)
+        == ("learned", "vanilla", "forget", "generation", "image", "exact")
+    )
+    assert lines["Forget: free answers"][0].split()[0] == f"{100 * found.value:+.1f}"
+    assert len(lines) == 20
