@@ -29,6 +29,16 @@ Share = Annotated[float, pydantic.Field(gt=0, lt=1)]  # of neurons
 Count = Annotated[int, pydantic.Field(ge=1)]
 Task = Literal["classification", "generation", "cloze", "likelihood"]
 Set = Literal["forget", "test", "retain", "celebrity", "general"]
+Unlearning = Literal[
+    "gradient_ascent",
+    "gradient_difference",
+    "gradient_difference_official",
+    "kl_minimisation",
+    "kl_minimisation_official",
+    "npo",
+    "npo_official",
+    "idk",
+]
 Function = Literal["absolute", "frequency", "variance", "rms"]
 
 
@@ -114,16 +124,10 @@ class DataSection(Section):
     )  # synthetic only: questions that have nothing to do with people
 
 
-class TrainSection(Section):
-    """Training of the vanilla model (and of the retrained reference). Off where `steps` is 0."""
+class OptimizerSection(Section):
+    """How a loss is lowered."""
 
-    steps: int = pydantic.Field(
-        default=0, ge=0
-    )  # optimizer steps after the shared base; 0: the model is used as it is
-    base_steps: int = pydantic.Field(
-        default=0, ge=0
-    )  # steps on everything but the people, before both trainings
-    batch_size: int = pydantic.Field(default=16, ge=1)  # documents
+    batch_size: int = pydantic.Field(default=16, ge=1)
     learning_rate: float = pydantic.Field(default=1e-3, gt=0)
     warmup: float = pydantic.Field(default=0.05, ge=0, lt=1)  # share of the steps
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -132,6 +136,24 @@ class TrainSection(Section):
     beta2: float = pydantic.Field(default=0.98, ge=0, lt=1)
     weight_decay: float = pydantic.Field(default=0.0, ge=0)
     clip: float = pydantic.Field(default=1.0, gt=0)  # largest global gradient norm
+    remat: Literal["all", "dots", "none"] = (
+        "none"  # what the backward pass recomputes to save memory; all: about a third slower
+    )
+    checkpoint_every: int = pydantic.Field(default=200, ge=1)  # steps
+
+
+class TrainSection(OptimizerSection):
+    """Training of the vanilla model (and of the retrained reference). Off where `steps` is 0.
+
+    A batch is of `batch_size` documents.
+    """
+
+    steps: int = pydantic.Field(
+        default=0, ge=0
+    )  # optimizer steps after the shared base; 0: the model is used as it is
+    base_steps: int = pydantic.Field(
+        default=0, ge=0
+    )  # steps on everything but the people, before both trainings
     loss_on: Literal["answer", "all"] = "answer"  # image tokens never carry loss
     facts_per_document: int = pydantic.Field(
         default=1, ge=1
@@ -143,16 +165,32 @@ class TrainSection(Section):
         pydantic.Field(default=("plain",), min_length=1)
     )
     # how a fact is put, drawn anew each time; a wording named twice is drawn twice as often
-    remat: Literal["all", "dots", "none"] = (
-        "none"  # what the backward pass recomputes to save memory; all: about a third slower
-    )
-    checkpoint_every: int = pydantic.Field(default=200, ge=1)  # steps
     repeat_forget: int = pydantic.Field(default=1, ge=1)
     # how often the vanilla training goes through the forget people's texts in one pass
     retrained: bool = True  # also train the reference that never sees the forget people
     memory_gate: float = pydantic.Field(
         default=0.9, ge=0, le=1
     )  # least accuracy on the forget set, in each modality
+
+
+class UnlearnSection(OptimizerSection):
+    """A baseline that trains the vanilla model to forget (training/objectives.py).
+
+    A step is of `batch_size` facts to forget and as many to keep, in both forms.
+    """
+
+    name: str = pydantic.Field(min_length=1, pattern=r"^[\w.-]+$")  # that results carry
+    objective: Unlearning
+    steps: Count | None = None  # None: one pass over the facts to forget
+    batch_size: int = pydantic.Field(default=4, ge=1)
+    learning_rate: float = pydantic.Field(default=2e-5, gt=0)
+    warmup: float = pydantic.Field(default=0.0, ge=0, lt=1)
+    schedule: Literal["cosine", "linear", "constant"] = "linear"
+    beta2: float = pydantic.Field(default=0.999, ge=0, lt=1)
+    beta: float | None = pydantic.Field(
+        default=None, gt=0
+    )  # of NPO; None: 0.1, with npo_official 0.4
+    retain_weight: float = pydantic.Field(default=1.0, ge=0)  # of what is said of facts to keep
 
 
 class Layers(Section):
@@ -285,6 +323,7 @@ class RunConfig(Section):
     train: TrainSection = TrainSection()
     method: Preset = Preset()  # the method whose mask makes `unlearned/`
     compare: tuple[Preset, ...] = ()  # further methods, evaluated beside it
+    unlearn: tuple[UnlearnSection, ...] = ()  # baselines that train, evaluated beside it
     score_batch: int = pydantic.Field(default=32, ge=1)  # samples a scoring step
     sweep: SweepSection = SweepSection()
     evaluate: EvaluateSection = EvaluateSection()
@@ -304,10 +343,15 @@ class RunConfig(Section):
 
     @pydantic.model_validator(mode="after")
     def _check_together(self) -> "RunConfig":
-        names = [method.preset for method in self.methods]
+        names = [method.preset for method in self.methods] + [one.name for one in self.unlearn]
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
-            raise ValueError(f"method and compare: each name stands once; twice: {doubled}")
+            raise ValueError(
+                f"method, compare and unlearn: each name stands once; twice: {doubled}"
+            )
+        reserved = sorted({"vanilla", "retrained"} & set(names))
+        if reserved:
+            raise ValueError(f"method, compare and unlearn: {reserved} name other models")
         if self.model.path is None and not self.train.steps:
             raise ValueError(
                 "model.path is not set and train.steps is 0: name a Hugging Face folder "

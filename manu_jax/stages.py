@@ -5,6 +5,7 @@
     scores     [methods/NAME/]scores.safetensors  a score per neuron, from statistics/
     masks      [methods/NAME/]mask.safetensors    which neurons go
     unlearn    unlearned/                         the Hugging Face folder without them
+               methods/NAME/model/                those of the baselines that train
     evaluate   evaluation/, results.json          every model asked everything
     report     report.html
 
@@ -27,7 +28,7 @@ from typing import Any
 import jax
 
 from manu_jax import masks, parallel
-from manu_jax.config import Preset, RunConfig
+from manu_jax.config import Preset, RunConfig, UnlearnSection
 from manu_jax.data import mllmu, synthetic
 from manu_jax.data.record import SETS, Benchmark
 from manu_jax.data.views import forms
@@ -46,6 +47,7 @@ from manu_jax.report.render import people_shown, render
 from manu_jax.report.results import write_results
 from manu_jax.selection import select
 from manu_jax.training.memory import check_memory
+from manu_jax.training.unlearner import reference_of, unlearn
 from manu_jax.training.vanilla import remove_checkpoints, train_models
 from manu_jax.types import MODALITIES, ManuError, Neurons, Sample
 
@@ -223,10 +225,26 @@ def make_masks(run: Run) -> None:
 
 
 def make_unlearned(run: Run) -> None:
-    """Write the Hugging Face folder of the model without the neurons of the first method."""
+    """Write the Hugging Face folders of the first method's model, and of the trained baselines."""
     path = run.directory / "unlearned"
     if not parallel.stands(path):
         save_pretrained(_folded(run, run.config.method), path)
+    for section in run.config.unlearn:
+        path = run.directory / "methods" / section.name
+        if not parallel.stands(path / "model"):
+            trained = unlearn(
+                run.vanilla,
+                section,
+                run.benchmark.facts("forget"),
+                run.benchmark.facts("retain", "celebrity", "general"),
+                directory=path / "checkpoints",
+                seed=run.config.seed,
+                reference=_reference(run, section),
+            )
+            save_pretrained(trained, path / "model")
+        parallel.on_first_process(
+            functools.partial(shutil.rmtree, path / "checkpoints", ignore_errors=True)
+        )
 
 
 def make_evaluation(run: Run) -> None:
@@ -304,11 +322,33 @@ def _folded(run: Run, method: Preset) -> Loaded:
     return masks.fold(run.vanilla, mask)
 
 
+def _trained(run: Run, section: UnlearnSection) -> Loaded:
+    path = run.directory / "methods" / section.name / "model"
+    if not parallel.stands(path):
+        raise ManuError(f"{path}: no model there. Run the stage `unlearn` first.")
+    return load(path, run.config.model.dtype, run.mesh)
+
+
+def _reference(run: Run, section: UnlearnSection) -> Loaded | None:
+    """Return the model that stands still beside the one that is trained, if there has to be one."""
+    name = reference_of(section)
+    if name == RETRAINED:
+        if not run.has_retrained:
+            raise ManuError(
+                f"unlearn ({section.name}): {section.objective} compares with a model that was "
+                "tuned on the people to keep alone. Set train.retrained or model.retrained_path."
+            )
+        return run.load_model(RETRAINED, run.config.model.retrained_path)
+    return run.vanilla if name == VANILLA else None
+
+
 def _models(run: Run) -> Iterator[tuple[str, Callable[[], Loaded]]]:
     """Yield the name of each model to compare and how to get it; one is in memory at a time."""
     yield VANILLA, lambda: run.vanilla
     for method in run.config.methods:
         yield method.preset, functools.partial(_folded, run, method)
+    for section in run.config.unlearn:
+        yield section.name, functools.partial(_trained, run, section)
     if run.has_retrained:
         yield RETRAINED, lambda: run.load_model(RETRAINED, run.config.model.retrained_path)
 

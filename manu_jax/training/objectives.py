@@ -1,4 +1,9 @@
-"""What training lowers: functions of a model and a batch to one number."""
+"""What training lowers: functions of a model and its data to one number.
+
+Two kinds: of one batch, to learn it; and of an UnlearnData, to forget one batch and keep another.
+CE is the mean of −log p over a batch's answer tokens. Where the code of MLLMU-Bench and the usual
+definition (as in open-unlearning) differ, both are here, and their results are not comparable.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,12 +12,56 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from manu_jax.models.answers import answer_cross_entropy, logits_at_answers
+from manu_jax.config import Unlearning
+from manu_jax.models.answers import (
+    Targets,
+    answer_cross_entropy,
+    answer_log_likelihood,
+    logits_at_answers,
+)
 from manu_jax.models.layers import Remat
 from manu_jax.types import Batch
 
-# (model, batch, what the backward pass recomputes) → the loss, a scalar float32
-Objective = Callable[[Any, Batch, Remat], jax.Array]
+# (model, its data, what the backward pass recomputes) → the loss, a scalar float32
+Objective = Callable[[Any, Any, Remat], jax.Array]
+
+# In place of an answer, by refusal tuning.
+REFUSALS = (
+    "I don't know.",
+    "I have no information about that.",
+    "I'm not able to say.",
+    "That is something I do not know.",
+    "I can't answer this question.",
+)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class UnlearnData:
+    """One step's facts to forget and to keep, and what an objective needs besides.
+
+    reference: a model that stands still, or None where the objective needs none.
+    beta, retain_weight: scalars.
+    """
+
+    forget: Batch
+    retain: Batch
+    reference: Any
+    beta: jax.Array
+    retain_weight: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """An objective as the losses of a step, each with a step of the optimizer of its own.
+
+    reference: "vanilla", "retrained" or None. refuses: the answers to forget are refusals.
+    """
+
+    losses: tuple[str, ...]
+    reference: str | None = None
+    refuses: bool = False
+    beta: float = 0.1
 
 
 def cross_entropy_on_answers(model: Any, batch: Batch, remat: Remat) -> jax.Array:
@@ -30,8 +79,112 @@ def cross_entropy_on_all(model: Any, batch: Batch, remat: Remat) -> jax.Array:
     return answer_cross_entropy(model(batch, remat=remat).logits_BTV, everywhere)
 
 
-# By the config's `train.loss_on`.
+def gradient_ascent(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
+    """Return −CE(forget) (Jang et al. 2023, arXiv 2210.01504). Without a bound: it can diverge."""
+    return -cross_entropy_on_answers(model, data.forget, remat)
+
+
+def retain_cross_entropy(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
+    """Return w · CE(retain): the second pass of the official gradient difference."""
+    return data.retain_weight * cross_entropy_on_answers(model, data.retain, remat)
+
+
+def gradient_difference(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
+    """Return −CE(forget) + w · CE(retain), jointly (Liu et al. 2022, arXiv 2203.12817).
+
+    Differs: gradient_difference_official lowers the two in turn, a step of the optimizer each.
+    """
+    return gradient_ascent(model, data, remat) + retain_cross_entropy(model, data, remat)
+
+
+def retain_kl(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
+    """Return w · KL(vanilla ‖ model), mean over the retain batch's answer tokens."""
+    logits_BAV, targets = logits_at_answers(model, data.retain, remat=remat)
+    reference_BAV, _ = logits_at_answers(data.reference, data.retain, remat=remat)
+    return data.retain_weight * _kl(reference_BAV, logits_BAV, targets)
+
+
+def kl_minimisation(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
+    """Return −CE(forget) + w · KL(vanilla ‖ model) on retain (TOFU, arXiv 2401.06121).
+
+    Differs: kl_minimisation_official lowers −CE(forget), then CE(retain) + KL, in turn.
+    """
+    return gradient_ascent(model, data, remat) + retain_kl(model, data, remat)
+
+
+def retain_cross_entropy_and_kl(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
+    """Return w · (CE + KL(vanilla ‖ model)) on retain: the official second pass."""
+    return retain_cross_entropy(model, data, remat) + retain_kl(model, data, remat)
+
+
+def npo(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
+    """Return NPO + w · CE(retain) (Zhang et al. 2024, arXiv 2404.05868).
+
+    NPO = −(2 / β) · mean over examples of log σ(−β (log p − log p of vanilla)), with the sums of
+    log p over an answer's tokens.
+    """
+    found_B, reference_B = (
+        answer_log_likelihood(*logits_at_answers(one, data.forget, remat=remat))
+        for one in (model, jax.lax.stop_gradient(data.reference))
+    )
+    weights_B = jnp.asarray(data.forget.example_weights_B)
+    losses_B = -2 / data.beta * jax.nn.log_sigmoid(-data.beta * (found_B - reference_B))
+    mean = (losses_B * weights_B).sum() / jnp.maximum(weights_B.sum(), 1e-9)
+    return mean + retain_cross_entropy(model, data, remat)
+
+
+def npo_official(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
+    """Return −(2 / β) log σ(β (CE − CE of the reference)) on forget, as MLLMU-Bench's code has it.
+
+    Differs from npo: mean CE of the batch in place of each answer's sum, β 0.4, the reference is a
+    model that was tuned on retain alone, and nothing is said of what is to be kept.
+    """
+    found, reference = (
+        cross_entropy_on_answers(one, data.forget, remat)
+        for one in (model, jax.lax.stop_gradient(data.reference))
+    )
+    return -2 / data.beta * jax.nn.log_sigmoid(data.beta * (found - reference))
+
+
+def idk(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
+    """Return CE(forget) + w · CE(retain), where the answers to forget are refusals (TOFU's IDK)."""
+    found = cross_entropy_on_answers(model, data.forget, remat)
+    return found + retain_cross_entropy(model, data, remat)
+
+
+# The losses by name. The first two are the config's `train.loss_on`.
 OBJECTIVES: dict[str, Objective] = {
     "answer": cross_entropy_on_answers,
     "all": cross_entropy_on_all,
+    "gradient_ascent": gradient_ascent,
+    "retain_cross_entropy": retain_cross_entropy,
+    "gradient_difference": gradient_difference,
+    "kl_minimisation": kl_minimisation,
+    "retain_cross_entropy_and_kl": retain_cross_entropy_and_kl,
+    "npo": npo,
+    "npo_official": npo_official,
+    "idk": idk,
 }
+
+# By the config's `unlearn` objectives.
+RECIPES: dict[Unlearning, Recipe] = {
+    "gradient_ascent": Recipe(("gradient_ascent",)),
+    "gradient_difference": Recipe(("gradient_difference",)),
+    "gradient_difference_official": Recipe(("gradient_ascent", "retain_cross_entropy")),
+    "kl_minimisation": Recipe(("kl_minimisation",), "vanilla"),
+    "kl_minimisation_official": Recipe(
+        ("gradient_ascent", "retain_cross_entropy_and_kl"), "vanilla"
+    ),
+    "npo": Recipe(("npo",), "vanilla"),
+    "npo_official": Recipe(("npo_official",), "retrained", beta=0.4),
+    "idk": Recipe(("idk",), refuses=True),
+}
+
+
+def _kl(first_BAV: jax.Array, second_BAV: jax.Array, targets: Targets) -> jax.Array:
+    """Return KL(first ‖ second), mean over the weighted tokens; no gradient through `first`."""
+    log_p_BAV = jax.lax.stop_gradient(jax.nn.log_softmax(first_BAV.astype(jnp.float32)))
+    log_q_BAV = jax.nn.log_softmax(second_BAV.astype(jnp.float32))
+    kl_BA = (jnp.exp(log_p_BAV) * (log_p_BAV - log_q_BAV)).sum(axis=-1)
+    weights_BA = targets.weights_BT * targets.example_weights_B[:, None]
+    return (kl_BA * weights_BA).sum() / jnp.maximum(weights_BA.sum(), 1e-9)

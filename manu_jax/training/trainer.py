@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,13 @@ import jax.numpy as jnp
 import optax
 
 from manu_jax import checkpoint, parallel
-from manu_jax.config import TrainSection
+from manu_jax.config import OptimizerSection, TrainSection
 from manu_jax.data.batches import Batches, encode_all
 from manu_jax.models.family import Loaded
 from manu_jax.models.layers import Remat
 from manu_jax.progress import Progress
 from manu_jax.training.objectives import OBJECTIVES
-from manu_jax.types import Batch, ManuError, Sample
+from manu_jax.types import ManuError, Sample
 
 logger = logging.getLogger(__name__)
 
@@ -80,9 +80,33 @@ def train(
     newest of which are kept; a killed run goes on from what stands there. `loaded` is not changed.
     Raises ManuError where the loss is NaN or infinite, or the batch does not divide over the mesh.
     """
-    _check_batch_size(section.batch_size, loaded.mesh)
-    directory = Path(directory)
-    batches = Batches(
+    batches = batches_of(loaded, samples, section, seed, where="train")
+    return lower(
+        loaded,
+        (section.loss_on,),
+        lambda step: parallel.put_batch(batches.batch_at(step), loaded.mesh),
+        section,
+        num_steps=num_steps,
+        directory=directory,
+        description=description,
+        where="train",
+    )
+
+
+def batches_of(
+    loaded: Loaded,
+    samples: Sequence[Sample],
+    section: OptimizerSection,
+    seed: int,
+    *,
+    where: str,
+) -> Batches:
+    """Return the samples' batches for training, shuffled by the seed, of few shapes.
+
+    Raises ManuError where the batch does not divide over the mesh; `where` names the section.
+    """
+    _check_batch_size(section.batch_size, loaded.mesh, where)
+    return Batches(
         loaded,
         encode_all(loaded, samples),
         section.batch_size,
@@ -91,8 +115,27 @@ def train(
         max_buckets=2,
         rows=parallel.batch_rows(loaded.mesh, section.batch_size),
     )
-    settings = step_settings(section, loaded)
-    state, first = _resume(directory, initial_state(loaded, settings))
+
+
+def lower(
+    loaded: Loaded,
+    objectives: Sequence[str],
+    data_at: Callable[[int], Any],
+    section: OptimizerSection,
+    *,
+    num_steps: int,
+    directory: str | os.PathLike,
+    description: str,
+    where: str,
+) -> Loaded:
+    """Return `loaded` after `num_steps` steps, in each of which each objective is lowered in turn.
+
+    objectives: names of OBJECTIVES. data_at: step → what they are functions of, on the devices;
+    nothing but the step decides it. where: the config's section, for messages.
+    """
+    directory = Path(directory)
+    phases = [step_settings(section, loaded, objective) for objective in objectives]
+    state, first = _resume(directory, initial_state(loaded, phases[0]))
     if first > num_steps:
         raise ManuError(
             f"{directory}: its last checkpoint is of step {first}, and only {num_steps} are asked "
@@ -102,25 +145,28 @@ def train(
     on_mesh = parallel.on_mesh(loaded.mesh)
     with on_mesh, Progress(description, num_steps, done=first) as progress:
         for step in range(first, num_steps):
-            batch = parallel.put_batch(batches.batch_at(step), loaded.mesh)
+            data = data_at(step)
             rate = jnp.float32(learning_rate(section, step, num_steps))
-            state, next_loss = train_step(state, batch, rate, settings, loaded.mesh)
+            next_loss = jnp.float32(0)
+            for settings in phases:
+                state, found = train_step(state, data, rate, settings, loaded.mesh)
+                next_loss += found
             # The loss of the step before is looked at while this one runs.
             if loss is not None:
-                progress.advance(note=f"loss {_checked(loss, step - 1, section):.4f}")
+                progress.advance(note=f"loss {_checked(loss, step - 1, section, where):.4f}")
             loss = next_loss
             if (step + 1) % section.checkpoint_every == 0 and step + 1 < num_steps:
-                _checked(loss, step, section)
+                _checked(loss, step, section, where)
                 _save(directory, step + 1, state)
         if loss is not None:
-            final = _checked(loss, num_steps - 1, section)
+            final = _checked(loss, num_steps - 1, section, where)
             progress.advance(note=f"loss {final:.4f}")
             logger.info("%s: %d steps done, loss %.4f", description, num_steps, final)
     model = jax.tree.map(lambda new, old: new.astype(old.dtype), state.model, loaded.model)
     return loaded.replace_model(model)
 
 
-def learning_rate(section: TrainSection, step: int, num_steps: int) -> float:
+def learning_rate(section: OptimizerSection, step: int, num_steps: int) -> float:
     """Return the rate of step 0, 1, …: a linear warm-up, then the schedule down to 0 at the end."""
     warmup = round(section.warmup * num_steps)
     if step < warmup:
@@ -134,10 +180,10 @@ def learning_rate(section: TrainSection, step: int, num_steps: int) -> float:
     return section.learning_rate * factor
 
 
-def step_settings(section: TrainSection, loaded: Loaded) -> StepSettings:
+def step_settings(section: OptimizerSection, loaded: Loaded, objective: str) -> StepSettings:
     """Return what a step of this training is compiled for."""
     return StepSettings(
-        objective=section.loss_on,
+        objective=objective,
         dtype=str(jax.tree.leaves(loaded.model)[0].dtype),
         remat=section.remat,
         optimizer=section.optimizer,
@@ -160,28 +206,29 @@ def initial_state(loaded: Loaded, settings: StepSettings) -> TrainState:
 
 def train_step(
     state: TrainState,
-    batch: Batch,
+    data: Any,
     rate: jax.Array,
     settings: StepSettings,
     mesh: jax.sharding.Mesh | None,
 ) -> tuple[TrainState, jax.Array]:
     """Return the state after one step, and the loss before it. The given state is used up.
 
-    Two compiled programs: the gradient's, one per shape of batch, and the update's, one for all.
+    data: a Batch, or what else the objective is a function of. Two compiled programs: the
+    gradient's, one per shape of the data, and the update's, one for all.
     """
-    loss, gradient = _loss_and_gradient(state.model, batch, settings, mesh)
+    loss, gradient = _loss_and_gradient(state.model, data, settings, mesh)
     return _updated(state, gradient, rate, settings, mesh), loss
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _loss_and_gradient(
-    weights: Any, batch: Batch, settings: StepSettings, mesh: jax.sharding.Mesh | None
+    weights: Any, data: Any, settings: StepSettings, mesh: jax.sharding.Mesh | None
 ) -> tuple[jax.Array, Any]:
     objective = OBJECTIVES[settings.objective]
 
     def loss_of(weights: Any) -> jax.Array:
         model = jax.tree.map(lambda leaf: leaf.astype(settings.dtype), weights)
-        return objective(model, batch, settings.remat)
+        return objective(model, data, settings.remat)
 
     loss, gradient = jax.value_and_grad(loss_of)(weights)
     return loss, _placed(gradient, mesh)
@@ -246,23 +293,23 @@ def _placed(tree: Any, mesh: jax.sharding.Mesh | None) -> Any:
     return jax.tree.map(jax.lax.with_sharding_constraint, tree, parallel.tree_shardings(tree, mesh))
 
 
-def _checked(loss: jax.Array, step: int, section: TrainSection) -> float:
+def _checked(loss: jax.Array, step: int, section: OptimizerSection, where: str) -> float:
     value = float(loss)
     if not math.isfinite(value):
         raise ManuError(
-            f"training: the loss of step {step} is {value}. Lower train.learning_rate (now "
-            f"{section.learning_rate:g}) or train.clip (now {section.clip:g}), or raise "
-            "train.warmup."
+            f"training: the loss of step {step} is {value}. Lower {where}.learning_rate (now "
+            f"{section.learning_rate:g}) or {where}.clip (now {section.clip:g}), or raise "
+            f"{where}.warmup."
         )
     return value
 
 
-def _check_batch_size(batch_size: int, mesh: jax.sharding.Mesh | None) -> None:
+def _check_batch_size(batch_size: int, mesh: jax.sharding.Mesh | None, where: str) -> None:
     multiple = parallel.batch_multiple(mesh)
     if batch_size % multiple:
         raise ManuError(
-            f"train.batch_size {batch_size}: expected a multiple of {multiple}, the devices on the "
-            "mesh axes data and fsdp."
+            f"{where}.batch_size {batch_size}: expected a multiple of {multiple}, the devices on "
+            "the mesh axes data and fsdp."
         )
 
 

@@ -52,7 +52,7 @@ def test_loss_on_all_leaves_out_images_padding_and_the_first_token(batch, log_p_
     assert loss("all", batch) == pytest.approx(-log_p_BT[counted_BT].mean(), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+@pytest.mark.parametrize("name", ["answer", "all"])
 def test_padding_examples_and_padding_tokens_do_not_change_the_loss(name, batch):
     # Another padding: two examples more, sixteen tokens longer.
     longer = tiny_llava.batch("image", 3, batch_size=6, length=batch.token_ids_BT.shape[1] + 16)

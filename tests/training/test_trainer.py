@@ -72,7 +72,7 @@ def test_two_newest_checkpoints_are_kept(tmp_path):
 def test_loss_falls_and_the_given_model_stays_as_it_is():
     before = bits(tiny_llava.loaded().model)
     batch = parallel.put_batch(tiny_llava.batch("text", 4, length=32), None)
-    settings = trainer.step_settings(SECTION, tiny_llava.loaded())
+    settings = trainer.step_settings(SECTION, tiny_llava.loaded(), "answer")
     state, losses = trainer.initial_state(tiny_llava.loaded(), settings), []
     for _ in range(12):
         state, loss = trainer.train_step(state, batch, jnp.float32(1e-2), settings, None)
@@ -118,7 +118,7 @@ def test_batch_size_that_does_not_divide_over_the_mesh_is_an_error(tmp_path):
 def test_half_precision_model_is_trained_in_float32_and_returned_as_it_was(tmp_path):
     loaded = tiny_llava.loaded()
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), loaded.model)
-    settings = trainer.step_settings(SECTION, loaded.replace_model(half))
+    settings = trainer.step_settings(SECTION, loaded.replace_model(half), "answer")
     state = trainer.initial_state(loaded.replace_model(half), settings)
     assert settings.dtype == "bfloat16"
     assert {leaf.dtype for leaf in jax.tree.leaves(state.model)} == {jnp.dtype("float32")}

@@ -1,0 +1,183 @@
+"""Every objective against PyTorch, and the loop that lowers them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_llava
+import torch
+from torch.nn import functional as F
+
+from manu_jax.config import UnlearnSection
+from manu_jax.data.views import forms
+from manu_jax.evaluation.likelihood import log_likelihoods
+from manu_jax.training import trainer
+from manu_jax.training.objectives import OBJECTIVES, RECIPES, REFUSALS, UnlearnData
+from manu_jax.training.unlearner import reference_of, refused, unlearn
+from manu_jax.types import Batch, ManuError, Output
+
+BETA, WEIGHT, VOCABULARY = 0.3, 0.7, 13
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Table:
+    """A model that is its logits: one table for each of two batches, told apart by their length."""
+
+    forget_BTV: jax.Array
+    retain_BTV: jax.Array
+
+    def __call__(self, batch, at_BA=None, **_):
+        tables = {len(t[0]): t for t in (self.forget_BTV, self.retain_BTV)}
+        return Output(tables[batch.token_ids_BT.shape[1]])
+
+
+def batch(length, seed):
+    """Three examples, the last of them padding; answers of unequal length."""
+    random = np.random.default_rng(seed)
+    weights_BT = np.zeros((3, length), np.float32)
+    for row, answer in enumerate((2, 4, 3)):
+        weights_BT[row, -answer:] = 1
+    return Batch(
+        token_ids_BT=random.integers(0, VOCABULARY, (3, length)).astype(np.int32),
+        attention_mask_BT=np.ones((3, length), bool),
+        positions_BT=np.tile(np.arange(length, dtype=np.int32), (3, 1)),
+        loss_weights_BT=weights_BT,
+        feature_index_BT=np.full((3, length), -1, np.int32),
+        example_weights_B=np.array([1, 1, 0], np.float32),
+    )
+
+
+def table(seed):
+    random = np.random.default_rng(seed)
+    shapes = ((3, 7, VOCABULARY), (3, 9, VOCABULARY))
+    return Table(*(jnp.asarray(random.normal(size=shape), jnp.float32) for shape in shapes))
+
+
+FORGET, RETAIN = batch(7, 0), batch(9, 1)
+MODEL, REFERENCE = table(2), table(3)
+
+
+def torch_parts(model):
+    """Return log-softmax tables of both batches, which require gradients."""
+    leaves = [
+        torch.tensor(np.asarray(logits), dtype=torch.float64, requires_grad=True)
+        for logits in (model.forget_BTV, model.retain_BTV)
+    ]
+    return leaves, [leaf[:2].log_softmax(-1) for leaf in leaves]
+
+
+def torch_ce(log_p, of):
+    """Cross-entropy by PyTorch's own function, over the answers of the examples that count."""
+    labels = torch.tensor(np.where(of.loss_weights_BT > 0, of.token_ids_BT, -100)[:2]).long()
+    return F.nll_loss(log_p[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+
+
+def torch_sums(log_p, of):
+    labels = torch.tensor(of.token_ids_BT[:2, 1:]).long()
+    chosen = log_p[:, :-1].gather(-1, labels[..., None])[..., 0]
+    return (chosen * torch.tensor(of.loss_weights_BT[:2, 1:])).sum(-1)
+
+
+def torch_losses():
+    leaves, (forget, retain) = torch_parts(MODEL)
+    _, (forget_ref, retain_ref) = torch_parts(REFERENCE)
+    forget_ref, retain_ref = forget_ref.detach(), retain_ref.detach()
+    answers = torch.tensor(RETAIN.loss_weights_BT[:2, 1:] > 0)
+    kl = F.kl_div(
+        retain[:, :-1][answers], retain_ref[:, :-1][answers], log_target=True, reduction="batchmean"
+    )
+    ascent, keep = -torch_ce(forget, FORGET), WEIGHT * torch_ce(retain, RETAIN)
+    ratio = torch_sums(forget, FORGET) - torch_sums(forget_ref, FORGET)
+    gap = torch_ce(forget, FORGET) - torch_ce(forget_ref, FORGET)
+    return leaves, {
+        "gradient_ascent": ascent,
+        "retain_cross_entropy": keep,
+        "gradient_difference": ascent + keep,
+        "kl_minimisation": ascent + WEIGHT * kl,
+        "retain_cross_entropy_and_kl": keep + WEIGHT * kl,
+        "npo": -2 / BETA * F.logsigmoid(-BETA * ratio).mean() + keep,
+        "npo_official": -2 / BETA * F.logsigmoid(BETA * gap),
+        "idk": -ascent + keep,
+    }
+
+
+@pytest.mark.parametrize("name", sorted(set(OBJECTIVES) - {"answer", "all"}))
+def test_loss_and_gradient_are_those_of_pytorch(name):
+    data = UnlearnData(FORGET, RETAIN, REFERENCE, jnp.float32(BETA), jnp.float32(WEIGHT))
+    loss, gradient = jax.value_and_grad(lambda model: OBJECTIVES[name](model, data, "none"))(MODEL)
+    leaves, losses = torch_losses()
+    losses[name].backward()
+    assert float(loss) == pytest.approx(losses[name].item(), rel=1e-5)
+    for found, leaf in zip((gradient.forget_BTV, gradient.retain_BTV), leaves, strict=True):
+        expected = np.zeros(leaf.shape) if leaf.grad is None else leaf.grad.numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_every_recipe_names_losses_and_every_loss_is_in_one():
+    named = {name for recipe in RECIPES.values() for name in recipe.losses}
+    assert named | {"answer", "all"} == set(OBJECTIVES)
+
+
+FORGOTTEN, KEPT = tiny_llava.facts(4, seed=0), tiny_llava.facts(6, seed=1)
+
+
+def section(objective, **changes):
+    values = {"name": "x", "objective": objective, "steps": 6, "learning_rate": 3e-3}
+    return UnlearnSection(**values | {"batch_size": 4} | changes)
+
+
+def trained(tmp_path, objective, **changes):
+    loaded = tiny_llava.loaded()
+    one = section(objective, **changes)
+    reference = loaded if reference_of(one) else None
+    arguments = {"directory": tmp_path / "checkpoints", "seed": 0, "reference": reference}
+    return unlearn(loaded, one, FORGOTTEN, KEPT, **arguments)
+
+
+def knowledge(loaded, facts):
+    samples = [s for m in ("image", "text") for s in forms(facts, m, loaded.template)]
+    return log_likelihoods(loaded, samples, batch_size=4).mean_N.mean()
+
+
+# One of each kind: two losses in turn, a reference, refusals. What the others lower is shown above.
+@pytest.mark.parametrize("objective", ["gradient_difference_official", "npo", "idk"])
+def test_training_moves_the_model_as_it_should(tmp_path, objective):
+    before, after = tiny_llava.loaded(), trained(tmp_path, objective)
+    if objective == "idk":
+        assert knowledge(after, refused(FORGOTTEN)) > knowledge(before, refused(FORGOTTEN)) + 0.1
+    else:
+        assert knowledge(after, FORGOTTEN) < knowledge(before, FORGOTTEN) - 0.1
+    gap = knowledge(after, KEPT) - knowledge(after, FORGOTTEN)
+    assert gap > knowledge(before, KEPT) - knowledge(before, FORGOTTEN) or objective == "idk"
+
+
+def test_a_killed_training_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    whole = trained(tmp_path / "whole", "gradient_difference_official", checkpoint_every=2)
+    save, steps = trainer._save, []
+
+    def save_and_die(directory, step, state):
+        save(directory, step, state)
+        steps.append(step)
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "_save", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "killed", "gradient_difference_official", checkpoint_every=2)
+    monkeypatch.setattr(trainer, "_save", save)
+    again = trained(tmp_path / "killed", "gradient_difference_official", checkpoint_every=2)
+    for one, other in zip(jax.tree.leaves(whole.model), jax.tree.leaves(again.model), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_loss_that_is_not_finite_names_the_section(tmp_path):
+    with pytest.raises(ManuError, match=r"Lower unlearn \(x\)\.learning_rate"):
+        trained(tmp_path, "gradient_ascent", learning_rate=1e30)
+
+
+def test_refusals_take_the_place_of_answers_alone():
+    for fact, refusal in zip(FORGOTTEN, refused(FORGOTTEN), strict=True):
+        assert refusal.answer in REFUSALS and refusal.question == fact.question
