@@ -97,3 +97,15 @@ def test_model_must_be_given_or_trained(tmp_path):
 def test_config_is_frozen(tmp_path):
     with pytest.raises(ValueError, match="frozen"):
         load(tmp_path).seed = 3
+
+
+@pytest.mark.parametrize("name", ["vanilla", "retrained", "paper"])
+def test_names_of_trained_baselines_are_their_own(tmp_path, name):
+    text = MINIMAL + f"unlearn: [{{name: {name}, objective: npo}}]\n"
+    message = error_of(tmp_path, text)
+    assert ("stands once" if name == "paper" else "name other models") in message
+
+
+def test_an_unknown_objective_names_the_known_ones(tmp_path):
+    message = error_of(tmp_path, MINIMAL + "unlearn: [{name: a, objective: nop}]\n")
+    assert "unlearn.0.objective" in message and "'npo'" in message

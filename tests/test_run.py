@@ -3,9 +3,13 @@
 import json
 import shutil
 
+import jax
+import numpy as np
 import pytest
 
 from manu_jax import folder, masks, run
+from manu_jax.models.family import load
+from manu_jax.report.results import load_results
 
 TINY = """
 seed: 0
@@ -17,6 +21,7 @@ model:
 train: {steps: 2, base_steps: 2, batch_size: 4, memory_gate: 0.0, checkpoint_every: 1}
 method: {preset: learned, steps: 2, batch_forget: 4, batch_keep: 4, alpha: 0.2}
 compare: [{preset: gradient, rounds: 2}, paper, official-code, random]
+unlearn: [{name: NPO, objective: npo, steps: 2, learning_rate: 1.0e-3}]
 sweep: {alphas: [0.1, 0.3], max_people: 2}
 evaluate: {new_tokens: 4, max_people: 2, resamples: 50}
 """
@@ -52,7 +57,7 @@ def test_whole_run_leaves_every_file_of_the_design(finished):
     }  # fmt: skip
     models = json.loads((finished / "results.json").read_text())["models"]
     assert models == [
-        "vanilla", "learned", "gradient", "paper", "official-code", "random", "retrained",
+        "vanilla", "learned", "gradient", "paper", "official-code", "random", "NPO", "retrained",
     ]  # fmt: skip
 
 
@@ -87,6 +92,38 @@ def test_stage_can_be_run_alone_and_gives_the_same(finished, config, tmp_path, s
             assert all((mask[key] == old_mask[key]).all() for key in old_mask)
         elif name != "results.json":
             assert path.read_bytes() == before.read_bytes()
+
+
+def test_trained_baseline_is_a_folder_and_stands_beside_the_masks(finished):
+    folder = finished / "methods" / "NPO"
+    assert not (folder / "checkpoints").exists()
+    vanilla, trained = (load(path) for path in (finished / "vanilla", folder / "model"))
+    moved = [
+        (np.asarray(one) != np.asarray(other)).any()
+        for one, other in zip(
+            jax.tree.leaves(vanilla.model), jax.tree.leaves(trained.model), strict=True
+        )
+    ]
+    assert any(moved)
+    results = load_results(finished)
+    assert {d.against for d in results.differences if d.model == "NPO"} == {"vanilla", "retrained"}
+    assert {d.metric for d in results.distances if d.model == "NPO"} == {"kl", "ks"}
+    assert "NPO" in results.leakage
+    assert "NPO" in (finished / "report.html").read_text()
+
+
+def test_a_reference_that_is_not_there_is_one_error(finished, config, tmp_path, error_of):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    shutil.rmtree(copy / "retrained")
+    for name in ("config.yaml", "methods"):
+        path = copy / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    text = config.read_text().replace("objective: npo,", "objective: npo_official,")
+    text = text.replace("memory_gate: 0.0", "memory_gate: 0.0, retrained: false")
+    (tmp_path / "other.yaml").write_text(text)
+    message = error_of("--config", tmp_path / "other.yaml", "--output", copy, "--only", "unlearn")
+    assert "unlearn (NPO): npo_official" in message and "train.retrained" in message
 
 
 def test_misspelt_key_is_one_error(config, error_of):
