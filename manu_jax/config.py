@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 import yaml
 
-from manu_jax.types import ManuError
+from manu_jax.types import MODALITIES, ManuError, Modality
 
 
 class Section(pydantic.BaseModel):
@@ -32,12 +32,15 @@ Set = Literal["forget", "test", "retain", "celebrity", "general"]
 Unlearning = Literal[
     "gradient_ascent",
     "gradient_difference",
+    "gradient_difference_alternating",
     "gradient_difference_official",
     "kl_minimisation",
     "kl_minimisation_official",
     "npo",
     "npo_official",
     "idk",
+    "mmunlearner",
+    "system_prompt",
 ]
 Function = Literal["absolute", "frequency", "variance", "rms"]
 
@@ -124,8 +127,22 @@ class DataSection(Section):
     )  # synthetic only: questions that have nothing to do with people
 
 
+class LoraSection(Section):
+    """Low-rank adapters, trained in place of the weights and merged into them at the end."""
+
+    rank: Count = 16
+    alpha: float = pydantic.Field(default=16.0, gt=0)  # what is added is scaled by alpha / rank
+    dropout: float = pydantic.Field(default=0.05, ge=0, lt=1)  # of an adapter's inputs
+    # The matrices that get one: beginnings of their paths, as in text.layers.attention or
+    # vision.layers.mlp.up. The default is every linear layer of the decoder's blocks.
+    targets: tuple[str, ...] = pydantic.Field(default=("text.layers",), min_length=1)
+
+
 class OptimizerSection(Section):
     """How a loss is lowered."""
+
+    lora: LoraSection | None = None  # None: all weights are trained
+    loss_on: Literal["answer", "all"] = "answer"  # all: prompts too; image tokens never carry loss
 
     batch_size: int = pydantic.Field(default=16, ge=1)
     learning_rate: float = pydantic.Field(default=1e-3, gt=0)
@@ -135,7 +152,7 @@ class OptimizerSection(Section):
     beta1: float = pydantic.Field(default=0.9, ge=0, lt=1)
     beta2: float = pydantic.Field(default=0.98, ge=0, lt=1)
     weight_decay: float = pydantic.Field(default=0.0, ge=0)
-    clip: float = pydantic.Field(default=1.0, gt=0)  # largest global gradient norm
+    clip: float | None = pydantic.Field(default=1.0, gt=0)  # largest global gradient norm
     remat: Literal["all", "dots", "none"] = (
         "none"  # what the backward pass recomputes to save memory; all: about a third slower
     )
@@ -154,7 +171,6 @@ class TrainSection(OptimizerSection):
     base_steps: int = pydantic.Field(
         default=0, ge=0
     )  # steps on everything but the people, before both trainings
-    loss_on: Literal["answer", "all"] = "answer"  # image tokens never carry loss
     facts_per_document: int = pydantic.Field(
         default=1, ge=1
     )  # question-answer pairs that share one image in one document
@@ -173,15 +189,25 @@ class TrainSection(OptimizerSection):
     )  # least accuracy on the forget set, in each modality
 
 
-class UnlearnSection(OptimizerSection):
-    """A baseline that trains the vanilla model to forget (training/objectives.py).
+class DecoupleSection(Section):
+    """SafeEraser's Prompt-Decouple loss, added to the loss that forgets."""
 
-    A step is of `batch_size` facts to forget and as many to keep, in both forms.
+    path: str  # SafeEraser's JSON file of records; images lie beside it
+    weight: float = pydantic.Field(default=1.0, gt=0)  # the paper: 0.5 with GA and GD, 1 with KL
+
+
+class UnlearnSection(OptimizerSection):
+    """A baseline beside the masks: the vanilla model, trained to forget (training/objectives.py).
+
+    A step is of `batch_size` facts to forget and as many to keep, all in one form.
     """
 
     name: str = pydantic.Field(min_length=1, pattern=r"^[\w.-]+$")  # that results carry
     objective: Unlearning
-    steps: Count | None = None  # None: one pass over the facts to forget
+    epochs: Count = 1  # passes over the facts (RECIPES says over which)
+    steps: Count | None = None  # in place of epochs, where the objective's steps are all alike
+    modalities: tuple[Modality, ...] = pydantic.Field(default=MODALITIES, min_length=1)
+    # the forms of the facts to forget and to keep
     batch_size: int = pydantic.Field(default=4, ge=1)
     learning_rate: float = pydantic.Field(default=2e-5, gt=0)
     warmup: float = pydantic.Field(default=0.0, ge=0, lt=1)
@@ -191,6 +217,16 @@ class UnlearnSection(OptimizerSection):
         default=None, gt=0
     )  # of NPO; None: 0.1, with npo_official 0.4
     retain_weight: float = pydantic.Field(default=1.0, ge=0)  # of what is said of facts to keep
+    decouple: DecoupleSection | None = None  # None: no Prompt-Decouple loss
+    # mmunlearner: the Fisher information is the mean of squared gradients of batches or examples,
+    # and a weight may move where that of forgetting is at least this many times that of keeping
+    fisher: Literal["batch", "example"] = "batch"
+    fisher_ratio: float = pydantic.Field(default=1.0, gt=0)
+    # system_prompt: what stands before every prompt; {names} are the people to forget
+    prompt: str = (
+        "You know nothing about these people: {names}. Whatever you are asked about them, with or "
+        "without a picture, say that you do not know.\n"
+    )
 
 
 class Layers(Section):

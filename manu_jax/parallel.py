@@ -7,7 +7,7 @@ neurons], and
     F neurons, N heads, K heads   tensor
     V vocabulary                  tensor
     D width                       fsdp (in matrices; vectors stay whole)
-    L layers, and all others      none
+    L layers, R rank, and others  none
 
 `EXCEPTIONS` lists the leaves for which the letters are not enough. An axis that does not divide a
 dimension is dropped for that leaf, and logged once. Batches are split over `data` and `fsdp`.

@@ -5,7 +5,7 @@ Dimension letters, used as suffixes of array names and in every einsum:
     B batch · T query tokens · S key tokens · L layers · D width · E another width · F neurons
     N query heads · K key heads · G queries per key head · H head size · V vocabulary
     A answer tokens · I images per example · P patches of one image · Y pixel rows
-    X pixel columns · C colours
+    X pixel columns · C colours · R rank of an adapter
 
 A *neuron* is one hidden unit of an MLP: the input of `down_proj` (gated MLPs) or of `fc2` (plain).
 A *tower* is a stack of layers with MLPs: "text", "vision" and, where a family has one, "connector".

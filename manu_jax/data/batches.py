@@ -113,6 +113,10 @@ class Batches:
         """The (length, images per example or None) of each bucket: what a step is compiled for."""
         return tuple((bucket.length, bucket.num_images) for bucket in self._buckets)
 
+    def has_images_at(self, step: int) -> bool:
+        """Return whether the batch of a step is of samples with images."""
+        return self._at(step)[0].num_images is not None
+
     def indices_at(self, step: int) -> np.ndarray:
         """Return which samples the whole batch of a step holds, at most `batch_size`, in order."""
         return self._at(step)[1]

@@ -4,6 +4,7 @@ Parameters are stacked over layers (`up_LDF`); a scan hands each step the slice 
 in the module's form. Inside a layer the slice is unpacked under its own letters (`up_DF`).
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -66,14 +67,47 @@ def layer_norm(
     return (normal_BTD * scale_D[None, None] + bias_D[None, None]).astype(x_BTD.dtype)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+    """A weight with a low-rank adapter beside it (LoRA, Hu et al. 2021, arXiv 2106.09685).
+
+    It stands in a module where the weight stood: `project` adds scale · dropout(x)·A·B to x·W.
+    weight_DE: W. down_DR, up_RE: A and B, with the input axes and the output axes of W. key: of the
+    dropout, None where nothing is dropped. In a stack of layers all have the leading axis L.
+    """
+
+    weight_DE: jax.Array
+    down_DR: jax.Array
+    up_RE: jax.Array
+    key: jax.Array | None
+    scale: float = dataclasses.field(metadata={"static": True})
+    # The share of the adapter's inputs that are 0
+    dropout: float = dataclasses.field(metadata={"static": True})
+
+    def __getitem__(self, index: Any) -> "Adapted":
+        """Return itself: modules unpack their parameters by `[...]`."""
+        if index is not ...:
+            raise TypeError("a weight with an adapter has no parts")
+        return self
+
+
 def project(
-    x_BTD: jax.Array, weight_DE: jax.Array, *, inputs: int = 1, dtype: Any = None
+    x_BTD: jax.Array, weight_DE: jax.Array | Adapted, *, inputs: int = 1, dtype: Any = None
 ) -> jax.Array:
     """Return x times the weight, over the last `inputs` axes of x and the first ones of the weight.
 
     One product of two matrices, all tokens in one axis: with more axes the backward pass on CPU
     copies its operands transposed and takes nearly twice as long. dtype: of the result.
     """
+    if isinstance(weight_DE, Adapted):
+        y_BTE = project(x_BTD, weight_DE.weight_DE, inputs=inputs, dtype=dtype)
+        if weight_DE.key is not None:
+            kept = 1 - weight_DE.dropout
+            is_kept_BTD = jax.random.bernoulli(weight_DE.key, kept, x_BTD.shape)
+            x_BTD = jnp.where(is_kept_BTD, x_BTD / kept, 0)
+        low_BTR = project(x_BTD, weight_DE.down_DR, inputs=inputs)
+        return y_BTE + weight_DE.scale * project(low_BTR, weight_DE.up_RE, dtype=dtype)
     leading, summed = x_BTD.shape[:-inputs], weight_DE.shape[:inputs]
     y_TE = jnp.einsum(
         "TD,DE->TE",

@@ -3,11 +3,21 @@
 Two kinds: of one batch, to learn it; and of an UnlearnData, to forget one batch and keep another.
 CE is the mean of −log p over a batch's answer tokens. Where the code of MLLMU-Bench and the usual
 definition (as in open-unlearning) differ, both are here, and their results are not comparable.
+
+A Recipe says which losses an objective of the config lowers, in which order, over which facts:
+
+    joint         one loss of a batch to forget and a batch to keep; an epoch is one pass over the
+                  facts to forget
+    passes        a pass of the first loss over the facts to forget, then a pass of the second over
+                  the facts to keep: an epoch of MLLMU-Bench's code
+    alternating   the second loss at every batch to keep, and the first before every k-th of them,
+                  k = batches to keep // batches to forget; an epoch is one pass over the facts to
+                  keep (MMUnlearner's code, its baselines too)
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -40,28 +50,38 @@ REFUSALS = (
 class UnlearnData:
     """One step's facts to forget and to keep, and what an objective needs besides.
 
-    reference: a model that stands still, or None where the objective needs none.
-    beta, retain_weight: scalars.
+    forget, retain: None where the loss does not look at them. reference: a model that stands still,
+    or None where the objective needs none. beta, retain_weight: scalars. decouple: harmless images
+    with the kind of questions that are to be refused, and their right answers (Prompt-Decouple), or
+    None; decouple_weight: a scalar.
     """
 
-    forget: Batch
-    retain: Batch
+    forget: Batch | None
+    retain: Batch | None
     reference: Any
     beta: jax.Array
     retain_weight: jax.Array
+    decouple: Batch | None = None
+    decouple_weight: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """An objective as the losses of a step, each with a step of the optimizer of its own.
+    """What an objective of the config lowers; see the module's docstring.
 
-    reference: "vanilla", "retrained" or None. refuses: the answers to forget are refusals.
+    losses: one of both kinds of facts ("joint"), or one to forget and one to keep, each with an
+    update of its own. keeps: whether the joint loss looks at facts to keep. reference: "vanilla",
+    "retrained" or None. refuses: the answers to forget are refusals. masked: the gradient of the
+    forgetting loss is masked by weights' Fisher information (fisher.py).
     """
 
     losses: tuple[str, ...]
+    order: Literal["joint", "passes", "alternating"] = "joint"
+    keeps: bool = True
     reference: str | None = None
     refuses: bool = False
     beta: float = 0.1
+    masked: bool = False
 
 
 def cross_entropy_on_answers(model: Any, batch: Batch, remat: Remat) -> jax.Array:
@@ -69,51 +89,44 @@ def cross_entropy_on_answers(model: Any, batch: Batch, remat: Remat) -> jax.Arra
     return answer_cross_entropy(*logits_at_answers(model, batch, remat=remat))
 
 
-def cross_entropy_on_all(model: Any, batch: Batch, remat: Remat) -> jax.Array:
-    """Return the mean of −log p over all tokens but padding, image tokens and the first one.
-
-    The official training code of MLLMU-Bench has the prompt in its loss, too.
-    """
-    is_text_BT = batch.attention_mask_BT & (batch.feature_index_BT < 0) & (batch.positions_BT > 0)
-    everywhere = dataclasses.replace(batch, loss_weights_BT=is_text_BT.astype(jnp.float32))
-    return answer_cross_entropy(model(batch, remat=remat).logits_BTV, everywhere)
-
-
 def gradient_ascent(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
     """Return −CE(forget) (Jang et al. 2023, arXiv 2210.01504). Without a bound: it can diverge."""
-    return -cross_entropy_on_answers(model, data.forget, remat)
+    return _decoupled(
+        -cross_entropy_on_answers(model, _given(data.forget), remat), model, data, remat
+    )
 
 
 def retain_cross_entropy(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
     """Return w · CE(retain): the second pass of the official gradient difference."""
-    return data.retain_weight * cross_entropy_on_answers(model, data.retain, remat)
+    return data.retain_weight * cross_entropy_on_answers(model, _given(data.retain), remat)
 
 
 def gradient_difference(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
     """Return −CE(forget) + w · CE(retain), jointly (Liu et al. 2022, arXiv 2203.12817).
 
-    Differs: gradient_difference_official lowers the two in turn, a step of the optimizer each.
+    Differs: gradient_difference_official lowers the first in a pass over the facts to forget, then
+    the second in a pass over those to keep; gradient_difference_alternating by turns.
     """
     return gradient_ascent(model, data, remat) + retain_cross_entropy(model, data, remat)
 
 
 def retain_kl(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
     """Return w · KL(vanilla ‖ model), mean over the retain batch's answer tokens."""
-    logits_BAV, targets = logits_at_answers(model, data.retain, remat=remat)
-    reference_BAV, _ = logits_at_answers(data.reference, data.retain, remat=remat)
+    logits_BAV, targets = logits_at_answers(model, _given(data.retain), remat=remat)
+    reference_BAV, _ = logits_at_answers(data.reference, _given(data.retain), remat=remat)
     return data.retain_weight * _kl(reference_BAV, logits_BAV, targets)
 
 
 def kl_minimisation(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
     """Return −CE(forget) + w · KL(vanilla ‖ model) on retain (TOFU, arXiv 2401.06121).
 
-    Differs: kl_minimisation_official lowers −CE(forget), then CE(retain) + KL, in turn.
+    Differs: kl_minimisation_official lowers −CE(forget) in a pass, then CE(retain) + KL in another.
     """
     return gradient_ascent(model, data, remat) + retain_kl(model, data, remat)
 
 
 def retain_cross_entropy_and_kl(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
-    """Return w · (CE + KL(vanilla ‖ model)) on retain: the official second pass."""
+    """Return w · (CE + KL(vanilla ‖ model)) on retain: the official second pass of KL."""
     return retain_cross_entropy(model, data, remat) + retain_kl(model, data, remat)
 
 
@@ -123,14 +136,16 @@ def npo(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
     NPO = −(2 / β) · mean over examples of log σ(−β (log p − log p of vanilla)), with the sums of
     log p over an answer's tokens.
     """
+    forget = _given(data.forget)
     found_B, reference_B = (
-        answer_log_likelihood(*logits_at_answers(one, data.forget, remat=remat))
+        answer_log_likelihood(*logits_at_answers(one, forget, remat=remat))
         for one in (model, jax.lax.stop_gradient(data.reference))
     )
-    weights_B = jnp.asarray(data.forget.example_weights_B)
+    weights_B = jnp.asarray(forget.example_weights_B)
     losses_B = -2 / data.beta * jax.nn.log_sigmoid(-data.beta * (found_B - reference_B))
     mean = (losses_B * weights_B).sum() / jnp.maximum(weights_B.sum(), 1e-9)
-    return mean + retain_cross_entropy(model, data, remat)
+    loss = mean + retain_cross_entropy(model, data, remat)
+    return _decoupled(loss, model, data, remat)
 
 
 def npo_official(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
@@ -140,22 +155,22 @@ def npo_official(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
     model that was tuned on retain alone, and nothing is said of what is to be kept.
     """
     found, reference = (
-        cross_entropy_on_answers(one, data.forget, remat)
+        cross_entropy_on_answers(one, _given(data.forget), remat)
         for one in (model, jax.lax.stop_gradient(data.reference))
     )
-    return -2 / data.beta * jax.nn.log_sigmoid(data.beta * (found - reference))
+    loss = -2 / data.beta * jax.nn.log_sigmoid(data.beta * (found - reference))
+    return _decoupled(loss, model, data, remat)
 
 
 def idk(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
     """Return CE(forget) + w · CE(retain), where the answers to forget are refusals (TOFU's IDK)."""
-    found = cross_entropy_on_answers(model, data.forget, remat)
-    return found + retain_cross_entropy(model, data, remat)
+    found = cross_entropy_on_answers(model, _given(data.forget), remat)
+    return _decoupled(found + retain_cross_entropy(model, data, remat), model, data, remat)
 
 
-# The losses by name. The first two are the config's `train.loss_on`.
+# The losses by name; the first is that of plain training.
 OBJECTIVES: dict[str, Objective] = {
     "answer": cross_entropy_on_answers,
-    "all": cross_entropy_on_all,
     "gradient_ascent": gradient_ascent,
     "retain_cross_entropy": retain_cross_entropy,
     "gradient_difference": gradient_difference,
@@ -166,19 +181,42 @@ OBJECTIVES: dict[str, Objective] = {
     "idk": idk,
 }
 
-# By the config's `unlearn` objectives.
+# By the config's `unlearn` objectives; system_prompt trains nothing.
 RECIPES: dict[Unlearning, Recipe] = {
-    "gradient_ascent": Recipe(("gradient_ascent",)),
+    "gradient_ascent": Recipe(("gradient_ascent",), keeps=False),
     "gradient_difference": Recipe(("gradient_difference",)),
-    "gradient_difference_official": Recipe(("gradient_ascent", "retain_cross_entropy")),
-    "kl_minimisation": Recipe(("kl_minimisation",), "vanilla"),
-    "kl_minimisation_official": Recipe(
-        ("gradient_ascent", "retain_cross_entropy_and_kl"), "vanilla"
+    "gradient_difference_alternating": Recipe(
+        ("gradient_ascent", "retain_cross_entropy"), "alternating"
     ),
-    "npo": Recipe(("npo",), "vanilla"),
-    "npo_official": Recipe(("npo_official",), "retrained", beta=0.4),
+    "gradient_difference_official": Recipe(("gradient_ascent", "retain_cross_entropy"), "passes"),
+    "kl_minimisation": Recipe(("kl_minimisation",), reference="vanilla"),
+    "kl_minimisation_official": Recipe(
+        ("gradient_ascent", "retain_cross_entropy_and_kl"), "passes", reference="vanilla"
+    ),
+    "npo": Recipe(("npo",), reference="vanilla"),
+    "npo_official": Recipe(("npo_official",), keeps=False, reference="retrained", beta=0.4),
     "idk": Recipe(("idk",), refuses=True),
+    # Huo et al. 2025, arXiv 2502.11051
+    "mmunlearner": Recipe(("gradient_ascent", "retain_cross_entropy"), "alternating", masked=True),
+    "system_prompt": Recipe(()),
 }
+
+
+def _given(batch: Batch | None) -> Batch:
+    if batch is None:
+        raise ValueError("the loss looks at facts that the step did not give")
+    return batch
+
+
+def _decoupled(loss: jax.Array, model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
+    """Return the loss with SafeEraser's Prompt-Decouple term (arXiv 2502.12520), if there is one.
+
+    That is weight · CE on harmless images with the same kind of questions, so that the refusal is
+    tied to the image and not to the words alone.
+    """
+    if data.decouple is None or data.decouple_weight is None:
+        return loss
+    return loss + data.decouple_weight * cross_entropy_on_answers(model, data.decouple, remat)
 
 
 def _kl(first_BAV: jax.Array, second_BAV: jax.Array, targets: Targets) -> jax.Array:

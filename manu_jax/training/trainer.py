@@ -11,8 +11,7 @@ import functools
 import logging
 import math
 import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,33 +19,32 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from manu_jax import checkpoint, parallel
+from manu_jax import parallel
 from manu_jax.config import OptimizerSection, TrainSection
 from manu_jax.data.batches import Batches, encode_all
 from manu_jax.models.family import Loaded
 from manu_jax.models.layers import Remat
 from manu_jax.progress import Progress
+from manu_jax.training import lora
+from manu_jax.training.matrices import matrix_axes
 from manu_jax.training.objectives import OBJECTIVES
+from manu_jax.training.resume import resume, save_step
 from manu_jax.types import ManuError, Sample
 
 logger = logging.getLogger(__name__)
 
-KEPT_CHECKPOINTS = 2
 LENGTH_MULTIPLE = 16  # tokens
-CHECKPOINT_NAME = "step-{:08d}"
-# (input axes, output axes) of the matrices that Muon makes orthogonal, by their letters
-MATRIX_AXES = (
-    ("D", "NH"), ("D", "KH"), ("NH", "D"), ("D", "F"), ("F", "D"), ("D", "E"), ("E", "E"),
-    ("YXC", "D"),
-)  # fmt: skip
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Weights and the optimizer's moments, both float32 whatever the model's dtype is."""
+    """Weights and the optimizer's moments, both float32 whatever the model's dtype is.
 
-    model: Any
+    weights: the model's, or with `lora` those of the adapters alone.
+    """
+
+    weights: Any
     optimizer: optax.OptState
 
 
@@ -61,7 +59,8 @@ class StepSettings:
     beta1: float
     beta2: float
     weight_decay: float
-    clip: float
+    clip: float | None
+    adapters: lora.AdapterSettings | None
 
 
 def train(
@@ -81,12 +80,16 @@ def train(
     Raises ManuError where the loss is NaN or infinite, or the batch does not divide over the mesh.
     """
     batches = batches_of(loaded, samples, section, seed, where="train")
+
+    def phases_at(step: int) -> list[tuple[str, Any]]:
+        return [("answer", parallel.put_batch(batches.batch_at(step), loaded.mesh))]
+
     return lower(
         loaded,
-        (section.loss_on,),
-        lambda step: parallel.put_batch(batches.batch_at(step), loaded.mesh),
+        phases_at,
         section,
         num_steps=num_steps,
+        seed=seed,
         directory=directory,
         description=description,
         where="train",
@@ -100,56 +103,75 @@ def batches_of(
     seed: int,
     *,
     where: str,
+    max_buckets: int = 2,
 ) -> Batches:
     """Return the samples' batches for training, shuffled by the seed, of few shapes.
 
+    With `loss_on: all` the prompts carry loss like the answers, as in MLLMU-Bench's own training.
     Raises ManuError where the batch does not divide over the mesh; `where` names the section.
     """
     _check_batch_size(section.batch_size, loaded.mesh, where)
+    if section.loss_on == "all":
+        samples = [
+            dataclasses.replace(one, segments=tuple((text, True) for text, _ in one.segments))
+            for one in samples
+        ]
     return Batches(
         loaded,
         encode_all(loaded, samples),
         section.batch_size,
         seed=seed,
         multiple=LENGTH_MULTIPLE,
-        max_buckets=2,
+        max_buckets=max_buckets,
         rows=parallel.batch_rows(loaded.mesh, section.batch_size),
     )
 
 
 def lower(
     loaded: Loaded,
-    objectives: Sequence[str],
-    data_at: Callable[[int], Any],
+    phases_at: Callable[[int], Sequence[tuple[str, Any]]],
     section: OptimizerSection,
     *,
     num_steps: int,
+    seed: int,
     directory: str | os.PathLike,
     description: str,
     where: str,
+    masks: Mapping[str, Any] | None = None,
 ) -> Loaded:
-    """Return `loaded` after `num_steps` steps, in each of which each objective is lowered in turn.
+    """Return `loaded` after `num_steps` steps, in each of which objectives are lowered in turn.
 
-    objectives: names of OBJECTIVES. data_at: step → what they are functions of, on the devices;
-    nothing but the step decides it. where: the config's section, for messages.
+    phases_at: step → (name in OBJECTIVES, what it is a function of, on the devices), each with an
+    update of its own; nothing but the step decides them. seed: of the adapters, where there are
+    any. masks: objective → factors of its clipped gradient, a tree like the weights. where: the
+    config's section, for messages.
     """
     directory = Path(directory)
-    phases = [step_settings(section, loaded, objective) for objective in objectives]
-    state, first = _resume(directory, initial_state(loaded, phases[0]))
+    key = jax.random.key(seed)
+    state, first = resume(directory, initial_state(loaded, section, key))
     if first > num_steps:
         raise ManuError(
             f"{directory}: its last checkpoint is of step {first}, and only {num_steps} are asked "
             "for. Remove the folder to train anew."
         )
+    base = None if section.lora is None else loaded.model
     loss = None
     on_mesh = parallel.on_mesh(loaded.mesh)
     with on_mesh, Progress(description, num_steps, done=first) as progress:
         for step in range(first, num_steps):
-            data = data_at(step)
             rate = jnp.float32(learning_rate(section, step, num_steps))
             next_loss = jnp.float32(0)
-            for settings in phases:
-                state, found = train_step(state, data, rate, settings, loaded.mesh)
+            for number, (objective, data) in enumerate(phases_at(step)):
+                state, found = train_step(
+                    state,
+                    data,
+                    rate,
+                    step_settings(section, loaded, objective),
+                    loaded.mesh,
+                    base=base,
+                    key=jax.random.fold_in(jax.random.fold_in(key, step), number),
+                    mask=(masks or {}).get(objective),
+                )
                 next_loss += found
             # The loss of the step before is looked at while this one runs.
             if loss is not None:
@@ -157,12 +179,14 @@ def lower(
             loss = next_loss
             if (step + 1) % section.checkpoint_every == 0 and step + 1 < num_steps:
                 _checked(loss, step, section, where)
-                _save(directory, step + 1, state)
+                save_step(directory, step + 1, state)
         if loss is not None:
             final = _checked(loss, num_steps - 1, section, where)
             progress.advance(note=f"loss {final:.4f}")
             logger.info("%s: %d steps done, loss %.4f", description, num_steps, final)
-    model = jax.tree.map(lambda new, old: new.astype(old.dtype), state.model, loaded.model)
+    if section.lora is not None:
+        return loaded.replace_model(lora.merged(loaded.model, state.weights, section.lora))
+    model = jax.tree.map(lambda new, old: new.astype(old.dtype), state.weights, loaded.model)
     return loaded.replace_model(model)
 
 
@@ -191,13 +215,20 @@ def step_settings(section: OptimizerSection, loaded: Loaded, objective: str) -> 
         beta2=section.beta2,
         weight_decay=section.weight_decay,
         clip=section.clip,
+        adapters=None if section.lora is None else lora.adapter_settings(section.lora),
     )
 
 
-def initial_state(loaded: Loaded, settings: StepSettings) -> TrainState:
-    """Return a float32 copy of the weights, and moments of zero, each where its weight lies."""
-    model = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), loaded.model)
-    state = TrainState(model, _optimizer(settings).init(model))
+def initial_state(loaded: Loaded, section: OptimizerSection, key: jax.Array) -> TrainState:
+    """Return what is trained in float32, and moments of zero, each where its weight lies.
+
+    That is a copy of the weights, or new adapters, drawn by the key.
+    """
+    if section.lora is not None:
+        weights = lora.new_adapters(loaded.model, section.lora, key)
+    else:
+        weights = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), loaded.model)
+    state = TrainState(weights, _optimizer(step_settings(section, loaded, "answer")).init(weights))
     # Bound to their devices as restored arrays are, so that both take the same compiled step.
     if loaded.mesh is None:
         return jax.device_put(state, jax.local_devices()[0])
@@ -210,51 +241,72 @@ def train_step(
     rate: jax.Array,
     settings: StepSettings,
     mesh: jax.sharding.Mesh | None,
+    *,
+    base: Any = None,
+    key: jax.Array | None = None,
+    mask: Any = None,
 ) -> tuple[TrainState, jax.Array]:
     """Return the state after one step, and the loss before it. The given state is used up.
 
-    data: a Batch, or what else the objective is a function of. Two compiled programs: the
-    gradient's, one per shape of the data, and the update's, one for all.
+    data: a Batch, or what else the objective is a function of. base, key: with adapters the model
+    that stands still, and the key of the dropout. Two compiled programs: the gradient's, one per
+    shape of the data, and the update's, one for all.
     """
-    loss, gradient = _loss_and_gradient(state.model, data, settings, mesh)
-    return _updated(state, gradient, rate, settings, mesh), loss
+    loss, gradient = loss_and_gradient(state.weights, data, base, key, settings, mesh)
+    return _updated(state, gradient, mask, rate, settings, mesh), loss
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _loss_and_gradient(
-    weights: Any, data: Any, settings: StepSettings, mesh: jax.sharding.Mesh | None
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def loss_and_gradient(
+    weights: Any,
+    data: Any,
+    base: Any,
+    key: jax.Array | None,
+    settings: StepSettings,
+    mesh: jax.sharding.Mesh | None,
 ) -> tuple[jax.Array, Any]:
+    """Return the loss, and its gradient with respect to the weights (or the adapters)."""
     objective = OBJECTIVES[settings.objective]
 
     def loss_of(weights: Any) -> jax.Array:
         model = jax.tree.map(lambda leaf: leaf.astype(settings.dtype), weights)
+        if settings.adapters is not None:
+            model = lora.adapted(base, model, settings.adapters, key)
         return objective(model, data, settings.remat)
 
     loss, gradient = jax.value_and_grad(loss_of)(weights)
     return loss, _placed(gradient, mesh)
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4), donate_argnums=0)
+@functools.partial(jax.jit, static_argnums=(4, 5), donate_argnums=0)
 def _updated(
     state: TrainState,
     gradient: Any,
+    mask: Any,
     rate: jax.Array,
     settings: StepSettings,
     mesh: jax.sharding.Mesh | None,
 ) -> TrainState:
-    changes, optimizer = _optimizer(settings).update(gradient, state.optimizer, state.model)
-    model = jax.tree.map(lambda weight, change: weight + rate * change, state.model, changes)
-    return _placed(TrainState(model, optimizer), mesh)
+    if settings.clip is not None:
+        clip = optax.clip_by_global_norm(settings.clip)
+        gradient, _ = clip.update(gradient, clip.init(gradient))
+    if mask is not None:
+        gradient = jax.tree.map(lambda values, factors: values * factors, gradient, mask)
+    changes, optimizer = _optimizer(settings).update(gradient, state.optimizer, state.weights)
+    weights = jax.tree.map(lambda weight, change: weight + rate * change, state.weights, changes)
+    return _placed(TrainState(weights, optimizer), mesh)
 
 
 @functools.cache
 def _optimizer(settings: StepSettings) -> optax.GradientTransformation:
-    """Return the optimizer at a learning rate of 1; the rate is an argument of the step."""
+    """Return the optimizer of clipped gradients at a learning rate of 1.
+
+    The rate is an argument of the step.
+    """
     betas, decay = (settings.beta1, settings.beta2), settings.weight_decay
-    clip = optax.clip_by_global_norm(settings.clip)
     if settings.optimizer == "adamw":
-        return optax.chain(clip, optax.adamw(1.0, *betas, weight_decay=decay))
-    muon = optax.contrib.muon(
+        return optax.adamw(1.0, *betas, weight_decay=decay)
+    return optax.contrib.muon(
         1.0,
         weight_decay=decay,
         adam_b1=settings.beta1,
@@ -263,7 +315,6 @@ def _optimizer(settings: StepSettings) -> optax.GradientTransformation:
         muon_weight_dimension_numbers=_matrices,
         consistent_rms=0.2,  # steps as large as Adam's, so that rates carry over
     )
-    return optax.chain(clip, muon)
 
 
 def _matrices(weights: Any) -> Any:
@@ -273,15 +324,8 @@ def _matrices(weights: Any) -> Any:
     """
 
     def axes_of(path: Any, _: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
-        letters = parallel.path_name(path).rpartition("_")[2]
-        for inputs, outputs in MATRIX_AXES:
-            if letters.removeprefix("L") == inputs + outputs:
-                axes = range(len(letters))
-                return optax.contrib.MuonDimensionNumbers(
-                    tuple(axes[-len(inputs + outputs) : -len(outputs)]),
-                    tuple(axes[-len(outputs) :]),
-                )
-        return None
+        axes = matrix_axes(parallel.path_name(path))
+        return None if axes is None else optax.contrib.MuonDimensionNumbers(*axes)
 
     return jax.tree_util.tree_map_with_path(axes_of, weights)
 
@@ -298,7 +342,8 @@ def _checked(loss: jax.Array, step: int, section: OptimizerSection, where: str) 
     if not math.isfinite(value):
         raise ManuError(
             f"training: the loss of step {step} is {value}. Lower {where}.learning_rate (now "
-            f"{section.learning_rate:g}) or {where}.clip (now {section.clip:g}), or raise "
+            f"{section.learning_rate:g}) or {where}.clip (now "
+            f"{'none' if section.clip is None else format(section.clip, 'g')}), or raise "
             f"{where}.warmup."
         )
     return value
@@ -311,34 +356,3 @@ def _check_batch_size(batch_size: int, mesh: jax.sharding.Mesh | None, where: st
             f"{where}.batch_size {batch_size}: expected a multiple of {multiple}, the devices on "
             "the mesh axes data and fsdp."
         )
-
-
-def _resume(directory: Path, state: TrainState) -> tuple[TrainState, int]:
-    """Return the state of the newest checkpoint and its step; (`state`, 0) where there is none."""
-    step = parallel.agreed(max(_checkpoint_steps(directory), default=0))
-    path = directory / CHECKPOINT_NAME.format(step)
-    if not step or not parallel.stands(path):
-        return state, 0
-    leaves, structure = jax.tree_util.tree_flatten_with_path(state)
-    names = [parallel.path_name(name) for name, _ in leaves]
-    found = checkpoint.load(path, dict(zip(names, (leaf for _, leaf in leaves), strict=True)))
-    logger.info("%s: going on after step %d", directory, step)
-    return jax.tree.unflatten(structure, [found[name] for name in names]), step
-
-
-def _save(directory: Path, step: int, state: TrainState) -> None:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-    tree = {parallel.path_name(name): leaf for name, leaf in leaves}
-    checkpoint.save(directory / CHECKPOINT_NAME.format(step), tree)
-    if parallel.is_first_process():
-        for old in _checkpoint_steps(directory)[:-KEPT_CHECKPOINTS]:
-            shutil.rmtree(directory / CHECKPOINT_NAME.format(old))
-
-
-def _checkpoint_steps(directory: Path) -> list[int]:
-    """Return the steps of the whole checkpoints in a folder, in order."""
-    if not directory.is_dir():
-        return []
-    prefix = CHECKPOINT_NAME.split("{")[0]
-    found = [p for p in directory.iterdir() if p.name.startswith(prefix) and p.name[5:].isdigit()]
-    return sorted(int(p.name[len(prefix) :]) for p in found if checkpoint.exists(p))

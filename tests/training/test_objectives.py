@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import tiny_llava
 
+from manu_jax.config import OptimizerSection
 from manu_jax.training.objectives import OBJECTIVES
+from manu_jax.training.trainer import batches_of
 
 
 @pytest.fixture(scope="module")
@@ -29,38 +31,41 @@ def log_p_BT(batch):
 
 
 @functools.cache
-def compiled(name):
-    return jax.jit(lambda model, batch: OBJECTIVES[name](model, batch, "none"))
+def compiled():
+    return jax.jit(lambda model, batch: OBJECTIVES["answer"](model, batch, "none"))
 
 
-def loss(name, batch):
-    return float(compiled(name)(tiny_llava.loaded().model, batch))
+def loss(batch):
+    return float(compiled()(tiny_llava.loaded().model, batch))
 
 
 def test_answer_loss_is_the_mean_over_answer_tokens(batch, log_p_BT):
     is_answer_BT = batch.loss_weights_BT > 0
     assert 3 <= is_answer_BT.sum() < batch.attention_mask_BT.sum() / 2
     # float32 against float64.
-    assert loss("answer", batch) == pytest.approx(-log_p_BT[is_answer_BT].mean(), rel=1e-5)
+    assert loss(batch) == pytest.approx(-log_p_BT[is_answer_BT].mean(), rel=1e-5)
 
 
 def test_loss_on_all_leaves_out_images_padding_and_the_first_token(batch, log_p_BT):
+    section = OptimizerSection(batch_size=4, loss_on="all")
+    samples = tiny_llava.samples("image")[:3]
+    whole = batches_of(tiny_llava.loaded(), samples, section, 0, where="train")
+    order = np.argsort(whole.indices_at(0))
     counted_BT = np.array(batch.attention_mask_BT)
     counted_BT &= batch.token_ids_BT != tiny_llava.loaded().config.image_token
     counted_BT[:, 0] = False
     assert counted_BT.sum() > (batch.loss_weights_BT > 0).sum()
-    assert loss("all", batch) == pytest.approx(-log_p_BT[counted_BT].mean(), rel=1e-5)
+    assert sorted(order) == [0, 1, 2]
+    assert loss(whole.batch_at(0)) == pytest.approx(-log_p_BT[counted_BT].mean(), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["answer", "all"])
-def test_padding_examples_and_padding_tokens_do_not_change_the_loss(name, batch):
+def test_padding_examples_and_padding_tokens_do_not_change_the_loss(batch):
     # Another padding: two examples more, sixteen tokens longer.
     longer = tiny_llava.batch("image", 3, batch_size=6, length=batch.token_ids_BT.shape[1] + 16)
-    assert loss(name, longer) == pytest.approx(loss(name, batch), rel=1e-5)
+    assert loss(longer) == pytest.approx(loss(batch), rel=1e-5)
 
 
 def test_answer_loss_ignores_an_example_of_weight_zero(batch):
     without_last = dataclasses.replace(batch, example_weights_B=np.array([1, 1, 0, 0], np.float32))
     two = tiny_llava.batch("image", 2, batch_size=4, length=batch.token_ids_BT.shape[1])
-    assert loss("answer", without_last) == pytest.approx(loss("answer", two), rel=1e-5)
-    assert loss("all", without_last) == pytest.approx(loss("all", two), rel=1e-5)
+    assert loss(without_last) == pytest.approx(loss(two), rel=1e-5)

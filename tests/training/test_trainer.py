@@ -41,11 +41,11 @@ def killed_after(monkeypatch, num_steps):
     """Let the process die when it has done so many steps."""
     real, done = trainer.train_step, []
 
-    def step(*arguments):
+    def step(*arguments, **named):
         if len(done) == num_steps:
             raise Killed
         done.append(1)
-        return real(*arguments)
+        return real(*arguments, **named)
 
     monkeypatch.setattr(trainer, "train_step", step)
     return done
@@ -73,13 +73,14 @@ def test_loss_falls_and_the_given_model_stays_as_it_is():
     before = bits(tiny_llava.loaded().model)
     batch = parallel.put_batch(tiny_llava.batch("text", 4, length=32), None)
     settings = trainer.step_settings(SECTION, tiny_llava.loaded(), "answer")
-    state, losses = trainer.initial_state(tiny_llava.loaded(), settings), []
+    state = trainer.initial_state(tiny_llava.loaded(), SECTION, jax.random.key(0))
+    losses = []
     for _ in range(12):
         state, loss = trainer.train_step(state, batch, jnp.float32(1e-2), settings, None)
         losses.append(float(loss))
     assert losses[-1] < losses[0] / 2
     assert bits(tiny_llava.loaded().model) == before
-    assert bits(state.model) != before
+    assert bits(state.weights) != before
 
 
 def test_loss_that_is_not_finite_is_an_error_and_nothing_is_saved(tmp_path):
@@ -119,9 +120,9 @@ def test_half_precision_model_is_trained_in_float32_and_returned_as_it_was(tmp_p
     loaded = tiny_llava.loaded()
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), loaded.model)
     settings = trainer.step_settings(SECTION, loaded.replace_model(half), "answer")
-    state = trainer.initial_state(loaded.replace_model(half), settings)
+    state = trainer.initial_state(loaded.replace_model(half), SECTION, jax.random.key(0))
     assert settings.dtype == "bfloat16"
-    assert {leaf.dtype for leaf in jax.tree.leaves(state.model)} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.weights)} == {jnp.dtype("float32")}
     trained = run(tmp_path, loaded=loaded.replace_model(half), num_steps=1).model
     assert {leaf.dtype for leaf in jax.tree.leaves(trained)} == {jnp.dtype("bfloat16")}
     changed = [a != b for a, b in zip(bits(trained.text), bits(half.text), strict=True)]

@@ -1,0 +1,137 @@
+"""Which weights may move to forget: MMUnlearner's mask (Huo et al. 2025, arXiv 2502.11051).
+
+    F = mean of the squared gradients of CE over the batches (or the examples) of a set of facts
+    m = (F_forget + ε) / (F_keep + ε) ≥ ratio,  ε = 1e-15
+
+F_forget is of the facts to forget with their images. F_keep is, for the vision tower and the
+projector, of the facts to keep with their images; for the language model of these and of
+everybody's facts in text alone, the forgotten people's too: the method erases what the picture
+tells and keeps what the words tell.
+
+Differs: every weight has its mask; the authors' code masks matrices alone, and biases, norms and
+embeddings move freely.
+"""
+
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from manu_jax import parallel
+from manu_jax.config import UnlearnSection
+from manu_jax.data.record import Fact
+from manu_jax.data.views import forms
+from manu_jax.models.family import Loaded
+from manu_jax.progress import Progress
+from manu_jax.training.resume import resume, save_step
+from manu_jax.training.trainer import StepSettings, batches_of, loss_and_gradient, step_settings
+from manu_jax.types import Batch, ManuError, Modality, Sample
+
+EPSILON = 1e-15
+LANGUAGE_MODEL = "text."  # how the paths of its weights begin
+
+
+def weight_mask(
+    loaded: Loaded,
+    section: UnlearnSection,
+    forget: Sequence[Fact],
+    retain: Sequence[Fact],
+    *,
+    directory: str | os.PathLike,
+    seed: int,
+) -> Any:
+    """Return 1 where a weight may move in a step that forgets, else 0: float32, like the weights.
+
+    directory: of partial sums, from which a killed run goes on, and of the mask when it is done.
+    Raises ManuError where a set has no facts in the form asked for, and with adapters.
+    """
+    where = f"unlearn ({section.name})"
+    if section.lora is not None:
+        raise ManuError(
+            f"{where}.lora: {section.objective} masks the model's own weights: no lora."
+        )
+    directory = Path(directory)
+    weights = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), loaded.model)
+    mask, is_done = resume(directory / "mask", weights)
+    if is_done:
+        return mask
+    sets: dict[str, tuple[Sequence[Fact], Modality]] = {
+        "forget": (forget, "image"),
+        "keep": (retain, "image"),
+        "words": ([*forget, *retain], "text"),
+    }
+    found = {}
+    for name, (facts, modality) in sets.items():
+        samples = forms(facts, modality, loaded.template)
+        if not samples:
+            raise ManuError(f"{where}: {section.objective} needs facts in the form {modality}.")
+        found[name] = fisher_sums(
+            loaded, samples, section, directory=directory / name, seed=seed, where=where
+        )
+
+    def compared(path: Any, forget_sum: jax.Array, keep: jax.Array, words: jax.Array) -> jax.Array:
+        (_, num_forget), (_, num_keep), (_, num_words) = (found[name] for name in sets)
+        if parallel.path_name(path).startswith(LANGUAGE_MODEL):
+            keep, num_keep = keep + words, num_keep + num_words
+        ratio = (forget_sum / num_forget + EPSILON) / (keep / num_keep + EPSILON)
+        return (ratio >= section.fisher_ratio).astype(jnp.float32)
+
+    mask = jax.tree_util.tree_map_with_path(compared, *(found[name][0] for name in sets))
+    save_step(directory / "mask", 1, mask)
+    return mask
+
+
+def fisher_sums(
+    loaded: Loaded,
+    samples: Sequence[Sample],
+    section: UnlearnSection,
+    *,
+    directory: Path,
+    seed: int,
+    where: str,
+) -> tuple[Any, float]:
+    """Return the sum of the squared gradients of CE, float32 like the weights, and of how many.
+
+    section.fisher: the gradients are of whole batches ("batch") or of each example ("example").
+    """
+    weights = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), loaded.model)
+    batches = batches_of(loaded, samples, section, seed, where=where, max_buckets=1)
+    settings = step_settings(section, loaded, "answer")
+    zeros = jax.tree.map(jnp.zeros_like, weights)
+    total, first = resume(directory, zeros)
+    by_example = section.fisher == "example"
+    on_mesh = parallel.on_mesh(loaded.mesh)
+    what = f"Fisher information, {directory.name}"
+    with on_mesh, Progress(what, len(batches), done=first) as progress:
+        for step in range(first, len(batches)):
+            batch = parallel.put_batch(batches.batch_at(step), loaded.mesh)
+            total = _add(total, weights, batch, settings, loaded.mesh, by_example)
+            progress.advance()
+            if (step + 1) % section.checkpoint_every == 0 and step + 1 < len(batches):
+                save_step(directory, step + 1, total)
+    return total, float(len(samples) if by_example else len(batches))
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4, 5), donate_argnums=0)
+def _add(
+    total: Any,
+    weights: Any,
+    batch: Batch,
+    settings: StepSettings,
+    mesh: jax.sharding.Mesh | None,
+    by_example: bool,
+) -> Any:
+    """Return the sum with the squared gradient of a batch, or with those of its examples."""
+
+    def add(total: Any, part: Batch) -> tuple[Any, None]:
+        _, gradient = loss_and_gradient(weights, part, None, None, settings, mesh)
+        return jax.tree.map(lambda sums, g: sums + jnp.square(g), total, gradient), None
+
+    if not by_example:
+        return add(total, batch)[0]
+    examples = jax.tree.map(lambda values: values[:, None], batch)  # padding examples add 0
+    return jax.lax.scan(add, total, examples)[0]

@@ -1,0 +1,57 @@
+"""States of a long loop on disk: a process that was killed goes on from the last that stands."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from manu_jax import checkpoint, parallel
+
+logger = logging.getLogger(__name__)
+
+KEPT_CHECKPOINTS = 2
+CHECKPOINT_NAME = "step-{:08d}"
+
+
+def resume(directory: Path, state: Any) -> tuple[Any, int]:
+    """Return the state of the newest checkpoint and its step; (`state`, 0) where there is none.
+
+    state: a pytree of the shapes, dtypes and shardings that are expected.
+    """
+    step = parallel.agreed(max(_checkpoint_steps(directory), default=0))
+    path = directory / CHECKPOINT_NAME.format(step)
+    if not step or not parallel.stands(path):
+        return state, 0
+    found = checkpoint.load(path, _by_name(state))
+    logger.info("%s: going on after step %d", directory, step)
+    names = _by_name(state)
+    return jax.tree.unflatten(jax.tree.structure(state), [found[name] for name in names]), step
+
+
+def save_step(directory: Path, step: int, state: Any) -> None:
+    """Write the state after `step` steps, and remove all but the two newest."""
+    checkpoint.save(directory / CHECKPOINT_NAME.format(step), _by_name(state))
+    if parallel.is_first_process():
+        for old in _checkpoint_steps(directory)[:-KEPT_CHECKPOINTS]:
+            shutil.rmtree(directory / CHECKPOINT_NAME.format(old))
+
+
+def _by_name(state: Any) -> dict[str, Any]:
+    """Return the leaves by their paths, in the order of the tree."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {parallel.path_name(path): leaf for path, leaf in leaves}
+
+
+def _checkpoint_steps(directory: Path) -> list[int]:
+    """Return the steps of the whole checkpoints in a folder, in order."""
+    if not directory.is_dir():
+        return []
+    prefix = CHECKPOINT_NAME.split("{")[0]
+    found = [
+        path
+        for path in directory.iterdir()
+        if path.name.startswith(prefix) and path.name[len(prefix) :].isdigit()
+    ]
+    return sorted(int(path.name[len(prefix) :]) for path in found if checkpoint.exists(path))
