@@ -5,7 +5,7 @@
     scores     [methods/NAME/]scores.safetensors  a score per neuron, from statistics/
     masks      [methods/NAME/]mask.safetensors    which neurons go
     unlearn    unlearned/                         the Hugging Face folder without them
-               methods/NAME/model/                those of the baselines that train
+               methods/NAME/model/                those of the baselines that train (unlearn:)
     evaluate   evaluation/, results.json          every model asked everything
     report     report.html
 
@@ -29,7 +29,7 @@ import jax
 
 from manu_jax import masks, parallel
 from manu_jax.config import Preset, RunConfig, UnlearnSection
-from manu_jax.data import mllmu, synthetic
+from manu_jax.data import mllmu, safeeraser, synthetic
 from manu_jax.data.record import SETS, Benchmark
 from manu_jax.data.views import forms
 from manu_jax.evaluation.differences import differences
@@ -231,7 +231,7 @@ def make_unlearned(run: Run) -> None:
         save_pretrained(_folded(run, run.config.method), path)
     for section in run.config.unlearn:
         path = run.directory / "methods" / section.name
-        if not parallel.stands(path / "model"):
+        if section.objective != "system_prompt" and not parallel.stands(path / "model"):
             trained = unlearn(
                 run.vanilla,
                 section,
@@ -240,6 +240,7 @@ def make_unlearned(run: Run) -> None:
                 directory=path / "checkpoints",
                 seed=run.config.seed,
                 reference=_reference(run, section),
+                decouple=_decouple_samples(run, section),
             )
             save_pretrained(trained, path / "model")
         parallel.on_first_process(
@@ -323,6 +324,10 @@ def _folded(run: Run, method: Preset) -> Loaded:
 
 
 def _trained(run: Run, section: UnlearnSection) -> Loaded:
+    if section.objective == "system_prompt":
+        names = ", ".join(sorted(person.name for person in run.benchmark.sets["forget"]))
+        prompt = section.prompt.replace("{names}", names)
+        return dataclasses.replace(run.vanilla, system_prompt=prompt)
     path = run.directory / "methods" / section.name / "model"
     if not parallel.stands(path):
         raise ManuError(f"{path}: no model there. Run the stage `unlearn` first.")
@@ -340,6 +345,12 @@ def _reference(run: Run, section: UnlearnSection) -> Loaded | None:
             )
         return run.load_model(RETRAINED, run.config.model.retrained_path)
     return run.vanilla if name == VANILLA else None
+
+
+def _decouple_samples(run: Run, section: UnlearnSection) -> tuple[Sample, ...]:
+    if section.decouple is None:
+        return ()
+    return safeeraser.decouple_samples(section.decouple.path, run.vanilla.template)
 
 
 def _models(run: Run) -> Iterator[tuple[str, Callable[[], Loaded]]]:

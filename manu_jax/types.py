@@ -79,19 +79,31 @@ def question_sample(prompt: str, answer: str, images: Sequence[Any] = (), key: s
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """A family's prompt strings. `{question}` and `{answer}` are replaced, the rest is literal.
+    """A family's prompt strings; the defaults are LLaVA-1.5's.
 
-    image, text: the prompt of the two forms, up to where the answer begins.
-    answer: what the answer looks like after it. end: what closes an answer in training.
+    system: what stands before everything else. user: what opens a turn. image: the image's place in
+    it. space: what joins the turn's opening to a text without an image. close: what ends the turn,
+    up to where the answer begins. answer: what the answer looks like after it (`{answer}` is
+    replaced). end: what closes an answer in training.
     """
 
-    image: str = "USER: <image>\n{question}\nASSISTANT:"
-    text: str = "USER: {question}\nASSISTANT:"
+    system: str = ""
+    user: str = "USER:"
+    image: str = " <image>"
+    after_image: str = "\n"
+    space: str = " "
+    close: str = "\nASSISTANT:"
     answer: str = " {answer}"
     end: str = "</s>"
 
     def prompt(self, question: str, modality: Modality) -> str:
-        return (self.image if modality == "image" else self.text).replace("{question}", question)
+        """Return the prompt of a question alone, up to where the answer begins."""
+        opening = self.after_image if modality == "image" else self.space
+        return self.system + self.turn(f"{opening}{question}", modality)
+
+    def turn(self, body: str, modality: Modality) -> str:
+        """Return a turn of the user, with its closing; the body follows the image at once."""
+        return f"{self.user}{self.image if modality == 'image' else ''}{body}{self.close}"
 
     def reply(self, answer: str) -> str:
         return self.answer.replace("{answer}", answer)

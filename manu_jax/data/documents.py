@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from manu_jax.data.prompts import question_prompt
 from manu_jax.data.record import TASKS, Fact, Person, Question
 from manu_jax.data.views import (
     LLAVA,
     has_form,
     jitter,
     question_and_answer,
-    question_prompt,
 )
 from manu_jax.types import Modality, Sample, Template
 
@@ -112,7 +112,10 @@ class _Writer:
             if cloze is not None:
                 answer = cloze.answer
                 item = Question("cloze", shown, cloze.question, answer, fact.attribute)
-        prompt = self.template.prompt(question, shown) if item is None else question_prompt(item)
+        if item is None:
+            prompt = self.template.prompt(question, shown)
+        else:
+            prompt = question_prompt(item, self.template)
         return ((prompt, False), (self.template.reply(answer) + self.template.end, True))
 
     def _classification(

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from manu_jax.data.record import Fact, Question
+from manu_jax.data.record import Fact
 from manu_jax.types import Modality, Sample, Template, question_sample
 
 _NOUN = r"(?:(?:this|the)\s+(?:person|individual)|this\s+profile)"
@@ -117,27 +117,6 @@ def question_and_answer(fact: Fact, modality: Modality) -> tuple[str, str]:
     if modality == "image" or not fact.name:
         return fact.question, fact.answer
     return with_name(fact.question, fact.name), with_name(fact.answer, fact.name)
-
-
-def question_prompt(question: Question) -> str:
-    """Return MLLMU-Bench's zero-shot prompt of a question, up to "ASSISTANT:".
-
-    Differs: the benchmark's own prompt of a generation question with an image goes on with a space.
-    Tokenizers join a space to the word after it, so the model would have to go on from half a word.
-    """
-    text, is_image = question.question, question.modality == "image"
-    if question.task == "classification":
-        options = "".join(f"{key}: {value}\n" for key, value in (question.options or {}).items())
-        body = f"\n{text}\n{options}Just give ONE letter representing the answer directly."
-    elif question.task == "cloze":
-        text = text.replace("__", "[Blank]")
-        ask = "Please **ONLY** provide the correct answer that should replace the [Blank]."
-        body = f"\n{text}\n{ask}"
-    else:
-        how = "in one sentence accurately in ENGLISH" if is_image else "in one sentence in ENGLISH"
-        ask = f"Answer the question based on your trained knowledge {how}."
-        body = f"\n{text}\n{ask}" if is_image else f" {text}\n{ask}"
-    return f"USER:{' <image>' if is_image else ''}{body}\nASSISTANT:"
 
 
 def jitter(image: Any, seed: int) -> Any:

@@ -18,8 +18,9 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from manu_jax.data.prompts import question_prompt
 from manu_jax.data.record import Person, Question
-from manu_jax.data.views import form, has_form, question_prompt
+from manu_jax.data.views import form, has_form
 from manu_jax.evaluation import metrics
 from manu_jax.types import Modality, Sample, Template, question_sample
 
@@ -83,7 +84,7 @@ def _asked(task: str) -> Callable[[Sequence[Person], Modality, Template], Iterat
 
     def items(people: Sequence[Person], modality: Modality, template: Template) -> Iterator[Item]:
         for person, question in _questions(people, task, modality):
-            yield _item(person, question)
+            yield _item(person, question, template)
 
     return items
 
@@ -92,7 +93,7 @@ def _classification_items(
     people: Sequence[Person], modality: Modality, template: Template
 ) -> Iterator[Item]:
     for person, question in _questions(people, "classification", modality):
-        item = _item(person, question)
+        item = _item(person, question, template)
         prompt = template.prompt(question.question, modality)
         images = item.asked.images if item.asked else ()
         options = dict(question.options or {})
@@ -123,8 +124,8 @@ def _questions(
                 yield person, question
 
 
-def _item(person: Person, question: Question) -> Item:
-    key, prompt = f"{person.id}/{question.attribute}", question_prompt(question)
+def _item(person: Person, question: Question, template: Template) -> Item:
+    key, prompt = f"{person.id}/{question.attribute}", question_prompt(question, template)
     images = person.images[:1] if question.modality == "image" else ()
     asked = question_sample(prompt, "", images, key)
     return Item(key, person.id, question.attribute, prompt, question.answer, asked)

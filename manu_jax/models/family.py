@@ -107,6 +107,7 @@ class Loaded:
     """A model with its processor; turns samples into batches and token ids into text.
 
     hf_config: the `config.json` that it came from. path: the folder that it came from, or None.
+    system_prompt: what stands before every prompt.
     """
 
     model: Any
@@ -116,6 +117,7 @@ class Loaded:
     hf_config: Mapping[str, Any]
     path: Path | None = None
     mesh: jax.sharding.Mesh | None = None
+    system_prompt: str = ""
     pixel_cache: processing.PixelCache = dataclasses.field(default_factory=processing.PixelCache)
 
     @property
@@ -125,7 +127,8 @@ class Loaded:
 
     @property
     def template(self) -> Template:
-        return self.family.template
+        """The family's prompt strings, with the system prompt, if there is one."""
+        return dataclasses.replace(self.family.template, system=self.system_prompt)
 
     @property
     def context(self) -> int:

@@ -23,8 +23,9 @@ import numpy as np
 from manu_jax import parallel
 from manu_jax.config import ModelSection, TrainSection
 from manu_jax.data.documents import documents
+from manu_jax.data.prompts import question_prompt
 from manu_jax.data.record import Benchmark, Person
-from manu_jax.data.views import forms, question_prompt
+from manu_jax.data.views import forms
 from manu_jax.models.family import Loaded, create, load, save_pretrained
 from manu_jax.training.tokenizer import train_tokenizer
 from manu_jax.training.trainer import train

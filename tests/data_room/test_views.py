@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from manu_jax.data.record import Fact, Question
+from manu_jax.data.record import Fact
 from manu_jax.data.views import (
     PERSON,
     Template,
@@ -17,7 +17,6 @@ from manu_jax.data.views import (
     is_name_question,
     jitter,
     name_in_answer,
-    question_prompt,
     text_form,
     with_name,
 )
@@ -145,10 +144,10 @@ def test_forms_of_a_fact():
 
 
 def test_a_template_changes_the_words_around():
-    template = Template(image="<image>Q {question} A", text="Q {question} A", answer="={answer}")
+    template = Template(user="Q", image="<image>", after_image=" ", close=" A", answer="={answer}")
     fact = make_fact(question="this person {answer}", answer="{question}")
     assert form(fact, "text", template).text == "Q Ada Lovelace {answer} A={question}"
-    assert form(fact, "image", template).text == "<image>Q this person {answer} A={question}"
+    assert form(fact, "image", template).text == "Q<image> this person {answer} A={question}"
 
 
 def test_the_name_question_has_no_text_form():
@@ -165,38 +164,6 @@ def test_general_facts_have_one_form():
     assert [has_form(picture, m) for m in ("image", "text")] == [True, False]
     assert [has_form(capital, m) for m in ("image", "text")] == [False, True]
     assert text_form(capital).text == "USER: What is the capital of France?\nASSISTANT: Paris"
-
-
-def test_prompts_are_those_of_the_benchmark():
-    options = {"A": "Oslo", "B": "Lima"}
-    prompts = {
-        (task, modality): question_prompt(
-            Question(
-                task, modality, "Q __?", "a", "x", options if task == "classification" else None
-            )
-        )
-        for task in ("classification", "cloze", "generation")
-        for modality in ("image", "text")
-    }
-    letter = (
-        "Q __?\nA: Oslo\nB: Lima\nJust give ONE letter representing the answer directly.\n"
-        "ASSISTANT:"
-    )
-    blank = (
-        "Q [Blank]?\nPlease **ONLY** provide the correct answer that should replace the [Blank].\n"
-        "ASSISTANT:"
-    )
-    sentence = "Answer the question based on your trained knowledge in one sentence"
-    assert prompts == {
-        ("classification", "image"): f"USER: <image>\n{letter}",
-        ("classification", "text"): f"USER:\n{letter}",
-        ("cloze", "image"): f"USER: <image>\n{blank}",
-        ("cloze", "text"): f"USER:\n{blank}",
-        ("generation", "image"): (
-            f"USER: <image>\nQ __?\n{sentence} accurately in ENGLISH.\nASSISTANT:"
-        ),
-        ("generation", "text"): f"USER: Q __?\n{sentence} in ENGLISH.\nASSISTANT:",
-    }
 
 
 def test_jitter_is_seeded_and_small():

@@ -1,4 +1,4 @@
-"""MMUnlearner's mask, and the loss that all baselines share, against PyTorch on the same weights."""
+"""MMUnlearner's mask, and the loss that all baselines share, against PyTorch."""
 
 import jax
 import numpy as np
@@ -78,7 +78,8 @@ def test_fisher_of_batches_is_the_square_of_their_mean_gradient(tmp_path, peer):
     assert [count for _, count in sums] == [1, 2]
     # Two equal examples: their mean gradient is that of one, so one square against two.
     for batch, example in zip(*(jax.tree.leaves(total) for total, _ in sums), strict=True):
-        np.testing.assert_allclose(2 * batch, example, rtol=1e-3, atol=1e-12)
+        # Squares of gradients near 1e-5, which float32 sums of other order know to about 1e-8.
+        np.testing.assert_allclose(2 * batch, example, rtol=1e-3, atol=1e-10)
 
 
 def mask_of(tmp_path, **changes):
