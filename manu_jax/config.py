@@ -9,7 +9,7 @@ import difflib
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 import yaml
@@ -25,6 +25,7 @@ class Section(pydantic.BaseModel):
     )
 
 
+SomeSection = TypeVar("SomeSection", bound=Section)
 Share = Annotated[float, pydantic.Field(gt=0, lt=1)]  # of neurons
 Count = Annotated[int, pydantic.Field(ge=1)]
 Task = Literal["classification", "generation", "cloze", "likelihood"]
@@ -424,6 +425,11 @@ def resolve_preset(value: Any) -> Any:
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     """Return the config of a YAML file with overrides; all its faults in one ManuError."""
+    return validate_config(read_yaml(path, overrides), f"config {path}")
+
+
+def read_yaml(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the mapping of a YAML file with overrides (`key.path=value`), or raise ManuError."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -436,15 +442,20 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
         raise ManuError(f"config {path}: expected a mapping of keys to values, got {values!r}.")
     for override in overrides:
         _set_override(values, override)
-    return validate_config(values, f"config {path}")
+    return values
 
 
 def validate_config(values: Mapping[str, Any], where: str) -> RunConfig:
     """Return the RunConfig of plain values; one ManuError lists every fault."""
+    return validate(RunConfig, values, where)
+
+
+def validate(kind: type[SomeSection], values: Mapping[str, Any], where: str) -> SomeSection:
+    """Return the section of plain values; one ManuError lists every fault."""
     try:
-        return RunConfig.model_validate(values)
+        return kind.model_validate(values)
     except pydantic.ValidationError as error:
-        faults = "\n".join(f"  {_describe(fault)}" for fault in error.errors())
+        faults = "\n".join(f"  {_describe(fault, kind)}" for fault in error.errors())
         raise ManuError(f"{where}:\n{faults}") from None
 
 
@@ -498,19 +509,19 @@ def _set_override(values: dict[str, Any], override: str) -> None:
     values[last] = _parse_yaml(text, f"override {override!r}")
 
 
-def _describe(fault: Any) -> str:
+def _describe(fault: Any, kind: type[Section]) -> str:
     """Return one line for one pydantic error: the key's path, what is wrong, and the near names."""
     location = fault["loc"]
     path = ".".join(str(part) for part in location)
     if fault["type"] == "extra_forbidden":
-        return f"{path}: unknown key{_near(str(location[-1]), _known_keys(location[:-1]))}"
+        return f"{path}: unknown key{_near(str(location[-1]), _known_keys(location[:-1], kind))}"
     message = fault["msg"].removeprefix("Value error, ")
     got = "" if fault["type"] in ("value_error", "missing") else f", got {fault['input']!r}"
     return f"{path}: {message}{got}" if path else message
 
 
-def _known_keys(location: tuple[Any, ...]) -> list[str]:
-    section: Any = RunConfig
+def _known_keys(location: tuple[Any, ...], kind: type[Section]) -> list[str]:
+    section: Any = kind
     for part in location:
         if isinstance(part, int):
             continue

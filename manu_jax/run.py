@@ -25,11 +25,7 @@ logger = logging.getLogger("manu_jax")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0 done, 1 a named problem, 130 stopped."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("jax", "orbax", "httpx"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    # Orbax logs there, with a traceback, what it raises as well.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    prepare_logging()
     try:
         config = load_config(options.config, options.overrides)
         if options.output:
@@ -72,6 +68,15 @@ def run(config: RunConfig, only: Sequence[str] | None = None) -> Path:
             logger.info("%s: done in %.1f s", name, time.monotonic() - begun)
     logger.info("%s: all done in %.1f s", directory, time.monotonic() - start)
     return directory
+
+
+def prepare_logging() -> None:
+    """Let the command tell how far it is on standard error."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("jax", "orbax", "httpx"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    # Orbax logs there, with a traceback, what it raises as well.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def _prepare_jax(config: RunConfig) -> None:

@@ -31,6 +31,7 @@ LINES = (
     ("report",),
     ("stages",),
     ("run",),
+    ("compare",),
 )
 LINE_OF = {room: number for number, rooms in enumerate(LINES) for room in rooms}
 

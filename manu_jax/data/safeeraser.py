@@ -36,8 +36,8 @@ def decouple_samples(path: str | Path, template: Template) -> tuple[Sample, ...]
             continue
         image = _image(path.parent, record.get("SDImage_path"), place, faults)
         for index, pair in enumerate(record["unsafe_pairs"]):
-            values = [pair.get(key) if isinstance(pair, dict) else None for key in PAIR]
-            if not all(isinstance(value, str) and value.strip() for value in values):
+            values = [str(pair.get(key) or "") if isinstance(pair, dict) else "" for key in PAIR]
+            if not all(value.strip() for value in values):
                 faults.append(f"{place}, pair {index}: no {' or '.join(PAIR)}. Mend the record.")
             elif image is not None:
                 prompt = template.prompt(values[0].strip(), "image")

@@ -1,0 +1,256 @@
+"""Compare methods over seeds and forget shares, each tuned with the same number of trials.
+
+    python -m manu_jax.compare --config configs/demo_compare.yaml
+
+    tuning   every trial of every method on the tuning people: one run; the best trial of each stays
+    cells    a run for each seed × share, with the trials that stayed, on other people
+    table    comparison.json and comparison.md: the people of all seeds pooled
+
+Tuning and cells are runs like any other (`manu_jax.run`), in folders of their own: what is finished
+is kept, and a comparison that was killed goes on. The cells' configs are written before the first
+one begins, so that they can be run elsewhere, each by `manu_jax.run`, and found done here.
+
+    OUTPUT/tuning/                 the run of all trials
+    OUTPUT/tuning.json             {method: {trial, settings, score, forget, retain, trials: […]}}
+    OUTPUT/cells/NAME.yaml         the config of a cell, NAME = seed-1.forget-10
+    OUTPUT/cells/NAME/             its run
+    OUTPUT/comparison.json, .md
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from manu_jax.config import (
+    Count,
+    RunConfig,
+    Section,
+    read_yaml,
+    to_yaml,
+    validate,
+    validate_config,
+)
+from manu_jax.folder import explained, write_atomic
+from manu_jax.report.comparison import Cell, compare_cells, to_markdown
+from manu_jax.run import prepare_logging, run
+from manu_jax.types import MODALITIES, ManuError
+
+logger = logging.getLogger("manu_jax")
+
+RESERVED = ("method", "compare", "unlearn", "output", "seed")  # of `run`: the comparison's own
+
+
+class MethodSection(Section):
+    """A method and its trials. One of `mask` and `unlearn` says what it is.
+
+    mask: a preset's name, or a mapping with `preset`, as in a run's `compare`. unlearn: a mapping
+    as in a run's `unlearn`, without its name. trials: what each trial changes in it.
+    """
+
+    name: str = pydantic.Field(min_length=1, pattern=r"^[\w-]+$")
+    mask: dict[str, Any] | None = None
+    unlearn: dict[str, Any] | None = None
+    trials: tuple[dict[str, Any], ...] = pydantic.Field(min_length=1)
+
+    @pydantic.model_validator(mode="after")
+    def _check_kind(self) -> "MethodSection":
+        if (self.mask is None) == (self.unlearn is None):
+            raise ValueError("give one of mask and unlearn")
+        return self
+
+    def settings(self, trial: int) -> dict[str, Any]:
+        """Return what the method is in a trial."""
+        return {**(self.mask or self.unlearn or {}), **self.trials[trial]}
+
+    def piece(self, trial: int, name: str) -> dict[str, Any]:
+        """Return the piece of a run's config, under another name."""
+        settings = self.settings(trial)
+        if self.mask is None:
+            return {**settings, "name": name}
+        return {**settings, "base": settings.get("preset", "paper"), "preset": name}
+
+
+class TuningSection(Section):
+    """On whom the trials are judged: people whom no cell reports."""
+
+    seed: int = pydantic.Field(default=0, ge=0)
+    share: Literal[5, 10, 15] = 10
+    max_people: Count | None = 8  # of the retain set
+
+
+class CompareConfig(Section):
+    """A comparison. The score of a trial is the share of retained minus that of forgotten facts
+    that the model recalls, mean over both forms."""
+
+    output: str = "runs/compare"
+    seeds: Annotated[tuple[int, ...], pydantic.Field(min_length=1)] = (1, 2, 3)
+    shares: Annotated[tuple[Literal[5, 10, 15], ...], pydantic.Field(min_length=1)] = (5, 10, 15)
+    tuning: TuningSection = TuningSection()
+    run: dict[str, Any]  # what all runs have in common: a run's config without its methods
+    methods: Annotated[tuple[MethodSection, ...], pydantic.Field(min_length=1)]
+
+    @pydantic.model_validator(mode="after")
+    def _check_together(self) -> "CompareConfig":
+        numbers = {method.name: len(method.trials) for method in self.methods}
+        if len(numbers) < len(self.methods):
+            raise ValueError("methods: each name stands once")
+        if len(set(numbers.values())) > 1:
+            raise ValueError(
+                f"methods: as many trials for each, so that none is favoured: {numbers}"
+            )
+        if self.tuning.seed in self.seeds:
+            raise ValueError(
+                f"tuning.seed {self.tuning.seed} is one of seeds: tune on other people"
+            )
+        taken = sorted(set(RESERVED) & set(self.run))
+        if taken:
+            raise ValueError(f"run.{taken[0]}: the comparison itself sets it")
+        if self.methods[0].mask is None:
+            raise ValueError("methods: begin with a mask, the method that the reports speak of")
+        return self
+
+    @property
+    def cells(self) -> list[tuple[int, int]]:
+        """(seed, share), the shares of a seed one after the other."""
+        return [(seed, share) for seed in self.seeds for share in self.shares]
+
+
+def compare(config: CompareConfig, where: str = "compare") -> Path:
+    """Run the comparison, or what is left of it; return its folder."""
+    folder = Path(config.output)
+    chosen = _tuned(config, folder, where)
+    cells = {}
+    for seed, share in config.cells:
+        name = f"seed-{seed}.forget-{share}"
+        methods = [(one, chosen[one.name]["trial"], one.name) for one in config.methods]
+        output = folder / "cells" / name
+        cells[name] = _run_config(config, methods, seed, share, output, where=f"{where}, {name}")
+        write_atomic(folder / "cells" / f"{name}.yaml", to_yaml(cells[name]))
+    for name, cell in cells.items():
+        logger.info("compare: cell %s", name)
+        run(cell)
+    found = compare_cells(
+        [Cell(seed, share, folder / "cells" / f"seed-{seed}.forget-{share}")
+         for seed, share in config.cells]
+    )  # fmt: skip
+    write_atomic(folder / "comparison.json", json.dumps(found, indent=1) + "\n")
+    write_atomic(folder / "comparison.md", to_markdown(found))
+    logger.info("%s: comparison.json and comparison.md", folder)
+    return folder
+
+
+def load_compare_config(path: str | Path, overrides: Sequence[str] = ()) -> CompareConfig:
+    """Return the comparison of a YAML file with overrides; all its faults in one ManuError."""
+    return validate(CompareConfig, read_yaml(path, overrides), f"config {path}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status, as `manu_jax.run` does."""
+    parser = argparse.ArgumentParser(prog="python -m manu_jax.compare", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file")
+    parser.add_argument("--output", metavar="DIR", help="the folder (default: the config's)")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value")
+    options = parser.parse_args(arguments)
+    prepare_logging()
+    try:
+        config = load_compare_config(options.config, options.overrides)
+        if options.output:
+            config = config.model_copy(update={"output": options.output})
+        compare(config, f"config {options.config}")
+    except (ManuError, OSError) as error:
+        message = explained(error) if isinstance(error, OSError) else error
+        print(f"error: {message}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped. Give the same command again to go on from here.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _tuned(config: CompareConfig, folder: Path, where: str) -> dict[str, dict[str, Any]]:
+    """Run every trial on the tuning people, and return the best one of each method."""
+    trials = [
+        (method, trial, f"{method.name}.{trial}")
+        for method in config.methods
+        for trial in range(len(method.trials))
+    ]
+    tuning = config.tuning
+    evaluate = {
+        **config.run.get("evaluate", {}),
+        "sets": ["forget", "retain"],
+        "tasks": ["likelihood"],
+        "max_people": tuning.max_people,
+        "kl": False,
+    }
+    section = _run_config(
+        config, trials, tuning.seed, tuning.share, folder / "tuning",
+        where=f"{where}, tuning", evaluate=evaluate,
+    )  # fmt: skip
+    logger.info("compare: %d trials of %d methods", len(trials), len(config.methods))
+    run(section)
+    rows = json.loads((folder / "tuning" / "results.json").read_text())["rows"]
+    found: dict[str, dict[str, Any]] = {}
+    for method in config.methods:
+        scored = [
+            {"trial": trial, "settings": method.settings(trial), **_score(rows, name)}
+            for one, trial, name in trials
+            if one is method
+        ]
+        best = max(scored, key=lambda one: one["score"])  # the first, where equal
+        found[method.name] = {**best, "trials": scored}
+        logger.info("compare: %s: %s, score %.3f", method.name, best["settings"], best["score"])
+    write_atomic(folder / "tuning.json", json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def _score(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, float]:
+    """Return the shares of facts that a trial's model recalls, and their difference."""
+    shares = {}
+    for part in ("forget", "retain"):
+        values = [
+            row["value"]
+            for row in rows
+            if (row["model"], row["set"], row["metric"]) == (name, part, "recall")
+        ]
+        if len(values) != len(MODALITIES):
+            raise ManuError(f"tuning: {len(values)} values of recall for {name} on {part}.")
+        shares[part] = sum(values) / len(values)
+    return {"score": shares["retain"] - shares["forget"], **shares}
+
+
+def _run_config(
+    config: CompareConfig,
+    methods: Sequence[tuple[MethodSection, int, str]],
+    seed: int,
+    share: int,
+    output: Path,
+    *,
+    where: str,
+    evaluate: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """Return the config of one run with these (method, trial, name)."""
+    masks = [one.piece(trial, name) for one, trial, name in methods if one.mask is not None]
+    trained = [one.piece(trial, name) for one, trial, name in methods if one.mask is None]
+    values = {
+        **config.run,
+        "output": str(output),
+        "seed": seed,
+        "data": {**config.run.get("data", {}), "forget": share},
+        "method": masks[0],
+        "compare": masks[1:],
+        "unlearn": trained,
+    }
+    if evaluate is not None:
+        values["evaluate"] = dict(evaluate)
+    return validate_config(values, where)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

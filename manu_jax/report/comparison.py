@@ -1,0 +1,218 @@
+"""Several runs of the same methods, pooled: one row per share, model and question. No jax.
+
+The people of different seeds are different people, so they are pooled, and the intervals are by
+bootstrap over all of them. They say how far the numbers hold for other people; that each seed is
+another training is in them only as far as its people differ.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from manu_jax.evaluation.differences import differences
+from manu_jax.evaluation.distance import compare_truth_ratios
+from manu_jax.evaluation.leakage import find_leakage
+from manu_jax.evaluation.metrics import Interval, bootstrap
+from manu_jax.evaluation.suite import stored_records
+from manu_jax.evaluation.tasks import TASKS
+from manu_jax.report.results import RETRAINED, VANILLA
+from manu_jax.types import MODALITIES, ManuError
+
+# The columns of the table: set, modality of the free answers
+COLUMNS = [(name, modality) for name in ("forget", "retain") for modality in MODALITIES]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A finished run."""
+
+    seed: int
+    share: int
+    folder: Path
+
+
+def compare_cells(cells: Sequence[Cell], resamples: int = 1000) -> dict[str, Any]:
+    """Return {"seeds", "rows", "differences", "leakage", "distances"}, each entry with its share.
+
+    rows: {share, model, set, task, modality, metric, value, n, low, high}, as in results.json, over
+    the people of all seeds. differences: the same against "vanilla" and "retrained". leakage:
+    {share, model, facts, both, leakage, gap, reached}. distances: {share, model, set, modality,
+    metric, value, …}: "kl" with the values of each seed, "ks" over all items.
+    Raises ManuError where runs have different models or no results.
+    """
+    found: dict[str, Any] = {"seeds": sorted({cell.seed for cell in cells})}
+    for name in ("rows", "differences", "leakage", "distances"):
+        found[name] = []
+    for share in sorted({cell.share for cell in cells}):
+        own = [cell for cell in cells if cell.share == share]
+        results = [_results(cell) for cell in own]
+        models = results[0]["models"]
+        if any(one["models"] != models for one in results):
+            raise ManuError(f"share {share}: the runs have different models; compare equal ones.")
+        records = {model: _pooled(own, model) for model in models}
+        for model in models:
+            for place, items in records[model].items():
+                found["rows"] += [
+                    {"share": share, "model": model, **row}
+                    for row in _rows(place, items, resamples)
+                ]
+            leakage = find_leakage(records[model], records[VANILLA], resamples=resamples)
+            found["leakage"].append(
+                {
+                    "share": share,
+                    "model": model,
+                    "facts": len(leakage.facts),
+                    "forgotten": _plain(_share_of_both(leakage, resamples)),
+                    **{
+                        name: _plain(getattr(leakage, name))
+                        for name in ("leakage", "gap", "reached")
+                    },
+                }
+            )
+            found["distances"] += _distances(share, model, results, records)
+        for against in (VANILLA, RETRAINED):
+            if against in models:
+                found["differences"] += [
+                    {"share": share, **one} for one in differences(records, against)
+                ]
+    return found
+
+
+def to_markdown(found: Mapping[str, Any]) -> str:
+    """Return a table per share: free answers that hold the truth, leakage, distance."""
+    lines = []
+    for share in sorted({row["share"] for row in found["rows"]}):
+        lines += _table(found, share)
+    return "\n".join(lines)
+
+
+def _results(cell: Cell) -> dict[str, Any]:
+    path = cell.folder / "results.json"
+    if not path.exists():
+        raise ManuError(f"{path}: not there; the run of this cell has not ended.")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _pooled(cells: Sequence[Cell], model: str) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
+    """Return the records of all cells; people and facts are told apart by their seed."""
+    pooled: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for cell in cells:
+        for place, items in stored_records(cell.folder / "evaluation" / model).items():
+            pooled.setdefault(place, []).extend(
+                {**item, **{name: f"{cell.seed}/{item[name]}" for name in ("person", "key")}}
+                for item in items
+            )
+    return pooled
+
+
+def _rows(
+    place: tuple[str, str, str], items: Sequence[Mapping[str, Any]], resamples: int
+) -> list[dict[str, Any]]:
+    people = [item["person"] for item in items]
+    where = dict(zip(("set", "task", "modality"), place, strict=True))
+    return [
+        {
+            **where,
+            "metric": metric,
+            **(
+                _plain(bootstrap([float(i[field]) for i in items], people, resamples=resamples))
+                or {}
+            ),
+        }
+        for metric, field in TASKS[place[1]].metrics.items()
+    ]
+
+
+def _share_of_both(leakage: Any, resamples: int) -> Interval | None:
+    if not leakage.facts:
+        return None
+    values = [float(fact.forgotten_in == "both") for fact in leakage.facts]
+    return bootstrap(values, [fact.person for fact in leakage.facts], resamples=resamples)
+
+
+def _distances(
+    share: int, model: str, results: Sequence[Mapping[str, Any]], records: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    found = []
+    for modality in MODALITIES:
+        for name in ("forget", "retain"):
+            place = {"model": model, "set": name, "modality": modality, "metric": "kl"}
+            values = [
+                one["value"]
+                for result in results
+                for one in result["distances"]
+                if place.items() <= one.items()
+            ]
+            if values:
+                mean = sum(values) / len(values)
+                found.append({"share": share, **place, "value": mean, "by_seed": values})
+        where = ("forget", "classification", modality)
+        if RETRAINED in records and where in records[model]:
+            test = compare_truth_ratios(records[model][where], records[RETRAINED][where])
+            if test is not None:
+                place = {"model": model, "set": "forget", "modality": modality, "metric": "ks"}
+                found.append({"share": share, **place, **dataclasses.asdict(test)})
+    return found
+
+
+def _plain(interval: Interval | None) -> dict[str, Any] | None:
+    if interval is None:
+        return None
+    values = dataclasses.asdict(interval)
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
+
+
+def _table(found: Mapping[str, Any], share: int) -> list[str]:
+    def of(name: str, **where: Any) -> dict[str, Any] | None:
+        wanted = {"share": share, **where}.items()
+        return next((one for one in found[name] if wanted <= one.items()), None)
+
+    models = list(dict.fromkeys(row["model"] for row in found["rows"] if row["share"] == share))
+    head = [
+        "model",
+        *(f"{name}, {modality}" for name, modality in COLUMNS),
+        "facts forgotten in both forms",
+        "leakage",
+        "KL from retrained on forget, image / text",
+        "truth ratio, KS distance, image / text",
+    ]
+    lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
+    sizes = {}
+    for model in models:
+        cells = []
+        for name, modality in COLUMNS:
+            row = of("rows", model=model, set=name, task="generation", modality=modality,
+                     metric="exact")  # fmt: skip
+            cells.append(_percent(row))
+            sizes[name] = row["n"] if row else 0
+        leakage = of("leakage", model=model) or {}
+        cells += [_percent(leakage.get("forgotten")), _percent(leakage.get("leakage"))]
+        for metric in ("kl", "ks"):
+            values = [
+                of("distances", model=model, set="forget", modality=m, metric=metric)
+                for m in MODALITIES
+            ]
+            cells.append(
+                " / ".join("–" if one is None else f"{one['value']:.2f}" for one in values)
+            )
+        lines.append(f"| {model} | {' | '.join(cells)} |")
+    facts = max(one["facts"] for one in found["leakage"] if one["share"] == share)
+    note = (
+        f"{share} % to forget, seeds {', '.join(map(str, found['seeds']))}. Free answers that hold "
+        f"the truth in %, forget n = {sizes['forget']}, retain n = {sizes['retain']} in each form; "
+        f"facts n = {facts}; 95 % intervals by bootstrap over the people of all seeds; KL in nats, "
+        "mean of the seeds."
+    )
+    return [*lines, "", note, ""]
+
+
+def _percent(values: Mapping[str, Any] | None) -> str:
+    if values is None:
+        return "–"
+    text = f"{100 * values['value']:.0f}"
+    if values["low"] is None:
+        return f"{text} (n = {values['n']})"
+    return f"{text} ({100 * values['low']:.0f}–{100 * values['high']:.0f})"
