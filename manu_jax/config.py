@@ -29,6 +29,7 @@ SomeSection = TypeVar("SomeSection", bound=Section)
 Share = Annotated[float, pydantic.Field(gt=0, lt=1)]  # of neurons
 Count = Annotated[int, pydantic.Field(ge=1)]
 Task = Literal["classification", "generation", "cloze", "likelihood"]
+Protocol = Literal["zero_shot", "official_few_shot", "likelihood"]
 Set = Literal["forget", "test", "retain", "celebrity", "general"]
 Unlearning = Literal[
     "gradient_ascent",
@@ -121,6 +122,9 @@ class DataSection(Section):
         None  # MLLMU-Bench's baseline_train_split folder; None: ft_Data under `path`
     )
     forget: Literal[5, 10, 15] = 10  # percent of the people to forget
+    # The transformed images of a person in Test_Set that questions are asked with: one, chosen by
+    # the seed, or all of them (log-likelihoods are of the one either way)
+    test_images: Literal["one", "all"] = "one"
     num_people: int = pydantic.Field(default=40, ge=4)  # synthetic only
     num_celebrities: int = pydantic.Field(default=10, ge=1)  # synthetic only
     num_general: int = pydantic.Field(
@@ -326,8 +330,27 @@ PRESETS: dict[str, Preset] = {
 }
 
 
+class ShotsSection(Section):
+    """Whose answered questions come first in a few-shot prompt, as a number of people."""
+
+    classification: Count = 1
+    cloze: Count = 2
+
+
 class EvaluateSection(Section):
-    """What is asked of each model, and how."""
+    """What is asked of each model, and how.
+
+    protocol: "zero_shot": letters and answers are written to the benchmark's prompts, and a letter
+    is looked for in whatever is written. "official_few_shot": MLLMU-Bench's own: answered questions
+    come first, and the first character is the letter. "likelihood": the likeliest option counts, no
+    letter is written; blanks and free answers as in "zero_shot".
+    """
+
+    protocol: Protocol = "zero_shot"
+    shots: ShotsSection = ShotsSection()  # official_few_shot
+    # evaluated: as published, people of the evaluated set, whose own questions are then left out;
+    # outside: people of another set that is kept
+    shots_from: Literal["evaluated", "outside"] = "evaluated"
 
     sets: tuple[Set, ...] = pydantic.Field(default=typing.get_args(Set), min_length=1)
     tasks: tuple[Task, ...] = pydantic.Field(default=typing.get_args(Task), min_length=1)

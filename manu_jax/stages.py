@@ -37,7 +37,8 @@ from manu_jax.evaluation.distance import answer_kl, compare_truth_ratios
 from manu_jax.evaluation.leakage import find_leakage
 from manu_jax.evaluation.likelihood import share_right
 from manu_jax.evaluation.metrics import bootstrap
-from manu_jax.evaluation.suite import evaluate, stored_records
+from manu_jax.evaluation.shots import shots_of_run
+from manu_jax.evaluation.suite import check_prompts, evaluate, evaluated_people, stored_records
 from manu_jax.fingerprint import samples_hash
 from manu_jax.folder import new_folder, versions, write_atomic
 from manu_jax.importance.methods import load_scores, save_scores, scores_for
@@ -85,7 +86,11 @@ class Run:
             remedy = "Give MLLMU-Bench's folder." if data.path else "Run the stage `data` first."
             raise ManuError(f"{path}: no benchmark there. {remedy}")
         return mllmu.load_benchmark(
-            path, forget=data.forget, train_path=data.train_path, seed=self.config.seed
+            path,
+            forget=data.forget,
+            train_path=data.train_path,
+            seed=self.config.seed,
+            test_images=data.test_images,
         )
 
     @functools.cached_property
@@ -187,6 +192,7 @@ def make_models(run: Run) -> None:
             if kept is not None:
                 parallel.on_first_process(functools.partial(_keep, names, run.directory, kept))
     remove_checkpoints(run.directory)
+    check_prompts(run.vanilla, run.benchmark.sets, config.evaluate, seed=config.seed)
     if config.train.memory_gate:
         check_memory(run.vanilla, run.benchmark, config.train.memory_gate)
 
@@ -462,6 +468,8 @@ def _write_results(
             if found is not None:
                 where = {"model": model, "set": "forget", "modality": modality, "metric": "ks"}
                 distances.append(where | dataclasses.asdict(found))
+    sets = run.benchmark.sets
+    asked = {name: evaluated_people(sets, name, section) for name in section.sets}
     write_results(
         run.directory,
         rows,
@@ -469,6 +477,8 @@ def _write_results(
         leakage=leakage,
         differences=paired,
         distances=distances,
+        skipped=dict(run.benchmark.skipped),
+        shots=shots_of_run(sets, asked, section, run.config.seed),
         config=run.config.model_dump(mode="json"),
         **rest,
     )

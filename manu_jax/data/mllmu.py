@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -48,26 +48,40 @@ EMPTY_ITEM = "evaluation items with an empty question or answer"
 
 
 def load_benchmark(
-    path: str | Path, *, forget: int = 10, train_path: str | Path | None = None, seed: int = 0
+    path: str | Path,
+    *,
+    forget: int = 10,
+    train_path: str | Path | None = None,
+    seed: int = 0,
+    test_images: Literal["one", "all"] = "one",
 ) -> Benchmark:
     """Return the sets of the benchmark in folder `path`, with `forget` percent of people to forget.
 
     train_path: the folder baseline_train_split, whose forget_r and retain_(100−r) give the facts;
-    None: ft_Data under `path` does. seed: chooses one of the transformed images of each person.
+    None: ft_Data under `path` does. seed: chooses one of the transformed images of each person, who
+    has it alone, or with test_images "all" before the others.
     Raises ManuError, with every fault found.
     """
-    return _Reader(Path(path).expanduser(), train_path, forget, seed).read()
+    reader = _Reader(Path(path).expanduser(), train_path, forget, seed, test_images == "all")
+    return reader.read()
 
 
 class _Reader(TableReader):
     """One reading of a benchmark."""
 
-    def __init__(self, path: Path, train_path: str | Path | None, forget: int, seed: int):
+    def __init__(
+        self,
+        path: Path,
+        train_path: str | Path | None,
+        forget: int,
+        seed: int,
+        has_all_images: bool,
+    ):
         super().__init__()
         self.path = path
         self.train_path = None if train_path is None else Path(train_path).expanduser()
         self.forget_name, self.retain_name = f"forget_{forget}", f"retain_{100 - forget}"
-        self.seed = seed
+        self.seed, self.has_all_images = seed, has_all_images
         self.skipped: Counter[str] = Counter()
 
     def read(self) -> Benchmark:
@@ -149,29 +163,35 @@ class _Reader(TableReader):
         people = []
         schema = "test" if name == "test" else "evaluation"
         for row in self.rows(folder, partial(_columns_fault, schema, folder), only):
-            image = self._image_of(name, row)
+            images = self._images_of(name, row)
+            image = images[0] if images else None
             biography = self.json_value(row, "biography", dict)
             train_image, train_pairs = pairs.get(row.id, (None, []))
             person_name = _name(biography, train_pairs)
             questions = tuple(self._questions(row, biography))
             shown = image if name == "test" else train_image
             facts = _facts(row.id, person_name, train_pairs, shown, biography)
-            images = () if image is None else (image,)
             people.append(Person(row.id, person_name, images, biography, facts, questions))
         return tuple(sorted(people, key=lambda person: person.id))
 
-    def _image_of(self, name: str, row: Row) -> Any:
+    def _images_of(self, name: str, row: Row) -> tuple[Any, ...]:
+        """Return the images that the questions are asked with; what does not decode is a fault."""
         if name != "test":
             cell = row.cells["image"]
             if cell is None and name != "general":
                 self.faults.append(f"{row.place}: has no image. Download the file again.")
-            return None if cell is None else self.image(row, cell)
-        cells = row.cells["images"] or []
+            found = () if cell is None else (self.image(row, cell),)
+            return tuple(image for image in found if image is not None)
+        cells = list(row.cells["images"] or [])
         if not cells:
-            self.faults.append(f"{row.place}: the list of images is empty.")
-            return None
+            self.faults.append(
+                f"{row.place}: the list of images is empty. Download the file again."
+            )
+            return ()
         random = np.random.default_rng([self.seed, zlib.crc32(row.id.encode())])
-        return self.image(row, cells[int(random.integers(len(cells)))])
+        chosen = cells.pop(int(random.integers(len(cells))))
+        found = [self.image(row, cell) for cell in (chosen, *cells * self.has_all_images)]
+        return tuple(image for image in found if image is not None)
 
     def _questions(self, row: Row, biography: Mapping[str, Any]) -> Iterator[Question]:
         lists = row.cells["Classification_Task"] or {}

@@ -61,7 +61,8 @@ class Question:
 class Person:
     """A person (or a general topic) of one set.
 
-    images: PIL images (RGB): the one that the questions are asked with; () where there is none.
+    images: PIL images (RGB) that the questions are asked with, each with every one; () where there
+    is none. More than one only in the test set.
     facts: () where the benchmark gives no training data (MLLMU-Bench's celebrities). In the test
     set they carry the transformed image, which nothing is trained on.
     """

@@ -31,7 +31,7 @@ def differences(
             if not others:
                 continue
             people = [str(item["person"]) for item in items]
-            for metric, field in TASKS[place[1]].metrics.items():
+            for metric, field in TASKS[place[1]].metrics_in(items[0]).items():
                 found = paired_bootstrap(
                     [float(item[field]) for item in items],
                     [float(item[field]) for item in others],

@@ -6,7 +6,8 @@ by resampling people: the items of one person are not independent of each other.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,30 @@ def letter_of(answer: str) -> str:
     "" where the answer is empty (MLLMU-Bench's rule; blanks before the letter do not count).
     """
     return answer.strip()[:1].upper()
+
+
+def option_of(answer: str, options: Mapping[str, str]) -> str:
+    """Return the letter of the option that an answer chooses, however it is put; "" if none or two.
+
+    "The answer is B.", "b)", "(D) Oslo" and the option's own text choose; "A or B" does not, and a
+    word that begins with a letter, or the article, is no letter.
+    """
+    letters = "".join(re.escape(letter) for letter in options)
+    said = re.search(
+        rf"\b(?:answer|option|choice)\b\s*(?:is|:)?\s*[(\[]?([{letters}])\b", answer, re.I
+    )
+    # Lone capitals, and a lone letter of either case where it is all or has a bracket or a stop.
+    lone = re.findall(
+        rf"(?<![\w'’])(?:([{letters}])(?!['’]?\w)|([{letters.lower()}])(?=\s*[).:\]]|\s*$))", answer
+    )
+    found = {(upper or lower).upper() for upper, lower in lone}
+    if re.search(r"(?<!\w)A +(?!(?:or|and|but|is|was|because|since)\b)[a-z]", answer):
+        found.discard("A")
+    if said and found <= {said[1].upper()}:
+        return said[1].upper()
+    if not found:
+        found = {letter for letter, text in options.items() if contains(answer, text)}
+    return found.pop() if len(found) == 1 else ""
 
 
 def contains(answer: str, truth: str) -> float:

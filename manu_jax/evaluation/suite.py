@@ -19,10 +19,12 @@ from typing import Any
 from manu_jax import parallel
 from manu_jax.config import EvaluateSection
 from manu_jax.data.record import SETS, Person
+from manu_jax.evaluation.batched import refuse
 from manu_jax.evaluation.generate import greedy
 from manu_jax.evaluation.likelihood import log_likelihoods
 from manu_jax.evaluation.metrics import bootstrap
-from manu_jax.evaluation.tasks import TASKS, Item, Measured, record_of
+from manu_jax.evaluation.shots import draw_shots
+from manu_jax.evaluation.tasks import TASKS, Item, Measured, Prompting, record_of
 from manu_jax.folder import write_atomic
 from manu_jax.types import MODALITIES, ManuError, Modality
 
@@ -38,12 +40,20 @@ Record = dict[str, Any]
 class _File:
     """One file: what is asked, and the records so far."""
 
-    path: Path
+    folder: Path
     set: str
     task: str
     modality: Modality
     items: list[Item]
     records: list[Record]
+
+    @property
+    def name(self) -> str:
+        return f"{self.set}.{self.task}.{self.modality}"
+
+    @property
+    def path(self) -> Path:
+        return self.folder / f"{self.name}.jsonl"
 
     @property
     def partial(self) -> Path:
@@ -66,10 +76,57 @@ def evaluate(
     unknown sets and tasks, and where files are damaged or hold other questions.
     """
     _check_names(section, sets)
-    files = _files(loaded, sets, section, Path(directory) / model_name)
+    files = _files(loaded, sets, section, Path(directory) / model_name, seed)
     for modality in MODALITIES:
         _complete(loaded, [file for file in files if file.modality == modality], section)
     return [row for file in files for row in _rows(file, model_name, section, seed)]
+
+
+def check_prompts(
+    loaded: Any,
+    sets: Mapping[str, Sequence[Person]],
+    section: EvaluateSection,
+    *,
+    seed: int = 0,
+) -> None:
+    """Raise ManuError, with the arithmetic, where a prompt and its answer exceed the context.
+
+    Asks the model nothing, so that a run can be refused before it begins.
+    """
+    _check_names(section, sets)
+    faults = []
+    for file in _files(loaded, sets, section, None, seed):
+        asked = [(item.asked, section.new_tokens) for item in file.items if item.asked is not None]
+        samples = [*asked, *((given, 0) for item in file.items for given in item.given)]
+        counts = loaded.count_tokens([sample for sample, _ in samples])
+        totals = [sum(count) + room for count, (_, room) in zip(counts, samples, strict=True)]
+        longest = max(range(len(totals)), key=totals.__getitem__)
+        if totals[longest] > loaded.context:
+            (text, images), (sample, room) = counts[longest], samples[longest]
+            shown = (
+                f"{len(sample.images)} × {images // len(sample.images)} tokens of images + "
+                if (sample.images)
+                else ""
+            )
+            faults.append(
+                f"{file.name}, {sample.key}: {shown}{text} of text + {room} to be written = "
+                f"{totals[longest]} > {loaded.context}"
+            )
+    refuse(
+        faults,
+        "Prompts that are longer than the model's context. Lower evaluate.shots or "
+        "evaluate.new_tokens, or set evaluate.protocol: zero_shot. The longest of each kind:",
+    )
+
+
+def evaluated_people(
+    sets: Mapping[str, Sequence[Person]], name: str, section: EvaluateSection
+) -> list[Person]:
+    """Return the people of a set who are asked: all, or outside of WHOLE_SETS the first by ID."""
+    people = list(sets[name])
+    if section.max_people is not None and name not in WHOLE_SETS:
+        people = sorted(people, key=lambda person: person.id)[: section.max_people]
+    return people
 
 
 def stored_records(folder: str | Path) -> dict[tuple[str, str, str], list[Record]]:
@@ -96,24 +153,30 @@ def _check_names(section: EvaluateSection, sets: Mapping[str, Any]) -> None:
 
 
 def _files(
-    loaded: Any, sets: Mapping[str, Sequence[Person]], section: EvaluateSection, folder: Path
+    loaded: Any,
+    sets: Mapping[str, Sequence[Person]],
+    section: EvaluateSection,
+    folder: Path | None,
+    seed: int,
 ) -> list[_File]:
-    """Return the files that have items, with the records that stand already."""
+    """Return the files that have items, with the records that stand already (folder None: none)."""
     files, empty, faults = [], [], []
     for task in section.tasks:
         for name in section.sets:
-            people = sets[name]
-            if section.max_people is not None and name not in WHOLE_SETS:
-                people = sorted(people, key=lambda person: person.id)[: section.max_people]
+            evaluated = evaluated_people(sets, name, section)
+            shots, people = draw_shots(sets, evaluated, name, task, section, seed)
+            if shots.people:
+                who = ", ".join(shots.people)
+                logger.info("evaluate: shots of %s on %s are of %s", task, name, who)
+            prompting = Prompting(section.protocol, shots.questions)
             for modality in MODALITIES:
-                items = list(TASKS[task].items(people, modality, loaded.template))
-                path = folder / f"{name}.{task}.{modality}.jsonl"
+                items = list(TASKS[task].items(people, modality, loaded.template, prompting))
                 if not items:
-                    empty.append(path.stem)
+                    empty.append(f"{name}.{task}.{modality}")
                     continue
-                file = _File(path, name, task, modality, items, [])
+                file = _File(folder or Path(), name, task, modality, items, [])
                 try:
-                    file.records = _read(file)
+                    file.records = [] if folder is None else _read(file, section)
                 except ManuError as error:
                     faults.append(str(error))
                 files.append(file)
@@ -124,12 +187,12 @@ def _files(
     return files
 
 
-def _read(file: _File) -> list[Record]:
+def _read(file: _File, section: EvaluateSection) -> list[Record]:
     """Return the records that stand; ManuError where they are not those of the file's items."""
     path = file.path if parallel.stands(file.path) else file.partial
     if not parallel.stands(path):
         return []
-    fields = {"score", *TASKS[file.task].metrics.values()}
+    fields = _fields(file, section)
     records: list[Record] = []
     fault = ""
     try:
@@ -163,6 +226,13 @@ def _read(file: _File) -> list[Record]:
     return records
 
 
+def _fields(file: _File, section: EvaluateSection) -> set[str]:
+    """Return the fields of numbers that a record of this task and protocol has."""
+    given = [Measured(0.0, False)] * len(file.items[0].given)
+    record = record_of(file.task, file.items[0], "", given, section.protocol)
+    return set(TASKS[file.task].metrics_in(record).values())
+
+
 def _is_number(record: Any, name: str) -> bool:
     value = record.get(name) if isinstance(record, dict) else None
     return isinstance(value, int | float) and math.isfinite(value)
@@ -185,7 +255,7 @@ def _complete(loaded: Any, files: Sequence[_File], section: EvaluateSection) -> 
             chunk, asked, _ask(loaded, asked, section), strict=True
         ):
             if number == len(file.records):
-                file.records.append(record_of(file.task, item, answer, given))
+                file.records.append(record_of(file.task, item, answer, given, section.protocol))
         for file in {id(file): file for file in unwritten}.values():
             _write(file)
 
@@ -229,7 +299,7 @@ def _rows(
 ) -> list[dict[str, Any]]:
     people = [item.person for item in file.items]
     rows = []
-    for metric, field in TASKS[file.task].metrics.items():
+    for metric, field in TASKS[file.task].metrics_in(file.records[0]).items():
         values = [float(record[field]) for record in file.records]
         found = bootstrap(values, people, resamples=section.resamples, seed=seed)
         has_interval = not math.isnan(found.low)

@@ -1,8 +1,11 @@
 """What is asked of a model in each task, and how its answer is scored. No model, no jax.
 
-    classification   accuracy: the option whose text is the likeliest answer (mean log p per token,
-                     so that long options have no handicap) to the question alone, in the family's
-                     prompt; letter_accuracy: the letter it writes to the benchmark's own prompt
+    classification   accuracy, by the protocol: of the letter that is written to the benchmark's
+                     prompt, found by `metrics.option_of` (zero_shot) or as its first character
+                     (official_few_shot); or of the option whose text is the likeliest answer (mean
+                     log p per token, so that long options have no handicap) to the question alone
+                     (likelihood). What the others would give stands beside it: letter_accuracy
+                     (first character), tolerant_accuracy, option_accuracy
     generation       rougeL, rouge1, rouge2, bleu, exact (the truth stands in the answer)
     cloze            accuracy: the truth stands in the answer
     likelihood       of the training answers: log_likelihood (mean log p per token), probability
@@ -18,6 +21,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from manu_jax.config import Protocol
 from manu_jax.data.prompts import question_prompt
 from manu_jax.data.record import Person, Question
 from manu_jax.data.views import form, has_form
@@ -46,6 +50,17 @@ class Item:
 
 
 @dataclasses.dataclass(frozen=True)
+class Prompting:
+    """How questions are put: the protocol, and the answered questions that come first (few-shot).
+
+    shots: (who, question), of all modalities.
+    """
+
+    protocol: Protocol = "zero_shot"
+    shots: tuple[tuple[Person, Question], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Measured:
     """Of one given answer: the mean log p of its tokens, and whether all are first choices."""
 
@@ -55,16 +70,35 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A task: the items of people in a modality, the record's fields, {metric: its field}."""
+    """A task: the items of people in a modality, the record's fields, {metric: its field}.
 
-    items: Callable[[Sequence[Person], Modality, Template], Iterable[Item]]
-    fields: Callable[[Item, str, Sequence[Measured]], dict[str, Any]]
+    optional: fields that only some protocols give.
+    """
+
+    items: Callable[[Sequence[Person], Modality, Template, Prompting], Iterable[Item]]
+    fields: Callable[[Item, str, Sequence[Measured], Protocol], dict[str, Any]]
     metrics: Mapping[str, str]
+    optional: frozenset[str] = frozenset()
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The fields of numbers that every record has."""
+        return tuple(field for field in self.metrics.values() if field not in self.optional)
+
+    def metrics_in(self, record: Mapping[str, Any]) -> dict[str, str]:
+        """Return the metrics that such a record has, {metric: its field}; the protocol decides."""
+        return {metric: field for metric, field in self.metrics.items() if field in record}
 
 
-def record_of(task: str, item: Item, answer: str, given: Sequence[Measured]) -> dict[str, Any]:
+def record_of(
+    task: str,
+    item: Item,
+    answer: str,
+    given: Sequence[Measured],
+    protocol: Protocol = "zero_shot",
+) -> dict[str, Any]:
     """Return the record of an item: `answer` is what the model wrote, "" if nothing."""
-    fields = TASKS[task].fields(item, answer, given)
+    fields = TASKS[task].fields(item, answer, given, protocol)
     return {
         "key": item.key,
         "person": item.person,
@@ -79,32 +113,38 @@ def record_of(task: str, item: Item, answer: str, given: Sequence[Measured]) -> 
     }
 
 
-def _asked(task: str) -> Callable[[Sequence[Person], Modality, Template], Iterator[Item]]:
+def _asked(task: str) -> Callable[..., Iterator[Item]]:
     """Return the items of the questions of a task, with the benchmark's own prompt."""
 
-    def items(people: Sequence[Person], modality: Modality, template: Template) -> Iterator[Item]:
-        for person, question in _questions(people, task, modality):
-            yield _item(person, question, template)
+    def items(
+        people: Sequence[Person], modality: Modality, template: Template, prompting: Prompting
+    ) -> Iterator[Item]:
+        for person, question, image in _asked_with(people, task, modality):
+            yield _item(person, question, image, template, prompting)
 
     return items
 
 
 def _classification_items(
-    people: Sequence[Person], modality: Modality, template: Template
+    people: Sequence[Person], modality: Modality, template: Template, prompting: Prompting
 ) -> Iterator[Item]:
-    for person, question in _questions(people, "classification", modality):
-        item = _item(person, question, template)
+    for person, question, image in _asked_with(people, "classification", modality):
+        item = _item(person, question, image, template, prompting)
         prompt = template.prompt(question.question, modality)
-        images = item.asked.images if item.asked else ()
         options = dict(question.options or {})
         given = tuple(
-            question_sample(prompt, template.reply(text), images, f"{item.key} option {letter}")
+            question_sample(prompt, template.reply(text), image, f"{item.key} option {letter}")
             for letter, text in options.items()
         )
-        yield dataclasses.replace(item, truth=question.correct or "", given=given, options=options)
+        asked = None if prompting.protocol == "likelihood" else item.asked
+        yield dataclasses.replace(
+            item, truth=question.correct or "", asked=asked, given=given, options=options
+        )
 
 
-def _fact_items(people: Sequence[Person], modality: Modality, template: Template) -> Iterator[Item]:
+def _fact_items(
+    people: Sequence[Person], modality: Modality, template: Template, prompting: Prompting
+) -> Iterator[Item]:
     for person in people:
         for fact in person.facts:
             if has_form(fact, modality):
@@ -115,40 +155,61 @@ def _fact_items(people: Sequence[Person], modality: Modality, template: Template
                 )
 
 
-def _questions(
+def _asked_with(
     people: Sequence[Person], task: str, modality: Modality
-) -> Iterator[tuple[Person, Question]]:
+) -> Iterator[tuple[Person, Question, tuple[Any, ...]]]:
+    """Yield (who, question, its image if any): a question once with each image of the person."""
     for person in people:
         for question in person.questions:
             if question.task == task and question.modality == modality:
-                yield person, question
+                for image in person.images if modality == "image" and person.images else (None,):
+                    yield person, question, () if image is None else (image,)
 
 
-def _item(person: Person, question: Question, template: Template) -> Item:
-    key, prompt = f"{person.id}/{question.attribute}", question_prompt(question, template)
-    images = person.images[:1] if question.modality == "image" else ()
-    asked = question_sample(prompt, "", images, key)
+def _item(
+    person: Person,
+    question: Question,
+    image: tuple[Any, ...],
+    template: Template,
+    prompting: Prompting,
+) -> Item:
+    shots = [
+        (who, shot)
+        for who, shot in prompting.shots
+        if (shot.task, shot.modality) == (question.task, question.modality)
+    ]
+    key = f"{person.id}/{question.attribute}"
+    prompt = question_prompt(question, template, [shot for _, shot in shots])
+    before = [shown for who, _ in shots for shown in who.images[: question.modality == "image"]]
+    asked = question_sample(prompt, "", (*before, *image), key)
     return Item(key, person.id, question.attribute, prompt, question.answer, asked)
 
 
-def _classification_fields(item: Item, answer: str, given: Sequence[Measured]) -> dict[str, Any]:
+def _classification_fields(
+    item: Item, answer: str, given: Sequence[Measured], protocol: Protocol
+) -> dict[str, Any]:
     options = item.options or {}
     log_likelihoods = dict(zip(options, (one.log_likelihood for one in given), strict=True))
-    chosen = max(log_likelihoods, key=log_likelihoods.__getitem__)  # the first, where equal
-    letter = metrics.letter_of(answer)
-    return {
-        "answer": chosen,
-        "score": float(chosen == item.truth),
-        "letter_score": float(letter == item.truth),
-        "letter": letter,
-        "written": answer,
+    likeliest = max(log_likelihoods, key=log_likelihoods.__getitem__)  # the first, where equal
+    common = {
         "options": options,
         "correct": item.truth,
         "log_likelihoods": {k: round(v, DIGITS) for k, v in log_likelihoods.items()},
     }
+    if protocol == "likelihood":
+        return {"answer": likeliest, "score": float(likeliest == item.truth), **common}
+    scores = {
+        "letter_score": float(metrics.letter_of(answer) == item.truth),
+        "tolerant_score": float(metrics.option_of(answer, options) == item.truth),
+        "option_score": float(likeliest == item.truth),
+    }
+    own = "letter_score" if protocol == "official_few_shot" else "tolerant_score"
+    return {"score": scores[own], **scores, "likeliest": likeliest, **common}
 
 
-def _generation_fields(item: Item, answer: str, given: Sequence[Measured]) -> dict[str, Any]:
+def _generation_fields(
+    item: Item, answer: str, given: Sequence[Measured], protocol: Protocol
+) -> dict[str, Any]:
     rouge = metrics.rouge(answer, item.truth)
     return {
         "score": rouge["rougeL"],
@@ -159,11 +220,15 @@ def _generation_fields(item: Item, answer: str, given: Sequence[Measured]) -> di
     }
 
 
-def _cloze_fields(item: Item, answer: str, given: Sequence[Measured]) -> dict[str, Any]:
+def _cloze_fields(
+    item: Item, answer: str, given: Sequence[Measured], protocol: Protocol
+) -> dict[str, Any]:
     return {"score": metrics.contains(answer, item.truth)}
 
 
-def _fact_fields(item: Item, answer: str, given: Sequence[Measured]) -> dict[str, Any]:
+def _fact_fields(
+    item: Item, answer: str, given: Sequence[Measured], protocol: Protocol
+) -> dict[str, Any]:
     (fact,) = given
     return {
         "score": fact.log_likelihood,
@@ -176,7 +241,13 @@ TASKS: dict[str, Task] = {
     "classification": Task(
         _classification_items,
         _classification_fields,
-        {"accuracy": "score", "letter_accuracy": "letter_score"},
+        {
+            "accuracy": "score",
+            "letter_accuracy": "letter_score",
+            "tolerant_accuracy": "tolerant_score",
+            "option_accuracy": "option_score",
+        },
+        frozenset({"letter_score", "tolerant_score", "option_score"}),
     ),
     "generation": Task(
         _asked("generation"),

@@ -156,6 +156,17 @@ class Loaded:
         """Return the same with another model of the same config."""
         return dataclasses.replace(self, model=model)
 
+    def count_tokens(self, samples: Sequence[Sample]) -> list[tuple[int, int]]:
+        """Return how many tokens of text, and of images, each sample has."""
+        coded = self.processor.tokenizer([sample.text for sample in samples])["input_ids"]
+        return [
+            (
+                len(ids) - len(sample.images),
+                len(sample.images) * self.config.tokens_per_image,
+            )
+            for ids, sample in zip(coded, samples, strict=True)
+        ]
+
     def encode(self, sample: Sample) -> Encoded:
         """Return a sample as numbers; see `processing.encode`."""
         return processing.encode(

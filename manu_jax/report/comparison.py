@@ -122,7 +122,7 @@ def _rows(
                 or {}
             ),
         }
-        for metric, field in TASKS[place[1]].metrics.items()
+        for metric, field in TASKS[place[1]].metrics_in(items[0]).items()
     ]
 
 

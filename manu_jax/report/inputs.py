@@ -141,7 +141,7 @@ def data_uris(portraits: Mapping[str, bytes]) -> dict[str, str]:
 
 def _read_items(path: Path, task: str) -> list[Item]:
     items = []
-    needed = dict.fromkeys((*ITEM_KEYS, *TASKS[task].metrics.values()))
+    needed = dict.fromkeys((*ITEM_KEYS, *TASKS[task].needed))
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             item = json.loads(line)

@@ -9,6 +9,9 @@
      "differences": [{model, against, set, task, modality, metric, value, n, low, high}, …],
      "distances": [{model, set, modality, metric, value, …}, …],  from the retrained model:
                                              "kl" with n, low, high; "ks" with p, n, n_reference
+     "skipped": {what: how many},            items that the benchmark's protocol leaves out
+     "shots": [{set, task, people, left_out}, …],  few-shot: whose questions come first, and how
+                                             many of the set's questions are not asked for it
      "config": {…}, "timings": {stage: seconds}}
 
 `value` of a sweep point is the share answered right, in [0, 1]. Its methods "vanilla" and
@@ -20,6 +23,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from manu_jax.evaluation.leakage import Leakage
@@ -134,6 +138,8 @@ def write_results(
     leakage: Iterable[Mapping[str, Any]] = (),
     differences: Iterable[Difference | Mapping[str, Any]] = (),
     distances: Iterable[Distance | Mapping[str, Any]] = (),
+    skipped: Mapping[str, int] = MappingProxyType({}),
+    shots: Iterable[Mapping[str, Any]] = (),
     config: Mapping[str, Any],
     timings: Mapping[str, float],
 ) -> Path:
@@ -151,6 +157,8 @@ def write_results(
         "leakage": [dict(found) for found in leakage],
         "differences": [_plain(difference) for difference in differences],
         "distances": [_plain(distance) for distance in distances],
+        "skipped": dict(skipped),
+        "shots": [dict(one) for one in shots],
         "config": dict(config),
         "timings": {stage: float(seconds) for stage, seconds in timings.items()},
     }

@@ -294,3 +294,12 @@ def test_very_many_faults_are_counted(copy, change):
     change(copy / "Retain_Set", edit)
     message = fault(copy)
     assert "80 faults" in message and message.endswith("and 30 more.")
+
+
+def test_all_transformed_images_come_after_the_one_that_the_seed_chose(benchmark_path):
+    one = load_benchmark(benchmark_path, seed=3).sets["test"][0]
+    every = load_benchmark(benchmark_path, seed=3, test_images="all").sets["test"][0]
+    assert len(one.images) == 1 < len(every.images)
+    assert every.images[0].tobytes() == one.images[0].tobytes()
+    assert len({image.tobytes() for image in every.images}) == len(every.images)
+    assert {fact.image.tobytes() for fact in every.facts} == {one.images[0].tobytes()}

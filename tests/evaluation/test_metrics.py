@@ -92,3 +92,53 @@ def test_paired_bootstrap_is_narrow_where_models_differ_alike():
     level = random.normal(0, 5, 40)
     paired = metrics.paired_bootstrap((level + 1).tolist(), level.tolist(), people)
     assert paired.value == pytest.approx(1.0) and paired.high - paired.low < 1e-9
+
+
+OPTIONS = {"A": "Oslo", "B": "Lima", "C": "Rome", "D": "Cairo"}
+
+
+@pytest.mark.parametrize(
+    "answer, tolerant, official",
+    [
+        ("B", "B", "B"),
+        ("b)", "B", "B"),
+        ("The answer is B.", "B", "T"),
+        ("Answer: C", "C", "A"),
+        ("(D) Cairo", "D", "("),
+        ("**B**", "B", "*"),
+        ("B: Lima", "B", "B"),
+        ("", "", ""),
+        ("<image>", "", "<"),
+        ("A or B", "", "A"),
+        ("I think A is wrong, B", "", "I"),
+        ("It is not A but C", "", "I"),
+        ("Apple", "", "A"),
+        ("A painter from Norway", "", "A"),
+        ("A painter from Rome", "C", "A"),
+        ("She lives in Lima", "B", "S"),
+        ("Oslo, or Lima", "", "O"),
+        ("Correct option is d", "D", "C"),
+        ("E", "", "E"),
+        ("Don't know", "", "D"),
+    ],
+)
+def test_odd_answers_have_the_letter_that_each_rule_finds(answer, tolerant, official):
+    assert metrics.option_of(answer, OPTIONS) == tolerant
+    assert metrics.letter_of(answer) == official
+
+
+WORDS = st.lists(st.sampled_from("she paints painting in Oslo, oslo. a the".split()), max_size=8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(WORDS, WORDS.filter(bool))
+def test_rouge_and_bleu_are_those_of_the_official_packages(answer, truth):
+    from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+    from rouge_score.rouge_scorer import RougeScorer
+
+    answer, truth = " ".join(answer), " ".join(truth)
+    peer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True).score(truth, answer)
+    assert metrics.rouge(answer, truth) == {name: one.fmeasure for name, one in peer.items()}
+    smoothing = SmoothingFunction().method1
+    expected = sentence_bleu([truth.split()], answer.split(), smoothing_function=smoothing)
+    assert metrics.bleu(answer, truth) == expected

@@ -10,7 +10,7 @@ from manu_jax.config import EvaluateSection
 from manu_jax.data.record import Person, Question
 from manu_jax.evaluation import batched, suite
 from manu_jax.evaluation.suite import evaluate
-from manu_jax.evaluation.tasks import TASKS
+from manu_jax.evaluation.tasks import TASKS, Prompting
 from manu_jax.report.results import Row
 from manu_jax.types import ManuError
 
@@ -110,11 +110,11 @@ def test_pooling_gives_each_item_its_own_answer(whole):
     from manu_jax.evaluation.likelihood import log_likelihoods
 
     loaded = tiny_llava.loaded()
-    items = list(TASKS["cloze"].items(SETS["retain"], "text", loaded.template))
+    items = list(TASKS["cloze"].items(SETS["retain"], "text", loaded.template, Prompting()))
     answers = greedy(loaded, [item.asked for item in items], new_tokens=4, batch_size=4)
     found = records(folder / "vanilla" / "retain.cloze.text.jsonl")
     assert [record["answer"] for record in found] == answers
-    facts = list(TASKS["likelihood"].items(SETS["retain"], "text", loaded.template))
+    facts = list(TASKS["likelihood"].items(SETS["retain"], "text", loaded.template, Prompting()))
     means = log_likelihoods(loaded, [one for item in facts for one in item.given], batch_size=4)
     scores = [
         record["score"] for record in records(folder / "vanilla/retain.likelihood.text.jsonl")

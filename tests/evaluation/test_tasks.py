@@ -1,10 +1,11 @@
+import dataclasses
 import math
 
 import pytest
 import tiny_llava
 
 from manu_jax.data.record import Fact, Person, Question
-from manu_jax.evaluation.tasks import TASKS, Item, Measured, record_of
+from manu_jax.evaluation.tasks import TASKS, Item, Measured, Prompting, record_of
 from manu_jax.types import Template
 
 OPTIONS = {"A": "Rome", "B": "Oslo", "C": "Lima"}
@@ -26,8 +27,8 @@ PERSON = Person(
 )
 
 
-def items(task, modality):
-    return list(TASKS[task].items([PERSON], modality, Template()))
+def items(task, modality, people=(PERSON,), **prompting):
+    return list(TASKS[task].items(people, modality, Template(), Prompting(**prompting)))
 
 
 def test_classification_asks_for_a_letter_and_measures_each_option():
@@ -41,14 +42,16 @@ def test_classification_asks_for_a_letter_and_measures_each_option():
     assert items("classification", "text") == []
 
 
-def test_the_likeliest_option_counts_not_the_letter_written():
-    (item,) = items("classification", "image")
-    given = [Measured(-2.0, False), Measured(-0.5, True), Measured(-1.0, False)]
-    record = record_of("classification", item, "a) it is Rome", given)
+GIVEN = [Measured(-2.0, False), Measured(-0.5, True), Measured(-1.0, False)]
+
+
+def test_by_likelihood_the_likeliest_option_counts_and_no_letter_is_asked():
+    (item,) = items("classification", "image", protocol="likelihood")
+    assert item.asked is None
+    record = record_of("classification", item, "", GIVEN, "likelihood")
     assert record["answer"] == "B" and record["score"] == 1.0
-    assert record["letter"] == "A" and record["letter_score"] == 0.0
+    assert TASKS["classification"].metrics_in(record) == {"accuracy": "score"}
     assert record["truth"] == record["correct"] == "B" and record["options"] == OPTIONS
-    assert record["written"] == "a) it is Rome"
     assert record["log_likelihoods"] == {"A": -2.0, "B": -0.5, "C": -1.0}
     assert record["key"] == "007/residence" and record["person"] == "007"
 
@@ -58,7 +61,42 @@ def test_odd_letters_are_wrong_and_no_error(answer):
     (item,) = items("classification", "image")
     record = record_of("classification", item, answer, [Measured(0.0, True)] * 3)
     assert record["letter_score"] == 0.0
-    assert record["answer"] == "A"  # equal options: the first
+    assert record["likeliest"] == "A"  # equal options: the first
+
+
+def test_each_protocol_has_its_own_rule_for_the_letter_and_the_others_beside_it():
+    (item,) = items("classification", "image")
+    names = ("score", "letter_score", "tolerant_score", "option_score")
+
+    def scores(answer, protocol):
+        record = record_of("classification", item, answer, GIVEN, protocol)
+        assert record["answer"] == answer
+        return [record[name] for name in names]
+
+    assert scores("The answer is B.", "zero_shot") == [1, 0, 1, 1]
+    assert scores("The answer is B.", "official_few_shot") == [0, 0, 1, 1]
+    assert scores("But who knows", "zero_shot") == [0, 1, 0, 1]
+    assert scores("But who knows", "official_few_shot") == [1, 1, 0, 1]
+
+
+def test_shots_of_the_same_kind_come_first_with_their_images():
+    other = dataclasses.replace(PERSON, id="008", images=(tiny_llava.facts()[1].image,))
+    shots = tuple((other, question) for question in other.questions[:2])
+    (item,) = items("classification", "image", protocol="official_few_shot", shots=shots)
+    assert item.prompt.count("Correct Answer: B\n") == 1 and item.prompt.count("<image>") == 2
+    assert item.asked.images == (other.images[0], IMAGE)
+    assert all("Correct Answer" not in given.text for given in item.given)
+    (blank,) = items("cloze", "text", protocol="official_few_shot", shots=shots)
+    assert blank.prompt.count("Correct Answer: Oslo\n") == 1 and blank.asked.images == ()
+    (free,) = items("generation", "image", protocol="official_few_shot", shots=shots)
+    assert "Correct Answer" not in free.prompt
+
+
+def test_a_question_is_asked_with_every_image_of_the_person():
+    two = dataclasses.replace(PERSON, images=tuple(f.image for f in tiny_llava.facts()[:2]))
+    found = items("generation", "image", [two])
+    assert [item.asked.images for item in found] == [(image,) for image in two.images]
+    assert len(items("cloze", "text", [two])) == 1
 
 
 def test_cloze_marks_the_blank_and_looks_for_the_truth():
@@ -95,3 +133,6 @@ def test_every_task_names_fields_that_its_records_have():
         record = record_of(name, item, "t", [Measured(-1.0, False)])
         assert {"key", "person", "attribute", "prompt", "answer", "truth", "score"} <= set(record)
         assert set(task.metrics.values()) <= set(record)
+        assert set(task.metrics_in(record)) == set(task.metrics)
+        short = record_of(name, item, "t", [Measured(-1.0, False)], "likelihood")
+        assert set(task.needed) <= set(short)

@@ -176,7 +176,7 @@ def _items(where, task, modality, share, random) -> list[dict]:
                     "the answer directly.\nASSISTANT:"
                 )
                 item |= {"answer": LETTERS[said], "truth": LETTERS[index], "options": options}
-                item["score"] = item["letter_score"] = float(said == index)
+                item |= dict.fromkeys(TASKS[task].metrics.values(), float(said == index))
             elif task == "likelihood":
                 item["prompt"] = f"USER: {image}{item['prompt']}\nASSISTANT:"
                 score = -0.02 if is_known else -float(random.uniform(1, 4))
