@@ -493,6 +493,8 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *name`, whose keys may be replaced
+                continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str | int | float):
                 raise yaml.MarkedYAMLError(

@@ -1,6 +1,10 @@
+from pathlib import Path
+
 import pytest
 
 from manu_jax import config
+from manu_jax.compare import load_compare_config
+from manu_jax.config import load_config, read_yaml
 from manu_jax.types import ManuError
 
 MINIMAL = "train: {steps: 5}\n"
@@ -109,3 +113,37 @@ def test_names_of_trained_baselines_are_their_own(tmp_path, name):
 def test_an_unknown_objective_names_the_known_ones(tmp_path):
     message = error_of(tmp_path, MINIMAL + "unlearn: [{name: a, objective: nop}]\n")
     assert "unlearn.0.objective" in message and "'npo'" in message
+
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_config_that_is_shipped_is_valid_and_says_its_command(path):
+    first, *_ = path.read_text().splitlines()
+    module = "compare" if "compare" in path.name else "run"
+    shown = path.relative_to(Path(__file__).parents[1])
+    assert first.startswith(f"# python -m manu_jax.{module} --config {shown}")
+    if module == "compare":
+        config = load_compare_config(path)
+        assert {len(method.trials) for method in config.methods} == {3}
+        return
+    needed = ["data.path=x", "model.path=y"] if "mllmu" in path.parts else []
+    config = load_config(path, needed)
+    if needed:
+        assert config.evaluate.protocol == "official_few_shot"
+        assert str(config.data.forget) in path.stem.rpartition("forget")[2]
+        published = {one.name: one for one in config.unlearn}["GradDiff-official"]
+        assert published.objective == "gradient_difference_official" and published.lora is not None
+        with pytest.raises(ManuError, match="model.path is not set"):
+            load_config(path, ["data.path=x"])
+
+
+def test_a_merged_yaml_mapping_may_be_changed_and_a_key_given_twice_may_not(tmp_path):
+    def parsed(text):
+        (tmp_path / "x.yaml").write_text(text)
+        return read_yaml(tmp_path / "x.yaml")
+
+    assert parsed("a: &one {x: 1, y: 2}\nb: {<<: *one, y: 3}\n")["b"] == {"x": 1, "y": 3}
+    with pytest.raises(ManuError, match="'y' is given twice"):
+        parsed("a: &one {x: 1}\nb: {<<: *one, y: 3, y: 4}\n")
