@@ -101,6 +101,7 @@ def make_samples(loaded: Numbered, count: int, questions: int) -> list[Sample]:
             np.zeros(len(ids), np.float32),
             np.where(is_image_T, np.cumsum(is_image_T) - 1, -1).astype(np.int32),
             pixels_IYXC if questions else None,
+            images=samples[-1].images,
         )
     return samples
 
