@@ -158,6 +158,7 @@ def generated(
         multiple=MULTIPLE,
         max_buckets=MAX_BUCKETS,
         padding_side="left",
+        counts_filling=True,
     )
     model.generation_config.eos_token_id = None
     answers = [np.zeros(0, np.int32)] * len(encoded)

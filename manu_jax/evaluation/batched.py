@@ -48,6 +48,7 @@ def run_batched(
         multiple=MULTIPLE,
         max_buckets=MAX_BUCKETS,
         padding_side=padding_side,
+        counts_filling=True,
         rows=rows,
     )
     features = None

@@ -174,3 +174,11 @@ def test_a_model_of_nan_is_an_error():
 
 def test_no_prompts_give_no_answers():
     assert greedy(tiny_llava.loaded(), [], new_tokens=4, batch_size=4) == []
+
+
+def test_sets_of_the_same_lengths_and_batches_of_any_fill_compile_nothing_new():
+    loaded = tiny_llava.loaded()
+    greedy(loaded, asked_of_images(5, 7), new_tokens=3, batch_size=4)
+    count = generate._answers._cache_size(), features._features._cache_size()
+    greedy(loaded, asked_of_images(3, 7)[::-1], new_tokens=3, batch_size=4)
+    assert (generate._answers._cache_size(), features._features._cache_size()) == count
