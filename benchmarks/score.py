@@ -27,21 +27,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import models
 import numpy as np
 
 PROBE_THRESHOLD = 0.1
 PARTS = ("torch forward", "torch hooks", "jax forward", "jax statistics", "jax gradient")
 FORWARD_OF = {name: f"{name.split()[0]} forward" for name in PARTS}
-SIZES = {
-    False: {
-        "vision": dict(width=512, layers=8, neurons=2048, heads=8, image=336, patch=14),
-        "text": dict(width=768, layers=8, neurons=2048, heads=12, vocabulary=8192),
-    },
-    True: {
-        "vision": dict(width=64, layers=3, neurons=128, heads=4, image=56, patch=14),
-        "text": dict(width=64, layers=2, neurons=128, heads=4, vocabulary=512),
-    },
-}
 
 
 def main() -> None:
@@ -50,7 +41,7 @@ def main() -> None:
         measure_memory(options)
         return
     with tempfile.TemporaryDirectory() as folder:
-        write_model(Path(folder), options.small)
+        models.write_model(Path(folder), size_of(options))
         inputs = make_inputs(options)
         steps = {name: build(name, Path(folder), inputs) for name in PARTS}
         times = {name: [] for name in PARTS}
@@ -80,48 +71,14 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def write_model(folder: Path, small: bool) -> None:
-    """Write a LLaVA of random weights as transformers' own `save_pretrained` does."""
-    import torch
-    from transformers import (
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-    )
-
-    vision, text = SIZES[small]["vision"], SIZES[small]["text"]
-    torch.manual_seed(0)
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=vision["width"],
-            intermediate_size=vision["neurons"],
-            num_hidden_layers=vision["layers"],
-            num_attention_heads=vision["heads"],
-            image_size=vision["image"],
-            patch_size=vision["patch"],
-        ),
-        text_config=LlamaConfig(
-            hidden_size=text["width"],
-            intermediate_size=text["neurons"],
-            num_hidden_layers=text["layers"],
-            num_attention_heads=text["heads"],
-            num_key_value_heads=text["heads"],
-            vocab_size=text["vocabulary"],
-            max_position_embeddings=2048,
-            tie_word_embeddings=False,
-        ),
-        image_token_index=text["vocabulary"] - 1,
-        image_token_id=text["vocabulary"] - 1,
-        vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
-    )
-    LlavaForConditionalGeneration(config).save_pretrained(folder)
+def size_of(options: argparse.Namespace) -> str:
+    return "small" if options.small else "large"
 
 
 def make_inputs(options: argparse.Namespace) -> dict[str, np.ndarray]:
     """Return one batch: each sample one image, then random text whose last eight tokens answer."""
-    vision, text = SIZES[options.small]["vision"], SIZES[options.small]["text"]
+    sizes = models.SIZES[size_of(options)]
+    vision, text = sizes["vision"], sizes["text"]
     rng = np.random.default_rng(0)
     num_patches = (vision["image"] // vision["patch"]) ** 2
     B, T = options.samples, num_patches + options.text_tokens
@@ -149,15 +106,12 @@ def build(name: str, folder: Path, inputs: dict[str, np.ndarray]) -> Callable[[]
 
 def build_torch(name: str, folder: Path, inputs: dict[str, np.ndarray]) -> Callable[[], object]:
     import torch
-    from transformers import LlavaForConditionalGeneration
 
-    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    model = models.load_torch(folder)
     arguments = dict(
         input_ids=torch.from_numpy(inputs["token_ids_BT"]).long(),
         attention_mask=torch.ones(inputs["token_ids_BT"].shape, dtype=torch.long),
-        pixel_values=torch.from_numpy(
-            np.ascontiguousarray(inputs["pixels_BIYXC"][:, 0].transpose(0, 3, 1, 2))
-        ),
+        pixel_values=models.pixels_for_torch(inputs["pixels_BIYXC"][:, 0]),
     )
     sums: dict[str, torch.Tensor] = {}
     if name == "torch hooks":
@@ -191,13 +145,9 @@ def build_jax(name: str, folder: Path, inputs: dict[str, np.ndarray]) -> Callabl
 
     from manu_jax.config import PRESETS
     from manu_jax.importance import collect
-    from manu_jax.models import family, weights
     from manu_jax.types import Batch
 
-    chosen, config, hf_config = family.read_config(folder)
-    tensors, table = family.read_tensors(folder, chosen, config)
-    model = weights.fill(chosen.abstract(config), tensors, table, dtype=jnp.float32, mesh=None)
-    loaded = family.Loaded(model, None, chosen, config, hf_config)
+    loaded = models.load_jax(folder)
     B, T = inputs["token_ids_BT"].shape
     batch = Batch(
         attention_mask_BT=np.ones((B, T), bool),
@@ -246,33 +196,17 @@ def print_table(
     memory: dict[str, dict[int, float]],
     options: argparse.Namespace,
 ) -> None:
-    print(f"{machine()}; {options.samples} samples a batch, median of {options.repeats} turns")
+    print(
+        f"{models.machine()}; {options.samples} samples a batch, median of {options.repeats} turns"
+    )
     print("| | ms per sample | × its forward | × torch hooks | peak MiB, 1 batch | 4 batches |")
     print("|---|---|---|---|---|---|")
     for name in PARTS:
-        own = ratio(times[name], times[FORWARD_OF[name]])
-        hooks = ratio(times[name], times["torch hooks"])
+        own = models.ratio(times[name], times[FORWARD_OF[name]])
+        hooks = models.ratio(times[name], times["torch hooks"])
         cells = [name, f"{1e3 * statistics.median(times[name]):.0f}", f"{own:.2f}", f"{hooks:.2f}"]
         cells += [f"{memory[name][n]:.0f}" if memory else "–" for n in (1, 4)]
         print("| " + " | ".join(cells) + " |")
-
-
-def ratio(above: list[float], below: list[float]) -> float:
-    """Return the median of the ratios of the same turn."""
-    return statistics.median(a / b for a, b in zip(above, below, strict=True))
-
-
-def machine() -> str:
-    import os
-
-    import jax
-    import torch
-
-    device = jax.devices()[0]
-    return (
-        f"{device.device_kind} ({os.cpu_count()} cores), jax {jax.__version__}, "
-        f"torch {torch.__version__} with {torch.get_num_threads()} threads"
-    )
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from manu_jax.folder import explained
-from manu_jax.types import Batch, ManuError
+from manu_jax.types import ManuError
 
 logger = logging.getLogger(__name__)
 
@@ -154,8 +154,8 @@ def batch_rows(mesh: Mesh | None, batch_size: int) -> np.ndarray:
     return np.concatenate([np.arange(start, end) for start, end in bounds])
 
 
-def put_batch(batch: Batch, mesh: Mesh | None) -> Batch:
-    """Place a host batch on the mesh, split over `data` and `fsdp`.
+def put_batch(batch: Any, mesh: Mesh | None) -> Any:
+    """Place a host batch, or any arrays of its rows, split over `data` and `fsdp`.
 
     With several processes each gives its own rows of the global batch (`batch_rows`).
     """

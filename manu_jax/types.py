@@ -115,7 +115,8 @@ class Encoded:
 
     token_ids_T int32 · loss_weights_T float32 (1 where the token itself is to be predicted) ·
     feature_index_T int32 (the row of the sample's concatenated image features that the token takes;
-    −1: none) · pixels_IYXC float32, or None without images.
+    −1: none) · pixels_IYXC float32, or None without images · images: what the pixels are of, one
+    object where the image is the same.
     """
 
     token_ids_T: np.ndarray
@@ -123,6 +124,7 @@ class Encoded:
     feature_index_T: np.ndarray
     pixels_IYXC: np.ndarray | None
     key: str = ""
+    images: tuple[Any, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -148,7 +150,8 @@ class Batch:
     feature_index_BT int32 (row in the example's own image features [I·P], −1: none) ·
     example_weights_B float32 (0: padding example) · image_mask_BI bool and pixels_BIYXC float32,
     both None in a batch without images · answer_index_BA int32, or None: the positions whose logits
-    predict the answers' tokens, filled up with T − 1, which predicts nothing.
+    predict the answers' tokens, filled up with T − 1, which predicts nothing · features_BIPE, or
+    None: what the model's `features` gave for the pixels, which are None then and need not be run.
     """
 
     token_ids_BT: Array
@@ -160,10 +163,11 @@ class Batch:
     image_mask_BI: Array | None = None
     pixels_BIYXC: Array | None = None
     answer_index_BA: Array | None = None
+    features_BIPE: Array | None = None
 
     @property
     def has_images(self) -> bool:
-        return self.pixels_BIYXC is not None
+        return self.image_mask_BI is not None
 
 
 @jax.tree_util.register_dataclass

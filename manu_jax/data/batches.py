@@ -35,11 +35,12 @@ def encode_all(encoder: Encoder, samples: Sequence[Sample]) -> list[Encoded]:
 
 
 def bucket_lengths(
-    lengths: Sequence[int], multiple: int = 32, max_buckets: int = 4
+    lengths: Sequence[int], multiple: int = 32, max_buckets: int = 4, batch_size: int = 1
 ) -> tuple[int, ...]:
     """Return at most `max_buckets` lengths, multiples of `multiple`, that pad `lengths` the least.
 
-    Every length fits in one of them; the result is sorted and without double entries.
+    Every length fits in one of them; the result is sorted and without double entries. batch_size:
+    the rows that fill up each bucket's last batch count as padding too.
     """
     rounded = [-(-max(length, 1) // multiple) * multiple for length in lengths]
     edges, counts = np.unique(rounded, return_counts=True)
@@ -51,7 +52,8 @@ def bucket_lengths(
         wider = list(best)
         for end in range(1, len(edges) + 1):
             for start in range(end):
-                tokens = best[start][0] + edges[end - 1] * (num_samples[end] - num_samples[start])
+                num_rows = -(-(num_samples[end] - num_samples[start]) // batch_size) * batch_size
+                tokens = best[start][0] + edges[end - 1] * num_rows
                 if tokens < wider[end][0]:
                     wider[end] = (tokens, (*best[start][1], int(edges[end - 1])))
         best = wider
@@ -74,8 +76,9 @@ class Batches:
     samples are shuffled within their bucket, and batches among each other, anew in each epoch, by
     (seed, epoch) alone: training goes on at any step without a state to restore.
 
-    rows: of each batch, those that this process reads, in order; None: all. With several processes
-    all take the same steps in the same shapes.
+    counts_filling: choose bucket lengths so that rows of weight 0 are few too: fewer buckets where
+    samples are few. rows: of each batch, those that this process reads, in order; None: all. With
+    several processes all take the same steps in the same shapes.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class Batches:
         multiple: int = 32,
         max_buckets: int = 4,
         padding_side: Literal["left", "right"] = "right",
+        counts_filling: bool = False,
         rows: np.ndarray | None = None,
     ):
         if batch_size < 1:
@@ -100,7 +104,8 @@ class Batches:
                 "no samples to make batches of: the sets and forms asked for are empty."
             )
         self._rows = np.arange(batch_size) if rows is None else rows
-        self._buckets = _make_buckets(encoded, multiple, max_buckets)
+        filled = batch_size if counts_filling else 1
+        self._buckets = _make_buckets(encoded, multiple, max_buckets, filled)
         self._plan_epoch: int | None = None
         self._plan: list[tuple[_Bucket, np.ndarray]] = []
 
@@ -174,12 +179,14 @@ def bucketed(
     return iter(Batches(encoder, encoded, batch_size, **settings))
 
 
-def _make_buckets(encoded: Sequence[Encoded], multiple: int, max_buckets: int) -> list[_Bucket]:
+def _make_buckets(
+    encoded: Sequence[Encoded], multiple: int, max_buckets: int, batch_size: int
+) -> list[_Bucket]:
     buckets = []
     for has_images in (True, False):
         of_kind = [i for i, item in enumerate(encoded) if (item.num_images > 0) == has_images]
         lengths = [encoded[i].num_tokens for i in of_kind]
-        edges = bucket_lengths(lengths, multiple, max_buckets) if of_kind else ()
+        edges = bucket_lengths(lengths, multiple, max_buckets, batch_size) if of_kind else ()
         for shorter, length in itertools.pairwise((0, *edges)):
             indices = [
                 i for i, n in zip(of_kind, lengths, strict=True) if shorter < max(n, 1) <= length

@@ -1,5 +1,6 @@
 """Samples through a compiled step, in batches of few shapes, on any mesh; results on the host."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from manu_jax import parallel
 from manu_jax.data.batches import Batches
+from manu_jax.evaluation.features import ImageFeatures
 from manu_jax.progress import Progress
 from manu_jax.types import Batch, Encoded, ManuError
 
@@ -24,17 +26,21 @@ def run_batched(
     batch_size: int,
     description: str,
     padding_side: Literal["left", "right"] = "right",
+    features_once: bool = False,
 ) -> Iterator[tuple[np.ndarray, Any]]:
     """Yield (indices of the samples, what `step(model, batch)` gave for them as NumPy).
 
     step: gives a pytree of arrays whose first axis is the batch's. The padding rows are cut off.
     batch_size: is made a multiple of the mesh's data and fsdp axes. The next batch is made while
-    the device works on the last.
+    the device works on the last. features_once: give `step` the features of images in place of
+    their pixels, each image's computed once; for models that have `features`, and steps that run
+    no other model.
     """
     if not encoded:
         return
     multiple = parallel.batch_multiple(loaded.mesh)
     batch_size = -(-batch_size // multiple) * multiple
+    rows = parallel.batch_rows(loaded.mesh, batch_size)
     batches = Batches(
         loaded,
         encoded,
@@ -42,14 +48,23 @@ def run_batched(
         multiple=MULTIPLE,
         max_buckets=MAX_BUCKETS,
         padding_side=padding_side,
-        rows=parallel.batch_rows(loaded.mesh, batch_size),
+        counts_filling=True,
+        rows=rows,
     )
+    features = None
+    if features_once and hasattr(loaded.model, "features"):
+        features = ImageFeatures(loaded, encoded, batches)
     waiting: tuple[np.ndarray, Any] | None = None
     with Progress(description, len(encoded)) as progress:
         for number in range(len(batches) + 1):
             started = None
             if number < len(batches):
-                batch = parallel.put_batch(batches.batch_at(number), loaded.mesh)
+                batch = batches.batch_at(number)
+                if features is not None and batch.image_mask_BI is not None:
+                    num_images = batch.image_mask_BI.shape[1]
+                    of_images = features.of_batch(number, rows, num_images)
+                    batch = dataclasses.replace(batch, pixels_BIYXC=None, features_BIPE=of_images)
+                batch = parallel.put_batch(batch, loaded.mesh)
                 with parallel.on_mesh(loaded.mesh):
                     started = batches.indices_at(number), step(loaded.model, batch)
             if waiting is not None:

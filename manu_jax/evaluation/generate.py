@@ -49,7 +49,13 @@ def greedy_tokens(
     answers: list[np.ndarray] = [np.zeros(0, np.int32)] * len(samples)
     step = functools.partial(_answers, new_tokens=new_tokens, eos_ids=loaded.eos_ids)
     for indices, (tokens_BT, is_finite_B) in run_batched(
-        loaded, encoded, step, batch_size=batch_size, description="answers", padding_side="left"
+        loaded,
+        encoded,
+        step,
+        batch_size=batch_size,
+        description="answers",
+        padding_side="left",
+        features_once=True,
     ):
         if not is_finite_B.all():
             raise not_finite(loaded)

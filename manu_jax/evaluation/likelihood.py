@@ -48,7 +48,12 @@ def log_likelihoods(loaded: Any, samples: Sequence[Sample], *, batch_size: int) 
         np.zeros(len(samples)), np.zeros(len(samples)), np.zeros(len(samples), bool)
     )
     for indices, (sum_B, mean_B, recalled_B) in run_batched(
-        loaded, encoded, _likelihoods, batch_size=batch_size, description="likelihoods"
+        loaded,
+        encoded,
+        _likelihoods,
+        batch_size=batch_size,
+        description="likelihoods",
+        features_once=True,
     ):
         if not np.isfinite(sum_B).all():
             raise not_finite(loaded)

@@ -167,6 +167,10 @@ class Llava(nnx.Module):
             {f"{tower}.{name}": rows for tower in towers for name, rows in towers[tower].items()},
         )
 
+    def features(self, pixels_BIYXC: Array) -> jax.Array:
+        """Return what images give to the decoder, a row per image token. [B, I, P, E]."""
+        return self._project(self.vision(pixels_BIYXC, remat="none")[0])
+
     def prefill(self, batch: Batch, cache_length: int) -> tuple[jax.Array, Cache]:
         """Return the logits after each prompt [B, V], and its keys and values with room to go on.
 
@@ -198,6 +202,8 @@ class Llava(nnx.Module):
         """Return what enters the decoder, and what was measured in the tower."""
         h_BTD = self.text.embed(batch.token_ids_BT)
         config = self.config
+        if batch.features_BIPE is not None:
+            return self._merged(h_BTD, batch.features_BIPE, batch), None
         if batch.pixels_BIYXC is None or batch.image_mask_BI is None:
             if probe is None or probe.reduction == "position" or not config.vision.num_run:
                 return h_BTD, None
@@ -210,21 +216,25 @@ class Llava(nnx.Module):
         states_BIPD, seen = self.vision(
             batch.pixels_BIYXC, gates=gates, measure=measure, remat=remat
         )
-        if config.drops_class_token:
-            states_BIPD = states_BIPD[:, :, 1:]
-        features_BJE = self._project(states_BIPD.reshape(h_BTD.shape[0], -1, states_BIPD.shape[-1]))
-        h_BTD = merge(h_BTD, features_BJE, batch.feature_index_BT)
-        return constrain(h_BTD, "batch", None, None), seen
+        return self._merged(h_BTD, self._project(states_BIPD), batch), seen
 
-    def _project(self, states_BJD: jax.Array) -> jax.Array:
-        x_BJE = project(states_BJD, self.linear_1_DE[...])
+    def _merged(self, h_BTD: jax.Array, features_BIPE: Array, batch: Batch) -> jax.Array:
+        features_BJE = jnp.asarray(features_BIPE).reshape(len(h_BTD), -1, h_BTD.shape[-1])
+        h_BTD = merge(h_BTD, features_BJE, batch.feature_index_BT)
+        return constrain(h_BTD, "batch", None, None)
+
+    def _project(self, states_BIPD: jax.Array) -> jax.Array:
+        """Return the features of the tower's states, whose class token may be dropped."""
+        if self.config.drops_class_token:
+            states_BIPD = states_BIPD[:, :, 1:]
+        x_BIPE = project(states_BIPD, self.linear_1_DE[...])
         if self.config.projector_bias:
-            x_BJE += self.linear_1_bias_E[...][None, None]
-        x_BJE = ACTIVATIONS[self.config.projector_activation](x_BJE)
-        y_BJE = project(x_BJE, self.linear_2_DE[...])
+            x_BIPE += self.linear_1_bias_E[...][None, None, None]
+        x_BIPE = ACTIVATIONS[self.config.projector_activation](x_BIPE)
+        y_BIPE = project(x_BIPE, self.linear_2_DE[...])
         if self.config.projector_bias:
-            y_BJE += self.linear_2_bias_E[...][None, None]
-        return y_BJE
+            y_BIPE += self.linear_2_bias_E[...][None, None, None]
+        return y_BIPE
 
 
 def mlps(config: LlavaConfig) -> dict[str, TowerMlp]:

@@ -80,14 +80,16 @@ def encode(
     feature_index_T = np.where(is_image_T, np.cumsum(is_image_T) - 1, -1).astype(np.int32)
     pixels_IYXC = None
     if sample.images:
-        pixels_IYXC = np.stack([cache.pixels(x, processor.image_processor) for x in sample.images])
+        each = [cache.pixels(x, processor.image_processor) for x in sample.images]
+        # A single image is no copy: many samples may be of one.
+        pixels_IYXC = each[0][None] if len(each) == 1 else np.stack(each)
         if pixels_IYXC.shape[1:] != (image_size, image_size, 3):
             raise ManuError(
                 f"the image processor gives {pixels_IYXC.shape[1]} × {pixels_IYXC.shape[2]} "
                 f"pixels, the model takes {image_size} × {image_size}: config.json and the image "
                 "processor's file are of different models."
             )
-    return Encoded(ids_T, weights_T, feature_index_T, pixels_IYXC, sample.key)
+    return Encoded(ids_T, weights_T, feature_index_T, pixels_IYXC, sample.key, sample.images)
 
 
 def collate(

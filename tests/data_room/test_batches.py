@@ -81,6 +81,13 @@ def test_bucket_lengths_hold_every_sample_and_pad_the_least(lengths, most):
     assert padded(buckets) == min(padded(choice) for choice in choices)
 
 
+def test_rows_that_fill_a_batch_count_as_padding():
+    lengths = [30] * 5 + [60] * 3
+    assert bucket_lengths(lengths, 32, 2) == (32, 64)
+    assert bucket_lengths(lengths, 32, 2, batch_size=8) == (64,)
+    assert bucket_lengths([30] * 16 + [60] * 3, 32, 2, batch_size=8) == (32, 64)
+
+
 @given(LENGTHS, st.integers(1, 7), st.sampled_from([None, 0, 5]))
 def test_every_sample_is_in_one_batch_of_an_epoch(lengths, batch_size, seed):
     encoded = encode_lengths(lengths)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tiny_llava
 
-from manu_jax.evaluation import generate
+from manu_jax import parallel
+from manu_jax.evaluation import features, generate
 from manu_jax.evaluation.generate import greedy, greedy_tokens
 from manu_jax.types import ManuError, Sample
 
@@ -97,6 +98,57 @@ def test_answers_stop_at_the_first_end_token_and_the_loop_with_the_last(monkeypa
     assert len(steps) == len(answers[1])  # not NEW_TOKENS − 1
 
 
+def asked_of_images(num_images, questions):
+    """Several questions on each image, those on one image not side by side."""
+    images = [sample.images for sample in prompts("image", num_images)]
+    texts = [f"USER: <image>\n{'.' * n}Where?\nASSISTANT:" for n in range(questions)]
+    return [Sample(((text, False),), image, text) for text in texts for image in images]
+
+
+@pytest.fixture
+def images_computed(monkeypatch):
+    """How many images went through the tower in each of its passes."""
+    counts, compute = [], features.ImageFeatures._compute
+
+    def counted(self, pixels_by_image):
+        counts.append(len(pixels_by_image))
+        return compute(self, pixels_by_image)
+
+    monkeypatch.setattr(features.ImageFeatures, "_compute", counted)
+    return counts
+
+
+def test_an_image_asked_often_goes_through_the_tower_once(images_computed, monkeypatch):
+    asked = asked_of_images(5, 7)
+    ours = greedy_tokens(tiny_llava.loaded(), asked, new_tokens=3, batch_size=4)
+    assert images_computed == [5]
+    monkeypatch.delattr(type(tiny_llava.loaded().model), "features")
+    plain = greedy_tokens(tiny_llava.loaded(), asked, new_tokens=3, batch_size=4)
+    assert images_computed == [5]
+    for one, other in zip(ours, plain, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_small_store_forgets_images_and_changes_no_answer(images_computed, monkeypatch):
+    asked = asked_of_images(6, 3)
+    ours = greedy_tokens(tiny_llava.loaded(), asked, new_tokens=3, batch_size=4)
+    monkeypatch.setattr(features, "STORE_BYTES", 3 * 4 * 16 * 4)  # three images' 4 × 16 float32
+    again = greedy_tokens(tiny_llava.loaded(), asked, new_tokens=3, batch_size=4)
+    assert sum(images_computed[1:]) > 6
+    for one, other in zip(ours, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_features_on_a_mesh_give_the_same_answers(images_computed):
+    asked = asked_of_images(5, 2)
+    ours = greedy_tokens(tiny_llava.loaded(), asked, new_tokens=3, batch_size=4)
+    on_mesh = tiny_llava.on_mesh(parallel.make_mesh(data=2, fsdp=2, tensor=2))
+    split = greedy_tokens(on_mesh, asked, new_tokens=3, batch_size=4)
+    assert images_computed == [5, 5]
+    for one, other in zip(ours, split, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_models_of_one_config_share_the_program():
     asked = prompts("text")
     loaded = tiny_llava.loaded()
@@ -122,3 +174,11 @@ def test_a_model_of_nan_is_an_error():
 
 def test_no_prompts_give_no_answers():
     assert greedy(tiny_llava.loaded(), [], new_tokens=4, batch_size=4) == []
+
+
+def test_sets_of_the_same_lengths_and_batches_of_any_fill_compile_nothing_new():
+    loaded = tiny_llava.loaded()
+    greedy(loaded, asked_of_images(5, 7), new_tokens=3, batch_size=4)
+    count = generate._answers._cache_size(), features._features._cache_size()
+    greedy(loaded, asked_of_images(3, 7)[::-1], new_tokens=3, batch_size=4)
+    assert (generate._answers._cache_size(), features._features._cache_size()) == count

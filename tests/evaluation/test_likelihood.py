@@ -74,6 +74,16 @@ def test_batch_size_changes_nothing_and_models_share_the_program():
     assert likelihood._likelihoods._cache_size() == count
 
 
+def test_features_of_images_change_no_likelihood(monkeypatch):
+    loaded, samples = tiny_llava.loaded(), tiny_llava.samples("image") * 3
+    once = log_likelihoods(loaded, samples, batch_size=4)
+    monkeypatch.delattr(type(loaded.model), "features")
+    anew = log_likelihoods(loaded, samples, batch_size=4)
+    # The tower sums in another order with another number of images; float32, values below 100.
+    np.testing.assert_allclose(once.sum_N, anew.sum_N, atol=1e-4)
+    np.testing.assert_array_equal(once.recalled_N, anew.recalled_N)
+
+
 def test_share_right_is_the_mean_of_recalled():
     samples = tiny_llava.samples("image")
     found = log_likelihoods(tiny_llava.loaded(), samples, batch_size=4)

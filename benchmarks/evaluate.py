@@ -1,0 +1,196 @@
+"""Greedy answers a second, against transformers' generate, in one run.
+
+    python benchmarks/evaluate.py [--models demo large] [--batch-sizes 1 8 32] [--turns 3] [--quick]
+
+LLaVAs of random float32 parameters, as large as the demo's and of about 100 M, are written as a
+Hugging Face folder and loaded by both frameworks. Both are given the same prompts in batches of the
+same size and left padding, and write the same number of tokens: nothing ends an answer early.
+Asked are texts alone, texts that have an image each, and twenty questions on each image.
+
+Timed in turns, so that a drifting machine hits all alike: answers of one token ("prompt"), then of
+all. Printed: items a second, how many times as many as transformers (the median of the paired
+ratios; of the prompt and of the tokens after it too), and the share of items whose tokens are all
+the same. Images and texts are numbers before the clock starts.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import models
+import numpy as np
+from PIL import Image
+
+from manu_jax.data.batches import Batches
+from manu_jax.evaluation.batched import MAX_BUCKETS, MULTIPLE
+from manu_jax.evaluation.generate import greedy_tokens
+from manu_jax.models.family import Loaded
+from manu_jax.types import Encoded, Sample
+
+QUESTIONS_OF_IMAGE = {"text": 0, "image": 1, "image, 20 questions": 20}
+TEXT_TOKENS = (24, 56)  # of a prompt, without its image
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Numbered(Loaded):
+    """A model whose samples are numbers already; nothing ends an answer."""
+
+    encoded: dict[str, Encoded] = dataclasses.field(default_factory=dict)
+    eos_ids: tuple[int, ...] = ()
+    padding_id: int = 0
+
+    def encode(self, sample: Sample) -> Encoded:
+        return self.encoded[sample.key]
+
+
+def main() -> None:
+    options = parse()
+    rows = []
+    for size in options.models:
+        with tempfile.TemporaryDirectory() as folder:
+            models.write_model(Path(folder), size)
+            loaded = models.load_jax(Path(folder), Numbered)
+            torch_model = models.load_torch(Path(folder))
+        for form, questions in QUESTIONS_OF_IMAGE.items():
+            for batch_size in options.batch_sizes:
+                samples = make_samples(loaded, max(batch_size, questions, 4), questions)
+                row = measure(loaded, torch_model, samples, batch_size, options)
+                rows.append({"model": size, "form": form, "batch": batch_size, **row})
+                print(json.dumps(rows[-1]), flush=True)
+    print_table(rows, options)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", choices=models.SIZES, default=["demo", "large"])
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--quick", action="store_true", help="a tiny model, to try the script")
+    options = parser.parse_args()
+    if options.quick:
+        options.models, options.batch_sizes = ["small"], [8]
+        options.turns, options.new_tokens = 1, 4
+    return options
+
+
+def make_samples(loaded: Numbered, count: int, questions: int) -> list[Sample]:
+    """Return random prompts, `questions` on each image or 0; their numbers are in `loaded`."""
+    rng = np.random.default_rng(0)
+    config = loaded.config
+    side, patches = config.vision.image_size, config.tokens_per_image
+    samples = []
+    for number in range(count):
+        if questions and number % questions == 0:
+            image = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))
+            pixels_IYXC = rng.standard_normal((1, side, side, 3), np.float32)
+        words = rng.integers(0, config.image_token, rng.integers(*TEXT_TOKENS), dtype=np.int32)
+        ids = words
+        if questions:
+            ids = np.concatenate([words[:4], np.full(patches, config.image_token), words[4:]])
+        is_image_T = ids == config.image_token
+        samples.append(Sample((("", False),), (image,) if questions else (), str(number)))
+        loaded.encoded[str(number)] = Encoded(
+            ids.astype(np.int32),
+            np.zeros(len(ids), np.float32),
+            np.where(is_image_T, np.cumsum(is_image_T) - 1, -1).astype(np.int32),
+            pixels_IYXC if questions else None,
+            images=samples[-1].images,
+        )
+    return samples
+
+
+def measure(
+    loaded: Numbered,
+    torch_model: Any,
+    samples: list[Sample],
+    batch_size: int,
+    options: argparse.Namespace,
+) -> dict[str, float]:
+    """Return items a second of both, the ratios, and the share of items with equal tokens."""
+    encoded = [loaded.encode(sample) for sample in samples]
+    steps: dict[tuple[str, str], Callable[[], list[np.ndarray]]] = {}
+    for what, new_tokens in (("prompt", 1), ("all", options.new_tokens)):
+        steps["ours", what] = lambda n=new_tokens: greedy_tokens(
+            loaded, samples, new_tokens=n, batch_size=batch_size
+        )
+        steps["theirs", what] = lambda n=new_tokens: generated(
+            torch_model, loaded, encoded, batch_size, n
+        )
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
+    answers = {key: step() for key, step in steps.items()}  # compile, and fill caches
+    for _ in range(options.turns):
+        for key, step in steps.items():
+            begin = time.perf_counter()
+            step()
+            times[key].append(time.perf_counter() - begin)
+    for who in ("ours", "theirs"):
+        pairs = zip(times[who, "all"], times[who, "prompt"], strict=True)
+        times[who, "tokens"] = [whole - prompt for whole, prompt in pairs]
+    pairs = zip(answers["ours", "all"], answers["theirs", "all"], strict=True)
+    return {
+        "ours": len(samples) / statistics.median(times["ours", "all"]),
+        "theirs": len(samples) / statistics.median(times["theirs", "all"]),
+        **{
+            f"times, {what}": models.ratio(times["theirs", what], times["ours", what])
+            for what in ("all", "prompt", "tokens")
+        },
+        "equal": float(np.mean([np.array_equal(one, other) for one, other in pairs])),
+    }
+
+
+def generated(
+    model: Any, loaded: Numbered, encoded: list[Encoded], batch_size: int, new_tokens: int
+) -> list[np.ndarray]:
+    """Return the tokens that transformers' `generate` writes, in the batches that we make."""
+    import torch
+
+    batches = Batches(
+        loaded,
+        encoded,
+        batch_size,
+        multiple=MULTIPLE,
+        max_buckets=MAX_BUCKETS,
+        padding_side="left",
+        counts_filling=True,
+    )
+    model.generation_config.eos_token_id = None
+    answers = [np.zeros(0, np.int32)] * len(encoded)
+    for indices, batch in batches:
+        count = len(indices)  # without the rows that fill up our batch
+        inputs = {
+            "input_ids": torch.from_numpy(batch.token_ids_BT[:count]).long(),
+            "attention_mask": torch.from_numpy(batch.attention_mask_BT[:count]).long(),
+        }
+        if batch.pixels_BIYXC is not None:
+            inputs["pixel_values"] = models.pixels_for_torch(batch.pixels_BIYXC[:count, 0])
+        with torch.inference_mode():
+            ids = model.generate(
+                **inputs, do_sample=False, max_new_tokens=new_tokens, pad_token_id=0
+            )
+        for index, row in zip(indices, ids[:, batch.token_ids_BT.shape[1] :].numpy(), strict=True):
+            answers[index] = row
+    return answers
+
+
+def print_table(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    print(f"{models.machine()}; {options.new_tokens} new tokens, median of {options.turns} turns")
+    names = ["model", "prompts", "batch", "ours, items/s", "transformers", "×", "prompt ×"]
+    names += ["tokens ×", "equal"]
+    print("| " + " | ".join(names) + " |")
+    print("|---" * len(names) + "|")
+    for row in rows:
+        cells = [row["model"], row["form"], str(row["batch"])]
+        cells += [f"{row[who]:.2f}" for who in ("ours", "theirs")]
+        cells += [f"{row[f'times, {what}']:.2f}" for what in ("all", "prompt", "tokens")]
+        print("| " + " | ".join([*cells, f"{100 * row['equal']:.0f} %"]) + " |")
+
+
+if __name__ == "__main__":
+    main()
