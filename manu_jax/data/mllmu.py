@@ -45,6 +45,7 @@ ITEM_TYPES: dict[str, Modality] = {"Image_Textual": "image", "Pure_Text": "text"
 
 EMPTY_PAIR = "training pairs with an empty question or answer"
 EMPTY_ITEM = "evaluation items with an empty question or answer"
+EMPTY_OPTION = "options with an empty text"
 
 
 def load_benchmark(
@@ -58,12 +59,11 @@ def load_benchmark(
     """Return the sets of the benchmark in folder `path`, with `forget` percent of people to forget.
 
     train_path: the folder baseline_train_split, whose forget_r and retain_(100−r) give the facts;
-    None: ft_Data under `path` does. seed: chooses one of the transformed images of each person, who
-    has it alone, or with test_images "all" before the others.
-    Raises ManuError, with every fault found.
+    None: ft_Data under `path` does. seed: chooses one of the transformed images of each person;
+    with test_images "all" people of the test set have them all, in order, and their facts the
+    first. Raises ManuError, with every fault found.
     """
-    reader = _Reader(Path(path).expanduser(), train_path, forget, seed, test_images == "all")
-    return reader.read()
+    return _Reader(Path(path).expanduser(), train_path, forget, seed, test_images == "all").read()
 
 
 class _Reader(TableReader):
@@ -83,6 +83,7 @@ class _Reader(TableReader):
         self.forget_name, self.retain_name = f"forget_{forget}", f"retain_{100 - forget}"
         self.seed, self.has_all_images = seed, has_all_images
         self.skipped: Counter[str] = Counter()
+        self.places: dict[tuple[str, str], str] = {}  # (set, ID) → the row
 
     def read(self) -> Benchmark:
         folders = {
@@ -108,7 +109,10 @@ class _Reader(TableReader):
         self.raise_faults(f"benchmark {self.path}")
         for what, count in self.skipped.items():
             logger.info("benchmark: left out %d %s", count, what)
-        logger.info("benchmark: transformed images chosen with seed %d", self.seed)
+        if self.has_all_images:
+            logger.info("benchmark: every transformed image is asked")
+        else:
+            logger.info("benchmark: transformed images chosen with seed %d", self.seed)
         order = ("forget", "test", "retain", "celebrity", "general")
         return Benchmark({name: sets[name] for name in order}, dict(self.skipped))
 
@@ -163,35 +167,34 @@ class _Reader(TableReader):
         people = []
         schema = "test" if name == "test" else "evaluation"
         for row in self.rows(folder, partial(_columns_fault, schema, folder), only):
+            self.places[name, row.id] = row.place
             images = self._images_of(name, row)
-            image = images[0] if images else None
             biography = self.json_value(row, "biography", dict)
             train_image, train_pairs = pairs.get(row.id, (None, []))
             person_name = _name(biography, train_pairs)
             questions = tuple(self._questions(row, biography))
-            shown = image if name == "test" else train_image
+            shown = next(iter(images), None) if name == "test" else train_image
             facts = _facts(row.id, person_name, train_pairs, shown, biography)
             people.append(Person(row.id, person_name, images, biography, facts, questions))
         return tuple(sorted(people, key=lambda person: person.id))
 
     def _images_of(self, name: str, row: Row) -> tuple[Any, ...]:
-        """Return the images that the questions are asked with; what does not decode is a fault."""
+        """Return the images that the questions of a row are asked with."""
         if name != "test":
-            cell = row.cells["image"]
-            if cell is None and name != "general":
+            cells = [] if row.cells["image"] is None else [row.cells["image"]]
+            if not cells and name != "general":
                 self.faults.append(f"{row.place}: has no image. Download the file again.")
-            found = () if cell is None else (self.image(row, cell),)
-            return tuple(image for image in found if image is not None)
-        cells = list(row.cells["images"] or [])
-        if not cells:
-            self.faults.append(
-                f"{row.place}: the list of images is empty. Download the file again."
-            )
-            return ()
-        random = np.random.default_rng([self.seed, zlib.crc32(row.id.encode())])
-        chosen = cells.pop(int(random.integers(len(cells))))
-        found = [self.image(row, cell) for cell in (chosen, *cells * self.has_all_images)]
-        return tuple(image for image in found if image is not None)
+        else:
+            cells = row.cells["images"] or []
+            if not cells:
+                self.faults.append(
+                    f"{row.place}: the list of images is empty. Download the file again."
+                )
+            elif not self.has_all_images:
+                random = np.random.default_rng([self.seed, zlib.crc32(row.id.encode())])
+                cells = [cells[int(random.integers(len(cells)))]]
+        images = (self.image(row, cell) for cell in cells)
+        return tuple(image for image in images if image is not None)  # the others are faults
 
     def _questions(self, row: Row, biography: Mapping[str, Any]) -> Iterator[Question]:
         lists = row.cells["Classification_Task"] or {}
@@ -206,7 +209,12 @@ class _Reader(TableReader):
             for number, item in enumerate(items):
                 place = f"{row.place}: Classification_Task.{column}[{number}]"
                 question = _text(item.get("Question"))
-                options = {k: str(v) for k, v in (item.get("Options") or {}).items() if v}
+                given = {
+                    k: _text(v) for k, v in (item.get("Options") or {}).items() if v is not None
+                }
+                options = {k: v for k, v in given.items() if v}
+                if len(options) < len(given):
+                    self.skipped[EMPTY_OPTION] += len(given) - len(options)
                 letter = _text(item.get("Correct_Answer")).upper()
                 if not question or not letter:
                     self.skipped[EMPTY_ITEM] += 1
@@ -252,24 +260,37 @@ class _Reader(TableReader):
         if self.faults:  # what could not be read would be named a second time
             return
         ids = {name: {person.id for person in people} for name, people in sets.items()}
-        for name, folder in (("forget", self.forget_name), ("retain", self.retain_name)):
+        folders = {
+            "forget": self.forget_name,
+            "retain": self.retain_name,
+            "celebrity": "Retain_Set",
+            **({"general": "General_Set"} if (self.path / "General_Set").is_dir() else {}),
+        }
+        for name, folder in folders.items():
             if not ids[name]:
-                self.faults.append(f"{folder}: the {name} set is empty. Download it again.")
-            lacking = sorted(ids[name] - set(pairs))
-            if lacking:
                 self.faults.append(
-                    f"{folder}: no training data for {_list(lacking)} in "
-                    f"{self.train_path or 'ft_Data'}. Give the training files of the same release."
+                    f"{folder}: the {name} set is empty, its files have no rows. Download the "
+                    "folder again."
                 )
-        both = sorted(ids["forget"] & ids["retain"])
-        if both:
+        for name in ("forget", "retain"):
+            for place in self._places(name, ids[name] - set(pairs)):
+                self.faults.append(
+                    f"{place}: no training data for this ID in {self.train_path or 'ft_Data'}. "
+                    "Give the training files of the same release."
+                )
+        for person_id in sorted(ids["forget"] & ids["retain"]):
             self.faults.append(
-                f"{_list(both)} in both {self.forget_name} and {self.retain_name}. A person is to "
-                "be forgotten or kept: take the row out of one."
+                f"{self.places['forget', person_id]}: also in "
+                f"{self.places['retain', person_id]}. A person is to be forgotten or kept: take "
+                "the row out of one."
             )
-        lacking = sorted(ids["forget"] - ids["test"])
-        if lacking:
-            self.faults.append(f"Test_Set: no row for {_list(lacking)} of {self.forget_name}.")
+        for place in self._places("forget", ids["forget"] - ids["test"]):
+            self.faults.append(
+                f"{place}: no row with this ID in Test_Set. Give both folders of the same release."
+            )
+
+    def _places(self, name: str, ids: set[str]) -> list[str]:
+        return [self.places[name, person_id] for person_id in sorted(ids)]
 
 
 def _columns_fault(schema: str, folder: Path, columns: set[str]) -> str | None:
@@ -292,7 +313,10 @@ def _columns_fault(schema: str, folder: Path, columns: set[str]) -> str | None:
             f"has evaluation questions, expected training data (column metadata). {folder.name} "
             "exists in both: data.path is MLLMU-Bench, data.train_path is baseline_train_split."
         )
-    return f"no column {', '.join(lacking)}; it has {', '.join(sorted(columns))}."
+    return (
+        f"no column {', '.join(lacking)}; it has {', '.join(sorted(columns))}. Give the folder of "
+        "MLLMU-Bench as it is downloaded."
+    )
 
 
 def _facts(
@@ -345,8 +369,3 @@ def _entries(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 def _text(value: Any) -> str:
     return "" if value is None else str(value).strip()
-
-
-def _list(ids: list[str]) -> str:
-    shown = ", ".join(ids[:10])
-    return f"ID {shown}" + (f" and {len(ids) - 10} more" if len(ids) > 10 else "")

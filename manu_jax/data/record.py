@@ -61,8 +61,8 @@ class Question:
 class Person:
     """A person (or a general topic) of one set.
 
-    images: PIL images (RGB) that the questions are asked with, each with every one; () where there
-    is none. More than one only in the test set.
+    images: PIL images (RGB): the one that the questions are asked with; () where there is none.
+    Several, in the test set alone: each question is asked with each (`data.test_images: all`).
     facts: () where the benchmark gives no training data (MLLMU-Bench's celebrities). In the test
     set they carry the transformed image, which nothing is trained on.
     """

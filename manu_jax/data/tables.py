@@ -62,7 +62,9 @@ class TableReader:
                         number += 1
                         place = f"{shown}, row {number}, ID {person_id}"
                         if not isinstance(person_id, str) or not person_id:
-                            self.faults.append(f"{place}: an ID is a text like '001'.")
+                            self.faults.append(
+                                f"{place}: an ID is a text like '001'. Mend the row."
+                            )
                         elif person_id in seen:
                             self.faults.append(
                                 f"{place}: the same ID as {seen[person_id]}. Keep one of the rows."
