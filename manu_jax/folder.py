@@ -14,7 +14,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +113,16 @@ def os_error(error: Exception) -> OSError | None:
 
 
 @contextlib.contextmanager
-def owned_folder(path: str | os.PathLike, config: dict[str, Any]) -> Iterator[Path]:
+def owned_folder(
+    path: str | os.PathLike,
+    config: dict[str, Any],
+    resolved: Callable[[dict[str, Any], str], dict[str, Any]] = lambda config, _: config,
+) -> Iterator[Path]:
     """Open a run's folder for this process alone, and write or compare its config.
 
-    Raises ManuError where another process has it, or where it was made by a config that differs in
-    a key that changes results.
+    resolved: gives the folder's own config, from the place that it is named by, the defaults of
+    keys that came after it. Raises ManuError where another process has it, or where it was made by
+    a config that differs in a key that changes results.
     """
     path = Path(path)
     try:
@@ -141,14 +146,24 @@ def owned_folder(path: str | os.PathLike, config: dict[str, Any]) -> Iterator[Pa
         lock.write(f"{os.getpid()} on {platform.node()}")
         lock.flush()
         _remove_parts(path)
-        _settle_config(path, config)
+        _settle_config(path, config, resolved)
         yield path
 
 
-def _settle_config(path: Path, config: dict[str, Any]) -> None:
+def _settle_config(
+    path: Path,
+    config: dict[str, Any],
+    resolved: Callable[[dict[str, Any], str], dict[str, Any]],
+) -> None:
     file = path / "config.yaml"
     if file.exists():
-        before = _read_config(file)
+        try:
+            before = resolved(_read_config(file), str(file))
+        except ManuError as error:
+            raise ManuError(
+                f"{error}\nThe run's folder is of another version, or its config was changed. "
+                "Delete it, or give another with --output."
+            ) from None
         now = json.loads(json.dumps(config))
         differing = [
             f"{key}: {old!r} there, {new!r} now"
@@ -175,9 +190,7 @@ def _read_config(file: Path) -> dict[str, Any]:
         fault = f"it holds {config!r:.60}"
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         fault = " ".join(str(error).split())
-    raise ManuError(
-        f"{file}: damaged ({fault}). Delete the run's folder, or give another with --output."
-    )
+    raise ManuError(f"{file}: damaged ({fault}).")
 
 
 def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:

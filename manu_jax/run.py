@@ -14,8 +14,9 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from manu_jax.config import RunConfig, load_config
+from manu_jax.config import RunConfig, load_config, validate_config
 from manu_jax.folder import explained, owned_folder
 from manu_jax.types import ManuError
 
@@ -57,7 +58,7 @@ def run(config: RunConfig, only: Sequence[str] | None = None) -> Path:
     directory = Path(config.output)
     with contextlib.ExitStack() as stack:
         # One process owns the folder for all.
-        folder = owned_folder(directory, config.model_dump(mode="json"))
+        folder = owned_folder(directory, config.model_dump(mode="json"), _with_defaults)
         parallel.on_first_process(lambda: stack.enter_context(folder))
         current = Run.begin(config, directory)
         for name in only or STAGES:
@@ -77,6 +78,10 @@ def prepare_logging() -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # Orbax logs there, with a traceback, what it raises as well.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+
+def _with_defaults(values: dict[str, Any], where: str) -> dict[str, Any]:
+    return validate_config(values, where).model_dump(mode="json")
 
 
 def _prepare_jax(config: RunConfig) -> None:

@@ -31,7 +31,7 @@ from manu_jax import masks, parallel
 from manu_jax.config import Preset, RunConfig, UnlearnSection
 from manu_jax.data import mllmu, safeeraser, synthetic
 from manu_jax.data.record import SETS, Benchmark
-from manu_jax.data.views import forms
+from manu_jax.data.views import forms, has_form
 from manu_jax.evaluation.differences import differences
 from manu_jax.evaluation.distance import answer_kl, compare_truth_ratios
 from manu_jax.evaluation.leakage import find_leakage
@@ -423,6 +423,8 @@ def _distances(run: Run, models: Sequence[tuple[str, Callable[[], Loaded]]]) -> 
     found = []
     for name, loaded in models:
         model = loaded()
+        if model.system_prompt:
+            continue  # its prompts are not those of the reference, token by token
         for part in ("forget", "retain"):
             people = run.benchmark.sets[part]
             facts = [f for p in people[: section.max_people] for f in p.facts]
@@ -477,11 +479,28 @@ def _write_results(
         leakage=leakage,
         differences=paired,
         distances=distances,
-        skipped=dict(run.benchmark.skipped),
+        skipped=_skipped(run),
         shots=shots_of_run(sets, asked, section, run.config.seed),
         config=run.config.model_dump(mode="json"),
         **rest,
     )
+
+
+def _skipped(run: Run) -> dict[str, int]:
+    """Return how many items of each kind are not asked or measured, of the sets asked for."""
+    section, found = run.config.evaluate, dict(run.benchmark.skipped)
+    people = [person for name in section.sets for person in run.benchmark.sets[name]]
+    asked = [
+        person
+        for name in section.sets
+        for person in evaluated_people(run.benchmark.sets, name, section)
+    ]
+    counts = {"people beyond evaluate.max_people": len(people) - len(asked)}
+    for modality in MODALITIES:
+        counts[f"facts that have no {modality} form"] = sum(
+            not has_form(fact, modality) for person in asked for fact in person.facts
+        )
+    return found | {what: count for what, count in counts.items() if count}
 
 
 def _render(directory: Path, benchmark: Benchmark) -> None:

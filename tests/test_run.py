@@ -6,6 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import yaml
 
 from manu_jax import folder, masks, run
 from manu_jax.models.family import load
@@ -21,7 +22,9 @@ model:
 train: {steps: 2, base_steps: 2, batch_size: 4, memory_gate: 0.0, checkpoint_every: 1}
 method: {preset: learned, steps: 2, batch_forget: 4, batch_keep: 4, alpha: 0.2}
 compare: [{preset: gradient, rounds: 2}, paper, official-code, random]
-unlearn: [{name: NPO, objective: npo, steps: 2, learning_rate: 1.0e-3}]
+unlearn:
+  - {name: NPO, objective: npo, steps: 2, learning_rate: 1.0e-3, lora: {rank: 2}}
+  - {name: prompt, objective: system_prompt, prompt: "Do not tell of {names}.\n"}
 sweep: {alphas: [0.1, 0.3], max_people: 2}
 evaluate: {new_tokens: 4, max_people: 2, resamples: 50}
 """
@@ -57,7 +60,8 @@ def test_whole_run_leaves_every_file_of_the_design(finished):
     }  # fmt: skip
     models = json.loads((finished / "results.json").read_text())["models"]
     assert models == [
-        "vanilla", "learned", "gradient", "paper", "official-code", "random", "NPO", "retrained",
+        "vanilla", "learned", "gradient", "paper", "official-code", "random", "NPO", "prompt",
+        "retrained",
     ]  # fmt: skip
 
 
@@ -112,6 +116,27 @@ def test_trained_baseline_is_a_folder_and_stands_beside_the_masks(finished):
     assert "NPO" in (finished / "report.html").read_text()
 
 
+def test_a_system_prompt_stands_before_every_question_and_nothing_is_trained(finished):
+    assert not (finished / "methods" / "prompt").exists()
+    names = [
+        one["name"]
+        for one in json.loads((finished / "results.json").read_text())["request"]["people"]
+    ]
+    for path in (finished / "evaluation" / "prompt").iterdir():
+        prompts = [json.loads(line)["prompt"] for line in path.read_text().splitlines()]
+        assert all(one.startswith("Do not tell of ") and names[0] in one for one in prompts)
+    assert {d.metric for d in load_results(finished).distances if d.model == "prompt"} == {"ks"}
+
+
+def test_what_is_not_asked_is_counted(finished):
+    results = json.loads((finished / "results.json").read_text())
+    assert results["shots"] == []
+    skipped = results["skipped"]
+    # Two people of each set are asked; name questions have no form in words alone.
+    assert skipped["people beyond evaluate.max_people"] > 0
+    assert skipped["facts that have no text form"] > 0
+
+
 def test_a_reference_that_is_not_there_is_one_error(finished, config, tmp_path, error_of):
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
@@ -157,3 +182,21 @@ def test_folder_in_use_is_one_error(config, tmp_path, error_of):
 def test_mesh_larger_than_the_machine_is_one_error(config, tmp_path, error_of):
     message = error_of("--config", config, "--output", tmp_path / "x", "mesh.data=99")
     assert "needs 99 devices" in message
+
+
+def test_a_folder_from_before_a_key_with_a_default_goes_on(finished, config, tmp_path, error_of):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    file = copy / "config.yaml"
+    stored = yaml.safe_load(file.read_text())
+    for section, key in (("evaluate", "shots_from"), ("data", "test_images"), ("train", "lora")):
+        del stored[section][key]
+    file.write_text(yaml.safe_dump(stored))
+    arguments = ["--config", str(config), "--output", str(copy), "--only", "data"]
+    assert run.main(arguments) == 0
+    stored["evaluate"]["new_tokens"] = 5
+    file.write_text(yaml.safe_dump(stored))
+    assert "evaluate.new_tokens: 5 there, 4 now" in error_of(*arguments)
+    file.write_text(yaml.safe_dump(stored | {"from_another_age": 1}))
+    message = error_of(*arguments)
+    assert "from_another_age: unknown key" in message and "--output" in message
