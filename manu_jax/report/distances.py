@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+from manu_jax.report.leakage import signed
 from manu_jax.report.numbers import SET_TITLES, TASK_TITLES, main_metrics
 from manu_jax.report.results import RETRAINED, VANILLA, Distance, Results
 from manu_jax.types import MODALITIES
@@ -88,7 +89,7 @@ def _cell(distance: Distance | None) -> tuple[str, str]:
 
 
 def _signed(value: float, task: str) -> str:
-    return f"{value:+.2f}" if task == "likelihood" else f"{100 * value:+.1f}"
+    return signed(value, 2) if task == "likelihood" else signed(100 * value, 1)
 
 
 def _range(low: float | None, high: float | None, n: int, task: str) -> str:
@@ -104,7 +105,8 @@ def tables(results: Results) -> Sequence[tuple[str, str, SimpleTable]]:
             "Distance from the retrained model",
             "KL divergence from it at the answers’ tokens (0: the same), and whether the truth "
             "ratios of multiple-choice items can be told from its (Kolmogorov–Smirnov; alike: "
-            "p ≥ 0.05).",
+            "p ≥ 0.05). The test takes the items of a person as independent, which they are not: "
+            "its p-values are too small.",
             distance_table(results),
         ),
         (

@@ -37,10 +37,13 @@ class Bar:
 
 @dataclasses.dataclass(frozen=True)
 class GridLine:
-    """One person's facts under the headline method: (attribute, state, by a transformed image)."""
+    """One person's facts under the headline method, one cell per attribute of the grid.
+
+    A cell is (attribute, state, by a transformed image), or None where that fact was not judged.
+    """
 
     name: str
-    cells: tuple[tuple[str, State, bool], ...]
+    cells: tuple[tuple[str, State, bool] | None, ...]
 
 
 def to_plain(model: str, found: Leakage) -> dict[str, Any]:
@@ -99,18 +102,32 @@ def bars(found: Mapping[str, Leakage]) -> list[Bar]:
     ]
 
 
-def grid(found: Leakage | None, names: Mapping[str, str]) -> list[GridLine]:
-    """Return the facts of the first people, in the order in which they were asked for."""
-    people: dict[str, list[FactState]] = {}
+def grid(found: Leakage | None, names: Mapping[str, str]) -> tuple[tuple[str, ...], list[GridLine]]:
+    """Return the attributes, and the facts of the first people, in the order they were asked in."""
+    people: dict[str, dict[str, FactState]] = {}
     for fact in found.facts if found else ():
-        people.setdefault(fact.person, []).append(fact)
-    return [
+        people.setdefault(fact.person, {})[fact.key.partition("/")[2]] = fact
+    shown = list(people.items())[:MOST_PEOPLE]
+    attributes = tuple(dict.fromkeys(name for _, facts in shown for name in facts))
+    lines = [
         GridLine(
             names.get(person, person),
-            tuple((f.key.partition("/")[2], f.forgotten_in, f.by_transformed) for f in facts),
+            tuple(
+                (name, facts[name].forgotten_in, facts[name].by_transformed)
+                if name in facts
+                else None
+                for name in attributes
+            ),
         )
-        for person, facts in list(people.items())[:MOST_PEOPLE]
+        for person, facts in shown
     ]
+    return attributes, lines
+
+
+def signed(value: float, decimals: int) -> str:
+    """Return a number with its sign, a true minus, and no sign where it is shown as 0."""
+    text = f"{value:+.{decimals}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
 
 
 def sentence(found: Leakage | None, model: str, erase: str) -> str:
@@ -153,7 +170,9 @@ def _interval(value: Any) -> Interval | None:
 def _text(interval: Interval | None, sign: str = "") -> str:
     if interval is None:
         return "–"
-    text = f"{100 * interval.value:{sign}.0f}\u202f%"
-    if math.isnan(interval.low):
-        return text
-    return f"{text} ({100 * interval.low:{sign}.0f} to {100 * interval.high:{sign}.0f})"
+    value, low, high = (
+        signed(100 * number, 0) if sign else f"{100 * number:.0f}"
+        for number in (interval.value, interval.low, interval.high)
+    )
+    text = f"{value}\u202f%"
+    return text if math.isnan(interval.low) else f"{text} ({low} to {high})"

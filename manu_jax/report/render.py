@@ -40,6 +40,7 @@ def render(
     people = numbers.people(results, items)
     shown = examples.examples(results, items, names)
     found = results.leakage.get(results.headline)
+    leakage_attributes, leakage_grid = leakage.grid(found, dict(results.request.people))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("manu_jax.report", "."),
         autoescape=True,
@@ -70,7 +71,8 @@ def render(
             found, results.headline, str(results.config.get("erase", "both"))
         ),
         leakage_bars=leakage.bars(results.leakage),
-        leakage_grid=leakage.grid(found, dict(results.request.people)),
+        leakage_attributes=leakage_attributes,
+        leakage_grid=leakage_grid,
         leakage_legend=leakage.LEGEND,
         comparisons=distances.tables(results),
         examples=shown,

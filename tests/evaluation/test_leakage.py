@@ -1,8 +1,13 @@
 """The leakage matrix of models whose memory in each form is declared."""
 
 import pytest
+from PIL import Image
 
+from manu_jax.config import EvaluateSection
+from manu_jax.data.record import Person, Question
+from manu_jax.evaluation import suite
 from manu_jax.evaluation.leakage import find_leakage
+from manu_jax.types import Template
 
 PEOPLE = ("001", "002")
 ATTRIBUTES = ("home", "job", "pet", "food")
@@ -94,3 +99,49 @@ def test_facts_without_answers_are_judged_by_what_the_model_would_say():
         side["forget", "generation", "image"] = []
     states = [fact.forgotten_in for fact in find_leakage(model, before).facts]
     assert states.count("both") == 2 and len(states) == 8
+
+
+def test_a_declared_memory_comes_out_of_the_whole_suite(tmp_path, monkeypatch):
+    """A model that knows some facts in some forms: questions → files → matrix."""
+    knows = {  # attribute → the forms that give it away; "test" is the transformed image
+        "home": set(),
+        "job": {"text"},
+        "pet": {"image"},
+        "food": {"test"},
+        "car": {"image", "text"},
+    }
+    pictures = {"image": Image.new("RGB", (8, 8)), "test": Image.new("RGB", (8, 8), (9, 9, 9))}
+
+    def person(shown):
+        questions = tuple(
+            Question("generation", modality, f"Which {name}?", f"the {name} of hers", name)
+            for name in knows
+            for modality in ("image", "text")
+        )
+        return Person("007", "Ada", (pictures[shown],), {}, (), questions)
+
+    sets = {"forget": (person("image"),), "test": (person("test"),)}
+
+    def ask(loaded, items, section):
+        answers = []
+        for item in items:
+            image = item.asked.images
+            form = "text" if not image else "image" if image[0] is pictures["image"] else "test"
+            is_known = loaded == "before" or form in knows[item.attribute]
+            answers.append((item.truth if is_known else "no idea", []))
+        return answers
+
+    class Fake(str):
+        template = Template()
+
+    monkeypatch.setattr(suite, "_ask", ask)
+    section = EvaluateSection(sets=("forget", "test"), tasks=("generation",))
+    for name in ("before", "after"):
+        suite.evaluate(Fake(name), sets, section, directory=tmp_path, model_name=name)
+    found = find_leakage(*(suite.stored_records(tmp_path / name) for name in ("after", "before")))
+    states = {fact.key.partition("/")[2]: fact.forgotten_in for fact in found.facts}
+    assert states == {
+        "home": "both", "job": "image", "pet": "text", "food": "text", "car": "neither",
+    }  # fmt: skip
+    assert [fact.by_transformed for fact in found.facts] == [False, False, False, True, False]
+    assert found.leakage is not None and found.leakage.value == 3 / 4  # of home, job, pet, food

@@ -8,7 +8,9 @@ from html.parser import HTMLParser
 
 import pytest
 
+from manu_jax.evaluation.leakage import FactState, Leakage
 from manu_jax.report import examples, inputs, numbers, plots
+from manu_jax.report.leakage import grid, signed
 from manu_jax.report.render import people_shown, render
 from manu_jax.report.results import load_results, write_results
 from manu_jax.types import ManuError
@@ -312,7 +314,9 @@ def test_every_judged_fact_stands_in_the_leakage_matrix(run_folder, page):
         counts = [found.count(state) for state in ("both", "image", "text", "neither")]
         assert [int(count) for count in lines[model][1].split()] == [n for n in counts if n]
         assert sum(counts) == len(found.facts) > 10
-    cells = [value for tag, name, value in page.attributes if name == "class" and "cell " in value]
+    cells = [
+        value for tag, name, value in page.attributes if name == "class" and "cell state" in value
+    ]
     assert len(cells) == len(results.leakage["learned"].facts)
     assert "facts that the model knew" in " ".join(page.text)
 
@@ -338,5 +342,24 @@ def test_distances_and_differences_stand_in_tables(run_folder, page):
         if (d.model, d.against, d.set, d.task, d.modality, d.metric)
         == ("learned", "vanilla", "forget", "generation", "image", "exact")
     )
-    assert lines["Forget: free answers"][0].split()[0] == f"{100 * found.value:+.1f}"
+    assert lines["Forget: free answers"][0].split()[0] == signed(100 * found.value, 1)
     assert len(lines) == 20
+
+
+def test_signs_are_true_ones_and_nothing_has_none():
+    assert [signed(value, 0) for value in (5.4, -5.6, 0.3, -0.3)] == ["+5", "−6", "0", "0"]
+    assert signed(-0.004, 2) == "0.00" and signed(-0.006, 2) == "−0.01"
+
+
+def test_the_grid_is_aligned_by_attribute_with_gaps():
+    facts = (
+        FactState("a/home", "a", "both", False),
+        FactState("a/job", "a", "text", True),
+        FactState("b/job", "b", "image", False),
+    )
+    found = Leakage(facts, 0, 0, None, None, None)
+    attributes, lines = grid(found, {"a": "Ada"})
+    assert attributes == ("home", "job") and [line.name for line in lines] == ["Ada", "b"]
+    assert lines[0].cells == (("home", "both", False), ("job", "text", True))
+    assert lines[1].cells == (None, ("job", "image", False))
+    assert grid(None, {}) == ((), [])
