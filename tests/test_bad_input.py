@@ -93,6 +93,9 @@ class Case:
         ("method.alpha=[", "override 'method.alpha=['"),
         ("alpha", "expected key.path=value"),
         ("seed=-1", "seed: Input should be greater than or equal to 0"),
+        ("evaluate.protocol=few", "'zero_shot', 'official_few_shot' or 'likelihood'"),
+        ("evaluate.shots={clozes: 1}", "evaluate.shots.clozes: unknown key; did you mean cloze"),
+        ("data.test_images=two", "data.test_images: Input should be 'one' or 'all'"),
         ("evaluate.sets=[forgot]", "'forget', 'test', 'retain'"),
         ("method.functions={abs: 1}", "'absolute', 'frequency'"),
         ("model.text.num_heads=3", "width has to be a multiple of 2 · num_heads"),
@@ -250,7 +253,19 @@ def test_rows_at_fault_are_named(case, folder, change, part):
 def test_a_person_in_both_sets_is_named(case):
     shutil.rmtree(case.data / "retain_85")
     shutil.copytree(case.data / "Full_Set", case.data / "retain_85")
-    assert "also in retain_85" in case.error("--only", "data")
+    message = case.error("--only", "data")
+    assert "forget_15/train-" in message and "also in retain_85/train-" in message
+    assert "take the row out of one" in message
+
+
+@pytest.mark.parametrize("protocol", ["official_few_shot", "zero_shot"])
+def test_prompts_that_the_evaluation_cannot_ask_are_said_before_the_scores(case, protocol):
+    options = (f"evaluate.protocol={protocol}", "evaluate.shots_from=outside")
+    few = ("evaluate.max_people=1", "evaluate.shots={cloze: 1}", "evaluate.new_tokens=100")
+    message = case.error("--only", "train,scores", *options, *few)
+    assert "longer than the model's context" in message
+    assert " of text + 100 to be written = " in message and "> 128" in message
+    assert not (case.output / "scores.safetensors").exists()
 
 
 @pytest.mark.parametrize(

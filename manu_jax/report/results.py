@@ -120,6 +120,8 @@ class Results:
     leakage: Mapping[str, Leakage] = dataclasses.field(default_factory=dict)
     differences: tuple[Difference, ...] = ()
     distances: tuple[Distance, ...] = ()
+    skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    shots: tuple[Mapping[str, Any], ...] = ()
 
     def row(self, model: str, set: str, task: str, modality: str, metric: str) -> Row | None:
         """Return the row of these five names, or None where it was not measured."""
@@ -204,6 +206,14 @@ def _parse(content: Any, where: str) -> Results:
     if "headline" in content and headline not in models:
         faults.append(f"headline: {headline!r} is not one of models {models}")
     request = _request(content.get("request"), faults)
+    skipped, shots = content.get("skipped", {}), content.get("shots", [])
+    if not isinstance(skipped, dict) or not all(_fits(n, int) for n in skipped.values()):
+        faults.append(f"skipped: expected a mapping to numbers of items, got {skipped!r}")
+    needed = {"set", "task", "people", "left_out"}
+    if not isinstance(shots, list) or any(
+        not isinstance(one, dict) or set(one) != needed for one in shots
+    ):
+        faults.append(f"shots: expected a list of {{{', '.join(sorted(needed))}}}, got {shots!r}")
     for key in ("config", "timings"):
         if not isinstance(content.get(key, {}), dict):
             faults.append(f"{key}: expected a mapping, got {content[key]!r}")
@@ -225,6 +235,8 @@ def _parse(content: Any, where: str) -> Results:
         leakage=leakage,
         differences=tuple(differences),
         distances=tuple(distances),
+        skipped=skipped,
+        shots=tuple(shots),
     )
 
 

@@ -132,3 +132,14 @@ def test_broken_leakage_is_one_fault(tmp_path):
         write(tmp_path, leakage=[plain | {"facts": [fact]}])
     with pytest.raises(ManuError, match=r"leakage\[0\].*facts"):
         write(tmp_path, leakage=[plain])
+
+
+def test_what_was_left_out_and_shown_is_kept_and_checked(tmp_path):
+    shots = [{"set": "forget", "task": "cloze", "people": ["003", "017"], "left_out": 4}]
+    write(tmp_path, skipped={"empty questions": 4}, shots=shots)
+    results = load_results(tmp_path)
+    assert results.skipped == {"empty questions": 4} and list(results.shots) == shots
+    with pytest.raises(ManuError) as error:
+        write(tmp_path, skipped={"x": -1}, shots=[{"people": "003"}])
+    for part in ("skipped: expected a mapping", "shots: expected a list of {left_out, people"):
+        assert part in str(error.value)
