@@ -1,7 +1,10 @@
 """Comparisons: equal trials, other people, pooled numbers, nothing done twice."""
 
 import json
+import zlib
+from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -44,16 +47,49 @@ def write(folder, **changes):
     return path
 
 
+def declared_run(config, only=None):
+    """Leave what a run leaves, of models that answer as a hash of their names says; no model."""
+    folder = Path(config.output)
+    if (folder / "results.json").exists():
+        return folder
+    names = [one.preset for one in config.methods] + [one.name for one in config.unlearn]
+    rows = []
+    for model in ("vanilla", *names, "retrained"):
+        for part, count in (("forget", 1), ("retain", 2)):
+            for modality in ("image", "text"):
+                random = np.random.default_rng(zlib.crc32(f"{model}{part}{modality}".encode()))
+                place = {"model": model, "set": part, "modality": modality}
+                value = float(random.random())
+                rows.append({**place, "task": "likelihood", "metric": "recall", "value": value})
+                records = [
+                    {"key": f"{p}/home", "person": str(p), "score": float(random.random() < 0.5),
+                     "rouge1": 0.0, "rouge2": 0.0, "bleu": 0.0,
+                     "exact": float(model == "vanilla" or random.random() < 0.5)}
+                    for p in range(count)
+                ]  # fmt: skip
+                path = folder / "evaluation" / model / f"{part}.generation.{modality}.jsonl"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text("".join(json.dumps(one) + "\n" for one in records))
+    kl = {"set": "forget", "modality": "image", "metric": "kl", "value": config.seed * 1.0}
+    results = {
+        "models": ["vanilla", *names, "retrained"],
+        "rows": rows,
+        "distances": [{"model": model, **kl} for model in names],
+    }
+    (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """A finished comparison: (folder, config)."""
     folder = tmp_path_factory.mktemp("compare")
-    overrides = [f"output={folder / 'out'}", f"run.cache={folder / 'cache'}"]
-    config = load_compare_config(write(folder), overrides)
-    return compare(config), config
+    config = load_compare_config(write(folder), [f"output={folder / 'out'}"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare_module, "run", declared_run)
+        return compare(config), config
 
 
-@pytest.mark.slow
 def test_every_method_has_its_trials_and_the_best_one_stays(done):
     folder, config = done
     chosen = json.loads((folder / "tuning.json").read_text())
@@ -69,23 +105,21 @@ def test_every_method_has_its_trials_and_the_best_one_stays(done):
     assert (cell["seed"], cell["unlearn"][0]["name"]) == (1, "prompt")
 
 
-@pytest.mark.slow
 def test_the_people_of_all_seeds_are_pooled(done):
     folder, config = done
     found = json.loads((folder / "comparison.json").read_text())
     row = next(
         one for one in found["rows"]
         if (one["model"], one["set"], one["task"], one["modality"], one["metric"])
-        == ("prompt", "retain", "classification", "text", "accuracy")
+        == ("prompt", "retain", "generation", "text", "exact")
     )  # fmt: skip
     values, people = [], []
     for seed, _ in config.cells:
         path = (
-            folder
-            / f"cells/seed-{seed}.forget-10/evaluation/prompt/retain.classification.text.jsonl"
+            folder / f"cells/seed-{seed}.forget-10/evaluation/prompt/retain.generation.text.jsonl"
         )
         for record in map(json.loads, path.read_text().splitlines()):
-            values.append(record["score"])
+            values.append(record["exact"])
             people.append(f"{seed}/{record['person']}")
     expected = bootstrap(values, people)
     assert (row["value"], row["low"], row["high"], row["n"]) == (
@@ -103,29 +137,39 @@ def test_the_people_of_all_seeds_are_pooled(done):
     assert "| prompt |" in text and "seeds 1, 2" in text
 
 
-@pytest.mark.slow
-def test_what_is_done_is_not_done_again(done, monkeypatch):
+def test_a_killed_comparison_goes_on_with_what_is_left(done, tmp_path, monkeypatch):
     folder, config = done
-    before = (folder / "comparison.json").read_text()
-    (folder / "comparison.json").unlink()
-    from manu_jax import stages
+    config = config.model_copy(update={"output": str(tmp_path / "out")})
+    begun = []
 
-    def refuse(*args, **settings):
-        raise AssertionError("asked again")
+    def run(cell):
+        begun.append(Path(cell.output).name)
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        return declared_run(cell)
 
-    monkeypatch.setattr(stages, "evaluate", refuse)
-    monkeypatch.setattr(stages, "unlearn", refuse)
+    monkeypatch.setattr(compare_module, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        compare(config)
+    assert begun == ["tuning", "seed-1.forget-10", "seed-2.forget-10"]
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("results.json")}
     compare(config)
-    assert (folder / "comparison.json").read_text() == before
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps and len(stamps) == 2
+    for name in ("comparison.json", "comparison.md"):
+        assert (tmp_path / "out" / name).read_text() == (folder / name).read_text()
 
 
-@pytest.mark.slow
+def test_kl_is_the_mean_of_the_seeds_and_keeps_each(done):
+    found = json.loads((done[0] / "comparison.json").read_text())
+    kl = [one for one in found["distances"] if one["metric"] == "kl"]
+    assert kl and all(one["value"] == 1.5 and one["by_seed"] == [1.0, 2.0] for one in kl)
+
+
 def test_a_cell_that_has_not_ended_is_named(done, tmp_path):
     with pytest.raises(ManuError, match="results.json: not there; the run of this cell"):
         compare_cells([Cell(1, 10, tmp_path)])
 
 
-@pytest.mark.slow
 def test_a_number_without_an_interval_shows_its_size(done):
     folder, config = done
     found = compare_cells([Cell(1, 10, folder / "cells" / "seed-1.forget-10")])

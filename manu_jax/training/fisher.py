@@ -110,6 +110,7 @@ def fisher_sums(
         for step in range(first, len(batches)):
             batch = parallel.put_batch(batches.batch_at(step), loaded.mesh)
             total = _add(total, weights, batch, settings, loaded.mesh, by_example)
+            parallel.settle(total, loaded.mesh)
             progress.advance()
             if (step + 1) % section.checkpoint_every == 0 and step + 1 < len(batches):
                 save_step(directory, step + 1, total)

@@ -3,9 +3,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs_and_both_frameworks_write_the_same_tokens():
     command = [sys.executable, str(ROOT / "benchmarks" / "evaluate.py"), "--quick"]
     # One thread: PyTorch's wait for each other without end where tests share the cores.
