@@ -271,6 +271,7 @@ def test_prompt_decouple_adds_its_weight_times_a_cross_entropy():
     assert keep[0] == keep[1]
 
 
+@pytest.mark.slow
 def test_a_mesh_gives_the_baseline_of_one_device(tmp_path):
     one = section("gradient_difference_alternating", steps=2, learning_rate=1e-3)
     mesh = parallel.make_mesh(2, 2, 2)
