@@ -26,15 +26,6 @@ model:
 train:
   {steps: 2, base_steps: 1, batch_size: 8, memory_gate: 0, checkpoint_every: 1, retrained: false}
 method: {preset: gradient, rounds: 1, fade: null, alpha: 0.2}
-# Rates so small that what Adam makes of a gradient's rounding stays below the tolerances.
-unlearn:
-  - {name: MM, objective: mmunlearner, steps: 2, batch_size: 8, learning_rate: 1.0e-6}
-  - name: GD
-    objective: gradient_difference
-    steps: 2
-    batch_size: 8
-    learning_rate: 1.0e-6
-    lora: {rank: 2}
 sweep: {alphas: [0.3], max_people: 2}
 evaluate: {new_tokens: 4, max_people: 2, resamples: 50, tasks: [generation, likelihood]}
 """

@@ -10,7 +10,6 @@ import tiny_llava
 import torch
 from torch.nn import functional as F
 
-from manu_jax import parallel
 from manu_jax.config import UnlearnSection
 from manu_jax.data.views import forms
 from manu_jax.evaluation.likelihood import log_likelihoods
@@ -269,17 +268,3 @@ def test_prompt_decouple_adds_its_weight_times_a_cross_entropy():
         assert losses[1] - losses[0] == pytest.approx(added, rel=1e-4)
     keep = [float(OBJECTIVES["retain_cross_entropy"](MODEL, d, "none")) for d in (plain, more)]
     assert keep[0] == keep[1]
-
-
-@pytest.mark.slow
-def test_a_mesh_gives_the_baseline_of_one_device(tmp_path):
-    one = section("gradient_difference_alternating", steps=2, learning_rate=1e-3)
-    mesh = parallel.make_mesh(2, 2, 2)
-    made = [
-        unlearn(loaded, one, FORGOTTEN, KEPT, directory=tmp_path / str(i), seed=0).model
-        for i, loaded in enumerate((tiny_llava.loaded(), tiny_llava.on_mesh(mesh)))
-    ]
-    pairs = zip(*(jax.tree.leaves(model) for model in made), strict=True)
-    difference = np.concatenate([np.abs(np.asarray(a) - np.asarray(b)).ravel() for a, b in pairs])
-    # Adam's steps differ by up to the rate where a gradient is near its rounding (test_trainer.py).
-    assert np.quantile(difference, 0.99) < 1e-5 and difference.max() < 6e-3
