@@ -174,16 +174,6 @@ def put_replicated(tree: Any, mesh: Mesh | None) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def settle(tree: Any, mesh: Mesh | None) -> None:
-    """Wait for arrays on a mesh of CPU devices; elsewhere go on.
-
-    CPU devices share their threads: of programs that are in flight together, one may wait for
-    devices that wait in another.
-    """
-    if mesh is not None and mesh.devices.flat[0].platform == "cpu":
-        jax.block_until_ready(tree)
-
-
 def gather(tree: Any) -> Any:
     """Return a pytree of arrays as NumPy, whole, on every process.
 

@@ -253,10 +253,7 @@ def train_step(
     shape of the data, and the update's, one for all.
     """
     loss, gradient = loss_and_gradient(state.weights, data, base, key, settings, mesh)
-    parallel.settle(gradient, mesh)
-    state = _updated(state, gradient, mask, rate, settings, mesh)
-    parallel.settle(state, mesh)
-    return state, loss
+    return _updated(state, gradient, mask, rate, settings, mesh), loss
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
