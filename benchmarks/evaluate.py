@@ -27,8 +27,7 @@ import models
 import numpy as np
 from PIL import Image
 
-from manu_jax.data.batches import Batches
-from manu_jax.evaluation.batched import MAX_BUCKETS, MULTIPLE
+from manu_jax.evaluation.batched import batches_of
 from manu_jax.evaluation.generate import greedy_tokens
 from manu_jax.models.family import Loaded
 from manu_jax.types import Encoded, Sample
@@ -151,15 +150,7 @@ def generated(
     """Return the tokens that transformers' `generate` writes, in the batches that we make."""
     import torch
 
-    batches = Batches(
-        loaded,
-        encoded,
-        batch_size,
-        multiple=MULTIPLE,
-        max_buckets=MAX_BUCKETS,
-        padding_side="left",
-        counts_filling=True,
-    )
+    batches = batches_of(loaded, encoded, batch_size, padding_side="left")
     model.generation_config.eos_token_id = None
     answers = [np.zeros(0, np.int32)] * len(encoded)
     for indices, batch in batches:

@@ -36,9 +36,9 @@ from manu_jax.config import (
     validate,
     validate_config,
 )
-from manu_jax.folder import explained, write_atomic
+from manu_jax.folder import write_atomic
 from manu_jax.report.comparison import Cell, compare_cells, to_markdown
-from manu_jax.run import prepare_logging, run
+from manu_jax.run import exit_status, run
 from manu_jax.types import MODALITIES, ManuError
 
 logger = logging.getLogger("manu_jax")
@@ -125,20 +125,18 @@ def compare(config: CompareConfig, where: str = "compare") -> Path:
     """Run the comparison, or what is left of it; return its folder."""
     folder = Path(config.output)
     chosen = _tuned(config, folder, where)
-    cells = {}
+    methods = [(one, chosen[one.name]["trial"], one.name) for one in config.methods]
+    cells, runs = [], []
     for seed, share in config.cells:
-        name = f"seed-{seed}.forget-{share}"
-        methods = [(one, chosen[one.name]["trial"], one.name) for one in config.methods]
-        output = folder / "cells" / name
-        cells[name] = _run_config(config, methods, seed, share, output, where=f"{where}, {name}")
-        write_atomic(folder / "cells" / f"{name}.yaml", to_yaml(cells[name]))
-    for name, cell in cells.items():
-        logger.info("compare: cell %s", name)
-        run(cell)
-    found = compare_cells(
-        [Cell(seed, share, folder / "cells" / f"seed-{seed}.forget-{share}")
-         for seed, share in config.cells]
-    )  # fmt: skip
+        cell = Cell(seed, share, folder / "cells" / f"seed-{seed}.forget-{share}")
+        place = f"{where}, {cell.folder.name}"
+        runs.append(_run_config(config, methods, seed, share, cell.folder, where=place))
+        write_atomic(cell.folder.with_name(f"{cell.folder.name}.yaml"), to_yaml(runs[-1]))
+        cells.append(cell)
+    for cell, own in zip(cells, runs, strict=True):
+        logger.info("compare: cell %s", cell.folder.name)
+        run(own)
+    found = compare_cells(cells)
     write_atomic(folder / "comparison.json", json.dumps(found, indent=1) + "\n")
     write_atomic(folder / "comparison.md", to_markdown(found))
     logger.info("%s: comparison.json and comparison.md", folder)
@@ -158,20 +156,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", metavar="DIR", help="the folder (default: the config's)")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     options = parser.parse_args(arguments)
-    prepare_logging()
-    try:
+
+    def action() -> None:
         config = load_compare_config(options.config, options.overrides)
         if options.output:
             config = config.model_copy(update={"output": options.output})
         compare(config, f"config {options.config}")
-    except (ManuError, OSError) as error:
-        message = explained(error) if isinstance(error, OSError) else error
-        print(f"error: {message}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped. Give the same command again to go on from here.", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_status(action)
 
 
 def _tuned(config: CompareConfig, folder: Path, where: str) -> dict[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,25 @@ logger = logging.getLogger("manu_jax")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0 done, 1 a named problem, 130 stopped."""
     options = _parser().parse_args(arguments)
-    prepare_logging()
-    try:
+
+    def action() -> None:
         config = load_config(options.config, options.overrides)
         if options.output:
             config = config.model_copy(update={"output": options.output})
         run(config, only=options.only)
+
+    return exit_status(action)
+
+
+def exit_status(action: Callable[[], Any]) -> int:
+    """Do a command's work, telling how far it is and how it fails; return its exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("jax", "orbax", "httpx"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    # Orbax logs there, with a traceback, what it raises as well.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    try:
+        action()
     except (ManuError, OSError) as error:
         message = explained(error) if isinstance(error, OSError) else error
         print(f"error: {message}", file=sys.stderr)
@@ -69,15 +82,6 @@ def run(config: RunConfig, only: Sequence[str] | None = None) -> Path:
             logger.info("%s: done in %.1f s", name, time.monotonic() - begun)
     logger.info("%s: all done in %.1f s", directory, time.monotonic() - start)
     return directory
-
-
-def prepare_logging() -> None:
-    """Let the command tell how far it is on standard error."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("jax", "orbax", "httpx"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    # Orbax logs there, with a traceback, what it raises as well.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def _with_defaults(values: dict[str, Any], where: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ import jax
 from manu_jax import masks, parallel
 from manu_jax.config import Preset, RunConfig, UnlearnSection
 from manu_jax.data import mllmu, safeeraser, synthetic
-from manu_jax.data.record import SETS, Benchmark
+from manu_jax.data.record import SETS, Benchmark, Person
 from manu_jax.data.views import forms, has_form
 from manu_jax.evaluation.differences import differences
 from manu_jax.evaluation.distance import answer_kl, compare_truth_ratios
@@ -479,28 +479,23 @@ def _write_results(
         leakage=leakage,
         differences=paired,
         distances=distances,
-        skipped=_skipped(run),
+        skipped=_skipped(run, asked),
         shots=shots_of_run(sets, asked, section, run.config.seed),
         config=run.config.model_dump(mode="json"),
         **rest,
     )
 
 
-def _skipped(run: Run) -> dict[str, int]:
+def _skipped(run: Run, asked: Mapping[str, Sequence[Person]]) -> dict[str, int]:
     """Return how many items of each kind are not asked or measured, of the sets asked for."""
-    section, found = run.config.evaluate, dict(run.benchmark.skipped)
-    people = [person for name in section.sets for person in run.benchmark.sets[name]]
-    asked = [
-        person
-        for name in section.sets
-        for person in evaluated_people(run.benchmark.sets, name, section)
-    ]
-    counts = {"people beyond evaluate.max_people": len(people) - len(asked)}
+    num_people = sum(len(run.benchmark.sets[name]) for name in asked)
+    people = [person for part in asked.values() for person in part]
+    counts = {"people beyond evaluate.max_people": num_people - len(people)}
     for modality in MODALITIES:
         counts[f"facts that have no {modality} form"] = sum(
-            not has_form(fact, modality) for person in asked for fact in person.facts
+            not has_form(fact, modality) for person in people for fact in person.facts
         )
-    return found | {what: count for what, count in counts.items() if count}
+    return dict(run.benchmark.skipped) | {what: count for what, count in counts.items() if count}
 
 
 def _render(directory: Path, benchmark: Benchmark) -> None:

@@ -33,6 +33,13 @@ class ManuError(Exception):
     """A problem that the user can mend. The message names the place, what came, and the remedy."""
 
 
+def raise_faults(faults: Sequence[str], head: str, most: int = 20) -> None:
+    """Raise ManuError with `head` and the first faults, a line each, if there are any."""
+    if faults:
+        more = [f"and {len(faults) - most} more."] if len(faults) > most else []
+        raise ManuError("\n  ".join([head, *faults[:most], *more]))
+
+
 @dataclasses.dataclass(frozen=True)
 class Probe:
     """What a forward pass measures at every MLP. Static: one compiled step per probe.

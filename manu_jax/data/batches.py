@@ -13,10 +13,9 @@ from typing import Literal
 
 import numpy as np
 
-from manu_jax.types import Batch, Encoded, Encoder, ManuError, Sample
+from manu_jax.types import Batch, Encoded, Encoder, ManuError, Sample, raise_faults
 
 ANSWER_MULTIPLE = 4  # tokens
-MOST_FAULTS = 20  # lines in one error
 
 
 def encode_all(encoder: Encoder, samples: Sequence[Sample]) -> list[Encoded]:
@@ -26,11 +25,9 @@ def encode_all(encoder: Encoder, samples: Sequence[Sample]) -> list[Encoded]:
         try:
             encoded.append(encoder.encode(sample))
         except ManuError as error:
-            faults.append(f"  {sample.key or 'sample'}: {error}")
-    if faults:
-        more = [f"  and {len(faults) - MOST_FAULTS} more."] if len(faults) > MOST_FAULTS else []
-        head = f"{len(faults)} of {len(samples)} samples cannot be given to the model:"
-        raise ManuError("\n".join([head, *faults[:MOST_FAULTS], *more]))
+            faults.append(f"{sample.key or 'sample'}: {error}")
+    head = f"{len(faults)} of {len(samples)} samples cannot be given to the model:"
+    raise_faults(faults, head)
     return encoded
 
 

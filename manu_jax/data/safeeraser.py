@@ -10,10 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from manu_jax.types import ManuError, Sample, Template, question_sample
+from manu_jax.types import ManuError, Sample, Template, question_sample, raise_faults
 
 PAIR = ("sd_question", "sd_response")
-MOST_FAULTS = 20  # lines in one error
 
 
 def decouple_samples(path: str | Path, template: Template) -> tuple[Sample, ...]:
@@ -45,10 +44,7 @@ def decouple_samples(path: str | Path, template: Template) -> tuple[Sample, ...]
                 samples.append(question_sample(prompt, reply, (image,), f"{number}/{index}"))
     if not samples and not faults:
         faults.append("no pairs at all.")
-    if faults:
-        more = [f"  and {len(faults) - MOST_FAULTS} more."] if len(faults) > MOST_FAULTS else []
-        shown = [f"  {fault}" for fault in faults[:MOST_FAULTS]]
-        raise ManuError("\n".join([f"{path}: {len(faults)} faults", *shown, *more]))
+    raise_faults(faults, f"{path}: {len(faults)} faults")
     return tuple(samples)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from manu_jax.types import ManuError
+from manu_jax.types import raise_faults
 
 SHARD = re.compile(r"train-(\d+)-of-(\d+)\.parquet$")
 ROWS_AT_ONCE = 16  # rows of images held while a file is read
@@ -141,13 +141,8 @@ class TableReader:
 
     def raise_faults(self, where: str) -> None:
         """Raise ManuError with all that was found, if anything was."""
-        if not self.faults:
-            return
         count = len(self.faults)
-        lines = [f"  {fault}" for fault in self.faults[:MOST_FAULTS]]
-        if count > MOST_FAULTS:
-            lines.append(f"  and {count - MOST_FAULTS} more.")
-        raise ManuError("\n".join([f"{where}: {count} fault{'s' * (count > 1)}", *lines]))
+        raise_faults(self.faults, f"{where}: {count} fault{'s' * (count > 1)}", MOST_FAULTS)
 
 
 def short(value: Any) -> str:

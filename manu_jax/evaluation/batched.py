@@ -11,11 +11,10 @@ from manu_jax import parallel
 from manu_jax.data.batches import Batches
 from manu_jax.evaluation.features import ImageFeatures
 from manu_jax.progress import Progress
-from manu_jax.types import Batch, Encoded, ManuError
+from manu_jax.types import Batch, Encoded, Encoder, ManuError
 
 MAX_BUCKETS = 2  # lengths a step is compiled for, with images and without
 MULTIPLE = 8  # of tokens; lengths are few as it is, so padding can be tight
-MOST_FAULTS = 20  # lines in one error
 
 
 def run_batched(
@@ -41,16 +40,7 @@ def run_batched(
     multiple = parallel.batch_multiple(loaded.mesh)
     batch_size = -(-batch_size // multiple) * multiple
     rows = parallel.batch_rows(loaded.mesh, batch_size)
-    batches = Batches(
-        loaded,
-        encoded,
-        batch_size,
-        multiple=MULTIPLE,
-        max_buckets=MAX_BUCKETS,
-        padding_side=padding_side,
-        counts_filling=True,
-        rows=rows,
-    )
+    batches = batches_of(loaded, encoded, batch_size, padding_side=padding_side, rows=rows)
     features = None
     if features_once and hasattr(loaded.model, "features"):
         features = ImageFeatures(loaded, encoded, batches)
@@ -74,11 +64,19 @@ def run_batched(
             waiting = started
 
 
-def refuse(faults: Sequence[str], head: str) -> None:
-    """Raise ManuError with `head` and the faults, a line each, where there are any."""
-    if faults:
-        more = [f"and {len(faults) - MOST_FAULTS} more."] if len(faults) > MOST_FAULTS else []
-        raise ManuError("\n  ".join([head, *faults[:MOST_FAULTS], *more]))
+def batches_of(
+    encoder: Encoder, encoded: Sequence[Encoded], batch_size: int, **settings
+) -> Batches:
+    """Return the batches that samples are asked in, of few shapes; settings as in `Batches`."""
+    return Batches(
+        encoder,
+        encoded,
+        batch_size,
+        multiple=MULTIPLE,
+        max_buckets=MAX_BUCKETS,
+        counts_filling=True,
+        **settings,
+    )
 
 
 def not_finite(loaded: Any) -> ManuError:

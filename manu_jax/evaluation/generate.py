@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from manu_jax.data.batches import encode_all
-from manu_jax.evaluation.batched import not_finite, refuse, run_batched
-from manu_jax.types import Batch, Sample
+from manu_jax.evaluation.batched import not_finite, run_batched
+from manu_jax.types import Batch, Sample, raise_faults
 
 
 def greedy(
@@ -37,7 +37,7 @@ def greedy_tokens(
     model's outputs are not finite.
     """
     encoded = encode_all(loaded, samples)
-    refuse(
+    raise_faults(
         [
             f"{sample.key or 'prompt'}: {item.num_tokens} tokens"
             for sample, item in zip(samples, encoded, strict=True)

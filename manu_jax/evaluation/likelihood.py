@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from manu_jax.data.batches import encode_all
-from manu_jax.evaluation.batched import not_finite, refuse, run_batched
+from manu_jax.evaluation.batched import not_finite, run_batched
 from manu_jax.models.answers import logits_at_answers, token_log_likelihoods
-from manu_jax.types import Batch, ManuError, Sample
+from manu_jax.types import Batch, ManuError, Sample, raise_faults
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ def log_likelihoods(loaded: Any, samples: Sequence[Sample], *, batch_size: int) 
     Raises ManuError for samples without an answer, and where the model's outputs are not finite.
     """
     encoded = encode_all(loaded, samples)
-    refuse(
+    raise_faults(
         [
             f"{sample.key or 'sample'}: {sample.text!r}"
             for sample, item in zip(samples, encoded, strict=True)

@@ -19,14 +19,13 @@ from typing import Any
 from manu_jax import parallel
 from manu_jax.config import EvaluateSection
 from manu_jax.data.record import SETS, Person
-from manu_jax.evaluation.batched import refuse
 from manu_jax.evaluation.generate import greedy
 from manu_jax.evaluation.likelihood import log_likelihoods
 from manu_jax.evaluation.metrics import bootstrap
 from manu_jax.evaluation.shots import draw_shots
 from manu_jax.evaluation.tasks import TASKS, Item, Measured, Prompting, record_of
 from manu_jax.folder import write_atomic
-from manu_jax.types import MODALITIES, ManuError, Modality
+from manu_jax.types import MODALITIES, ManuError, Modality, raise_faults
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +111,7 @@ def check_prompts(
                 f"{file.name}, {sample.key}: {shown}{text} of text + {room} to be written = "
                 f"{totals[longest]} > {loaded.context}"
             )
-    refuse(
+    raise_faults(
         faults,
         "Prompts that are longer than the model's context. Lower evaluate.shots or "
         "evaluate.new_tokens, or set evaluate.protocol: zero_shot. The longest of each kind:",

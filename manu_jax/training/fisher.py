@@ -55,8 +55,12 @@ def weight_mask(
             f"{where}.lora: {section.objective} masks the model's own weights: no lora."
         )
     directory = Path(directory)
-    weights = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), loaded.model)
-    mask, is_done = resume(directory / "mask", weights)
+    # Shapes alone: of a large model no second copy is made.
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding),
+        loaded.model,
+    )
+    mask, is_done = resume(directory / "mask", like)
     if is_done:
         return mask
     sets: dict[str, tuple[Sequence[Fact], Modality]] = {
@@ -110,7 +114,6 @@ def fisher_sums(
         for step in range(first, len(batches)):
             batch = parallel.put_batch(batches.batch_at(step), loaded.mesh)
             total = _add(total, weights, batch, settings, loaded.mesh, by_example)
-            parallel.settle(total, loaded.mesh)
             progress.advance()
             if (step + 1) % section.checkpoint_every == 0 and step + 1 < len(batches):
                 save_step(directory, step + 1, total)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from manu_jax import parallel
 from manu_jax.config import LoraSection
+from manu_jax.models.family import leaves
 from manu_jax.models.layers import Adapted
 from manu_jax.training.matrices import matrix_letters
 from manu_jax.types import ManuError
@@ -43,7 +44,7 @@ def new_adapters(model: Any, section: LoraSection, key: jax.Array) -> Adapters:
 
     Raises ManuError for a target that no matrix's path begins with.
     """
-    matrices = {name: leaf for name, leaf in _leaves(model).items() if matrix_letters(name)}
+    matrices = {name: leaf for name, leaf in leaves(model).items() if matrix_letters(name)}
     lacking = [
         target
         for target in section.targets
@@ -77,7 +78,7 @@ def adapted(
 
     def beside(path: Any, leaf: jax.Array) -> Any:
         name = parallel.path_name(path)
-        if _stem(name) not in adapters or not matrix_letters(name):
+        if _stem(name) not in adapters:
             return leaf
         own = None
         if settings.dropout and key is not None:
@@ -96,7 +97,7 @@ def merged(model: Any, adapters: Adapters, section: LoraSection) -> Any:
 
     def joined(path: Any, leaf: jax.Array) -> jax.Array:
         name = parallel.path_name(path)
-        if _stem(name) not in adapters or not matrix_letters(name):
+        if _stem(name) not in adapters:
             return leaf
         layer, inputs, _ = _letters(name)
         down, up = _pair(adapters[_stem(name)])
@@ -130,8 +131,3 @@ def _stem(name: str) -> str:
 def _is_below(name: str, target: str) -> bool:
     stem = _stem(name)
     return stem == target or stem.startswith(f"{target}.")
-
-
-def _leaves(model: Any) -> dict[str, jax.Array]:
-    flat, _ = jax.tree_util.tree_flatten_with_path(model)
-    return {parallel.path_name(path): leaf for path, leaf in flat}

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from manu_jax import checkpoint, parallel
+from manu_jax.models.family import leaves
 
 logger = logging.getLogger(__name__)
 
@@ -24,24 +25,18 @@ def resume(directory: Path, state: Any) -> tuple[Any, int]:
     path = directory / CHECKPOINT_NAME.format(step)
     if not step or not parallel.stands(path):
         return state, 0
-    found = checkpoint.load(path, _by_name(state))
+    target = leaves(state)
+    found = checkpoint.load(path, target)
     logger.info("%s: going on after step %d", directory, step)
-    names = _by_name(state)
-    return jax.tree.unflatten(jax.tree.structure(state), [found[name] for name in names]), step
+    return jax.tree.unflatten(jax.tree.structure(state), [found[name] for name in target]), step
 
 
 def save_step(directory: Path, step: int, state: Any) -> None:
     """Write the state after `step` steps, and remove all but the two newest."""
-    checkpoint.save(directory / CHECKPOINT_NAME.format(step), _by_name(state))
+    checkpoint.save(directory / CHECKPOINT_NAME.format(step), leaves(state))
     if parallel.is_first_process():
         for old in _checkpoint_steps(directory)[:-KEPT_CHECKPOINTS]:
             shutil.rmtree(directory / CHECKPOINT_NAME.format(old))
-
-
-def _by_name(state: Any) -> dict[str, Any]:
-    """Return the leaves by their paths, in the order of the tree."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-    return {parallel.path_name(path): leaf for path, leaf in leaves}
 
 
 def _checkpoint_steps(directory: Path) -> list[int]:
