@@ -30,7 +30,7 @@ from PIL import Image
 from manu_jax.evaluation.batched import batches_of
 from manu_jax.evaluation.generate import greedy_tokens
 from manu_jax.models.family import Loaded
-from manu_jax.types import Encoded, Sample
+from manu_jax.types import Encoded, Picture, Sample
 
 QUESTIONS_OF_IMAGE = {"text": 0, "image": 1, "image, 20 questions": 20}
 TEXT_TOKENS = (24, 56)  # of a prompt, without its image
@@ -58,7 +58,9 @@ def main() -> None:
             torch_model = models.load_torch(Path(folder))
         for form, questions in QUESTIONS_OF_IMAGE.items():
             for batch_size in options.batch_sizes:
-                samples = make_samples(loaded, max(batch_size, questions, 4), questions)
+                # A multiple, so that no batch is partly filled.
+                count = -(-max(questions, 4) // batch_size) * batch_size
+                samples = make_samples(loaded, count, questions)
                 row = measure(loaded, torch_model, samples, batch_size, options)
                 rows.append({"model": size, "form": form, "batch": batch_size, **row})
                 print(json.dumps(rows[-1]), flush=True)
@@ -83,12 +85,13 @@ def make_samples(loaded: Numbered, count: int, questions: int) -> list[Sample]:
     """Return random prompts, `questions` on each image or 0; their numbers are in `loaded`."""
     rng = np.random.default_rng(0)
     config = loaded.config
-    side, patches = config.vision.image_size, config.tokens_per_image
+    patches = config.tokens_per_image
     samples = []
     for number in range(count):
         if questions and number % questions == 0:
             image = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))
-            pixels_IYXC = rng.standard_normal((1, side, side, 3), np.float32)
+            patches_PC = rng.standard_normal((patches, config.patch_values), np.float32)
+            picture = Picture(patches_PC, None, patches)
         words = rng.integers(0, config.image_token, rng.integers(*TEXT_TOKENS), dtype=np.int32)
         ids = words
         if questions:
@@ -99,8 +102,7 @@ def make_samples(loaded: Numbered, count: int, questions: int) -> list[Sample]:
             ids.astype(np.int32),
             np.zeros(len(ids), np.float32),
             np.where(is_image_T, np.cumsum(is_image_T) - 1, -1).astype(np.int32),
-            pixels_IYXC if questions else None,
-            images=samples[-1].images,
+            (picture,) if questions else (),
         )
     return samples
 
@@ -159,8 +161,8 @@ def generated(
             "input_ids": torch.from_numpy(batch.token_ids_BT[:count]).long(),
             "attention_mask": torch.from_numpy(batch.attention_mask_BT[:count]).long(),
         }
-        if batch.pixels_BIYXC is not None:
-            inputs["pixel_values"] = models.pixels_for_torch(batch.pixels_BIYXC[:count, 0])
+        if batch.patches_BIPC is not None:
+            inputs["pixel_values"] = models.pixels_for_torch(batch.patches_BIPC[:count, 0])
         with torch.inference_mode():
             ids = model.generate(
                 **inputs, do_sample=False, max_new_tokens=new_tokens, pad_token_id=0

@@ -1,5 +1,6 @@
 """What the benchmarks share: random models for both frameworks, the machine's line, and ratios."""
 
+import math
 import os
 import statistics
 from pathlib import Path
@@ -81,11 +82,14 @@ def load_jax(folder: Path, kind: type | None = None):
     return (kind or family.Loaded)(model, None, chosen, config, hf_config)
 
 
-def pixels_for_torch(pixels_IYXC: np.ndarray):
-    """Return images as transformers takes them. [I, C, Y, X]."""
+def pixels_for_torch(patches_IPC: np.ndarray):
+    """Return square images as transformers takes them. [I, C, Y, X]."""
     import torch
 
-    return torch.from_numpy(np.ascontiguousarray(pixels_IYXC.transpose(0, 3, 1, 2)))
+    count, patches, values = patches_IPC.shape
+    side, size = math.isqrt(patches), math.isqrt(values // 3)
+    split = patches_IPC.reshape(count, side, side, size, size, 3).transpose(0, 5, 1, 3, 2, 4)
+    return torch.from_numpy(split.reshape(count, 3, side * size, side * size))
 
 
 def ratio(above: list[float], below: list[float]) -> float:

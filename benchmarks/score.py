@@ -89,13 +89,13 @@ def make_inputs(options: argparse.Namespace) -> dict[str, np.ndarray]:
     loss_weights_BT = np.zeros((B, T), np.float32)
     loss_weights_BT[:, -8:] = 1
     answer_index_BA = np.tile(np.arange(T - 9, T - 1, dtype=np.int32), (B, 1))
-    pixels_BIYXC = rng.standard_normal((B, 1, vision["image"], vision["image"], 3), np.float32)
+    patches_BIPC = rng.standard_normal((B, 1, num_patches, vision["patch"] ** 2 * 3), np.float32)
     return dict(
         token_ids_BT=token_ids_BT,
         feature_index_BT=feature_index_BT,
         loss_weights_BT=loss_weights_BT,
         answer_index_BA=answer_index_BA,
-        pixels_BIYXC=pixels_BIYXC,
+        patches_BIPC=patches_BIPC,
     )
 
 
@@ -111,7 +111,7 @@ def build_torch(name: str, folder: Path, inputs: dict[str, np.ndarray]) -> Calla
     arguments = dict(
         input_ids=torch.from_numpy(inputs["token_ids_BT"]).long(),
         attention_mask=torch.ones(inputs["token_ids_BT"].shape, dtype=torch.long),
-        pixel_values=models.pixels_for_torch(inputs["pixels_BIYXC"][:, 0]),
+        pixel_values=models.pixels_for_torch(inputs["patches_BIPC"][:, 0]),
     )
     sums: dict[str, torch.Tensor] = {}
     if name == "torch hooks":

@@ -5,10 +5,11 @@ Dimension letters, used as suffixes of array names and in every einsum:
     B batch · T query tokens · S key tokens · L layers · D width · E another width · F neurons
     N query heads · K key heads · G queries per key head · H head size · V vocabulary
     A answer tokens · I images per example · P patches of one image · Y pixel rows
-    X pixel columns · C colours · R rank of an adapter
+    X pixel columns · C colours, or the values of one patch · R rank of an adapter
 
 A *neuron* is one hidden unit of an MLP: the input of `down_proj` (gated MLPs) or of `fc2` (plain).
-A *tower* is a stack of layers with MLPs: "text", "vision" and, where a family has one, "connector".
+A *tower* is a stack of layers with MLPs of one size: "text", "vision" and, where what lies between
+them has gated MLPs (Idefics2), "projection" and "resampler".
 """
 
 import dataclasses
@@ -116,22 +117,44 @@ class Template:
         return self.answer.replace("{answer}", answer)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Picture:
+    """What a vision tower takes for one image, or for one part of an image (NumPy).
+
+    One object where the image is the same: what is computed for it is known by its identity.
+    patches_PC: float32, the values of each patch · places_P2: int32, the row and the column of each
+    patch in the tower's grid, or None where every picture fills that grid, row by row ·
+    num_features: tokens of the text that stand for it.
+    """
+
+    patches_PC: np.ndarray
+    places_P2: np.ndarray | None
+    num_features: int
+
+    @property
+    def padded_patches(self) -> int:
+        """The patches that a batch has room for: of pictures of any size, few different numbers."""
+        count = len(self.patches_PC)
+        if self.places_P2 is None:
+            return count
+        step = max(16, 2 ** ((count - 1).bit_length() - 3))
+        return -(-count // step) * step
+
+
 @dataclasses.dataclass(frozen=True)
 class Encoded:
     """A sample as numbers, unpadded, on the host (NumPy).
 
     token_ids_T int32 · loss_weights_T float32 (1 where the token itself is to be predicted) ·
-    feature_index_T int32 (the row of the sample's concatenated image features that the token takes;
-    −1: none) · pixels_IYXC float32, or None without images · images: what the pixels are of, one
-    object where the image is the same.
+    feature_index_T int32 (the row of the sample's image features, picture after picture, that the
+    token takes; −1: none) · pictures: of its images, in order.
     """
 
     token_ids_T: np.ndarray
     loss_weights_T: np.ndarray
     feature_index_T: np.ndarray
-    pixels_IYXC: np.ndarray | None
+    pictures: tuple[Picture, ...] = ()
     key: str = ""
-    images: tuple[Any, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -139,7 +162,12 @@ class Encoded:
 
     @property
     def num_images(self) -> int:
-        return 0 if self.pixels_IYXC is None else len(self.pixels_IYXC)
+        return len(self.pictures)
+
+    @property
+    def num_patches(self) -> int:
+        """Patches that the largest picture needs room for."""
+        return max((picture.padded_patches for picture in self.pictures), default=0)
 
     @property
     def num_answers(self) -> int:
@@ -155,10 +183,12 @@ class Batch:
     token_ids_BT int32 · attention_mask_BT bool (False: padding) · positions_BT int32 (0 at the
     first valid token) · loss_weights_BT float32 (weight of predicting token t, from logits t − 1) ·
     feature_index_BT int32 (row in the example's own image features [I·P], −1: none) ·
-    example_weights_B float32 (0: padding example) · image_mask_BI bool and pixels_BIYXC float32,
-    both None in a batch without images · answer_index_BA int32, or None: the positions whose logits
-    predict the answers' tokens, filled up with T − 1, which predicts nothing · features_BIPE, or
-    None: what the model's `features` gave for the pixels, which are None then and need not be run.
+    example_weights_B float32 (0: padding example) · image_mask_BI bool and patches_BIPC float32,
+    both None in a batch without images · places_BIP2 int32 (row and column of each patch in the
+    tower's grid, −1: padding), or None where all pictures fill the grid · answer_index_BA int32, or
+    None: the positions whose logits predict the answers' tokens, filled up with T − 1, which
+    predicts nothing · features_BIPE, or None: what the model's `features` gave for the patches,
+    which are None then and need not be run.
     """
 
     token_ids_BT: Array
@@ -168,7 +198,8 @@ class Batch:
     feature_index_BT: Array
     example_weights_B: Array
     image_mask_BI: Array | None = None
-    pixels_BIYXC: Array | None = None
+    patches_BIPC: Array | None = None
+    places_BIP2: Array | None = None
     answer_index_BA: Array | None = None
     features_BIPE: Array | None = None
 
@@ -205,6 +236,7 @@ class Encoder(Protocol):
         length: int | None = None,
         batch_size: int | None = None,
         num_images: int | None = None,
+        num_patches: int | None = None,
         num_answers: int | None = None,
         padding_side: Literal["left", "right"] = "right",
     ) -> Batch: ...

@@ -65,6 +65,24 @@ def loaded():
     return Loaded(model, processor, FAMILIES["llava"], config, hf_config)
 
 
+def pixels(pictures):
+    """Return square pictures as transformers takes them. [I, C, Y, X] float32."""
+    size = SIZES.vision.patch_size
+    side = SIZES.vision.image_size // size
+    split = np.stack([p.patches_PC for p in pictures]).reshape(-1, side, side, size, size, 3)
+    return split.transpose(0, 5, 1, 3, 2, 4).reshape(-1, 3, side * size, side * size)
+
+
+def run_image_towers_always(monkeypatch, module):
+    """Let a module of evaluation compute the features of images anew in each batch."""
+    original = module.run_batched
+
+    def anew(*arguments, **settings):
+        return original(*arguments, **{**settings, "features_once": False})
+
+    monkeypatch.setattr(module, "run_batched", anew)
+
+
 def on_mesh(mesh):
     """The same model with its weights laid out on a mesh."""
     model = jax.device_put(loaded().model, tree_shardings(loaded().model, mesh))

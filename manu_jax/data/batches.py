@@ -61,6 +61,7 @@ def bucket_lengths(
 class _Bucket:
     length: int
     num_images: int | None  # None: without images
+    num_patches: int  # of a picture; 0 without images
     num_answers: int  # room for answer tokens
     indices: np.ndarray  # of the samples, as given
 
@@ -132,6 +133,7 @@ class Batches:
             length=bucket.length,
             batch_size=len(self._rows),
             num_images=bucket.num_images,
+            num_patches=bucket.num_patches,
             num_answers=bucket.num_answers,
             padding_side=self._padding_side,
         )
@@ -189,7 +191,9 @@ def _make_buckets(
                 i for i, n in zip(of_kind, lengths, strict=True) if shorter < max(n, 1) <= length
             ]
             num_images = max(encoded[i].num_images for i in indices) if has_images else None
+            num_patches = max(encoded[i].num_patches for i in indices)
             most = max(encoded[i].num_answers for i in indices)
             num_answers = -(-most // ANSWER_MULTIPLE) * ANSWER_MULTIPLE
-            buckets.append(_Bucket(length, num_images, num_answers, np.asarray(indices)))
+            rest = (num_patches, num_answers, np.asarray(indices))
+            buckets.append(_Bucket(length, num_images, *rest))
     return buckets

@@ -1,6 +1,5 @@
 """Samples through a compiled step, in batches of few shapes, on any mesh; results on the host."""
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -32,8 +31,7 @@ def run_batched(
     step: gives a pytree of arrays whose first axis is the batch's. The padding rows are cut off.
     batch_size: is made a multiple of the mesh's data and fsdp axes. The next batch is made while
     the device works on the last. features_once: give `step` the features of images in place of
-    their pixels, each image's computed once; for models that have `features`, and steps that run
-    no other model.
+    their patches, each image's computed once; for steps that run no other model.
     """
     if not encoded:
         return
@@ -42,7 +40,7 @@ def run_batched(
     rows = parallel.batch_rows(loaded.mesh, batch_size)
     batches = batches_of(loaded, encoded, batch_size, padding_side=padding_side, rows=rows)
     features = None
-    if features_once and hasattr(loaded.model, "features"):
+    if features_once:
         features = ImageFeatures(loaded, encoded, batches)
     waiting: tuple[np.ndarray, Any] | None = None
     with Progress(description, len(encoded)) as progress:
@@ -51,9 +49,7 @@ def run_batched(
             if number < len(batches):
                 batch = batches.batch_at(number)
                 if features is not None and batch.image_mask_BI is not None:
-                    num_images = batch.image_mask_BI.shape[1]
-                    of_images = features.of_batch(number, rows, num_images)
-                    batch = dataclasses.replace(batch, pixels_BIYXC=None, features_BIPE=of_images)
+                    batch = features.in_place_of_patches(batch, number, rows)
                 batch = parallel.put_batch(batch, loaded.mesh)
                 with parallel.on_mesh(loaded.mesh):
                     started = batches.indices_at(number), step(loaded.model, batch)

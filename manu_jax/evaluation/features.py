@@ -1,6 +1,7 @@
 """The features of images that many questions are asked about, computed once."""
 
 import collections
+import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,18 +11,19 @@ import numpy as np
 
 from manu_jax import parallel
 from manu_jax.data.batches import Batches
-from manu_jax.types import Encoded
+from manu_jax.types import Batch, Encoded, Picture
 
 STORE_BYTES = 2**31  # on the host
-AT_ONCE = 8  # images that go through the tower together; made a multiple of the mesh's rows
+AT_ONCE = 8  # pictures that go through the tower together; made a multiple of the mesh's rows
 
 
 class ImageFeatures:
-    """What a model's tower and projector give for the images of batches, kept on the host.
+    """What a model's tower and connector give for the pictures of batches, kept on the host.
 
-    An image is known by its identity, and computed once as long as it is among the STORE_BYTES last
-    used. Batches have few images each, so those of later batches are computed along with them. All
-    processes hold the same features: they ask for the same steps in the same order.
+    A picture is known by its identity, and computed once as long as it is among the STORE_BYTES
+    last used. Batches have few images each, so those of later batches are computed along with them,
+    if they need room for as many patches. All processes hold the same features: they ask for the
+    same steps in the same order.
     """
 
     def __init__(self, loaded: Any, encoded: Sequence[Encoded], batches: Batches):
@@ -30,55 +32,69 @@ class ImageFeatures:
         self._loaded, self._encoded, self._batches = loaded, encoded, batches
         self._stored: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
 
-    def of_batch(self, step: int, rows: np.ndarray, num_images: int) -> np.ndarray:
-        """Return the features of these rows of a step's batch, 0 where there is no image.
+    def in_place_of_patches(self, batch: Batch, step: int, rows: np.ndarray) -> Batch:
+        """Return these rows of a step's batch with features in place of patches.
 
-        [B, I, P, E] with I `num_images`.
+        They are 0 where there is no picture.
         """
         samples = [self._encoded[index] for index in self._batches.indices_at(step)]
-        needed = {id(image) for sample in samples for image in sample.images}
+        needed = {id(picture) for sample in samples for picture in sample.pictures}
         found = {key: self._stored.pop(key) for key in needed if key in self._stored}
         while not needed <= found.keys():
-            found |= self._compute(self._next_images(step, found))
+            found |= self._compute(self._next_pictures(step, needed, found))
         self._stored |= found
+        num_bytes = sum(features_PE.nbytes for features_PE in self._stored.values())
+        while num_bytes > STORE_BYTES:
+            num_bytes -= self._stored.popitem(last=False)[1].nbytes
         an_image_PE = next(iter(found.values()))
-        while len(self._stored) * an_image_PE.nbytes > STORE_BYTES:
-            self._stored.popitem(last=False)
-        features_BIPE = np.zeros((len(rows), num_images, *an_image_PE.shape), an_image_PE.dtype)
+        num_images, num_patches = np.asarray(batch.patches_BIPC).shape[1:3]
+        shape = (len(rows), num_images, self._loaded.config.num_features(num_patches))
+        features_BIPE = np.zeros((*shape, an_image_PE.shape[1]), an_image_PE.dtype)
         for place, row in enumerate(rows[rows < len(samples)]):
-            for number, image in enumerate(samples[row].images):
-                features_BIPE[place, number] = found[id(image)]
-        return features_BIPE
+            for number, picture in enumerate(samples[row].pictures):
+                features_PE = found[id(picture)]
+                features_BIPE[place, number, : len(features_PE)] = features_PE
+        return dataclasses.replace(
+            batch, patches_BIPC=None, places_BIP2=None, features_BIPE=features_BIPE
+        )
 
-    def _next_images(self, step: int, found: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
-        """Return the pixels of the next images, by identity, that are needed and not there."""
-        missing: dict[int, np.ndarray] = {}
-        for image, pixels_YXC in self._images_from(step):
-            if id(image) not in found and id(image) not in self._stored:
-                missing[id(image)] = pixels_YXC
+    def _next_pictures(
+        self, step: int, needed: set[int], found: dict[int, np.ndarray]
+    ) -> list[Picture]:
+        """Return the next pictures that are not there, of one padded size; a needed one first."""
+        missing: dict[int, Picture] = {}
+        size = None
+        for picture in self._pictures_from(step):
+            if id(picture) in found or id(picture) in self._stored:
+                continue
+            if size is None and id(picture) in needed:
+                size = picture.padded_patches
+            if picture.padded_patches == size:
+                missing[id(picture)] = picture
             if len(missing) == self._at_once:
                 break
-        return missing
+        return list(missing.values())
 
-    def _images_from(self, step: int) -> Iterator[tuple[Any, np.ndarray]]:
+    def _pictures_from(self, step: int) -> Iterator[Picture]:
         indices = map(self._batches.indices_at, range(step, len(self._batches)))
         for index in itertools.chain.from_iterable(indices):
-            sample = self._encoded[index]
-            if sample.pixels_IYXC is not None:
-                yield from zip(sample.images, sample.pixels_IYXC, strict=True)
+            yield from self._encoded[index].pictures
 
-    def _compute(self, pixels_by_image: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
-        mesh = self._loaded.mesh
-        pixels = list(pixels_by_image.values())
-        filled = pixels + pixels[:1] * (self._at_once - len(pixels))
+    def _compute(self, pictures: list[Picture]) -> dict[int, np.ndarray]:
+        """Return {identity: features [P, E]} of pictures of one padded size."""
+        loaded, mesh = self._loaded, self._loaded.mesh
+        filled = pictures + pictures[:1] * (self._at_once - len(pictures))
         rows = parallel.batch_rows(mesh, self._at_once)
-        pixels_BIYXC = parallel.put_batch(np.stack([filled[row][None] for row in rows]), mesh)
+        batch = loaded.collate_pictures([(filled[row],) for row in rows])
         with parallel.on_mesh(mesh):
-            features = _features(self._loaded.model, pixels_BIYXC)
+            features = _features(loaded.model, *parallel.put_batch(batch, mesh))
         features_BPE = parallel.gather(features)[:, 0]
-        return dict(zip(pixels_by_image, features_BPE, strict=False))
+        return {
+            id(picture): features_PE[: picture.num_features]
+            for picture, features_PE in zip(pictures, features_BPE, strict=False)
+        }
 
 
 @jax.jit
-def _features(model: Any, pixels_BIYXC: jax.Array) -> jax.Array:
-    return model.features(pixels_BIYXC)
+def _features(model: Any, patches_BIPC: jax.Array, places_BIP2: jax.Array | None) -> jax.Array:
+    return model.features(patches_BIPC, places_BIP2)

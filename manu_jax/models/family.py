@@ -23,7 +23,7 @@ from manu_jax import checkpoint, parallel
 from manu_jax.config import ModelSection
 from manu_jax.folder import new_folder, write_atomic
 from manu_jax.models import export, fresh, llava, processing, tables, weights
-from manu_jax.types import Batch, Encoded, ManuError, Sample, Template
+from manu_jax.types import Batch, Encoded, ManuError, Picture, Sample, Template
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,10 @@ class Family:
     """What is particular about one architecture.
 
     spellings: {form: {start of a name: the start that stands for it in the export form}}, the
-    export form first. tied: {name that files may hold besides: the tensor that it repeats}.
+    export form first. tied: {name that files may hold besides: the tensor that it repeats}. edits
+    and pictures: what takes the places of an image's mark in a text, and what the tower takes for
+    an image, given (text and images, or the image), the processor and the config. mark: the
+    processor's attribute that holds the mark.
     """
 
     name: str
@@ -50,9 +53,12 @@ class Family:
     spellings: Mapping[str, Mapping[str, str]]
     buffers: tuple[str, ...]
     tied: Callable[[Any], dict[str, str]]
+    edits: Callable[[str, Sequence[Any], Any, Any], Sequence[processing.Edit]]
+    pictures: Callable[[Any, Any, Any], tuple[Picture, ...]]
     new_config: Callable[..., dict[str, Any]]
     new_processor: Callable[..., Any]
     template: Template
+    mark: str = "image_token"
 
     def abstract(self, config: Any, dtype: Any = jnp.float32) -> Any:
         """Return the model of shapes; nothing is computed or allocated."""
@@ -95,6 +101,8 @@ FAMILIES: dict[str, Family] = {
         spellings=llava.SPELLINGS,
         buffers=llava.BUFFERS,
         tied=llava.tied,
+        edits=llava.edits,
+        pictures=llava.pictures,
         new_config=fresh.llava_config,
         new_processor=fresh.llava_processor,
         template=Template(),
@@ -118,7 +126,7 @@ class Loaded:
     path: Path | None = None
     mesh: jax.sharding.Mesh | None = None
     system_prompt: str = ""
-    pixel_cache: processing.PixelCache = dataclasses.field(default_factory=processing.PixelCache)
+    cache: processing.PictureCache = dataclasses.field(default_factory=processing.PictureCache)
 
     @property
     def towers(self) -> dict[str, tuple[int, int]]:
@@ -158,26 +166,39 @@ class Loaded:
 
     def count_tokens(self, samples: Sequence[Sample]) -> list[tuple[int, int]]:
         """Return how many tokens of text, and of images, each sample has."""
-        coded = self.processor.tokenizer([sample.text for sample in samples])["input_ids"]
-        return [
-            (
-                len(ids) - len(sample.images),
-                len(sample.images) * self.config.tokens_per_image,
-            )
-            for ids, sample in zip(coded, samples, strict=True)
+        texts = [
+            "".join(text for text, _ in processing.expanded(sample, self._edits(sample)))
+            for sample in samples
         ]
+        coded = self.processor.tokenizer(texts)["input_ids"]
+        counts = [ids.count(self.config.image_token) for ids in coded]
+        return [(len(ids) - count, count) for ids, count in zip(coded, counts, strict=True)]
 
     def encode(self, sample: Sample) -> Encoded:
         """Return a sample as numbers; see `processing.encode`."""
         return processing.encode(
             sample,
-            processor=self.processor,
-            cache=self.pixel_cache,
+            tokenizer=self.processor.tokenizer,
+            mark=getattr(self.processor, self.family.mark),
+            edits=lambda: self._edits(sample),
+            pictures=self.pictures,
             image_token=self.config.image_token,
-            tokens_per_image=self.config.tokens_per_image,
-            image_size=self.config.vision.image_size,
             context=self.context,
         )
+
+    def pictures(self, image: Any) -> tuple[Picture, ...]:
+        """Return what the vision tower takes for an image (PIL), made once."""
+        return self.cache.pictures(
+            image, lambda image: self.family.pictures(image, self.processor, self.config)
+        )
+
+    def collate_pictures(
+        self, rows: Sequence[Sequence[Picture]]
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the patches [B, I, P, C] of pictures, and their places [B, I, P, 2] or None."""
+        most = max(len(row) for row in rows)
+        num_patches = max(picture.padded_patches for row in rows for picture in row)
+        return processing.collate_pictures(rows, self.config, most, num_patches)
 
     def collate(
         self,
@@ -186,6 +207,7 @@ class Loaded:
         length: int | None = None,
         batch_size: int | None = None,
         num_images: int | None = None,
+        num_patches: int | None = None,
         num_answers: int | None = None,
         padding_side: Literal["left", "right"] = "right",
     ) -> Batch:
@@ -193,10 +215,11 @@ class Loaded:
         return processing.collate(
             encoded,
             padding_token=self.padding_id,
-            image_size=self.config.vision.image_size,
+            sizes=self.config,
             length=length,
             batch_size=batch_size,
             num_images=num_images,
+            num_patches=num_patches,
             num_answers=num_answers,
             padding_side=padding_side,
         )
@@ -232,6 +255,9 @@ class Loaded:
         return self.processor.tokenizer.decode(
             [int(token) for token in token_ids], skip_special_tokens=True
         )
+
+    def _edits(self, sample: Sample) -> Sequence[processing.Edit]:
+        return self.family.edits(sample.text, sample.images, self.processor, self.config)
 
 
 def load(

@@ -8,22 +8,28 @@ accepted.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from manu_jax.models.decoder import Cache, Decoder, DecoderConfig, decoder_config
+from manu_jax.models.decoder import Decoder, DecoderConfig, decoder_config
 from manu_jax.models.fields import Fields, refuse
 from manu_jax.models.layers import ACTIVATIONS, Remat, project, random_weight
-from manu_jax.models.merge import merge
-from manu_jax.models.probe import text_weights, vision_weights
-from manu_jax.models.tables import Entry, TowerMlp, decoder_table, vit_table
+from manu_jax.models.multimodal import MeasureOf, Multimodal
+from manu_jax.models.processing import Edit, marks, patches_of
+from manu_jax.models.tables import (
+    Entry,
+    TowerMlp,
+    decoder_mlp,
+    decoder_table,
+    vit_mlp,
+    vit_table,
+)
 from manu_jax.models.vit import Vit, VitConfig, vit_config
-from manu_jax.parallel import constrain
-from manu_jax.types import Array, Batch, Neurons, Output, Probe
+from manu_jax.types import Array, ManuError, Neurons, Picture
 
 # A config.json without a vision_config means the tower of LLaVA-1.5.
 VISION_DEFAULTS = {
@@ -78,6 +84,22 @@ class LlavaConfig:
         """Image tokens that stand for one image in the token ids."""
         return self.vision.num_patches + (not self.drops_class_token)
 
+    @property
+    def patch_values(self) -> int:
+        return self.vision.patch_values
+
+    @property
+    def num_patches(self) -> int:
+        return self.vision.num_patches
+
+    @property
+    def of_any_size(self) -> bool:
+        return False
+
+    def num_features(self, num_patches: int) -> int:
+        """Return the image tokens of a picture; all have as many."""
+        return self.tokens_per_image
+
 
 def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> LlavaConfig:
     """Return the config of a `config.json`; ManuError lists every field that is not handled."""
@@ -93,10 +115,9 @@ def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Lla
     config = LlavaConfig(
         text=decoder_config(text, faults, is_tied=fields.get("tie_word_embeddings", False)),
         vision=vit_config(
-            vision,
+            vision or VISION_DEFAULTS,
             faults,
             feature_layers=(layers,) if isinstance(layers, int) else tuple(layers),
-            defaults={} if vision else VISION_DEFAULTS,
         ),
         drops_class_token=fields.need(
             "vision_feature_select_strategy", "default", ("default", "full")
@@ -111,8 +132,8 @@ def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Lla
     return config
 
 
-class Llava(nnx.Module):
-    """The whole model: a Batch in, logits and measurements out."""
+class Llava(Multimodal):
+    """The CLIP tower, the projector and the decoder."""
 
     def __init__(self, key: jax.Array, config: LlavaConfig):
         vision, linear_1, linear_2, text = jax.random.split(key, 4)
@@ -126,105 +147,23 @@ class Llava(nnx.Module):
         self.text = Decoder(text, config.text)
         self.config = config
 
-    def __call__(
+    def see(
         self,
-        batch: Batch,
-        gates: Neurons | None = None,
-        probe: Probe | None = None,
+        patches_BIPC: Array,
+        places_BIP2: Array | None,
         *,
-        at_BA: Array | None = None,
-        remat: Remat = "all",
-    ) -> Output:
-        """Return the logits [B, T, V] and, with a probe, what it measures at every MLP.
-
-        at_BA: the positions whose logits are wanted, [B, A, V] then; None: all.
-
-        gates: factors of the neurons of any of the towers, [L, F] or [L, B, F]. In a batch without
-        images the vision tower does not run; a per-sample probe then gives zeros for it, and
-        "position" nothing. remat: what a backward pass recomputes ("all", "dots", "none").
-        """
-        gates = gates or {}
-        h_BTD, seen = self._embed(batch, gates.get("vision"), probe, remat)
-        h_BTD, read, _ = self.text(
-            h_BTD,
-            batch.attention_mask_BT,
-            batch.positions_BT,
-            gates=gates.get("text"),
-            measure=text_weights(batch, probe) if probe else None,
+        gates: Neurons,
+        measure_of: MeasureOf,
+        remat: Remat,
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Return the projected features, whose class token may be dropped. [B, I, P, E]."""
+        batch, images, patches = patches_BIPC.shape[:3]
+        states_BIPD, seen = self.vision(
+            patches_BIPC,
+            gates=gates.get("vision"),
+            measure=measure_of(jnp.ones((batch, images, patches + 1))),
             remat=remat,
         )
-        if at_BA is not None:
-            h_BTD = jnp.take_along_axis(h_BTD, jnp.asarray(at_BA)[..., None], axis=1)
-        logits_BTV = self.text.logits(h_BTD)
-        if probe is None:
-            return Output(logits_BTV)
-        if probe.reduction != "position":
-            towers = {"text": read} if seen is None else {"text": read, "vision": seen}
-            return Output(logits_BTV, towers)
-        towers = {"text": read} | ({"vision": seen} if seen else {})
-        return Output(
-            logits_BTV,
-            {f"{tower}.{name}": rows for tower in towers for name, rows in towers[tower].items()},
-        )
-
-    def features(self, pixels_BIYXC: Array) -> jax.Array:
-        """Return what images give to the decoder, a row per image token. [B, I, P, E]."""
-        return self._project(self.vision(pixels_BIYXC, remat="none")[0])
-
-    def prefill(self, batch: Batch, cache_length: int) -> tuple[jax.Array, Cache]:
-        """Return the logits after each prompt [B, V], and its keys and values with room to go on.
-
-        The batch is padded on the left. cache_length: tokens of prompt and answer together.
-        """
-        h_BTD, _ = self._embed(batch, None, None, "none")
-        h_BTD, _, (keys_LBTKH, values_LBTKH) = self.text(
-            h_BTD, batch.attention_mask_BT, batch.positions_BT, remat="none", keep_keys=True
-        )
-        room = cache_length - h_BTD.shape[1]
-        longer = ((0, 0), (0, 0), (0, room), (0, 0), (0, 0))
-        cache = Cache(
-            jnp.pad(keys_LBTKH, longer),
-            jnp.pad(values_LBTKH, longer),
-            jnp.pad(batch.attention_mask_BT, ((0, 0), (0, room))),
-            jnp.asarray(batch.positions_BT)[:, -1] + 1,
-            jnp.asarray(h_BTD.shape[1], jnp.int32),
-        )
-        return self.text.logits(h_BTD[:, -1:])[:, 0], cache
-
-    def decode(self, token_ids_B: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Return the logits after one further token per example [B, V], and the longer cache."""
-        h_B1D, cache = self.text.decode(self.text.embed(token_ids_B[:, None]), cache)
-        return self.text.logits(h_B1D)[:, 0], cache
-
-    def _embed(
-        self, batch: Batch, gates: Array | None, probe: Probe | None, remat: Remat
-    ) -> tuple[jax.Array, Any]:
-        """Return what enters the decoder, and what was measured in the tower."""
-        h_BTD = self.text.embed(batch.token_ids_BT)
-        config = self.config
-        if batch.features_BIPE is not None:
-            return self._merged(h_BTD, batch.features_BIPE, batch), None
-        if batch.pixels_BIYXC is None or batch.image_mask_BI is None:
-            if probe is None or probe.reduction == "position" or not config.vision.num_run:
-                return h_BTD, None
-            shape = (config.vision.num_run, h_BTD.shape[0], config.vision.num_neurons)
-            return h_BTD, jnp.zeros(shape)
-        measure = None
-        if probe is not None:
-            patches = config.vision.num_patches + 1
-            measure = vision_weights(batch.image_mask_BI, batch, probe, patches)
-        states_BIPD, seen = self.vision(
-            batch.pixels_BIYXC, gates=gates, measure=measure, remat=remat
-        )
-        return self._merged(h_BTD, self._project(states_BIPD), batch), seen
-
-    def _merged(self, h_BTD: jax.Array, features_BIPE: Array, batch: Batch) -> jax.Array:
-        features_BJE = jnp.asarray(features_BIPE).reshape(len(h_BTD), -1, h_BTD.shape[-1])
-        h_BTD = merge(h_BTD, features_BJE, batch.feature_index_BT)
-        return constrain(h_BTD, "batch", None, None)
-
-    def _project(self, states_BIPD: jax.Array) -> jax.Array:
-        """Return the features of the tower's states, whose class token may be dropped."""
         if self.config.drops_class_token:
             states_BIPD = states_BIPD[:, :, 1:]
         x_BIPE = project(states_BIPD, self.linear_1_DE[...])
@@ -234,27 +173,23 @@ class Llava(nnx.Module):
         y_BIPE = project(x_BIPE, self.linear_2_DE[...])
         if self.config.projector_bias:
             y_BIPE += self.linear_2_bias_E[...][None, None, None]
-        return y_BIPE
+        return y_BIPE, {} if seen is None else {"vision": seen}
+
+    def image_towers(self) -> dict[str, TowerMlp]:
+        return {name: mlp for name, mlp in mlps(self.config).items() if name != "text"}
 
 
 def mlps(config: LlavaConfig) -> dict[str, TowerMlp]:
     """Return the towers, and how their MLPs are built."""
-    text, vision = config.text, config.vision
-    found = {
-        "text": TowerMlp(
-            "text.layers.mlp", text.num_layers, text.num_neurons, text.width, True, text.mlp_bias
-        )
-    }
-    if vision.num_run:
-        found["vision"] = TowerMlp(
-            "vision.layers.mlp", vision.num_run, vision.num_neurons, vision.width, False, True
-        )
-    return found
+    towers = {"text": decoder_mlp(config.text, "text")}
+    return towers | ({"vision": vit_mlp(config.vision, "vision")} if config.vision.num_run else {})
 
 
 def weight_table(config: LlavaConfig) -> list[Entry]:
     """Return which tensor of form A fills which leaf of the model."""
-    table = decoder_table(config.text, "text", "language_model.")
+    table = decoder_table(
+        config.text, "text", "language_model.model.", "language_model.lm_head.weight"
+    )
     table += vit_table(config.vision, "vision", "vision_tower.vision_model.")
     for number in (1, 2):
         name = f"multi_modal_projector.linear_{number}."
@@ -269,3 +204,24 @@ def tied(config: LlavaConfig) -> dict[str, str]:
     if not config.text.is_tied:
         return {}
     return {"language_model.lm_head.weight": "language_model.model.embed_tokens.weight"}
+
+
+def edits(text: str, images: Sequence[Any], processor: Any, config: LlavaConfig) -> list[Edit]:
+    """Return what takes the marks' places: the image token, as often as a picture has features."""
+    token = processor.image_token
+    found = marks(text, token)
+    return [(start, end, token * config.tokens_per_image) for start, end in found]
+
+
+def pictures(image: Any, processor: Any, config: LlavaConfig) -> tuple[Picture, ...]:
+    """Return the one picture of an image, scaled and cropped by the image processor."""
+    values = processor.image_processor(images=[image], return_tensors="np")["pixel_values"][0]
+    size = config.vision.image_size
+    if values.shape != (3, size, size):
+        raise ManuError(
+            f"the image processor gives {values.shape[1]} × {values.shape[2]} pixels, the model "
+            f"takes {size} × {size}: config.json and the image processor's file are of different "
+            "models."
+        )
+    patches_PC = patches_of(values, config.vision.patch_size)
+    return (Picture(patches_PC, None, config.tokens_per_image),)

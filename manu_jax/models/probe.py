@@ -1,6 +1,6 @@
 """What a Probe measures inside one MLP: a number per sample and neuron, or the position statistic.
 
-A tower prepares the weights of its tokens once (`text_weights`, `vision_weights`); every MLP then
+A tower prepares the weights of its tokens once (`text_weights`, `image_weights`); every MLP then
 reduces its activations with them at once, so that no layer's activations outlive the layer.
 """
 
@@ -49,13 +49,14 @@ def text_weights(batch: Batch, probe: Probe) -> Measure:
     return Measure(probe, _normalised(valid_BT, probe), rows_B1)
 
 
-def vision_weights(image_mask_BI: Array, batch: Batch, probe: Probe, patches: int) -> Measure:
-    """Return the weights of a vision tower's tokens: all patches of all of the example's images.
+def image_weights(batch: Batch, probe: Probe, is_token_BIP: Array) -> Measure:
+    """Return the weights of an image tower's tokens: all of all of the example's images.
 
-    "answer" and "last" have no meaning there; like "mean" they are the mean over the patches.
+    is_token_BIP: False where an image that is there has padding. "answer" and "last" have no
+    meaning there; like "mean" they are the mean over the tokens.
     """
-    images_BI = jnp.asarray(image_mask_BI, jnp.float32)
-    valid_BT = jnp.repeat(images_BI, patches, axis=1)
+    images_BI = jnp.asarray(batch.image_mask_BI, jnp.float32)
+    valid_BT = (images_BI[..., None] * is_token_BIP).reshape(len(images_BI), -1)
     rows_BI = images_BI * (batch.example_weights_B > 0)[:, None]
     return Measure(probe, _normalised(valid_BT, probe), rows_BI)
 

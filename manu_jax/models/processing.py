@@ -1,113 +1,168 @@
 """Texts and images to the numbers of a Batch, as the model's Hugging Face processor does it.
 
-The ids of a text with one image token per image are taken, and each image token is repeated here;
-the pixel work of an image is done once as long as the image stays in the cache.
+Where an image stands in a text is marked; its family says which tokens take the mark's place, and
+what its tower takes for the image. That is made once as long as the image stays in the cache.
 """
 
 import collections
-from collections.abc import Sequence
-from typing import Any, Literal
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from manu_jax.types import Batch, Encoded, ManuError, Sample
+from manu_jax.types import Batch, Encoded, ManuError, Picture, Sample
 
 CACHE_BYTES = 2**29
 SHOWN_LETTERS = 60
 
+# (start, end, what stands there instead) in a text
+Edit = tuple[int, int, str]
 
-class PixelCache:
-    """Pixels of the images last used, up to CACHE_BYTES. An image is known by its identity."""
+
+class PictureSizes(Protocol):
+    """What a family's config says of its pictures.
+
+    patch_values: numbers of a patch. num_patches: of a picture; where they are of any size, what a
+    batch without a picture has room for. of_any_size: a batch says where each patch has its place.
+    """
+
+    @property
+    def patch_values(self) -> int: ...
+
+    @property
+    def num_patches(self) -> int: ...
+
+    @property
+    def of_any_size(self) -> bool: ...
+
+    def num_features(self, num_patches: int) -> int:
+        """Return the tokens that a picture with room for so many patches becomes."""
+        ...
+
+
+class PictureCache:
+    """Pictures of the images last used, up to CACHE_BYTES. An image is known by its identity."""
 
     def __init__(self):
-        self._entries: collections.OrderedDict[int, tuple[Any, np.ndarray]]
+        self._entries: collections.OrderedDict[int, tuple[Any, tuple[Picture, ...]]]
         self._entries = collections.OrderedDict()
         self._bytes = 0
 
-    def pixels(self, image: Any, processor: Any) -> np.ndarray:
-        """Return the image as the tower takes it. [Y, X, C] float32."""
+    def pictures(
+        self, image: Any, make: Callable[[Any], tuple[Picture, ...]]
+    ) -> tuple[Picture, ...]:
+        """Return what `make` gives for the image."""
         key = id(image)
         if key in self._entries:
             self._entries.move_to_end(key)
             return self._entries[key][1]
-        values = processor(images=[image], return_tensors="np")["pixel_values"][0]
-        pixels_YXC = np.ascontiguousarray(np.asarray(values, np.float32).transpose(1, 2, 0))
+        made = make(image)
         # The entry keeps the image alive, so that its id is not given to another one.
-        self._entries[key] = (image, pixels_YXC)
-        self._bytes += pixels_YXC.nbytes
+        self._entries[key] = (image, made)
+        self._bytes += _num_bytes(made)
         while self._bytes > CACHE_BYTES and len(self._entries) > 1:
-            self._bytes -= self._entries.popitem(last=False)[1][1].nbytes
-        return pixels_YXC
+            self._bytes -= _num_bytes(self._entries.popitem(last=False)[1][1])
+        return made
+
+
+def patches_of(pixels_CYX: np.ndarray, size: int) -> np.ndarray:
+    """Return an image's patches of `size` by `size` pixels, row by row. [P, size · size · C].
+
+    Rows and columns that fill no patch are lost, as in a convolution.
+    """
+    C, Y, X = pixels_CYX.shape
+    rows, columns = Y // size, X // size
+    kept_CYX = np.asarray(pixels_CYX, np.float32)[:, : rows * size, : columns * size]
+    split = kept_CYX.reshape(C, rows, size, columns, size).transpose(1, 3, 2, 4, 0)
+    return np.ascontiguousarray(split.reshape(rows * columns, size * size * C))
+
+
+def marks(text: str, mark: str) -> list[tuple[int, int]]:
+    """Return where each mark of an image begins and ends."""
+    return [found.span() for found in re.finditer(re.escape(mark), text)]
+
+
+def expanded(sample: Sample, edits: Sequence[Edit]) -> tuple[tuple[str, bool], ...]:
+    """Return the sample's segments with the edits, which do not overlap and are in order."""
+    text, position, pieces = sample.text, 0, []
+    for start, end, instead in edits:
+        pieces += [text[position:start], instead]
+        position = end
+    new_text = "".join([*pieces, text[position:]])
+    segments, begin, place = [], 0, 0
+    for old, is_answer in sample.segments:
+        place += len(old)
+        grown = sum(len(new) - (end - start) for start, end, new in edits if end <= place)
+        segments.append((new_text[begin : place + grown], is_answer))
+        begin = place + grown
+    return tuple(segments)
 
 
 def encode(
     sample: Sample,
     *,
-    processor: Any,
-    cache: PixelCache,
+    tokenizer: Any,
+    mark: str,
+    edits: Callable[[], Sequence[Edit]],
+    pictures: Callable[[Any], tuple[Picture, ...]],
     image_token: int,
-    tokens_per_image: int,
-    image_size: int,
     context: int,
 ) -> Encoded:
     """Return a sample as numbers.
 
-    A token carries loss where its letters reach into an answer; image tokens and the first token
-    never do. Raises ManuError where images and image tokens differ in number, or the prompt is
-    longer than the context.
+    edits: what takes the places of the text's marks. pictures: what the tower takes for an image. A
+    token carries loss where its letters reach into an answer; image tokens and the first token
+    never do. Raises ManuError where images and marks differ in number, or the prompt is longer than
+    the context.
     """
-    coded = processor.tokenizer(sample.text, return_offsets_mapping=True)
-    ids_T = np.asarray(coded["input_ids"], np.int32)
-    is_image_T = ids_T == image_token
-    if is_image_T.sum() != len(sample.images):
+    num_marks = len(marks(sample.text, mark))
+    if num_marks != len(sample.images):
         raise ManuError(
-            f"prompt {_shown(sample)}: it has {is_image_T.sum()} image tokens and "
+            f"prompt {_shown(sample)}: it has {num_marks} image tokens and "
             f"{len(sample.images)} images. Give one image per image token, in order."
         )
-    weights_T = _answer_weights(sample, np.asarray(coded["offset_mapping"]).reshape(-1, 2))
+    segments = expanded(sample, edits()) if sample.images else sample.segments
+    coded = tokenizer("".join(text for text, _ in segments), return_offsets_mapping=True)
+    ids_T = np.asarray(coded["input_ids"], np.int32)
+    is_image_T = ids_T == image_token
+    weights_T = _answer_weights(segments, np.asarray(coded["offset_mapping"]).reshape(-1, 2))
     weights_T[is_image_T] = 0
     weights_T[:1] = 0
-    repeats_T = np.where(is_image_T, tokens_per_image, 1)
-    ids_T, weights_T, is_image_T = (
-        np.repeat(values, repeats_T) for values in (ids_T, weights_T, is_image_T)
-    )
     if len(ids_T) > context:
         images = f", {is_image_T.sum()} of them for {len(sample.images)} images"
         raise ManuError(
             f"prompt {_shown(sample)}: {len(ids_T)} tokens{images if sample.images else ''}; the "
             f"model's context is {context}. Shorten it or give fewer images."
         )
+    seen = tuple(picture for image in sample.images for picture in pictures(image))
+    num_features = sum(picture.num_features for picture in seen)
+    if is_image_T.sum() != num_features:
+        raise ManuError(
+            f"prompt {_shown(sample)}: {is_image_T.sum()} image tokens for {num_features} image "
+            "features: config.json and the processor's files are of different models."
+        )
     feature_index_T = np.where(is_image_T, np.cumsum(is_image_T) - 1, -1).astype(np.int32)
-    pixels_IYXC = None
-    if sample.images:
-        each = [cache.pixels(x, processor.image_processor) for x in sample.images]
-        # A single image is no copy: many samples may be of one.
-        pixels_IYXC = each[0][None] if len(each) == 1 else np.stack(each)
-        if pixels_IYXC.shape[1:] != (image_size, image_size, 3):
-            raise ManuError(
-                f"the image processor gives {pixels_IYXC.shape[1]} × {pixels_IYXC.shape[2]} "
-                f"pixels, the model takes {image_size} × {image_size}: config.json and the image "
-                "processor's file are of different models."
-            )
-    return Encoded(ids_T, weights_T, feature_index_T, pixels_IYXC, sample.key, sample.images)
+    return Encoded(ids_T, weights_T, feature_index_T, seen, sample.key)
 
 
 def collate(
     encoded: Sequence[Encoded],
     *,
     padding_token: int,
-    image_size: int,
+    sizes: PictureSizes,
     length: int | None = None,
     batch_size: int | None = None,
     num_images: int | None = None,
+    num_patches: int | None = None,
     num_answers: int | None = None,
     padding_side: Literal["left", "right"] = "right",
 ) -> Batch:
     """Return samples padded to one batch; examples beyond them have weight 0 and no valid token.
 
-    length, batch_size, num_images, num_answers (tokens): what to pad to; None: the largest there
-    is. With no image (and num_images None or 0) the batch has no pixels; without an answer token
-    (and num_answers None or 0) it has no answer positions.
+    length, batch_size, num_images, num_patches, num_answers (tokens): what to pad to; None: the
+    largest there is. With no image (and num_images None or 0) the batch has no patches; without an
+    answer token (and num_answers None or 0) it has no answer positions.
     """
     T = max((item.num_tokens for item in encoded), default=0) if length is None else length
     B = len(encoded) if batch_size is None else batch_size
@@ -115,11 +170,13 @@ def collate(
     images = most if num_images is None else num_images
     answers = max((item.num_answers for item in encoded), default=0)
     A = answers if num_answers is None else num_answers
+    largest = max((item.num_patches for item in encoded), default=0)
+    P = (largest or sizes.num_patches) if num_patches is None else num_patches
     too_long = answers > A or any(item.num_tokens > T for item in encoded)
-    if len(encoded) > B or most > images or too_long:
+    if len(encoded) > B or most > images or too_long or (images and largest > P):
         raise ValueError(
-            f"{len(encoded)} samples do not fit [{B}, {T}] with {images} images and {A} answer "
-            "tokens each"
+            f"{len(encoded)} samples do not fit [{B}, {T}] with {images} images of {P} patches and "
+            f"{A} answer tokens each"
         )
     token_ids_BT = np.full((B, T), padding_token, np.int32)
     attention_mask_BT = np.zeros((B, T), bool)
@@ -136,19 +193,15 @@ def collate(
         # Padding on the right goes on counting, as in `transformers`: statistics may include it.
         positions_BT[row] = np.maximum(np.arange(T) - place.start, 0)
         loss_weights_BT[row, place] = item.loss_weights_T
-        feature_index_BT[row, place] = item.feature_index_T
+        feature_index_BT[row, place] = _padded_index(item, sizes.num_features(P))
         example_weights_B[row] = 1
         if answer_index_BA is not None:
             answer_index_BA[row, : item.num_answers] = np.flatnonzero(loss_weights_BT[row]) - 1
-    image_mask_BI = pixels_BIYXC = None
+    image_mask_BI = patches_BIPC = places_BIP2 = None
     if images:
-        shape = (image_size, image_size, 3)
-        image_mask_BI = np.zeros((B, images), bool)
-        pixels_BIYXC = np.zeros((B, images, *shape), np.float32)
-        for row, item in enumerate(encoded):
-            if item.pixels_IYXC is not None:
-                image_mask_BI[row, : item.num_images] = True
-                pixels_BIYXC[row, : item.num_images] = item.pixels_IYXC
+        rows = [item.pictures for item in encoded] + [()] * (B - len(encoded))
+        patches_BIPC, places_BIP2 = collate_pictures(rows, sizes, images, P)
+        image_mask_BI = np.arange(images)[None] < np.array([[len(row)] for row in rows])
     return Batch(
         token_ids_BT,
         attention_mask_BT,
@@ -157,22 +210,55 @@ def collate(
         feature_index_BT,
         example_weights_B,
         image_mask_BI,
-        pixels_BIYXC,
+        patches_BIPC,
+        places_BIP2,
         answer_index_BA,
     )
 
 
-def _answer_weights(sample: Sample, offsets_T2: np.ndarray) -> np.ndarray:
+def collate_pictures(
+    rows: Sequence[Sequence[Picture]], sizes: PictureSizes, num_images: int, num_patches: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the patches [B, I, P, C] of pictures, and their places [B, I, P, 2] or None."""
+    shape = (len(rows), num_images, num_patches)
+    patches_BIPC = np.zeros((*shape, sizes.patch_values), np.float32)
+    places_BIP2 = np.full((*shape, 2), -1, np.int32) if sizes.of_any_size else None
+    for row, pictures in enumerate(rows):
+        for number, picture in enumerate(pictures):
+            count = len(picture.patches_PC)
+            patches_BIPC[row, number, :count] = picture.patches_PC
+            if places_BIP2 is not None and picture.places_P2 is not None:
+                places_BIP2[row, number, :count] = picture.places_P2
+    return patches_BIPC, places_BIP2
+
+
+def _padded_index(item: Encoded, room: int) -> np.ndarray:
+    """Return the rows of the features where each picture has room for as many. [T] int32."""
+    counts = np.array([picture.num_features for picture in item.pictures], np.int32)
+    if (counts == room).all():
+        return item.feature_index_T
+    ends = np.cumsum(counts)
+    number_T = np.searchsorted(ends, item.feature_index_T, side="right")
+    starts = np.append(ends - counts, 0)  # what is no image token has any number
+    padded_T = item.feature_index_T - starts[number_T] + number_T * room
+    return np.where(item.feature_index_T < 0, -1, padded_T).astype(np.int32)
+
+
+def _answer_weights(segments: Sequence[tuple[str, bool]], offsets_T2: np.ndarray) -> np.ndarray:
     """Return 1 for the tokens whose letters reach into an answer segment. [T] float32."""
     starts, ends = offsets_T2[:, 0], offsets_T2[:, 1]
     is_answer_T = np.zeros(len(offsets_T2), bool)
     position = 0
-    for text, is_answer in sample.segments:
+    for text, is_answer in segments:
         if is_answer:
             inside = (ends > position) & (starts < position + len(text))
             is_answer_T |= inside & (ends > starts)
         position += len(text)
     return is_answer_T.astype(np.float32)
+
+
+def _num_bytes(pictures: Sequence[Picture]) -> int:
+    return sum(picture.patches_PC.nbytes for picture in pictures)
 
 
 def _shown(sample: Sample) -> str:

@@ -91,13 +91,25 @@ def matrix_rows(mlp: TowerMlp) -> dict[str, tuple[int, int]]:
     }
 
 
-def decoder_table(config: DecoderConfig, path: str, root: str) -> list[Entry]:
-    """Return the table of a Llama decoder; `root` goes before `model.` and `lm_head`."""
-    layer = root + "model.layers.{layer}."
+def decoder_mlp(config: DecoderConfig, path: str) -> TowerMlp:
+    """Return how the MLPs of a decoder are built."""
+    sizes = (config.num_layers, config.num_neurons, config.width)
+    return TowerMlp(path + ".layers.mlp", *sizes, gated=True, bias=config.mlp_bias)
+
+
+def vit_mlp(config: VitConfig, path: str) -> TowerMlp:
+    """Return how the MLPs of a tower's layers that run are built."""
+    sizes = (config.num_run, config.num_neurons, config.width)
+    return TowerMlp(path + ".layers.mlp", *sizes, gated=False, bias=True)
+
+
+def decoder_table(config: DecoderConfig, path: str, root: str, head: str) -> list[Entry]:
+    """Return the table of a Llama decoder, whose names begin with `root`; `head`: of its head."""
+    layer = root + "layers.{layer}."
     attention, mlp, layers = layer + "self_attn.", layer + "mlp.", path + ".layers."
     table = [
-        Entry(path + ".embedding_VD", root + "model.embed_tokens.weight", "VD"),
-        Entry(path + ".norm_D", root + "model.norm.weight", "D"),
+        Entry(path + ".embedding_VD", root + "embed_tokens.weight", "VD"),
+        Entry(path + ".norm_D", root + "norm.weight", "D"),
         Entry(layers + "attention_norm_LD", layer + "input_layernorm.weight", "D"),
         Entry(layers + "mlp_norm_LD", layer + "post_attention_layernorm.weight", "D"),
         Entry(layers + "attention.q_LDNH", attention + "q_proj.weight", "(NH)D"),
@@ -109,7 +121,7 @@ def decoder_table(config: DecoderConfig, path: str, root: str) -> list[Entry]:
         Entry(layers + "mlp.down_LFD", mlp + "down_proj.weight", "DF"),
     ]
     if not config.is_tied:
-        table.append(Entry(path + ".head_DV", root + "lm_head.weight", "VD"))
+        table.append(Entry(path + ".head_DV", head, "VD"))
     if config.qkv_bias:
         table += [
             Entry(layers + "attention.q_bias_LNH", attention + "q_proj.bias", "(NH)"),
@@ -128,18 +140,23 @@ def decoder_table(config: DecoderConfig, path: str, root: str) -> list[Entry]:
 
 
 def vit_table(config: VitConfig, path: str, root: str) -> list[Entry]:
-    """Return the table of a CLIP tower, of the layers that run and of those that do not."""
+    """Return the table of a vision tower, of the layers that run and of those that do not."""
     embeddings, layer = root + "embeddings.", root + "encoder.layers.{layer}."
     attention, mlp = layer + "self_attn.", layer + "mlp."
     table = [
-        Entry(path + ".class_D", embeddings + "class_embedding", "D"),
         Entry(path + ".patch_YXCD", embeddings + "patch_embedding.weight", "DCYX"),
         Entry(path + ".position_PD", embeddings + "position_embedding.weight", "PD"),
-        Entry(path + ".pre_norm_D", root + "pre_layrnorm.weight", "D"),
-        Entry(path + ".pre_norm_bias_D", root + "pre_layrnorm.bias", "D"),
         Entry(path + ".post_norm_D", root + "post_layernorm.weight", "D"),
         Entry(path + ".post_norm_bias_D", root + "post_layernorm.bias", "D"),
     ]
+    if config.is_clip:
+        table += [
+            Entry(path + ".class_D", embeddings + "class_embedding", "D"),
+            Entry(path + ".pre_norm_D", root + "pre_layrnorm.weight", "D"),
+            Entry(path + ".pre_norm_bias_D", root + "pre_layrnorm.bias", "D"),
+        ]
+    else:
+        table.append(Entry(path + ".patch_bias_D", embeddings + "patch_embedding.bias", "D"))
     stacks = []
     if config.num_run:
         stacks.append((path + ".layers.", 0))

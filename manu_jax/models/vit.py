@@ -1,8 +1,11 @@
-"""The CLIP vision tower: patches, a class token, pre-norm layers with plain MLPs.
+"""The vision towers CLIP and SigLIP: patches, positions, pre-norm layers with plain MLPs.
 
-CLIP (Radford et al. 2021, arXiv 2103.00020), as `CLIPVisionModel`. Layers after the last one whose
-result is used are never run: their weights are kept, so that a model is written as it was read, but
-their neurons are not neurons of the model.
+CLIP (Radford et al. 2021, arXiv 2103.00020), as `CLIPVisionModel`: a class token, a norm before the
+layers, and hidden states as the result. SigLIP (Zhai et al. 2023, arXiv 2303.15343), as
+`SiglipVisionModel` without its head and `Idefics2VisionTransformer`: a bias on the patches, and the
+normalised last state as the result. Layers after the last one whose result is used are never run:
+their weights are kept, so that a model is written as it was read, but their neurons are not neurons
+of the model.
 """
 
 import dataclasses
@@ -35,7 +38,10 @@ EMBEDDING_SCALE = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class VitConfig:
-    """Sizes of a tower. `features`: which hidden states are its result; 0 is the embeddings."""
+    """Sizes of a tower. `features`: which hidden states are its result; 0 is the embeddings.
+
+    is_clip: CLIP, otherwise SigLIP. image_size: of the grid of positions; pictures may be smaller.
+    """
 
     image_size: int  # pixels a side
     patch_size: int  # pixels a side
@@ -46,10 +52,21 @@ class VitConfig:
     activation: str
     norm_epsilon: float
     features: tuple[int, ...]  # each in [0, num_layers]
+    is_clip: bool = True
+
+    @property
+    def side(self) -> int:
+        """Patches a side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers of a patch."""
+        return self.patch_size**2 * 3
 
     @property
     def num_patches(self) -> int:
-        return (self.image_size // self.patch_size) ** 2
+        return self.side**2
 
     @property
     def num_run(self) -> int:
@@ -57,20 +74,33 @@ class VitConfig:
         return max(self.features)
 
 
+# What a config.json leaves out, per model type, beside what all have in common.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "clip_vision_model": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "patch_size": 32},
+    "siglip_vision_model": {
+        "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "patch_size": 16,
+    },
+    "idefics2_vision": {
+        "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "patch_size": 32,
+    },
+}  # fmt: skip
+
+
 def vit_config(
     values: Mapping[str, Any],
     faults: list[str],
     *,
-    feature_layers: tuple[int, ...],
-    defaults: Mapping[str, Any],
+    feature_layers: tuple[int, ...] = (-1,),
+    kind: str = "clip_vision_model",
     section: str = "vision_config.",
 ) -> VitConfig:
     """Return the config of a `vision_config`; what it asks for and we lack is added to `faults`.
 
-    feature_layers: indices of hidden states; negative ones count from the last.
+    feature_layers: indices of hidden states; negative ones count from the last. kind: the model
+    type, one of DEFAULTS.
     """
-    fields = Fields({**defaults, **values}, section, faults)
-    fields.need("model_type", "clip_vision_model", ("clip_vision_model",))
+    fields = Fields(values, section, faults)
+    fields.need("model_type", kind, (kind,))
     fields.need("num_channels", 3, (3,))
     fields.get("vocab_size")  # stands in old files; a vision tower has no vocabulary
     num_layers = fields.size("num_hidden_layers", 12)
@@ -85,14 +115,15 @@ def vit_config(
             )
     config = VitConfig(
         image_size=fields.size("image_size", 224),
-        patch_size=fields.size("patch_size", 32),
+        patch_size=fields.size("patch_size", DEFAULTS[kind]["patch_size"]),
         width=width,
         num_layers=num_layers,
         num_heads=num_heads,
         num_neurons=fields.size("intermediate_size", 3072),
-        activation=fields.need("hidden_act", "quick_gelu", tuple(ACTIVATIONS)),
-        norm_epsilon=fields.get("layer_norm_eps", 1e-5),
+        activation=fields.need("hidden_act", DEFAULTS[kind]["hidden_act"], tuple(ACTIVATIONS)),
+        norm_epsilon=fields.get("layer_norm_eps", DEFAULTS[kind]["layer_norm_eps"]),
         features=tuple(layer % len(states) for layer in feature_layers),
+        is_clip=kind == "clip_vision_model",
     )
     fields.finish()
     return config
@@ -130,19 +161,25 @@ class VitLayers(nnx.Module):
         self.epsilon = config.norm_epsilon
 
     def __call__(
-        self, h_BTD: jax.Array, num_images: int, gate: jax.Array | None, measure: Measure | None
+        self,
+        h_BTD: jax.Array,
+        num_images: int,
+        is_patch_BIP: jax.Array | None,
+        gate: jax.Array | None,
+        measure: Measure | None,
     ) -> tuple[jax.Array, Any]:
         """Return the residual stream after one layer, and the measurement.
 
         The T tokens of an example are its images' tokens, one image after the other; attention
-        stays within an image.
+        stays within an image, and looks at no padding.
         """
         x_BTD = layer_norm(
             h_BTD, self.attention_norm_LD[...], self.attention_norm_bias_LD[...], self.epsilon
         )
         heads = self.attention.heads(x_BTD)
         each = [x.reshape(x.shape[0] * num_images, -1, *x.shape[2:]) for x in heads]
-        mixed_BTNH = attend(*each, mask_BTS=None).reshape(heads[0].shape)
+        mask_B1S = None if is_patch_BIP is None else is_patch_BIP.reshape(len(each[0]), 1, -1)
+        mixed_BTNH = attend(*each, mask_BTS=mask_B1S).reshape(heads[0].shape)
         h_BTD = h_BTD + self.attention.output(mixed_BTNH)
         x_BTD = layer_norm(h_BTD, self.mlp_norm_LD[...], self.mlp_norm_bias_LD[...], self.epsilon)
         y_BTD, measured = self.mlp(x_BTD, gate, measure)
@@ -150,46 +187,57 @@ class VitLayers(nnx.Module):
 
 
 class Vit(nnx.Module):
-    """Images to the hidden states that the config names."""
+    """Pictures to the hidden states that the config names."""
 
     def __init__(self, key: jax.Array, config: VitConfig):
         patch, label, position, layers, unrun = jax.random.split(key, 5)
         D, size = config.width, config.patch_size
         self.patch_YXCD = random_weight(patch, (size, size, 3, D), size * size * 3)
-        self.class_D = nnx.Param(jax.random.normal(label, (D,)) * EMBEDDING_SCALE)
-        num_positions = config.num_patches + 1
+        num_positions = config.num_patches + config.is_clip
         self.position_PD = nnx.Param(
             jax.random.normal(position, (num_positions, D)) * EMBEDDING_SCALE
         )
-        self.pre_norm_D = nnx.Param(jnp.ones(D))
-        self.pre_norm_bias_D = nnx.Param(jnp.zeros(D))
+        if config.is_clip:
+            self.class_D = nnx.Param(jax.random.normal(label, (D,)) * EMBEDDING_SCALE)
+            self.pre_norm_D = nnx.Param(jnp.ones(D))
+            self.pre_norm_bias_D = nnx.Param(jnp.zeros(D))
+        else:
+            self.patch_bias_D = nnx.Param(jnp.zeros(D))
         if config.num_run:
             self.layers = VitLayers(layers, config, config.num_run)
         if config.num_layers > config.num_run:
             self.unrun = VitLayers(unrun, config, config.num_layers - config.num_run)
-        self.post_norm_D = nnx.Param(jnp.ones(D))  # of CLIP's pooled output, which is not used
+        self.post_norm_D = nnx.Param(jnp.ones(D))  # CLIP: of the pooled output, which is not used
         self.post_norm_bias_D = nnx.Param(jnp.zeros(D))
         self.config = config
 
     def __call__(
         self,
-        pixels_BIYXC: Array,
+        patches_BIPC: Array,
+        position_BIP: Array | None = None,
         *,
         gates: Array | None = None,
         measure: Measure | None = None,
         remat: Remat = "all",
     ) -> tuple[jax.Array, Any]:
-        """Return the named hidden states side by side [B, I, 1 + P, D·n], and the measurement."""
+        """Return the named hidden states side by side [B, I, P, D·n], and the measurement.
+
+        position_BIP: the place of each patch in the grid, row by row, −1: padding; None: each
+        picture fills the grid. CLIP's class token comes before the patches.
+        """
         config = self.config
-        batch, images = pixels_BIYXC.shape[:2]
-        h_BTD = self._embed(pixels_BIYXC).reshape(batch, -1, config.width)
-        start_BTD = h_BTD = layer_norm(
-            h_BTD, self.pre_norm_D[...], self.pre_norm_bias_D[...], config.norm_epsilon
-        )
+        batch, images = patches_BIPC.shape[:2]
+        h_BTD = self._embed(patches_BIPC, position_BIP).reshape(batch, -1, config.width)
+        is_patch_BIP = None if position_BIP is None else jnp.asarray(position_BIP) >= 0
+        if config.is_clip:
+            h_BTD = layer_norm(
+                h_BTD, self.pre_norm_D[...], self.pre_norm_bias_D[...], config.norm_epsilon
+            )
+        start_BTD = h_BTD
         keep_all = len(config.features) > 1
 
         def body(layer: VitLayers, h_BTD, gate, _):
-            h_BTD, measured = layer(h_BTD, images, gate, measure)
+            h_BTD, measured = layer(h_BTD, images, is_patch_BIP, gate, measure)
             return h_BTD, measured, h_BTD if keep_all else None
 
         measured, states = None, None
@@ -206,16 +254,21 @@ class Vit(nnx.Module):
         if states is not None:
             chosen = [start_BTD if index == 0 else states[index - 1] for index in config.features]
             h_BTD = jnp.concatenate(chosen, axis=-1)
+        if not config.is_clip:
+            h_BTD = layer_norm(
+                h_BTD, self.post_norm_D[...], self.post_norm_bias_D[...], config.norm_epsilon
+            )
         return h_BTD.reshape(batch, images, -1, h_BTD.shape[-1]), measured
 
-    def _embed(self, pixels_BIYXC: Array) -> jax.Array:
-        batch, images = pixels_BIYXC.shape[:2]
-        size, side = self.config.patch_size, self.config.image_size // self.config.patch_size
-        weight = self.patch_YXCD[...]
-        # An image whose side is no multiple of the patch loses its last rows, as in a convolution.
-        pixels = jnp.asarray(pixels_BIYXC)[:, :, : side * size, : side * size].astype(weight.dtype)
-        grid = pixels.reshape(batch, images, side, size, side, size, 3).swapaxes(3, 4)
-        patches_BIPE = grid.reshape(batch, images, side * side, -1)
-        h_BIPD = project(patches_BIPE, weight.reshape(-1, weight.shape[-1]))
-        first = jnp.broadcast_to(self.class_D[...], (batch, images, 1, self.config.width))
-        return jnp.concatenate([first, h_BIPD], axis=2) + self.position_PD[...][None, None]
+    def _embed(self, patches_BIPC: Array, position_BIP: Array | None) -> jax.Array:
+        weight_YXCD, positions_PD = self.patch_YXCD[...], self.position_PD[...]
+        weight_CD = weight_YXCD.reshape(-1, weight_YXCD.shape[-1])
+        h_BIPD = project(jnp.asarray(patches_BIPC).astype(weight_CD.dtype), weight_CD)
+        if self.config.is_clip:
+            shape = (*h_BIPD.shape[:2], 1, h_BIPD.shape[-1])
+            first = jnp.broadcast_to(self.class_D[...], shape)
+            return jnp.concatenate([first, h_BIPD], axis=2) + positions_PD[None, None]
+        h_BIPD += self.patch_bias_D[...][None, None, None]
+        if position_BIP is None:
+            return h_BIPD + positions_PD[None, None]
+        return h_BIPD + positions_PD[jnp.maximum(position_BIP, 0)]

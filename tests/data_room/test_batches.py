@@ -8,37 +8,41 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manu_jax.data.batches import Batches, bucket_lengths, bucketed, encode_all
-from manu_jax.types import Batch, Encoded, ManuError, question_sample
+from manu_jax.types import Batch, Encoded, ManuError, Picture, question_sample
 
 
 class LetterEncoder:
-    """One token per letter; an image is 2 × 2 pixels of its number."""
+    """One token per letter; an image is two patches of its number."""
 
     def encode(self, sample):
         if "!" in sample.text:
             raise ManuError(f"the letter ! in {sample.text!r}")
         tokens = np.frombuffer(sample.text.encode(), np.uint8).astype(np.int32)
-        pixels = [np.full((2, 2, 3), number, np.float32) for number in sample.images]
-        pixels = np.stack(pixels) if pixels else None
-        return Encoded(tokens, np.ones(len(tokens), np.float32), -np.ones_like(tokens), pixels)
+        pictures = tuple(
+            Picture(np.full((2, 3), number, np.float32), None, 1) for number in sample.images
+        )
+        return Encoded(tokens, np.ones(len(tokens), np.float32), -np.ones_like(tokens), pictures)
 
-    def collate(self, encoded, *, length, batch_size, num_images, num_answers, padding_side):
+    def collate(
+        self, encoded, *, length, batch_size, num_images, num_patches, num_answers, padding_side
+    ):
         assert max(item.num_answers for item in encoded) <= num_answers
         tokens = np.zeros((batch_size, length), np.int32)
         mask = np.zeros((batch_size, length), bool)
-        pixels = None
+        patches = None
         if num_images is not None:
-            pixels = np.zeros((batch_size, num_images, 2, 2, 3), np.float32)
+            patches = np.zeros((batch_size, num_images, num_patches, 3), np.float32)
         for b, item in enumerate(encoded):
             where = slice(0, item.num_tokens)
             if padding_side == "left":
                 where = slice(length - item.num_tokens, length)
             tokens[b, where], mask[b, where] = item.token_ids_T, True
-            if pixels is not None:
-                pixels[b, : item.num_images] = item.pixels_IYXC
+            for i, picture in enumerate(item.pictures):
+                patches[b, i] = picture.patches_PC
         weights = (np.arange(batch_size) < len(encoded)).astype(np.float32)
-        has = None if pixels is None else pixels.any((2, 3, 4))
-        return Batch(tokens, mask, mask.cumsum(1), mask * 1.0, tokens * 0 - 1, weights, has, pixels)
+        has = None if patches is None else patches.any((2, 3))
+        rest = (weights, has, patches)
+        return Batch(tokens, mask, mask.cumsum(1), mask * 1.0, tokens * 0 - 1, *rest)
 
 
 ENCODER = LetterEncoder()
@@ -104,7 +108,7 @@ def test_every_sample_is_in_one_batch_of_an_epoch(lengths, batch_size, seed):
             assert batch.token_ids_BT[b][batch.attention_mask_BT[b]].tolist() == (
                 encoded[i].token_ids_T.tolist()
             )
-            assert batch.has_images == (encoded[i].pixels_IYXC is not None)
+            assert batch.has_images == (encoded[i].num_images > 0)
         shape = (batch.token_ids_BT.shape[1], 1 if batch.has_images else None)
         assert shape in batches.shapes
     assert sorted(seen) == list(range(len(lengths)))

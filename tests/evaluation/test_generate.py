@@ -41,8 +41,8 @@ def generated_by_torch(model, sample, new_tokens):
     loaded = tiny_llava.loaded()
     encoded = loaded.encode(sample)
     inputs = {"input_ids": torch.tensor(encoded.token_ids_T[None].astype(np.int64))}
-    if encoded.pixels_IYXC is not None:
-        inputs["pixel_values"] = torch.tensor(encoded.pixels_IYXC.transpose(0, 3, 1, 2))
+    if encoded.pictures:
+        inputs["pixel_values"] = torch.tensor(tiny_llava.pixels(encoded.pictures))
     with torch.no_grad():
         ids = model.generate(
             **inputs,
@@ -110,9 +110,9 @@ def images_computed(monkeypatch):
     """How many images went through the tower in each of its passes."""
     counts, compute = [], features.ImageFeatures._compute
 
-    def counted(self, pixels_by_image):
-        counts.append(len(pixels_by_image))
-        return compute(self, pixels_by_image)
+    def counted(self, pictures):
+        counts.append(len(pictures))
+        return compute(self, pictures)
 
     monkeypatch.setattr(features.ImageFeatures, "_compute", counted)
     return counts
@@ -122,7 +122,7 @@ def test_an_image_asked_often_goes_through_the_tower_once(images_computed, monke
     asked = asked_of_images(5, 7)
     ours = greedy_tokens(tiny_llava.loaded(), asked, new_tokens=3, batch_size=4)
     assert images_computed == [5]
-    monkeypatch.delattr(type(tiny_llava.loaded().model), "features")
+    tiny_llava.run_image_towers_always(monkeypatch, generate)
     plain = greedy_tokens(tiny_llava.loaded(), asked, new_tokens=3, batch_size=4)
     assert images_computed == [5]
     for one, other in zip(ours, plain, strict=True):

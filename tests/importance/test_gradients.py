@@ -8,6 +8,7 @@ import tiny_llava as tiny
 
 from manu_jax.importance import gradients
 from manu_jax.models.answers import answer_log_odds
+from manu_jax.types import Picture
 
 
 @functools.cache
@@ -136,8 +137,8 @@ def test_gradients_equal_those_of_torch_hooks_and_autograd(tmp_path, modality):
         valid = batch.attention_mask_BT[b]
         inputs = {"input_ids": torch.tensor(batch.token_ids_BT[b][valid][None])}
         if modality == "image":
-            pixels = np.moveaxis(batch.pixels_BIYXC[b], -1, 1)
-            inputs["pixel_values"] = torch.tensor(pixels.copy())
+            pictures = [Picture(patches, None, 0) for patches in batch.patches_BIPC[b]]
+            inputs["pixel_values"] = torch.tensor(tiny.pixels(pictures))
         logits = peer(**inputs).logits[0]
         chosen = torch.tensor(batch.loss_weights_BT[b][valid] > 0)[1:]
         log_p = torch.log_softmax(logits[:-1].double(), -1)

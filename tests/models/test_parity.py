@@ -10,6 +10,7 @@ from llava_cases import forward
 
 from manu_jax.models import family
 from manu_jax.models.probe import text_weights
+from manu_jax.models.processing import patches_of
 from manu_jax.types import Probe, Sample
 
 # The bound of the issue; the differences are of the order of 1e-6.
@@ -167,8 +168,10 @@ def check_inputs(inputs, batch):
     mask_BT = batch.attention_mask_BT
     np.testing.assert_array_equal(inputs["input_ids"].numpy()[mask_BT], batch.token_ids_BT[mask_BT])
     if batch.has_images:
-        pixels = batch.pixels_BIYXC[batch.image_mask_BI].transpose(0, 3, 1, 2)
-        np.testing.assert_array_equal(inputs["pixel_values"].numpy(), pixels)
+        patches = [
+            patches_of(pixels, llava_cases.PATCH) for pixels in inputs["pixel_values"].numpy()
+        ]
+        np.testing.assert_array_equal(patches, batch.patches_BIPC[batch.image_mask_BI])
 
 
 def check_logits(reference, inputs, output, batch):

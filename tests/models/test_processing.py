@@ -1,5 +1,7 @@
 """Samples become the numbers that the model's own processor makes of them, or a clear error."""
 
+import dataclasses
+
 import llava_cases
 import numpy as np
 import pytest
@@ -43,10 +45,10 @@ def test_image_tokens_take_the_features_in_order(loaded):
     rows = encoded.feature_index_T[encoded.feature_index_T >= 0]
     np.testing.assert_array_equal(rows, np.arange(2 * loaded.config.tokens_per_image))
     assert encoded.num_images == 2
-    assert not np.array_equal(encoded.pixels_IYXC[0], encoded.pixels_IYXC[1])
+    assert not np.array_equal(*(picture.patches_PC for picture in encoded.pictures))
 
 
-def test_an_images_pixels_are_made_once(loaded, monkeypatch):
+def test_an_images_picture_is_made_once(loaded, monkeypatch):
     image, calls = llava_cases.random_images(1, seed=5)[0], []
     original = loaded.processor.image_processor.__class__.__call__
 
@@ -58,15 +60,15 @@ def test_an_images_pixels_are_made_once(loaded, monkeypatch):
     first = loaded.encode(Sample((("<image> a", False),), (image,)))
     second = loaded.replace_model(loaded.model).encode(Sample((("<image> b", False),), (image,)))
     assert len(calls) == 1
-    np.testing.assert_array_equal(first.pixels_IYXC, second.pixels_IYXC)
+    assert first.pictures[0] is second.pictures[0]
 
 
-def test_the_pixel_cache_is_bounded(loaded, monkeypatch):
+def test_the_cache_of_pictures_is_bounded(loaded, monkeypatch):
     monkeypatch.setattr(processing, "CACHE_BYTES", 3 * 12 * 12 * 3 * 4)
-    cache = processing.PixelCache()
+    cache = processing.PictureCache()
     images = llava_cases.random_images(8)
     for image in images:
-        cache.pixels(image, loaded.processor.image_processor)
+        cache.pictures(image, lambda x: loaded.family.pictures(x, loaded.processor, loaded.config))
     assert list(cache._entries) == [id(image) for image in images[-3:]]
 
 
@@ -91,7 +93,7 @@ def test_batches_pad_on_either_side(loaded, side):
 def test_a_batch_may_have_room_for_images_that_no_sample_has(loaded):
     encoded = [loaded.encode(Sample((("Oslo", False),)))]
     batch = loaded.collate(encoded, num_images=2)
-    assert batch.pixels_BIYXC.shape == (1, 2, 12, 12, 3)
+    assert batch.patches_BIPC.shape == (1, 2, 9, 4 * 4 * 3)
     assert not batch.image_mask_BI.any()
     assert (batch.feature_index_BT == -1).all()
 
@@ -127,16 +129,15 @@ def test_all_prompts_at_fault_stand_in_one_error(loaded):
 
 
 def test_an_image_processor_of_another_size_is_refused(loaded):
-    image = llava_cases.random_images(1)[0]
-    settings = {"image_token": loaded.config.image_token, "tokens_per_image": 9, "context": 96}
+    larger = dataclasses.replace(loaded.config.vision, image_size=24)
+    other = dataclasses.replace(
+        loaded,
+        config=dataclasses.replace(loaded.config, vision=larger),
+        cache=processing.PictureCache(),
+    )
+    sample = Sample((("<image>", False),), tuple(llava_cases.random_images(1)))
     with pytest.raises(ManuError, match="gives 12 × 12 pixels, the model takes 24 × 24"):
-        processing.encode(
-            Sample((("<image>", False),), (image,)),
-            processor=loaded.processor,
-            cache=processing.PixelCache(),
-            image_size=24,
-            **settings,
-        )
+        other.encode(sample)
 
 
 def test_decode_leaves_special_tokens_out(loaded):

@@ -36,8 +36,8 @@ def torch_squares(peer, sample):
     coded = tiny_llava.loaded().encode(sample)
     labels = torch.tensor(np.where(coded.loss_weights_T > 0, coded.token_ids_T, -100)).long()
     inputs = {"input_ids": torch.tensor(coded.token_ids_T)[None].long(), "labels": labels[None]}
-    if coded.pixels_IYXC is not None:
-        inputs["pixel_values"] = torch.tensor(coded.pixels_IYXC).permute(0, 3, 1, 2)
+    if coded.pictures:
+        inputs["pixel_values"] = torch.tensor(tiny_llava.pixels(coded.pictures))
     peer.zero_grad()
     loss = peer(**inputs).loss
     loss.backward()
