@@ -67,7 +67,7 @@ class MeshSection(Section):
 
 
 class VisionSize(Section):
-    """A CLIP tower to be trained from scratch."""
+    """A vision tower to be trained from scratch."""
 
     image_size: Count = 56  # pixels a side
     patch_size: Count = 8  # pixels a side
@@ -84,7 +84,7 @@ class VisionSize(Section):
 
 
 class TextSize(Section):
-    """A Llama decoder to be trained from scratch."""
+    """A decoder to be trained from scratch."""
 
     width: Count = 256
     num_layers: Count = 3
@@ -101,14 +101,31 @@ class TextSize(Section):
         return self
 
 
+class ConnectorSize(Section):
+    """An Idefics2's resampler to be trained from scratch."""
+
+    num_latents: Count = 16  # tokens of an image
+    num_layers: Count = 2
+    num_heads: Count = 4
+
+
 class ModelSection(Section):
     """The model to unlearn from: a folder, or sizes for a tiny one that the run trains itself."""
 
     path: str | None = None  # a Hugging Face folder (or a folder made by tools/convert/from_hf.py)
     retrained_path: str | None = None  # a model that never saw the forget people, to compare with
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # None: as on disk
+    family: Literal["llava", "idefics2"] = "llava"  # of the tiny one
     vision: VisionSize = VisionSize()
+    connector: ConnectorSize = ConnectorSize()
     text: TextSize = TextSize()
+
+    @pydantic.model_validator(mode="after")
+    def _check_division(self) -> "ModelSection":
+        if self.family == "idefics2":
+            heads = self.connector.num_heads
+            _check_divides("text.width", self.text.width, "connector.num_heads", heads)
+        return self
 
 
 class DataSection(Section):
@@ -260,9 +277,9 @@ class Preset(Section):
         default=1e3, gt=0
     )  # activations are clamped to ± this; only with "position"
     towers: dict[Literal["image", "text"], tuple[str, ...]] = {
-        "image": ("text", "vision"),
+        "image": ("all",),
         "text": ("text",),
-    }  # which towers each form of the facts scores
+    }  # which towers each form of the facts scores; all: whatever the model has
     batch_size: Count | None = None  # samples a scoring step; None: score_batch of the run
     keep_per_forget: float | None = pydantic.Field(
         default=None, gt=0
@@ -293,6 +310,13 @@ class Preset(Section):
     forget_margin: float = 2.0  # forget facts are pushed until their log-odds are below −this
     keep_margin: float = 3.0  # kept facts are held above this
     price: float = 1e-3  # loss per closed gate
+
+    def scored_towers(
+        self, known: Iterable[str], forms: Iterable[Literal["image", "text"]] = ("image", "text")
+    ) -> list[str]:
+        """Return the towers that these forms of the facts score, of a model that has `known`."""
+        names = {name for form in forms for name in self.towers[form]}
+        return sorted(names - {"all"} | (set(known) if "all" in names else set()))
 
 
 PRESETS: dict[str, Preset] = {

@@ -213,16 +213,15 @@ def measurement_of(
     loaded: Any, preset: Preset, modality: Modality, fade: float | None = None
 ) -> Measurement:
     """Return what a scoring step of `preset` computes on facts in one form."""
-    missing = sorted(set(preset.towers[modality]) - set(loaded.towers))
+    scored = preset.scored_towers(loaded.towers, (modality,))
+    missing = [tower for tower in scored if tower not in loaded.towers]
     if missing:
         raise ManuError(
             f'preset "{preset.preset}": the model has no tower {", ".join(missing)}; '
             f"it has {', '.join(sorted(loaded.towers))}."
         )
     probe = Probe(preset.reduction, preset.layer_pooling, preset.threshold, preset.clamp)
-    towers = tuple(
-        (tower, tuple(loaded.towers[tower])) for tower in sorted(preset.towers[modality])
-    )
+    towers = tuple((tower, tuple(loaded.towers[tower])) for tower in scored)
     is_gradient = preset.signal == "gradient"
     return Measurement(
         towers,

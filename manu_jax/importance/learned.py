@@ -70,7 +70,7 @@ def learn_gates(
             f'preset "{preset.preset}": learned gates are chosen over all towers together; '
             f'got scope {preset.scope!r}, give "all".'
         )
-    towers = sorted({tower for names in preset.towers.values() for tower in names})
+    towers = preset.scored_towers(loaded.towers)
     scores: Neurons = {tower: np.zeros(loaded.towers[tower], np.float32) for tower in towers}
     eligible = eligible_layers(scores, preset.layers)
     learning = Learning(

@@ -133,7 +133,7 @@ def _by_learning(loaded, preset, forget, keep, batch_size, seed, directory) -> N
 
 def _at_random(loaded, preset, forget, keep, batch_size, seed, directory) -> Neurons:
     del forget, keep, batch_size, directory
-    towers = sorted({tower for names in preset.towers.values() for tower in names})
+    towers = preset.scored_towers(loaded.towers)
     return {
         tower: np.random.default_rng([seed, number]).random(loaded.towers[tower], np.float32)
         for number, tower in enumerate(towers)

@@ -22,7 +22,7 @@ import numpy as np
 from manu_jax import checkpoint, parallel
 from manu_jax.config import ModelSection
 from manu_jax.folder import new_folder, write_atomic
-from manu_jax.models import export, fresh, llava, processing, tables, weights
+from manu_jax.models import export, fresh, idefics2, llava, processing, tables, weights
 from manu_jax.types import Batch, Encoded, ManuError, Picture, Sample, Template
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,23 @@ FAMILIES: dict[str, Family] = {
         new_config=fresh.llava_config,
         new_processor=fresh.llava_processor,
         template=Template(),
-    )
+    ),
+    "idefics2": Family(
+        name="Idefics2",
+        model_type="idefics2",
+        config_from_hf=idefics2.config_from_hf,
+        build=idefics2.Idefics2,
+        mlps=idefics2.mlps,
+        weight_table=idefics2.weight_table,
+        spellings=idefics2.SPELLINGS,
+        buffers=idefics2.BUFFERS,
+        tied=idefics2.tied,
+        edits=idefics2.edits,
+        pictures=idefics2.pictures,
+        new_config=fresh.idefics2_config,
+        new_processor=fresh.idefics2_processor,
+        template=idefics2.TEMPLATE,
+    ),
 }
 
 
@@ -147,7 +163,8 @@ class Loaded:
     def eos_ids(self) -> tuple[int, ...]:
         """The tokens that end an answer."""
         text = self.hf_config.get("text_config") or {}
-        found = {self.processor.tokenizer.eos_token_id}
+        end = self.processor.tokenizer(self.template.end, add_special_tokens=False)["input_ids"]
+        found = {self.processor.tokenizer.eos_token_id, *(end if len(end) == 1 else ())}
         for section in (self.hf_config, text):
             value = section.get("eos_token_id")
             found |= set(value) if isinstance(value, list) else {value}
@@ -311,12 +328,15 @@ def save_checkpoint(loaded: Loaded, path: str | os.PathLike) -> None:
         write_small_files(loaded, path)
 
 
-def create(section: ModelSection, tokenizer: Any, key: jax.Array, family: str = "llava") -> Loaded:
-    """Return a model of random float32 weights with the sizes of `section`, and its processor."""
-    chosen = FAMILIES[family]
-    hf_config = chosen.new_config(section, tokenizer)
-    config = chosen.config_from_hf(hf_config, "model")
+def create(section: ModelSection, tokenizer: Any, key: jax.Array) -> Loaded:
+    """Return a model of random float32 weights with the sizes of `section`, and its processor.
+
+    The processor's tokenizer may have more tokens, which the family needs.
+    """
+    chosen = FAMILIES[section.family]
     processor = chosen.new_processor(section, tokenizer)
+    hf_config = chosen.new_config(section, processor.tokenizer)
+    config = chosen.config_from_hf(hf_config, "model")
     return Loaded(_random_model(key, config, chosen.build), processor, chosen, config, hf_config)
 
 

@@ -3,16 +3,12 @@
 from typing import Any
 
 from manu_jax.config import ModelSection
+from manu_jax.models import idefics2
 
 
 def llava_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
     """Return the `config.json` of a model of these sizes, with both spellings of rope and dtype."""
-    text, vision = section.text, section.vision
-    special = {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+    vision = section.vision
     return {
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",
@@ -24,23 +20,7 @@ def llava_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
         "vision_feature_layer": -2,
         "vision_feature_select_strategy": "default",
         "tie_word_embeddings": False,
-        "text_config": {
-            **special,
-            "model_type": "llama",
-            "vocab_size": len(tokenizer),
-            "hidden_size": text.width,
-            "intermediate_size": text.num_neurons,
-            "num_hidden_layers": text.num_layers,
-            "num_attention_heads": text.num_heads,
-            "num_key_value_heads": text.num_key_heads,
-            "head_dim": text.width // text.num_heads,
-            "hidden_act": "silu",
-            "max_position_embeddings": text.context,
-            "rms_norm_eps": 1e-5,
-            "rope_theta": 10000.0,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-            "tie_word_embeddings": False,
-        },
+        "text_config": _text_config("llama", section, tokenizer),
         "vision_config": {
             "model_type": "clip_vision_model",
             "hidden_size": vision.width,
@@ -70,3 +50,96 @@ def llava_processor(section: ModelSection, tokenizer: Any) -> Any:
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
     )
+
+
+def idefics2_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
+    """Return the `config.json` of a model of these sizes; its decoder looks back without end."""
+    vision, connector = section.vision, section.connector
+    return {
+        "architectures": ["Idefics2ForConditionalGeneration"],
+        "model_type": "idefics2",
+        "dtype": "float32",
+        "torch_dtype": "float32",
+        "image_token_id": tokenizer.convert_tokens_to_ids("<image>"),
+        "tie_word_embeddings": False,
+        "text_config": {
+            **_text_config("mistral", section, tokenizer),
+            "sliding_window": None,
+        },
+        "vision_config": {
+            "model_type": "idefics2_vision",
+            "hidden_size": vision.width,
+            "intermediate_size": vision.num_neurons,
+            "num_hidden_layers": vision.num_layers,
+            "num_attention_heads": vision.num_heads,
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            "hidden_act": "gelu_pytorch_tanh",
+            "layer_norm_eps": 1e-6,
+        },
+        "perceiver_config": {
+            "model_type": "idefics2_perceiver",
+            "hidden_act": "silu",
+            "hidden_size": section.text.width,
+            "rms_norm_eps": 1e-6,
+            "resampler_n_latents": connector.num_latents,
+            "resampler_depth": connector.num_layers,
+            "resampler_n_heads": connector.num_heads,
+            "resampler_head_dim": section.text.width // connector.num_heads,
+            "num_key_value_heads": connector.num_heads,
+        },
+    }
+
+
+def idefics2_processor(section: ModelSection, tokenizer: Any) -> Any:
+    """Return an Idefics2Processor for images of that size; its tokenizer has more tokens."""
+    from transformers import Idefics2Processor
+    from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2ImageProcessorPil
+
+    size = section.vision.image_size
+    return Idefics2Processor(
+        image_processor=Idefics2ImageProcessorPil(
+            size={"shortest_edge": size, "longest_edge": size}, do_image_splitting=False
+        ),
+        tokenizer=with_tokens(tokenizer, image_boundary_token=idefics2.FAKE),
+        image_seq_len=section.connector.num_latents,
+    )
+
+
+def with_tokens(tokenizer: Any, **tokens: str) -> Any:
+    """Return a tokenizer of train_tokenizer's that knows further special tokens, by attribute."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer,
+        unk_token=tokenizer.unk_token,
+        bos_token=tokenizer.bos_token,
+        eos_token=tokenizer.eos_token,
+        pad_token=tokenizer.pad_token,
+        extra_special_tokens={"image_token": tokenizer.image_token, **tokens},
+        padding_side=tokenizer.padding_side,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _text_config(kind: str, section: ModelSection, tokenizer: Any) -> dict[str, Any]:
+    text = section.text
+    return {
+        "model_type": kind,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "vocab_size": len(tokenizer),
+        "hidden_size": text.width,
+        "intermediate_size": text.num_neurons,
+        "num_hidden_layers": text.num_layers,
+        "num_attention_heads": text.num_heads,
+        "num_key_value_heads": text.num_key_heads,
+        "head_dim": text.width // text.num_heads,
+        "hidden_act": "silu",
+        "max_position_embeddings": text.context,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "tie_word_embeddings": False,
+    }

@@ -188,14 +188,21 @@ class Attention(nnx.Module):
 
     def heads(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return queries [B, T, N, H], keys and values [B, T, K, H] of one layer."""
+        return self.queries(x_BTD), *self.keys_and_values(x_BTD)
+
+    def queries(self, x_BTD: jax.Array) -> jax.Array:
+        """Return the queries of one layer. [B, T, N, H]."""
         q_BTNH = project(x_BTD, self.q_LDNH[...])
-        k_BTKH = project(x_BTD, self.k_LDKH[...])
-        v_BTKH = project(x_BTD, self.v_LDKH[...])
+        return q_BTNH + self.q_bias_LNH[...][None, None] if self.qkv_bias else q_BTNH
+
+    def keys_and_values(self, x_BSD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return the keys and values of one layer. Each [B, S, K, H]."""
+        k_BSKH = project(x_BSD, self.k_LDKH[...])
+        v_BSKH = project(x_BSD, self.v_LDKH[...])
         if self.qkv_bias:
-            q_BTNH += self.q_bias_LNH[...][None, None]
-            k_BTKH += self.k_bias_LKH[...][None, None]
-            v_BTKH += self.v_bias_LKH[...][None, None]
-        return q_BTNH, k_BTKH, v_BTKH
+            k_BSKH += self.k_bias_LKH[...][None, None]
+            v_BSKH += self.v_bias_LKH[...][None, None]
+        return k_BSKH, v_BSKH
 
     def output(self, mixed_BTNH: jax.Array) -> jax.Array:
         """Return the heads' results joined. [B, T, D]."""
@@ -207,7 +214,8 @@ class Mlp(nnx.Module):
     """The feed-forward block, and the one place where a neuron is defined, gated and measured.
 
     Gated: down(act(gate x) · up x). Plain: down(act(up x)), the `fc1` and `fc2` of vision towers.
-    A neuron is one entry of what enters `down`.
+    A neuron is one entry of what enters `down`. output_width: D of what comes out, if it is another
+    than that of what goes in.
     """
 
     def __init__(
@@ -220,18 +228,19 @@ class Mlp(nnx.Module):
         activation: str,
         gated: bool,
         bias: bool,
+        output_width: int | None = None,
     ):
         gate, up, down = jax.random.split(key, 3)
         L, D, F = num_layers, width, num_neurons
         if gated:
             self.gate_LDF = random_weight(gate, (L, D, F), D)
         self.up_LDF = random_weight(up, (L, D, F), D)
-        self.down_LFD = random_weight(down, (L, F, D), 2 * L * F)
+        self.down_LFD = random_weight(down, (L, F, output_width or D), 2 * L * F)
         if bias:
             if gated:
                 self.gate_bias_LF = nnx.Param(jnp.zeros((L, F)))
             self.up_bias_LF = nnx.Param(jnp.zeros((L, F)))
-            self.down_bias_LD = nnx.Param(jnp.zeros((L, D)))
+            self.down_bias_LD = nnx.Param(jnp.zeros((L, output_width or D)))
         self.gated, self.bias, self.activation = gated, bias, activation
 
     def __call__(

@@ -17,7 +17,7 @@ class Entry:
     """One leaf of the model and the tensor, or the tensors of its layers, that fill it.
 
     name: the tensor's name in the family's export form; `{layer}` is the layer's number, which is
-    `first_layer` plus the index on the leaf's L axis.
+    `first_layer` plus the index on the leaf's L axis. A stack of one may have no number.
     """
 
     path: str
@@ -32,7 +32,7 @@ class Entry:
 
     @property
     def is_stacked(self) -> bool:
-        return "{layer}" in self.name
+        return self.path.rsplit("_", 1)[1].startswith("L")
 
     @property
     def groups(self) -> list[str]:
@@ -48,7 +48,7 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class TowerMlp:
-    """A tower's MLPs: path of the module, sizes, and which weights it has."""
+    """A tower's MLPs: path of the module, sizes, and which weights it has. width: of the output."""
 
     path: str
     num_layers: int
@@ -103,10 +103,28 @@ def vit_mlp(config: VitConfig, path: str) -> TowerMlp:
     return TowerMlp(path + ".layers.mlp", *sizes, gated=False, bias=True)
 
 
+def gated_rows(num_neurons: int, width: int) -> dict[str, int]:
+    """Return the output rows of a gated MLP's matrices, under the names of HF."""
+    return {"gate_proj": num_neurons, "up_proj": num_neurons, "down_proj": width}
+
+
+def mlp_table(mlp: TowerMlp, name: str) -> list[Entry]:
+    """Return the table of a tower's gated MLPs, the beginning of whose names is `name`."""
+    matrices = {"gate": ("gate_proj", "FD"), "up": ("up_proj", "FD"), "down": ("down_proj", "DF")}
+    table = []
+    for matrix, (theirs, axes) in matrices.items():
+        letters, bias = ("LFD", "LD") if matrix == "down" else ("LDF", "LF")
+        table.append(Entry(f"{mlp.path}.{matrix}_{letters}", f"{name}{theirs}.weight", axes))
+        if mlp.bias:
+            path = f"{mlp.path}.{matrix}_bias_{bias}"
+            table.append(Entry(path, f"{name}{theirs}.bias", bias[1:]))
+    return table
+
+
 def decoder_table(config: DecoderConfig, path: str, root: str, head: str) -> list[Entry]:
     """Return the table of a Llama decoder, whose names begin with `root`; `head`: of its head."""
     layer = root + "layers.{layer}."
-    attention, mlp, layers = layer + "self_attn.", layer + "mlp.", path + ".layers."
+    attention, layers = layer + "self_attn.", path + ".layers."
     table = [
         Entry(path + ".embedding_VD", root + "embed_tokens.weight", "VD"),
         Entry(path + ".norm_D", root + "norm.weight", "D"),
@@ -116,9 +134,7 @@ def decoder_table(config: DecoderConfig, path: str, root: str, head: str) -> lis
         Entry(layers + "attention.k_LDKH", attention + "k_proj.weight", "(KH)D"),
         Entry(layers + "attention.v_LDKH", attention + "v_proj.weight", "(KH)D"),
         Entry(layers + "attention.o_LNHD", attention + "o_proj.weight", "D(NH)"),
-        Entry(layers + "mlp.gate_LDF", mlp + "gate_proj.weight", "FD"),
-        Entry(layers + "mlp.up_LDF", mlp + "up_proj.weight", "FD"),
-        Entry(layers + "mlp.down_LFD", mlp + "down_proj.weight", "DF"),
+        *mlp_table(decoder_mlp(config, path), layer + "mlp."),
     ]
     if not config.is_tied:
         table.append(Entry(path + ".head_DV", head, "VD"))
@@ -130,12 +146,6 @@ def decoder_table(config: DecoderConfig, path: str, root: str, head: str) -> lis
         ]
     if config.output_bias:
         table.append(Entry(layers + "attention.o_bias_LD", attention + "o_proj.bias", "D"))
-    if config.mlp_bias:
-        table += [
-            Entry(layers + "mlp.gate_bias_LF", mlp + "gate_proj.bias", "F"),
-            Entry(layers + "mlp.up_bias_LF", mlp + "up_proj.bias", "F"),
-            Entry(layers + "mlp.down_bias_LD", mlp + "down_proj.bias", "D"),
-        ]
     return table
 
 

@@ -171,5 +171,5 @@ def _count(mask: Mapping[str, np.ndarray]) -> list[PruneCount]:
 
 
 def _in_order(towers: Iterable[str]) -> list[str]:
-    known = ("text", "vision", "connector")
+    known = ("text", "vision", "projection", "resampler")
     return sorted(towers, key=lambda tower: (known.index(tower) if tower in known else 9, tower))

@@ -36,7 +36,12 @@ from manu_jax.report.svg import (
 MARKERS = "osD^vPX*"
 MODALITY_COLORS = {"image": IMAGE_COLOR, "text": TEXT_COLOR}
 MODALITY_HEADINGS = {"image": "Asked with the portrait", "text": "Asked by name"}
-TOWER_HEADINGS = {"text": "Language tower", "vision": "Vision tower", "connector": "Connector"}
+TOWER_HEADINGS = {
+    "text": "Language tower",
+    "vision": "Vision tower",
+    "projection": "Projection",
+    "resampler": "Resampler",
+}
 
 
 @dataclasses.dataclass(frozen=True)

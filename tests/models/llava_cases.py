@@ -132,13 +132,18 @@ def build_torch(case: Case, words) -> transformers.LlavaForConditionalGeneration
         **case.whole,
     )
     model = transformers.LlavaForConditionalGeneration(config).eval()
+    randomise(model)
+    return model
+
+
+def randomise(model) -> None:
+    """Give every parameter of a PyTorch model random numbers; norms scale by about 1."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             is_scale = "norm" in name and name.endswith("weight")
             parameter.copy_(1 + 0.2 * noise if is_scale else 0.2 * noise)
-    return model
 
 
 def save_processor(folder: Path, words, strategy: str = "default") -> None:

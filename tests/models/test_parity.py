@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import torch
 from llava_cases import forward
+from parity import TOLERANCE, check_logits, greedy
 
 from manu_jax.models import family
 from manu_jax.models.probe import text_weights
 from manu_jax.models.processing import patches_of
 from manu_jax.types import Probe, Sample
 
-# The bound of the issue; the differences are of the order of 1e-6.
-TOLERANCE = 1e-4
 # Of different lengths, so that the statistic sees padding.
 TWO = [llava_cases.PROMPTS[0], llava_cases.PROMPTS[0].replace("live", "live in Oslo")]
 
@@ -172,28 +171,6 @@ def check_inputs(inputs, batch):
             patches_of(pixels, llava_cases.PATCH) for pixels in inputs["pixel_values"].numpy()
         ]
         np.testing.assert_array_equal(patches, batch.patches_BIPC[batch.image_mask_BI])
-
-
-def check_logits(reference, inputs, output, batch):
-    with torch.no_grad():
-        expected = reference(**inputs).logits.numpy()
-    mask_BT = batch.attention_mask_BT
-    assert np.abs(expected[mask_BT]).max() > 1  # not a model that says nothing
-    np.testing.assert_allclose(
-        np.asarray(output.logits_BTV)[mask_BT], expected[mask_BT], atol=TOLERANCE, rtol=0
-    )
-
-
-def greedy(model, batch, steps):
-    length = batch.token_ids_BT.shape[1]
-    logits_BV, cache = jax.jit(lambda m, b: m.prefill(b, length + steps))(model, batch)
-    decode = jax.jit(lambda model, token_ids_B, cache: model.decode(token_ids_B, cache))
-    tokens, logits = [], []
-    for _ in range(steps):
-        logits.append(np.asarray(logits_BV))
-        tokens.append(logits[-1].argmax(axis=-1).astype(np.int32))
-        logits_BV, cache = decode(model, tokens[-1], cache)
-    return np.stack(tokens, axis=1), logits
 
 
 def reduce(z_TF, reduction):

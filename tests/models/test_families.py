@@ -1,0 +1,264 @@
+"""What holds for every family beside LLaVA-1.5, whose own tests go further: as in `transformers`.
+
+A family is a module of cases: how its tiny models are written, and where PyTorch keeps what ours
+measures. Tolerances are the issue's for logits (1e-4, in float32); differences are near 1e-5.
+"""
+
+import functools
+
+import idefics2_cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from llava_cases import forward
+from parity import TOLERANCE, check_logits, greedy
+from safetensors.numpy import load_file
+
+from manu_jax import masks, parallel
+from manu_jax.models import family
+from manu_jax.types import Probe
+
+FAMILIES = {"idefics2": idefics2_cases}
+CASES = [(name, case) for name, cases in FAMILIES.items() for case in cases.CASES]
+FIRST = [(name, next(iter(cases.CASES))) for name, cases in FAMILIES.items()]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Return a function: family and case → (cases, folder, PyTorch model, loaded)."""
+
+    @functools.cache
+    def build(name, case):
+        folder = tmp_path_factory.mktemp(f"{name}-{case}")
+        reference = FAMILIES[name].write_case(case, folder)
+        return FAMILIES[name], folder, reference, family.load(folder)
+
+    return build
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_ids_and_logits_equal_those_of_transformers(made, name, case):
+    cases, folder, reference, loaded = made(name, case)
+    images = cases.image_lists()
+    for side in ("left", "right"):
+        inputs = cases.torch_inputs(folder, side, images=images)
+        batch = loaded.batch(cases.PROMPTS, images, padding_side=side)
+        check_ids(inputs, batch)
+        check_logits(reference, inputs, forward(loaded.model, batch), batch)
+
+
+@pytest.mark.parametrize(("name", "case"), FIRST)
+def test_a_text_only_batch_runs_no_image_tower(made, name, case):
+    cases, folder, reference, loaded = made(name, case)
+    pairs = zip(cases.PROMPTS, cases.image_lists(), strict=True)
+    prompts = [prompt for prompt, images in pairs if not images]
+    inputs = cases.torch_inputs(folder, "right", prompts)
+    batch = loaded.batch(prompts)
+    check_ids(inputs, batch)
+    broken = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), loaded.model)
+    broken.text = loaded.model.text
+    check_logits(reference, inputs, forward(broken, batch), batch)
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_greedy_tokens_equal_those_of_generate(made, name, case):
+    cases, folder, reference, loaded = made(name, case)
+    images, steps = cases.image_lists(), 8
+    inputs = cases.torch_inputs(folder, "left", images=images)
+    with torch.no_grad():
+        expected = reference.generate(
+            **inputs, max_new_tokens=steps, do_sample=False, eos_token_id=None, pad_token_id=3
+        )
+    batch = loaded.batch(cases.PROMPTS, images, padding_side="left")
+    tokens_BT, _ = greedy(loaded.model, batch, steps)
+    assert tokens_BT.tolist() == expected[:, inputs["input_ids"].shape[1] :].tolist()
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_activations_and_gate_gradients_of_every_tower_equal_those_of_hooks(made, name, case):
+    """∂L/∂gate = Σ z·∂L/∂z over the example's tokens, for L a weighted sum of logits."""
+    cases, folder, reference, loaded = made(name, case)
+    images = cases.image_lists()
+    inputs = cases.torch_inputs(folder, "right", images=images)
+    batch = loaded.batch(cases.PROMPTS, images)
+    shape = (*batch.token_ids_BT.shape, loaded.config.text.vocabulary)
+    weights_BTV = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    weights_BTV *= batch.attention_mask_BT[..., None]
+    hooked = hook(cases, reference, inputs, weights_BTV)
+    assert set(hooked) == set(loaded.towers)
+    output = forward(loaded.model, batch, probe=Probe("mean"))
+    found = gate_gradients(loaded, batch, weights_BTV)
+    for tower, (num_layers, _) in loaded.towers.items():
+        assert len(hooked[tower]) == num_layers
+        for layer, (z, slope) in enumerate(hooked[tower]):
+            for row, tokens in enumerate(tokens_of_rows(cases, inputs, tower, z.shape[:2])):
+                z_TF, slope_TF = z[tokens], slope[tokens]
+                mean_F = z_TF.mean(axis=0) if len(z_TF) else np.zeros(z.shape[-1])
+                np.testing.assert_allclose(
+                    output.activations[tower][layer][row], mean_F, atol=TOLERANCE
+                )
+                # Sums over some hundred products of size 10.
+                np.testing.assert_allclose(
+                    found[tower][layer][row], (z_TF * slope_TF).sum(axis=0), atol=5e-3, rtol=1e-3
+                )
+
+
+@pytest.mark.parametrize(("name", "case"), FIRST)
+def test_fold_equals_gates_bit_for_bit_in_every_tower(made, name, case):
+    cases, _, _, loaded = made(name, case)
+    batch = loaded.batch(cases.PROMPTS, cases.image_lists())
+    random = np.random.default_rng(1)
+    mask = {tower: random.random(shape) < 0.3 for tower, shape in loaded.towers.items()}
+    gates = {tower: 1.0 - mask_LF for tower, mask_LF in mask.items()}
+    whole = forward(loaded.model, batch).logits_BTV
+    gated = forward(loaded.model, batch, gates).logits_BTV
+    folded = forward(masks.fold(loaded, mask).model, batch).logits_BTV
+    np.testing.assert_array_equal(np.asarray(folded), np.asarray(gated))
+    for tower in loaded.towers:
+        alone = forward(loaded.model, batch, {tower: gates[tower]}).logits_BTV
+        assert np.abs(alone - whole).max() > 1e-3, tower
+
+
+@pytest.mark.parametrize(("name", "case"), FIRST)
+def test_every_weight_changes_the_logits(made, name, case):
+    cases, _, _, loaded = made(name, case)
+    batch = loaded.batch(cases.PROMPTS, cases.image_lists())
+    mask_BT = batch.attention_mask_BT
+    before = forward(loaded.model, batch).logits_BTV[mask_BT]
+    leaves, structure = jax.tree.flatten(loaded.model)
+    unchanged = set()
+    for number, path in enumerate(family.shapes(loaded.model)):
+        leaf = np.asarray(leaves[number])
+        stacked = path.rsplit("_", 1)[1].startswith("L")
+        for layer in range(leaf.shape[0] if stacked else 1):
+            noise = np.random.default_rng(0).normal(0, 0.3, leaf.shape).astype(leaf.dtype)
+            if stacked:
+                noise[np.arange(len(leaf)) != layer] = 0
+            changed = structure.unflatten(leaves[:number] + [leaf + noise] + leaves[number + 1 :])
+            after = forward(changed, batch).logits_BTV[mask_BT]
+            if np.abs(after - before).max() < TOLERANCE:
+                unchanged.add(path)
+    # A bias on a key adds the same to all of a query's scores, where no rotation tells keys apart.
+    assert unchanged == cases.WITHOUT_EFFECT
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_what_is_saved_equals_what_was_loaded_and_transformers_loads_it(made, tmp_path, name, case):
+    cases, folder, reference, loaded = made(name, case)
+    family.save_pretrained(loaded, tmp_path / "out")
+    before, after = load_file(folder / "model.safetensors"), load_file(only(tmp_path / "out"))
+    assert {key: x.tobytes() for key, x in before.items()} == {
+        key: x.tobytes() for key, x in after.items()
+    }
+    again, info = type(reference).from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values())
+    images = cases.image_lists()
+    inputs = cases.torch_inputs(tmp_path / "out", "right", images=images)
+    with torch.no_grad():
+        assert torch.equal(reference(**inputs).logits, again(**inputs).logits)
+
+
+@pytest.mark.parametrize(("name", "case"), FIRST)
+def test_names_in_memory_load_as_well(made, tmp_path, name, case):
+    _, folder, reference, loaded = made(name, case)
+    reference.save_pretrained(tmp_path, save_original_format=False)
+    transformers.AutoProcessor.from_pretrained(folder, backend="pil").save_pretrained(tmp_path)
+    pairs = zip(
+        jax.tree.leaves(loaded.model), jax.tree.leaves(family.load(tmp_path).model), strict=True
+    )
+    assert all(np.array_equal(one, other) for one, other in pairs)
+
+
+@pytest.mark.parametrize(("name", "case"), FIRST)
+def test_features_in_place_of_patches_give_the_same_logits(made, name, case):
+    cases, _, _, loaded = made(name, case)
+    batch = loaded.batch(cases.PROMPTS, cases.image_lists())
+    features = jax.jit(lambda m, b: m.features(b.patches_BIPC, b.places_BIP2))(loaded.model, batch)
+    other = jax.tree.map(lambda x: x, batch)
+    other = type(batch)(
+        **{**vars(other), "patches_BIPC": None, "places_BIP2": None, "features_BIPE": features}
+    )
+    np.testing.assert_allclose(
+        forward(loaded.model, other).logits_BTV,
+        forward(loaded.model, batch).logits_BTV,
+        atol=1e-5,  # another program, another order of sums
+    )
+
+
+@pytest.mark.parametrize(("name", "case"), FIRST)
+def test_a_mesh_gives_the_numbers_of_one_device(made, name, case):
+    cases, folder, _, alone = made(name, case)
+    prompts, images = cases.PROMPTS + cases.PROMPTS[:1], cases.image_lists()
+    batch = alone.batch(prompts, images + images[:1])
+    expected = forward(alone.model, batch, None, Probe())
+    mesh = parallel.make_mesh(2, 2, 2)
+    split = family.load(folder, mesh=mesh)
+    with jax.set_mesh(mesh):
+        found = forward(split.model, parallel.put_batch(batch, mesh), None, Probe())
+    np.testing.assert_allclose(found.logits_BTV, expected.logits_BTV, atol=5e-5)
+    for tower in alone.towers:
+        np.testing.assert_allclose(found.activations[tower], expected.activations[tower], atol=2e-5)
+
+
+def only(folder):
+    (file,) = folder.glob("*.safetensors")
+    return file
+
+
+def check_ids(inputs, batch):
+    mask_BT = batch.attention_mask_BT
+    np.testing.assert_array_equal(inputs["attention_mask"].numpy(), mask_BT)
+    np.testing.assert_array_equal(inputs["input_ids"].numpy()[mask_BT], batch.token_ids_BT[mask_BT])
+
+
+def hook(cases, reference, inputs, weights_BTV):
+    """Return {tower: [(z, ∂L/∂z) of each layer, [rows or pictures, tokens, F]]}."""
+    kept: dict[str, list] = {}
+
+    def keep(_, arguments, tower):
+        (z,) = arguments
+        z.retain_grad()
+        kept.setdefault(tower, []).append(z)
+
+    handles = [
+        module.register_forward_pre_hook(functools.partial(keep, tower=cases.tower_of(name)))
+        for name, module in reference.named_modules()
+        if cases.tower_of(name)
+    ]
+    (reference(**inputs).logits * torch.tensor(weights_BTV)).sum().backward()
+    for handle in handles:
+        handle.remove()
+    return {
+        tower: [(z.detach().numpy(), z.grad.numpy()) for z in layers]
+        for tower, layers in kept.items()
+    }
+
+
+def tokens_of_rows(cases, inputs, tower, shape):
+    """Yield each prompt's tokens in a hooked array, as a bool array of its first two axes."""
+    if tower == "text":
+        for row, valid_T in enumerate(inputs["attention_mask"].numpy().astype(bool)):
+            chosen = np.zeros(shape, bool)
+            chosen[row] = valid_T
+            yield chosen
+        return
+    valid = cases.tokens_of_pictures(inputs, tower, shape[1])
+    for pictures in cases.pictures_of_rows(inputs):
+        chosen = np.zeros(shape, bool)
+        chosen[pictures] = valid[pictures]
+        yield chosen
+
+
+def gate_gradients(loaded, batch, weights_BTV):
+    """Return ∂L/∂gate of one set of gates per example. {tower: [L, B, F]}."""
+    rows = len(batch.token_ids_BT)
+    gates = {t: jnp.ones((layers, rows, F)) for t, (layers, F) in loaded.towers.items()}
+
+    @jax.jit
+    def total(gates):
+        return (loaded.model(batch, gates).logits_BTV * weights_BTV).sum()
+
+    return jax.grad(total)(gates)
