@@ -21,6 +21,7 @@ from manu_jax.models.layers import (
     Mlp,
     Remat,
     attend,
+    attend_by_head,
     project,
     random_weight,
     rms_norm,
@@ -146,12 +147,13 @@ def decoder_config(
 class Cache:
     """Keys and values of the tokens so far.
 
-    keys_LBSKH and values_LBSKH: slots [0, next_slot) are filled. valid_BS: True where a slot holds
+    keys_LBKSH and values_LBKSH: slots [0, next_slot) are filled. Heads come before tokens: what a
+    step reads of a layer lies as attention takes it. valid_BS: True where a slot holds
     a token that is not padding. positions_B: the position of each example's next token.
     """
 
-    keys_LBSKH: jax.Array
-    values_LBSKH: jax.Array
+    keys_LBKSH: jax.Array
+    values_LBKSH: jax.Array
     valid_BS: jax.Array
     positions_B: jax.Array
     next_slot: jax.Array
@@ -263,28 +265,31 @@ class Decoder(nnx.Module):
         valid_BS = cache.valid_BS | (slots_S == cache.next_slot)[None]
 
         def step(carry, xs):
-            h_B1D, keys_LBSKH, values_LBSKH = carry
+            h_B1D, keys_LBKSH, values_LBKSH = carry
             layer, window, index = xs
             q_B1NH, k_B1KH, v_B1KH = layer.heads(h_B1D, angles)
-            start = (index, 0, cache.next_slot, 0, 0)
-            keys_LBSKH = jax.lax.dynamic_update_slice(keys_LBSKH, k_B1KH[None], start)
-            values_LBSKH = jax.lax.dynamic_update_slice(values_LBSKH, v_B1KH[None], start)
+            start = (index, 0, 0, cache.next_slot, 0)
+            k_BK1H, v_BK1H = k_B1KH.swapaxes(1, 2), v_B1KH.swapaxes(1, 2)
+            keys_LBKSH = jax.lax.dynamic_update_slice(keys_LBKSH, k_BK1H[None], start)
+            values_LBKSH = jax.lax.dynamic_update_slice(values_LBKSH, v_BK1H[None], start)
             seen_BS = valid_BS
             if window is not None:
                 seen_BS = seen_BS & (cache.next_slot - slots_S < window)[None]
-            mixed_B1NH = attend(q_B1NH, keys_LBSKH[index], values_LBSKH[index], seen_BS[:, None])
+            mixed_B1NH = attend_by_head(
+                q_B1NH, keys_LBKSH[index], values_LBKSH[index], seen_BS[:, None]
+            )
             h_B1D, _ = layer.rest(h_B1D, mixed_B1NH)
-            return (h_B1D, keys_LBSKH, values_LBSKH), None
+            return (h_B1D, keys_LBKSH, values_LBKSH), None
 
         indices_L = jnp.arange(self.config.num_layers)
-        (h_B1D, keys_LBSKH, values_LBSKH), _ = jax.lax.scan(
+        (h_B1D, keys_LBKSH, values_LBKSH), _ = jax.lax.scan(
             step,
-            (h_B1D, cache.keys_LBSKH, cache.values_LBSKH),
+            (h_B1D, cache.keys_LBKSH, cache.values_LBKSH),
             (self.layers, self._windows_L(), indices_L),
         )
         h_B1D = rms_norm(h_B1D, self.norm_D[...], self.config.norm_epsilon)
         longer = Cache(
-            keys_LBSKH, values_LBSKH, valid_BS, cache.positions_B + 1, cache.next_slot + 1
+            keys_LBKSH, values_LBKSH, valid_BS, cache.positions_B + 1, cache.next_slot + 1
         )
         return h_B1D, longer
 

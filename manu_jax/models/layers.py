@@ -134,13 +134,19 @@ def attend(
     Each key head serves N / K query heads. mask_BTS: True where a query may look; a query that may
     look nowhere (a padding token) gets the plain mean of all values.
     """
+    return attend_by_head(q_BTNH, k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2), mask_BTS)
+
+
+def attend_by_head(
+    q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, mask_BTS: jax.Array | None
+) -> jax.Array:
+    """Return the same from keys and values that have their heads before their tokens."""
     B, T, N, H = q_BTNH.shape
-    K = k_BSKH.shape[2]
+    K = k_BKSH.shape[1]
     scaled_BTNH = q_BTNH * jnp.asarray(H**-0.5, q_BTNH.dtype)
     # Heads before tokens, so that the big products with [T, S] are plain matrix products: otherwise
     # the backward pass on CPU copies the scores transposed and takes half as long again.
     q_BKRH = scaled_BTNH.swapaxes(1, 2).reshape(B, K, N // K * T, H)
-    k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
     scores_BKRS = jnp.matmul(q_BKRH, k_BKSH.mT, preferred_element_type=jnp.float32)
     if mask_BTS is not None:
         lowest = jnp.finfo(jnp.float32).min

@@ -100,10 +100,10 @@ class Multimodal(nnx.Module):
             h_BTD, batch.attention_mask_BT, batch.positions_BT, remat="none", keep_keys=True
         )
         room = cache_length - h_BTD.shape[1]
-        longer = ((0, 0), (0, 0), (0, room), (0, 0), (0, 0))
+        longer = ((0, 0), (0, 0), (0, 0), (0, room), (0, 0))
         cache = Cache(
-            jnp.pad(keys_LBTKH, longer),
-            jnp.pad(values_LBTKH, longer),
+            jnp.pad(keys_LBTKH.swapaxes(2, 3), longer),
+            jnp.pad(values_LBTKH.swapaxes(2, 3), longer),
             jnp.pad(batch.attention_mask_BT, ((0, 0), (0, room))),
             jnp.asarray(batch.positions_BT)[:, -1] + 1,
             jnp.asarray(h_BTD.shape[1], jnp.int32),
