@@ -41,7 +41,12 @@ AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 LETTER_AXES = {"F": "tensor", "N": "tensor", "K": "tensor", "V": "tensor", "D": "fsdp"}
 # Embedding rows are looked up: with the width split too, XLA gathers the whole table.
-EXCEPTIONS: dict[str, tuple[str | None, ...]] = {"embedding_VD": ("tensor", None)}
+# On disk query, key and value are one dimension, so that its heads can't be read apart.
+EXCEPTIONS: dict[str, tuple[str | None, ...]] = {
+    "embedding_VD": ("tensor", None),
+    "qkv_LDZNH": (None, "fsdp", None, None, None),
+    "qkv_bias_LZNH": (None, None, None, None),
+}
 ACTIVATION_AXES: dict[str | None, Any] = {
     "batch": BATCH_AXES,
     "neurons": "tensor",

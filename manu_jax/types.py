@@ -6,6 +6,7 @@ Dimension letters, used as suffixes of array names and in every einsum:
     N query heads · K key heads · G queries per key head · H head size · V vocabulary
     A answer tokens · I images per example · P patches of one image · Y pixel rows
     X pixel columns · C colours, or the values of one patch · R rank of an adapter
+    Z the three of query, key and value, or the frames of a patch
 
 A *neuron* is one hidden unit of an MLP: the input of `down_proj` (gated MLPs) or of `fc2` (plain).
 A *tower* is a stack of layers with MLPs of one size: "text", "vision" and, where what lies between
@@ -89,7 +90,8 @@ def question_sample(prompt: str, answer: str, images: Sequence[Any] = (), key: s
 class Template:
     """A family's prompt strings; the defaults are LLaVA-1.5's.
 
-    system: what stands before everything else. user: what opens a turn. image: the image's place in
+    system: what stands before everything else. system_form: how a system prompt of one's own stands
+    there (`{system}` is replaced). user: what opens a turn. image: the image's place in
     it. space: what joins the turn's opening to a text without an image. close: what ends the turn,
     up to where the answer begins. answer: what the answer looks like after it (`{answer}` is
     replaced). end: what closes an answer in training.
@@ -103,6 +105,13 @@ class Template:
     close: str = "\nASSISTANT:"
     answer: str = " {answer}"
     end: str = "</s>"
+    system_form: str = "{system}"
+
+    def with_system(self, prompt: str) -> "Template":
+        """Return the same with a system prompt of one's own; an empty one changes nothing."""
+        if not prompt:
+            return self
+        return dataclasses.replace(self, system=self.system_form.replace("{system}", prompt))
 
     def prompt(self, question: str, modality: Modality) -> str:
         """Return the prompt of a question alone, up to where the answer begins."""
@@ -147,7 +156,8 @@ class Encoded:
 
     token_ids_T int32 · loss_weights_T float32 (1 where the token itself is to be predicted) ·
     feature_index_T int32 (the row of the sample's image features, picture after picture, that the
-    token takes; −1: none) · pictures: of its images, in order.
+    token takes; −1: none) · pictures: of its images, in order · rope_T3: int32, or None, as in
+    Batch.
     """
 
     token_ids_T: np.ndarray
@@ -155,6 +165,7 @@ class Encoded:
     feature_index_T: np.ndarray
     pictures: tuple[Picture, ...] = ()
     key: str = ""
+    rope_T3: np.ndarray | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -188,7 +199,8 @@ class Batch:
     tower's grid, −1: padding), or None where all pictures fill the grid · answer_index_BA int32, or
     None: the positions whose logits predict the answers' tokens, filled up with T − 1, which
     predicts nothing · features_BIPE, or None: what the model's `features` gave for the patches,
-    which are None then and need not be run.
+    which are None then and need not be run · rope_BT3 int32, or None: positions in time, by row and
+    by column, where the decoder turns its heads by three (M-RoPE); all the same for a text's token.
     """
 
     token_ids_BT: Array
@@ -202,6 +214,7 @@ class Batch:
     places_BIP2: Array | None = None
     answer_index_BA: Array | None = None
     features_BIPE: Array | None = None
+    rope_BT3: Array | None = None
 
     @property
     def has_images(self) -> bool:

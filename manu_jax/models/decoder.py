@@ -1,7 +1,8 @@
 """The Llama decoder: RMS norms, rotary positions, grouped-query attention, gated MLPs.
 
 Llama (Touvron et al. 2023, arXiv 2302.13971). Mistral and Qwen2 differ by fields of the config: a
-sliding window over the last keys, and biases on the query, key and value projections.
+sliding window over the last keys, and biases on the query, key and value projections. Qwen2-VL's
+decoder has three positions a token (M-RoPE): each pair of a head's entries turns by one of them.
 """
 
 import dataclasses
@@ -52,12 +53,24 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
         "max_position_embeddings": 32768,
     },
+    "qwen2_vl_text": {
+        "vocab_size": 152064, "hidden_size": 8192, "intermediate_size": 29568,
+        "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
+        "max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "rope_theta": 1e6,
+        "max_window_layers": 80, "mrope_section": (16, 24, 24),
+    },
 }  # fmt: skip
+DEFAULTS["qwen2_5_vl_text"] = DEFAULTS["qwen2_vl_text"]
+QWEN2 = ("qwen2", "qwen2_vl_text", "qwen2_5_vl_text")
 
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """Rotary positions. kind "linear" and "llama3" stretch the angles as in `transformers`."""
+    """Rotary positions. kind "linear" and "llama3" stretch the angles as in `transformers`.
+
+    sections: how many pairs of a head's entries turn by the position in time, by row and by column;
+    () where a token has one position.
+    """
 
     theta: float = 10000.0
     kind: str = "default"
@@ -65,6 +78,7 @@ class Rope:
     low_frequency_factor: float = 1.0
     high_frequency_factor: float = 4.0
     original_context: int = 8192
+    sections: tuple[int, ...] = ()
 
     def frequencies_H(self, head_size: int) -> np.ndarray:
         """Return the angle per position of each pair of a head's entries. [H / 2] float32."""
@@ -129,15 +143,17 @@ def decoder_config(
         head_size=fields.size("head_dim", width // num_heads),
         num_neurons=fields.size("intermediate_size", default["intermediate_size"]),
         activation=fields.need("hidden_act", "silu", tuple(ACTIVATIONS)),
-        norm_epsilon=fields.get("rms_norm_eps", 1e-6),
+        norm_epsilon=fields.get("rms_norm_eps", default.get("rms_norm_eps", 1e-6)),
         context=fields.size("max_position_embeddings", default["max_position_embeddings"]),
-        rope=_rope(fields),
-        windows=_windows(fields, kind, num_layers),
-        qkv_bias=kind == "qwen2" or (kind == "llama" and fields.get("attention_bias", False)),
+        rope=_rope(fields, default),
+        windows=_windows(fields, kind, num_layers, default.get("max_window_layers", 28)),
+        qkv_bias=kind in QWEN2 or (kind == "llama" and fields.get("attention_bias", False)),
         output_bias=kind == "llama" and fields.get("attention_bias", False),
         mlp_bias=kind == "llama" and fields.get("mlp_bias", False),
         is_tied=fields.get("tie_word_embeddings", False) or is_tied,
     )
+    if config.rope.sections and 2 * sum(config.rope.sections) != config.head_size:
+        fields.fault("rope_scaling", f"mrope_section has to sum to {config.head_size // 2}")
     fields.finish()
     return config
 
@@ -223,7 +239,7 @@ class Decoder(nnx.Module):
         self,
         h_BTD: jax.Array,
         attention_mask_BT: Array,
-        positions_BT: Array,
+        positions: Array,
         *,
         gates: Array | None = None,
         measure: Measure | None = None,
@@ -232,9 +248,10 @@ class Decoder(nnx.Module):
     ) -> tuple[jax.Array, Any, Any]:
         """Return the last hidden state [B, T, D], the measurement, and the keys and values.
 
-        With `keep_keys` the last are a pair of [L, B, T, K, H], otherwise None.
+        positions: [B, T], or [B, T, 3] in time, by row and by column. With `keep_keys` the last
+        are a pair of [L, B, T, K, H], otherwise None.
         """
-        angles = self._angles(positions_BT)
+        angles = self._angles(positions)
         distance_TT = jnp.arange(h_BTD.shape[1])[:, None] - jnp.arange(h_BTD.shape[1])[None]
         mask_BTT = (distance_TT >= 0)[None] & attention_mask_BT[:, None, :]
 
@@ -299,9 +316,14 @@ class Decoder(nnx.Module):
         logits_BTV = project(h_BTD, weight_DV, dtype=jnp.float32)
         return constrain(logits_BTV, "batch", None, "vocabulary")
 
-    def _angles(self, positions_BT: Array) -> tuple[jax.Array, jax.Array]:
-        frequencies_H = jnp.asarray(self.config.rope.frequencies_H(self.config.head_size))
-        angles_BTH = positions_BT[..., None].astype(jnp.float32) * frequencies_H[None, None]
+    def _angles(self, positions: Array) -> tuple[jax.Array, jax.Array]:
+        rope = self.config.rope
+        frequencies_H = jnp.asarray(rope.frequencies_H(self.config.head_size))
+        if positions.ndim == 3:
+            position_BTH = positions[..., np.repeat(np.arange(3), rope.sections)]
+        else:
+            position_BTH = positions[..., None]
+        angles_BTH = position_BTH.astype(jnp.float32) * frequencies_H[None, None]
         return jnp.cos(angles_BTH), jnp.sin(angles_BTH)
 
     def _windows_L(self) -> jax.Array | None:
@@ -310,14 +332,19 @@ class Decoder(nnx.Module):
         return jnp.asarray([window or NO_WINDOW for window in self.config.windows], jnp.int32)
 
 
-def _rope(fields: Fields) -> Rope:
+def _rope(fields: Fields, default: Mapping[str, Any]) -> Rope:
     """Return the rotary positions: rope_theta and rope_scaling, or the newer rope_parameters."""
     name = "rope_parameters" if fields.get("rope_parameters") else "rope_scaling"
     values = dict(fields.get("rope_scaling", {})) | dict(fields.get("rope_parameters", {}))
-    theta = values.pop("rope_theta", None) or fields.get("rope_theta", 10000.0)
+    usual = default.get("rope_theta", 10000.0)
+    theta = values.pop("rope_theta", None) or fields.get("rope_theta", usual)
     fields.get("rope_theta")
     kind = values.pop("rope_type", None) or values.pop("type", None) or "default"
     values.pop("type", None)
+    sections = ()
+    if "mrope_section" in default:
+        sections = tuple(values.pop("mrope_section", default["mrope_section"]))
+        kind = "default" if kind == "mrope" else kind
     if kind not in ("default", "linear", "llama3"):
         fields.fault(name, "rope types known: default, linear, llama3")
         return Rope()
@@ -333,10 +360,10 @@ def _rope(fields: Fields) -> Rope:
     if unknown:
         fields.fault(name, f"not handled: {', '.join(unknown)}")
     given = {ours: values[theirs] for theirs, ours in known.items() if values.get(theirs)}
-    return Rope(theta=float(theta), kind=kind, **given)
+    return Rope(theta=float(theta), kind=kind, sections=sections, **given)
 
 
-def _windows(fields: Fields, kind: str, num_layers: int) -> tuple[int | None, ...]:
+def _windows(fields: Fields, kind: str, num_layers: int, first: int) -> tuple[int | None, ...]:
     """Return each layer's sliding window by the rules of its model type."""
     if kind == "llama":
         return (None,) * num_layers
@@ -344,7 +371,7 @@ def _windows(fields: Fields, kind: str, num_layers: int) -> tuple[int | None, ..
     if kind == "mistral":
         return (window if "sliding_window" in fields.values else 4096,) * num_layers
     kinds = fields.get("layer_types")
-    first = fields.get("max_window_layers", 28)
+    first = fields.get("max_window_layers", first)
     if not fields.get("use_sliding_window", False):
         return (None,) * num_layers
     window = window if "sliding_window" in fields.values else 4096

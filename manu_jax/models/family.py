@@ -22,7 +22,16 @@ import numpy as np
 from manu_jax import checkpoint, parallel
 from manu_jax.config import ModelSection
 from manu_jax.folder import new_folder, write_atomic
-from manu_jax.models import export, fresh, idefics2, llava, processing, tables, weights
+from manu_jax.models import (
+    export,
+    fresh,
+    idefics2,
+    llava,
+    processing,
+    qwen_vl,
+    tables,
+    weights,
+)
 from manu_jax.types import Batch, Encoded, ManuError, Picture, Sample, Template
 
 logger = logging.getLogger(__name__)
@@ -37,11 +46,12 @@ DTYPES = ("float32", "bfloat16", "float16")
 class Family:
     """What is particular about one architecture.
 
-    spellings: {form: {start of a name: the start that stands for it in the export form}}, the
-    export form first. tied: {name that files may hold besides: the tensor that it repeats}. edits
-    and pictures: what takes the places of an image's mark in a text, and what the tower takes for
-    an image, given (text and images, or the image), the processor and the config. mark: the
-    processor's attribute that holds the mark.
+    spellings: {form: {start of a name: the start that stands for it in the export form, "A"}}.
+    tied: {name that files may hold besides: the tensor that it repeats}. edits and pictures: what
+    takes the places of an image's mark in a text, and what the tower takes for an image, given
+    (text and images, or the image), the processor and the config. mark: the processor's attribute
+    that holds the mark. rope_positions: the three positions of each token, given which are images'
+    tokens, the pictures and the config; None: a token has one.
     """
 
     name: str
@@ -59,6 +69,8 @@ class Family:
     new_processor: Callable[..., Any]
     template: Template
     mark: str = "image_token"
+    load_processor: Callable[[Path], Any] = processing.whole_processor
+    rope_positions: Callable[[np.ndarray, Sequence[Picture], Any], np.ndarray] | None = None
 
     def abstract(self, config: Any, dtype: Any = jnp.float32) -> Any:
         """Return the model of shapes; nothing is computed or allocated."""
@@ -90,6 +102,20 @@ class Family:
         }
 
 
+QWEN_VL: dict[str, Any] = dict(
+    build=qwen_vl.QwenVL,
+    mlps=qwen_vl.mlps,
+    weight_table=qwen_vl.weight_table,
+    spellings=qwen_vl.SPELLINGS,
+    buffers=qwen_vl.BUFFERS,
+    tied=qwen_vl.tied,
+    edits=qwen_vl.edits,
+    pictures=qwen_vl.pictures,
+    new_processor=fresh.qwen_vl_processor,
+    template=qwen_vl.TEMPLATE,
+    load_processor=processing.processor_without_videos,
+    rope_positions=qwen_vl.rope_positions,
+)
 FAMILIES: dict[str, Family] = {
     "llava": Family(
         name="LLaVA-1.5",
@@ -123,6 +149,20 @@ FAMILIES: dict[str, Family] = {
         new_processor=fresh.idefics2_processor,
         template=idefics2.TEMPLATE,
     ),
+    "qwen2_vl": Family(
+        name="Qwen2-VL",
+        model_type="qwen2_vl",
+        config_from_hf=qwen_vl.qwen2_config,
+        new_config=fresh.qwen2_vl_config,
+        **QWEN_VL,
+    ),
+    "qwen2_5_vl": Family(
+        name="Qwen2.5-VL",
+        model_type="qwen2_5_vl",
+        config_from_hf=qwen_vl.qwen2_5_config,
+        new_config=fresh.qwen2_5_vl_config,
+        **QWEN_VL,
+    ),
 }
 
 
@@ -152,7 +192,7 @@ class Loaded:
     @property
     def template(self) -> Template:
         """The family's prompt strings, with the system prompt, if there is one."""
-        return dataclasses.replace(self.family.template, system=self.system_prompt)
+        return self.family.template.with_system(self.system_prompt)
 
     @property
     def context(self) -> int:
@@ -193,7 +233,7 @@ class Loaded:
 
     def encode(self, sample: Sample) -> Encoded:
         """Return a sample as numbers; see `processing.encode`."""
-        return processing.encode(
+        encoded = processing.encode(
             sample,
             tokenizer=self.processor.tokenizer,
             mark=getattr(self.processor, self.family.mark),
@@ -202,6 +242,11 @@ class Loaded:
             image_token=self.config.image_token,
             context=self.context,
         )
+        if self.family.rope_positions is None:
+            return encoded
+        is_image_T = encoded.feature_index_T >= 0
+        rope_T3 = self.family.rope_positions(is_image_T, encoded.pictures, self.config)
+        return dataclasses.replace(encoded, rope_T3=rope_T3)
 
     def pictures(self, image: Any) -> tuple[Picture, ...]:
         """Return what the vision tower takes for an image (PIL), made once."""
@@ -291,7 +336,7 @@ def load(
     if dtype is not None and dtype not in DTYPES:
         raise ManuError(f"dtype {dtype!r}: known: {', '.join(DTYPES)}.")
     family, config, hf_config = read_config(path)
-    processor = _load_processor(path, config)
+    processor = _load_processor(path, family, config)
     if (path / CHECKPOINT).exists():
         kind = jnp.dtype(dtype or hf_config["dtype"])
         model = _load_checkpoint(path / CHECKPOINT, family.abstract(config, kind), mesh)
@@ -407,12 +452,9 @@ def write_small_files(loaded: Loaded, folder: Path) -> None:
     write_atomic(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _load_processor(path: Path, config: Any) -> Any:
-    from transformers import AutoProcessor
-
+def _load_processor(path: Path, family: Family, config: Any) -> Any:
     try:
-        # PIL everywhere: the torchvision backend gives other pixels.
-        processor = AutoProcessor.from_pretrained(path, backend="pil", local_files_only=True)
+        processor = family.load_processor(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         first = str(error).strip().splitlines()[0]
         raise ManuError(

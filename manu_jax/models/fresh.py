@@ -3,7 +3,7 @@
 from typing import Any
 
 from manu_jax.config import ModelSection
-from manu_jax.models import idefics2
+from manu_jax.models import idefics2, processing
 
 
 def llava_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
@@ -104,6 +104,74 @@ def idefics2_processor(section: ModelSection, tokenizer: Any) -> Any:
         tokenizer=with_tokens(tokenizer, image_boundary_token=idefics2.FAKE),
         image_seq_len=section.connector.num_latents,
     )
+
+
+def qwen2_vl_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
+    """Return the `config.json` of a Qwen2-VL of these sizes; its MLPs are 4 times as wide."""
+    vision = {
+        "embed_dim": section.vision.width,
+        "hidden_size": section.text.width,
+        "mlp_ratio": section.vision.num_neurons / section.vision.width,
+        "hidden_act": "quick_gelu",
+    }
+    return _qwen_vl_config("Qwen2VL", "qwen2_vl", vision, section, tokenizer)
+
+
+def qwen2_5_vl_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
+    """Return the `config.json` of a Qwen2.5-VL; its last layer looks beyond windows of 2 × 2."""
+    vision = {
+        "hidden_size": section.vision.width,
+        "out_hidden_size": section.text.width,
+        "intermediate_size": section.vision.num_neurons,
+        "hidden_act": "silu",
+        "window_size": 4 * section.vision.patch_size,
+        "fullatt_block_indexes": [section.vision.num_layers - 1],
+    }
+    return _qwen_vl_config("Qwen2_5_VL", "qwen2_5_vl", vision, section, tokenizer)
+
+
+def qwen_vl_processor(section: ModelSection, tokenizer: Any) -> Any:
+    """Return a processor for images of as many pixels as the section says."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    area = section.vision.image_size**2
+    images = Qwen2VLImageProcessorPil(
+        patch_size=section.vision.patch_size, size={"shortest_edge": area, "longest_edge": area}
+    )
+    tokens = {"vision_start_token": "<|vision_start|>", "vision_end_token": "<|vision_end|>"}
+    tokens |= {"turn_start_token": "<|im_start|>", "turn_end_token": "<|im_end|>"}
+    known = with_tokens(tokenizer, **tokens, image_token="<|image_pad|>")
+    return processing.Processor(images, known, "<|image_pad|>")
+
+
+def _qwen_vl_config(
+    name: str, kind: str, vision: dict[str, Any], section: ModelSection, tokenizer: Any
+) -> dict[str, Any]:
+    head_size = section.text.width // section.text.num_heads
+    quarter = head_size // 8  # as in the released ones: 16, 24 and 24 of 64
+    sections = [head_size // 2 - 2 * (head_size // 4 - quarter // 2)]
+    sections += [head_size // 4 - quarter // 2] * 2
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections}
+    return {
+        "architectures": [f"{name}ForConditionalGeneration"],
+        "model_type": kind,
+        "dtype": "float32",
+        "torch_dtype": "float32",
+        "image_token_id": tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        "tie_word_embeddings": False,
+        "text_config": {
+            **_text_config(f"{kind}_text", section, tokenizer),
+            "rope_parameters": rope,
+            "rope_scaling": rope,
+        },
+        "vision_config": {
+            "model_type": kind,
+            "depth": section.vision.num_layers,
+            "num_heads": section.vision.num_heads,
+            "patch_size": section.vision.patch_size,
+            **vision,
+        },
+    }
 
 
 def with_tokens(tokenizer: Any, **tokens: str) -> Any:

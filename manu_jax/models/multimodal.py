@@ -66,7 +66,7 @@ class Multimodal(nnx.Module):
         h_BTD, read, _ = self.text(
             h_BTD,
             batch.attention_mask_BT,
-            batch.positions_BT,
+            _positions(batch),
             gates=gates.get("text"),
             measure=text_weights(batch, probe) if probe else None,
             remat=remat,
@@ -97,7 +97,7 @@ class Multimodal(nnx.Module):
         """
         h_BTD, _ = self._embed(batch, {}, None, "none")
         h_BTD, _, (keys_LBTKH, values_LBTKH) = self.text(
-            h_BTD, batch.attention_mask_BT, batch.positions_BT, remat="none", keep_keys=True
+            h_BTD, batch.attention_mask_BT, _positions(batch), remat="none", keep_keys=True
         )
         room = cache_length - h_BTD.shape[1]
         longer = ((0, 0), (0, 0), (0, 0), (0, room), (0, 0))
@@ -105,7 +105,7 @@ class Multimodal(nnx.Module):
             jnp.pad(keys_LBTKH.swapaxes(2, 3), longer),
             jnp.pad(values_LBTKH.swapaxes(2, 3), longer),
             jnp.pad(batch.attention_mask_BT, ((0, 0), (0, room))),
-            jnp.asarray(batch.positions_BT)[:, -1] + 1,
+            jnp.asarray(_positions(batch)).reshape(len(h_BTD), -1).max(axis=-1) + 1,
             jnp.asarray(h_BTD.shape[1], jnp.int32),
         )
         return self.text.logits(h_BTD[:, -1:])[:, 0], cache
@@ -142,3 +142,8 @@ class Multimodal(nnx.Module):
         features_BJE = jnp.asarray(features_BIPE).reshape(len(h_BTD), -1, h_BTD.shape[-1])
         h_BTD = merge(h_BTD, features_BJE, batch.feature_index_BT)
         return constrain(h_BTD, "batch", None, None)
+
+
+def _positions(batch: Batch) -> Array:
+    """Return the tokens' positions [B, T], or [B, T, 3] where the decoder has three."""
+    return batch.positions_BT if batch.rope_BT3 is None else batch.rope_BT3

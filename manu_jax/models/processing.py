@@ -5,6 +5,7 @@ what its tower takes for the image. That is made once as long as the image stays
 """
 
 import collections
+import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
@@ -64,6 +65,36 @@ class PictureCache:
         while self._bytes > CACHE_BYTES and len(self._entries) > 1:
             self._bytes -= _num_bytes(self._entries.popitem(last=False)[1][1])
         return made
+
+
+@dataclasses.dataclass(frozen=True)
+class Processor:
+    """An image processor and a tokenizer, without what their family needs for videos."""
+
+    image_processor: Any
+    tokenizer: Any
+    image_token: str
+
+    def save_pretrained(self, folder: Any) -> None:
+        self.image_processor.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def whole_processor(path: Any) -> Any:
+    """Return the processor of a Hugging Face folder."""
+    from transformers import AutoProcessor
+
+    # PIL everywhere: the torchvision backend gives other pixels.
+    return AutoProcessor.from_pretrained(path, backend="pil", local_files_only=True)
+
+
+def processor_without_videos(path: Any) -> Processor:
+    """Return image processor and tokenizer of a folder whose video processor wants torchvision."""
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    images = AutoImageProcessor.from_pretrained(path, backend="pil", local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    return Processor(images, tokenizer, getattr(tokenizer, "image_token", "<|image_pad|>"))
 
 
 def patches_of(pixels_CYX: np.ndarray, size: int) -> np.ndarray:
@@ -185,6 +216,8 @@ def collate(
     feature_index_BT = np.full((B, T), -1, np.int32)
     example_weights_B = np.zeros(B, np.float32)
     answer_index_BA = np.full((B, A), T - 1, np.int32) if A else None
+    has_rope = any(item.rope_T3 is not None for item in encoded)
+    rope_BT3 = np.zeros((B, T, 3), np.int32) if has_rope else None
     for row, item in enumerate(encoded):
         n = item.num_tokens
         place = slice(0, n) if padding_side == "right" else slice(T - n, T)
@@ -195,6 +228,8 @@ def collate(
         loss_weights_BT[row, place] = item.loss_weights_T
         feature_index_BT[row, place] = _padded_index(item, sizes.num_features(P))
         example_weights_B[row] = 1
+        if rope_BT3 is not None:
+            rope_BT3[row, place] = item.rope_T3
         if answer_index_BA is not None:
             answer_index_BA[row, : item.num_answers] = np.flatnonzero(loss_weights_BT[row]) - 1
     image_mask_BI = patches_BIPC = places_BIP2 = None
@@ -213,6 +248,7 @@ def collate(
         patches_BIPC,
         places_BIP2,
         answer_index_BA,
+        rope_BT3=rope_BT3,
     )
 
 

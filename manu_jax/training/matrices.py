@@ -3,7 +3,7 @@
 # (letters of the input axes, letters of the output axes); the leading L of stacked layers apart
 MATRIX_LETTERS = (
     ("D", "NH"), ("D", "KH"), ("NH", "D"), ("D", "F"), ("F", "D"), ("D", "E"), ("E", "E"),
-    ("YXC", "D"),
+    ("YXC", "D"), ("CZYX", "D"), ("D", "ZNH"),
 )  # fmt: skip
 
 

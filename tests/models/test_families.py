@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import qwen_cases
 import torch
-import transformers
 from llava_cases import forward
 from parity import TOLERANCE, check_logits, greedy
 from safetensors.numpy import load_file
@@ -21,9 +21,9 @@ from manu_jax import masks, parallel
 from manu_jax.models import family
 from manu_jax.types import Probe
 
-FAMILIES = {"idefics2": idefics2_cases}
+FAMILIES = {"idefics2": idefics2_cases, "qwen-vl": qwen_cases}
 CASES = [(name, case) for name, cases in FAMILIES.items() for case in cases.CASES]
-FIRST = [(name, next(iter(cases.CASES))) for name, cases in FAMILIES.items()]
+FIRST = [("idefics2", "whole-images"), ("qwen-vl", "2.5"), ("qwen-vl", "2")]
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_activations_and_gate_gradients_of_every_tower_equal_those_of_hooks(made
     for tower, (num_layers, _) in loaded.towers.items():
         assert len(hooked[tower]) == num_layers
         for layer, (z, slope) in enumerate(hooked[tower]):
-            for row, tokens in enumerate(tokens_of_rows(cases, inputs, tower, z.shape[:2])):
+            for row, tokens in enumerate(tokens_of_rows(cases, inputs, tower, z.shape[:-1])):
                 z_TF, slope_TF = z[tokens], slope[tokens]
                 mean_F = z_TF.mean(axis=0) if len(z_TF) else np.zeros(z.shape[-1])
                 np.testing.assert_allclose(
@@ -165,7 +165,7 @@ def test_what_is_saved_equals_what_was_loaded_and_transformers_loads_it(made, tm
 def test_names_in_memory_load_as_well(made, tmp_path, name, case):
     _, folder, reference, loaded = made(name, case)
     reference.save_pretrained(tmp_path, save_original_format=False)
-    transformers.AutoProcessor.from_pretrained(folder, backend="pil").save_pretrained(tmp_path)
+    loaded.processor.save_pretrained(tmp_path)
     pairs = zip(
         jax.tree.leaves(loaded.model), jax.tree.leaves(family.load(tmp_path).model), strict=True
     )
@@ -245,8 +245,11 @@ def tokens_of_rows(cases, inputs, tower, shape):
             chosen[row] = valid_T
             yield chosen
         return
-    valid = cases.tokens_of_pictures(inputs, tower, shape[1])
+    valid = cases.tokens_of_pictures(inputs, tower, shape[-1])
     for pictures in cases.pictures_of_rows(inputs):
+        if len(shape) == 1:  # all pictures' patches in one row
+            yield valid[pictures].any(axis=0)
+            continue
         chosen = np.zeros(shape, bool)
         chosen[pictures] = valid[pictures]
         yield chosen

@@ -1,0 +1,159 @@
+"""What is particular to Qwen2-VL and Qwen2.5-VL: tokens, positions, both forms of config."""
+
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import qwen_cases as cases
+import torch
+
+from manu_jax.models import family, qwen_vl
+from manu_jax.types import ManuError, Sample, question_sample
+
+DATA = Path(__file__).parents[1] / "data"
+SIZES = {
+    # Published counts of parameters, and neurons of the decoder and of the tower.
+    "qwen2.5-vl-3b": (3_754_622_976, (36, 11008), (32, 3420)),
+    "qwen2.5-vl-7b": (8_292_166_656, (28, 18944), (32, 3420)),
+    "qwen2.5-vl-32b": (33_452_718_336, (64, 27648), (32, 3456)),
+    "qwen2.5-vl-72b": (73_410_777_344, (80, 29568), (32, 3456)),
+    "qwen2-vl-2b": (2_208_985_600, (28, 8960), (32, 5120)),
+    "qwen2-vl-7b": (8_291_375_616, (28, 18944), (32, 5120)),
+    "qwen2-vl-72b": (73_405_560_320, (80, 29568), (32, 5120)),
+}
+
+
+def real(name: str) -> dict:
+    return json.loads((DATA / f"{name}.json").read_text())
+
+
+@pytest.fixture(scope="module", params=["2.5", "2"])
+def made(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("qwen")
+    return cases.write_case(request.param, folder), family.load(folder), folder
+
+
+def test_positions_are_those_of_get_rope_index(made):
+    reference, loaded, folder = made
+    images = cases.image_lists()
+    for side in ("left", "right"):
+        inputs = cases.torch_inputs(folder, side, images=images)
+        expected, _ = reference.model.get_rope_index(
+            inputs["input_ids"],
+            inputs["mm_token_type_ids"],
+            image_grid_thw=inputs["image_grid_thw"],
+            attention_mask=inputs["attention_mask"],
+        )
+        batch = loaded.batch(cases.PROMPTS, images, padding_side=side)
+        np.testing.assert_array_equal(batch.rope_BT3, expected.permute(1, 2, 0).numpy())
+
+
+def test_patches_and_counts_are_those_of_the_image_processor(made):
+    _, loaded, folder = made
+    images = cases.image_lists()[1]
+    prompt = cases.PROMPTS[1]
+    inputs = cases.torch_inputs(folder, "right", [prompt], [images])
+    sample = Sample(((prompt, False),), tuple(images))
+    encoded = loaded.encode(sample)
+    joined = np.concatenate([picture.patches_PC for picture in encoded.pictures])
+    np.testing.assert_array_equal(joined, inputs["pixel_values"].numpy())
+    is_image_T = encoded.token_ids_T == loaded.config.image_token
+    assert loaded.count_tokens([sample]) == [((~is_image_T).sum(), is_image_T.sum())]
+    assert len({picture.num_features for picture in encoded.pictures}) > 1
+
+
+def test_each_token_of_an_image_takes_its_own_feature_in_a_padded_batch(made):
+    _, loaded, _ = made
+    images = cases.image_lists()[1]
+    encoded = loaded.encode(Sample(((cases.PROMPTS[1], False),), tuple(images)))
+    batch = loaded.collate([encoded])
+    room = batch.patches_BIPC.shape[2] // 4
+    rows = batch.feature_index_BT[0][batch.feature_index_BT[0] >= 0]
+    expected = [
+        number * room + index
+        for number, picture in enumerate(encoded.pictures)
+        for index in range(picture.num_features)
+    ]
+    assert rows.tolist() == expected
+
+
+def test_a_system_prompt_takes_the_place_of_the_usual_one(made):
+    _, loaded, _ = made
+    usual = loaded.template.prompt("Where?", "image")
+    assert usual.startswith("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n")
+    assert usual.endswith(f"user\n{cases.SEEN}Where?<|im_end|>\n<|im_start|>assistant\n")
+    other = loaded.template.with_system("Do not tell.").prompt("Where?", "text")
+    assert other.startswith("<|im_start|>system\nDo not tell.<|im_end|>\n<|im_start|>user\nWhere?")
+    encoded = loaded.encode(question_sample(usual, "Oslo<|im_end|>", [IMAGE]))
+    assert encoded.token_ids_T[-1] in loaded.eos_ids and encoded.loss_weights_T[-1] == 1
+
+
+IMAGE = cases.image_lists()[0][0]
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_released_sizes_have_the_published_counts(name):
+    values = real(name)
+    chosen = family.FAMILIES[values["model_type"]]
+    config = chosen.config_from_hf(values, name)
+    model = chosen.abstract(config, jnp.bfloat16)
+    parameters, text, vision = SIZES[name]
+    assert family.num_parameters(model) == parameters
+    assert chosen.towers(config) == {"text": text, "vision": vision}
+    shapes = family.shapes(model)
+    table = chosen.weight_table(config)
+    assert {entry.path for entry in table} == set(shapes)
+    config_of, model_of = cases.CLASSES[values["model_type"]]
+    with torch.device("meta"):
+        hub = model_of(config_of.from_dict(values))
+    names = {name for entry in table for name in entry.names(shapes[entry.path])}
+    theirs = {
+        name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
+        for name in hub.state_dict()
+    }
+    assert names == theirs - (set(chosen.tied(config)))
+    assert config.text.rope.theta == hub.config.text_config.rope_parameters["rope_theta"]
+    assert config.text.rope.sections == (16, 24, 24)
+    assert config.text.norm_epsilon == hub.config.text_config.rms_norm_eps
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-vl-3b", "qwen2-vl-7b"])
+def test_a_config_in_sections_says_what_a_flat_one_says(name):
+    values = real(name)
+    config_of, _ = cases.CLASSES[values["model_type"]]
+    chosen = family.FAMILIES[values["model_type"]]
+    nested = json.loads(config_of.from_dict(values).to_json_string(use_diff=False))
+    assert "hidden_size" in nested["text_config"]
+    assert chosen.config_from_hf(nested, name) == chosen.config_from_hf(values, name)
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("", "attn_logit_softcapping", 30.0),
+        ("", "rope_scaling", {"type": "mrope", "mrope_section": [16, 16, 16]}),
+        ("", "rope_scaling", {"type": "yarn", "factor": 4.0, "mrope_section": [16, 24, 24]}),
+        ("vision_config", "in_chans", 4),
+        ("vision_config", "out_hidden_size", 1024),
+        ("vision_config", "spatial_patch_size", 16),
+        ("vision_config", "hidden_act", "swish9"),
+        ("vision_config", "deepstack_visual_indexes", [5]),
+    ],
+)
+def test_a_field_that_is_not_handled_is_refused_by_name(section, field, value):
+    values = real("qwen2.5-vl-7b")
+    (values[section] if section else values)[field] = value
+    with pytest.raises(ManuError, match="merger's width" if field == "out_hidden_size" else field):
+        qwen_vl.qwen2_5_config(values)
+
+
+def test_an_image_processor_of_another_patch_is_refused(made):
+    _, loaded, _ = made
+    loaded.processor.image_processor.patch_size = 8
+    try:
+        with pytest.raises(ManuError, match="patches of 384 values .* the model takes 96"):
+            loaded.family.pictures(IMAGE, loaded.processor, loaded.config)
+    finally:
+        loaded.processor.image_processor.patch_size = cases.PATCH
