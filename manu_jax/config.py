@@ -115,7 +115,8 @@ class ModelSection(Section):
     path: str | None = None  # a Hugging Face folder (or a folder made by tools/convert/from_hf.py)
     retrained_path: str | None = None  # a model that never saw the forget people, to compare with
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # None: as on disk
-    family: Literal["llava", "idefics2", "qwen2_vl", "qwen2_5_vl"] = "llava"  # of the tiny one
+    # Of the tiny one
+    family: Literal["llava", "idefics2", "qwen2_vl", "qwen2_5_vl", "idefics3", "smolvlm"] = "llava"
     vision: VisionSize = VisionSize()
     connector: ConnectorSize = ConnectorSize()
     text: TextSize = TextSize()
@@ -125,12 +126,12 @@ class ModelSection(Section):
         if self.family == "idefics2":
             heads = self.connector.num_heads
             _check_divides("text.width", self.text.width, "connector.num_heads", heads)
-        if self.family in ("qwen2_vl", "qwen2_5_vl"):
-            vision = self.vision
-            parts = 4 * vision.num_heads
-            _check_divides("vision.width", vision.width, "4 · vision.num_heads", parts)
-            pair = 2 * vision.patch_size
-            _check_divides("vision.image_size", vision.image_size, "2 · vision.patch_size", pair)
+        if self.family.startswith("qwen2"):
+            parts = 4 * self.vision.num_heads
+            _check_divides("vision.width", self.vision.width, "4 · vision.num_heads", parts)
+        if self.family not in ("llava", "idefics2"):  # those that join squares of four patches
+            sizes = self.vision.image_size, 2 * self.vision.patch_size
+            _check_divides("vision.image_size", sizes[0], "2 · vision.patch_size", sizes[1])
         return self
 
 

@@ -26,6 +26,7 @@ from manu_jax.models import (
     export,
     fresh,
     idefics2,
+    idefics3,
     llava,
     processing,
     qwen_vl,
@@ -51,7 +52,8 @@ class Family:
     takes the places of an image's mark in a text, and what the tower takes for an image, given
     (text and images, or the image), the processor and the config. mark: the processor's attribute
     that holds the mark. rope_positions: the three positions of each token, given which are images'
-    tokens, the pictures and the config; None: a token has one.
+    tokens, the pictures and the config; None: a token has one. template_of: the prompt strings by
+    the tokenizer, where not all models of the family have the same.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Family:
     mark: str = "image_token"
     load_processor: Callable[[Path], Any] = processing.whole_processor
     rope_positions: Callable[[np.ndarray, Sequence[Picture], Any], np.ndarray] | None = None
+    template_of: Callable[[Any], Template] | None = None
 
     def abstract(self, config: Any, dtype: Any = jnp.float32) -> Any:
         """Return the model of shapes; nothing is computed or allocated."""
@@ -113,8 +116,26 @@ QWEN_VL: dict[str, Any] = dict(
     pictures=qwen_vl.pictures,
     new_processor=fresh.qwen_vl_processor,
     template=qwen_vl.TEMPLATE,
-    load_processor=processing.processor_without_videos,
+    load_processor=functools.partial(
+        processing.processor_without_videos, image_token="<|image_pad|>"
+    ),
     rope_positions=qwen_vl.rope_positions,
+)
+IDEFICS3: dict[str, Any] = dict(
+    build=idefics3.Idefics3,
+    mlps=idefics3.mlps,
+    weight_table=idefics3.weight_table,
+    spellings=idefics3.SPELLINGS,
+    buffers=idefics3.BUFFERS,
+    tied=idefics3.tied,
+    edits=idefics3.edits,
+    pictures=idefics3.pictures,
+    new_processor=fresh.idefics3_processor,
+    template=idefics3.TEMPLATE,
+    template_of=idefics3.template_of,
+    load_processor=functools.partial(
+        processing.processor_without_videos, image_token=idefics3.MARK
+    ),
 )
 FAMILIES: dict[str, Family] = {
     "llava": Family(
@@ -163,6 +184,20 @@ FAMILIES: dict[str, Family] = {
         new_config=fresh.qwen2_5_vl_config,
         **QWEN_VL,
     ),
+    "idefics3": Family(
+        name="Idefics3",
+        model_type="idefics3",
+        config_from_hf=idefics3.idefics3_config,
+        new_config=functools.partial(fresh.idefics3_config, name="Idefics3"),
+        **IDEFICS3,
+    ),
+    "smolvlm": Family(
+        name="SmolVLM",
+        model_type="smolvlm",
+        config_from_hf=idefics3.smolvlm_config,
+        new_config=functools.partial(fresh.idefics3_config, name="SmolVLM"),
+        **IDEFICS3,
+    ),
 }
 
 
@@ -192,7 +227,9 @@ class Loaded:
     @property
     def template(self) -> Template:
         """The family's prompt strings, with the system prompt, if there is one."""
-        return self.family.template.with_system(self.system_prompt)
+        family = self.family
+        template = family.template_of(self.processor.tokenizer) if family.template_of else None
+        return (template or family.template).with_system(self.system_prompt)
 
     @property
     def context(self) -> int:

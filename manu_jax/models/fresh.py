@@ -3,7 +3,7 @@
 from typing import Any
 
 from manu_jax.config import ModelSection
-from manu_jax.models import idefics2, processing
+from manu_jax.models import idefics2, idefics3, processing
 
 
 def llava_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def llava_processor(section: ModelSection, tokenizer: Any) -> Any:
 
 def idefics2_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
     """Return the `config.json` of a model of these sizes; its decoder looks back without end."""
-    vision, connector = section.vision, section.connector
+    connector = section.connector
     return {
         "architectures": ["Idefics2ForConditionalGeneration"],
         "model_type": "idefics2",
@@ -66,17 +66,7 @@ def idefics2_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
             **_text_config("mistral", section, tokenizer),
             "sliding_window": None,
         },
-        "vision_config": {
-            "model_type": "idefics2_vision",
-            "hidden_size": vision.width,
-            "intermediate_size": vision.num_neurons,
-            "num_hidden_layers": vision.num_layers,
-            "num_attention_heads": vision.num_heads,
-            "image_size": vision.image_size,
-            "patch_size": vision.patch_size,
-            "hidden_act": "gelu_pytorch_tanh",
-            "layer_norm_eps": 1e-6,
-        },
+        "vision_config": _siglip_config("idefics2_vision", section),
         "perceiver_config": {
             "model_type": "idefics2_perceiver",
             "hidden_act": "silu",
@@ -104,6 +94,31 @@ def idefics2_processor(section: ModelSection, tokenizer: Any) -> Any:
         tokenizer=with_tokens(tokenizer, image_boundary_token=idefics2.FAKE),
         image_seq_len=section.connector.num_latents,
     )
+
+
+def idefics3_config(section: ModelSection, tokenizer: Any, name: str) -> dict[str, Any]:
+    """Return the `config.json` of an "Idefics3" or "SmolVLM" of these sizes."""
+    return {
+        "architectures": [f"{name}ForConditionalGeneration"],
+        "model_type": name.lower(),
+        "dtype": "float32",
+        "torch_dtype": "float32",
+        "image_token_id": tokenizer.convert_tokens_to_ids(idefics3.MARK),
+        "scale_factor": 2,
+        "tie_word_embeddings": False,
+        "text_config": _text_config("llama", section, tokenizer),
+        "vision_config": _siglip_config(f"{name.lower()}_vision", section),
+    }
+
+
+def idefics3_processor(section: ModelSection, tokenizer: Any) -> Any:
+    """Return a processor for images of the section's size, which are not split."""
+    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+    size = {"longest_edge": section.vision.image_size}
+    images = Idefics3ImageProcessorPil(size=size, max_image_size=size, do_image_splitting=False)
+    tokens = {"fake": idefics3.FAKE, "whole": "<global-img>", "end": idefics3.TEMPLATE.end}
+    return processing.Processor(images, with_tokens(tokenizer, **tokens), idefics3.MARK)
 
 
 def qwen2_vl_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
@@ -188,6 +203,21 @@ def with_tokens(tokenizer: Any, **tokens: str) -> Any:
         padding_side=tokenizer.padding_side,
         clean_up_tokenization_spaces=False,
     )
+
+
+def _siglip_config(kind: str, section: ModelSection) -> dict[str, Any]:
+    vision = section.vision
+    return {
+        "model_type": kind,
+        "hidden_size": vision.width,
+        "intermediate_size": vision.num_neurons,
+        "num_hidden_layers": vision.num_layers,
+        "num_attention_heads": vision.num_heads,
+        "image_size": vision.image_size,
+        "patch_size": vision.patch_size,
+        "hidden_act": "gelu_pytorch_tanh",
+        "layer_norm_eps": 1e-6,
+    }
 
 
 def _text_config(kind: str, section: ModelSection, tokenizer: Any) -> dict[str, Any]:

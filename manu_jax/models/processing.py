@@ -88,13 +88,13 @@ def whole_processor(path: Any) -> Any:
     return AutoProcessor.from_pretrained(path, backend="pil", local_files_only=True)
 
 
-def processor_without_videos(path: Any) -> Processor:
+def processor_without_videos(path: Any, image_token: str) -> Processor:
     """Return image processor and tokenizer of a folder whose video processor wants torchvision."""
     from transformers import AutoImageProcessor, AutoTokenizer
 
     images = AutoImageProcessor.from_pretrained(path, backend="pil", local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    return Processor(images, tokenizer, getattr(tokenizer, "image_token", "<|image_pad|>"))
+    return Processor(images, tokenizer, getattr(tokenizer, "image_token", image_token))
 
 
 def patches_of(pixels_CYX: np.ndarray, size: int) -> np.ndarray:
@@ -228,7 +228,7 @@ def collate(
         loss_weights_BT[row, place] = item.loss_weights_T
         feature_index_BT[row, place] = _padded_index(item, sizes.num_features(P))
         example_weights_B[row] = 1
-        if rope_BT3 is not None:
+        if rope_BT3 is not None and item.rope_T3 is not None:
             rope_BT3[row, place] = item.rope_T3
         if answer_index_BA is not None:
             answer_index_BA[row, : item.num_answers] = np.flatnonzero(loss_weights_BT[row]) - 1

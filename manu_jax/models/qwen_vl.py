@@ -198,7 +198,7 @@ def pictures(image: Any, processor: Any, config: QwenVLConfig) -> tuple[Picture,
             f"groups of {merge}²: config.json and the image processor's file are of different "
             "models."
         )
-    places = np.stack(np.mgrid[:rows, :columns], axis=-1).astype(np.int32)
+    places = np.moveaxis(np.indices((rows, columns), np.int32), 0, -1)
     grouped = places.reshape(rows // merge, merge, columns // merge, merge, 2).swapaxes(1, 2)
     return (Picture(patches_PC, grouped.reshape(-1, 2), config.num_features(len(patches_PC))),)
 

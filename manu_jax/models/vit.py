@@ -2,10 +2,10 @@
 
 CLIP (Radford et al. 2021, arXiv 2103.00020), as `CLIPVisionModel`: a class token, a norm before the
 layers, and hidden states as the result. SigLIP (Zhai et al. 2023, arXiv 2303.15343), as
-`SiglipVisionModel` without its head and `Idefics2VisionTransformer`: a bias on the patches, and the
-normalised last state as the result. Layers after the last one whose result is used are never run:
-their weights are kept, so that a model is written as it was read, but their neurons are not neurons
-of the model.
+`SiglipVisionModel` without its head and the towers of Idefics2 and Idefics3: a bias on the patches,
+and the normalised last state as the result. Layers after the last one whose result is used are
+never run: their weights are kept, so that a model is written as it was read, but their neurons are
+not neurons of the model.
 """
 
 import dataclasses
@@ -84,6 +84,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "patch_size": 32,
     },
 }  # fmt: skip
+DEFAULTS["idefics3_vision"] = DEFAULTS["smolvlm_vision"] = DEFAULTS["idefics2_vision"]
 
 
 def vit_config(

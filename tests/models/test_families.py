@@ -7,6 +7,7 @@ measures. Tolerances are the issue's for logits (1e-4, in float32); differences 
 import functools
 
 import idefics2_cases
+import idefics3_cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,9 +22,10 @@ from manu_jax import masks, parallel
 from manu_jax.models import family
 from manu_jax.types import Probe
 
-FAMILIES = {"idefics2": idefics2_cases, "qwen-vl": qwen_cases}
+FAMILIES = {"idefics2": idefics2_cases, "qwen-vl": qwen_cases, "idefics3": idefics3_cases}
 CASES = [(name, case) for name, cases in FAMILIES.items() for case in cases.CASES]
 FIRST = [("idefics2", "whole-images"), ("qwen-vl", "2.5"), ("qwen-vl", "2")]
+FIRST += [("idefics3", "idefics3-split")]
 
 
 @pytest.fixture(scope="module")

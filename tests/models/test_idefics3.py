@@ -1,0 +1,123 @@
+"""What is particular to Idefics3 and SmolVLM: tiles in the text, the grid, templates, configs."""
+
+import json
+from pathlib import Path
+
+import idefics3_cases as cases
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from manu_jax.models import family, idefics3
+from manu_jax.models.fresh import with_tokens
+from manu_jax.types import ManuError, Sample
+
+DATA = Path(__file__).parents[1] / "data"
+SIZES = {
+    # Counts of `transformers` on the meta device; neurons of the decoder and of the tower.
+    "idefics3-8b-llama3": (8_462_086_384, (32, 14336), (27, 4304)),
+    "smolvlm-256m-instruct": (256_484_928, (30, 1536), (12, 3072)),
+    "smolvlm-500m-instruct": (507_482_304, (32, 2560), (12, 3072)),
+    "smolvlm-instruct": (2_246_272_880, (24, 8192), (27, 4304)),
+    "smolvlm2-2.2b-instruct": (2_246_784_880, (24, 8192), (27, 4304)),
+}
+
+
+def real(name: str) -> dict:
+    return json.loads((DATA / f"{name}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("idefics3")
+    cases.write_case("idefics3-split", folder)
+    return folder
+
+
+def test_tiles_and_pixels_are_those_of_the_image_processor(folder):
+    loaded = family.load(folder)
+    images = cases.image_lists()[1]
+    inputs = cases.torch_inputs(folder, "right", [cases.PROMPTS[1]], [images])
+    sample = Sample(((cases.PROMPTS[1], False),), tuple(images))
+    encoded = loaded.encode(sample)
+    assert encoded.token_ids_T.tolist() == inputs["input_ids"][0].tolist()
+    pixels_ICYX = inputs["pixel_values"][0].numpy()
+    assert len(encoded.pictures) == len(pixels_ICYX) > len(images)
+    size = cases.PATCH
+    for picture, pixels_CYX in zip(encoded.pictures, pixels_ICYX, strict=True):
+        for index, patch_C in enumerate(picture.patches_PC):
+            y, x = (place * size for place in divmod(index, cases.SIDE // size))
+            expected = pixels_CYX[:, y : y + size, x : x + size].transpose(1, 2, 0)
+            np.testing.assert_array_equal(patch_C.reshape(size, size, 3), expected)
+    is_image_T = encoded.token_ids_T == loaded.config.image_token
+    assert loaded.count_tokens([sample]) == [((~is_image_T).sum(), is_image_T.sum())]
+
+
+@pytest.mark.parametrize("is_split", [True, False])
+def test_the_grid_is_what_the_image_processor_does(is_split):
+    found = cases.processor(is_split).image_processor
+    random = np.random.default_rng(0)
+    for height, width in [*cases.SIZES, *random.integers(1, 70, (60, 2)).tolist()]:
+        image = Image.new("RGB", (width, height), "grey")
+        done = found(images=[[image]], return_tensors="np", return_row_col_info=True)
+        expected = (done["rows"][0][0], done["cols"][0][0])
+        assert idefics3.grid(height, width, found) == expected, (height, width)
+
+
+def test_smolvlms_tokenizer_gives_its_template(folder):
+    loaded = family.load(folder)
+    ending = "User:<image>Where?<end_of_utterance>\nAssistant:"
+    assert loaded.template.prompt("Where?", "image") == ending
+    other = with_tokens(cases.processor(True).tokenizer, start="<|im_start|>")
+    template = idefics3.template_of(other)
+    assert template.prompt("Where?", "image") == "<|im_start|>" + ending
+    told = template.with_system("Be kind.").prompt("Where?", "text")
+    assert told.startswith("<|im_start|>System: Be kind.<end_of_utterance>\nUser: Where?")
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_released_sizes_have_the_published_counts(name):
+    values = real(name)
+    chosen = family.FAMILIES[values["model_type"]]
+    config = chosen.config_from_hf(values, name)
+    model = chosen.abstract(config, jnp.bfloat16)
+    parameters, text, vision = SIZES[name]
+    assert family.num_parameters(model) == parameters
+    assert chosen.towers(config) == {"text": text, "vision": vision}
+    shapes = family.shapes(model)
+    table = chosen.weight_table(config)
+    assert {entry.path for entry in table} == set(shapes)
+    config_of, model_of = cases.CLASSES[values["model_type"]]
+    with torch.device("meta"):
+        hub = model_of(config_of.from_dict(values))
+    names = {name for entry in table for name in entry.names(shapes[entry.path])}
+    assert names == set(hub.state_dict()) - set(chosen.tied(config))
+    assert config.text.rope.theta == hub.config.text_config.rope_parameters["rope_theta"]
+    assert config.text.norm_epsilon == hub.config.text_config.rms_norm_eps
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("", "scale_factor", 5),
+        ("", "num_tiles", 4),
+        ("vision_config", "num_channels", 4),
+        ("vision_config", "hidden_act", "swish9"),
+        ("text_config", "attn_logit_softcapping", 30.0),
+        ("text_config", "model_type", "gpt_neox"),
+    ],
+)
+def test_a_field_that_is_not_handled_is_refused_by_name(section, field, value):
+    values = real("smolvlm-256m-instruct")
+    (values[section] if section else values)[field] = value
+    with pytest.raises(ManuError, match=field):
+        idefics3.idefics3_config(values)
+
+
+def test_tiles_of_another_size_are_refused(folder):
+    loaded = family.load(folder)
+    loaded.processor.image_processor.max_image_size = {"longest_edge": 8}
+    with pytest.raises(ManuError, match="tiles of 8 × 8 pixels, the model takes 16 × 16"):
+        loaded.pictures(cases.image_lists()[0][0])
