@@ -129,6 +129,9 @@ class ModelSection(Section):
         if self.family.startswith("qwen2"):
             parts = 4 * self.vision.num_heads
             _check_divides("vision.width", self.vision.width, "4 · vision.num_heads", parts)
+        if self.family == "qwen2_vl":  # its config.json has their ratio
+            sizes = self.vision.num_neurons, self.vision.width
+            _check_divides("vision.num_neurons", sizes[0], "vision.width", sizes[1])
         if self.family not in ("llava", "idefics2"):  # those that join squares of four patches
             sizes = self.vision.image_size, 2 * self.vision.patch_size
             _check_divides("vision.image_size", sizes[0], "2 · vision.patch_size", sizes[1])

@@ -200,3 +200,25 @@ def test_a_folder_from_before_a_key_with_a_default_goes_on(finished, config, tmp
     file.write_text(yaml.safe_dump(stored | {"from_another_age": 1}))
     message = error_of(*arguments)
     assert "from_another_age: unknown key" in message and "--output" in message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "patch"),
+    [("idefics2", 14), ("qwen2_vl", 7), ("qwen2_5_vl", 7), ("idefics3", 14), ("smolvlm", 14)],
+)
+def test_a_tiny_model_of_each_family_goes_all_the_way(config, tmp_path, family, patch):
+    """The people of the demo; whether they are forgotten is for configs/demo_FAMILY.yaml to show."""
+    import transformers
+
+    directory = tmp_path / family
+    settings = [f"model.family={family}", f"model.vision.patch_size={patch}"]
+    assert run.main(["--config", str(config), "--output", str(directory), *settings]) == 0
+    results = json.loads((directory / "results.json").read_text())
+    names = {"vanilla", "retrained", "learned", "gradient", "paper", "official-code", "NPO"}
+    assert names <= {row["model"] for row in results["rows"]}
+    assert set(load(directory / "unlearned").towers) == set(load(directory / "vanilla").towers)
+    _, info = transformers.AutoModelForImageTextToText.from_pretrained(
+        directory / "unlearned", output_loading_info=True
+    )
+    assert not any(info.values())

@@ -122,11 +122,11 @@ def idefics3_processor(section: ModelSection, tokenizer: Any) -> Any:
 
 
 def qwen2_vl_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
-    """Return the `config.json` of a Qwen2-VL of these sizes; its MLPs are 4 times as wide."""
+    """Return the `config.json` of a Qwen2-VL of these sizes."""
     vision = {
         "embed_dim": section.vision.width,
         "hidden_size": section.text.width,
-        "mlp_ratio": section.vision.num_neurons / section.vision.width,
+        "mlp_ratio": section.vision.num_neurons // section.vision.width,
         "hidden_act": "quick_gelu",
     }
     return _qwen_vl_config("Qwen2VL", "qwen2_vl", vision, section, tokenizer)
