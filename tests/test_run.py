@@ -208,7 +208,7 @@ def test_a_folder_from_before_a_key_with_a_default_goes_on(finished, config, tmp
     [("idefics2", 14), ("qwen2_vl", 7), ("qwen2_5_vl", 7), ("idefics3", 14), ("smolvlm", 14)],
 )
 def test_a_tiny_model_of_each_family_goes_all_the_way(config, tmp_path, family, patch):
-    """The people of the demo; whether they are forgotten is for configs/demo_FAMILY.yaml to show."""
+    """Few people and steps; whether anybody is forgotten, the configs of demos show."""
     import transformers
 
     directory = tmp_path / family

@@ -1,0 +1,176 @@
+"""The families of models.
+
+A Family says how a `config.json` becomes a module, which tensors fill it and how its prompts look.
+A new one is one file with those functions and one entry in FAMILIES.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from manu_jax.models import fresh, idefics2, idefics3, llava, processing, qwen_vl, tables
+from manu_jax.types import Picture, Template
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What is particular about one architecture.
+
+    spellings: {form: {start of a name: the start that stands for it in the export form, "A"}}.
+    tied: {name that files may hold besides: the tensor that it repeats}. edits and pictures: what
+    takes the places of an image's mark in a text, and what the tower takes for an image, given
+    (text and images, or the image), the processor and the config. mark: the processor's attribute
+    that holds the mark. rope_positions: the three positions of each token, given which are images'
+    tokens, the pictures and the config; None: a token has one. template_of: the prompt strings by
+    the tokenizer, where not all models of the family have the same.
+    """
+
+    name: str
+    model_type: str
+    config_from_hf: Callable[[Mapping[str, Any], str], Any]
+    build: Callable[[jax.Array, Any], Any]
+    mlps: Callable[[Any], dict[str, tables.TowerMlp]]
+    weight_table: Callable[[Any], list[tables.Entry]]
+    spellings: Mapping[str, Mapping[str, str]]
+    buffers: tuple[str, ...]
+    tied: Callable[[Any], dict[str, str]]
+    edits: Callable[[str, Sequence[Any], Any, Any], Sequence[processing.Edit]]
+    pictures: Callable[[Any, Any, Any], tuple[Picture, ...]]
+    new_config: Callable[..., dict[str, Any]]
+    new_processor: Callable[..., Any]
+    template: Template
+    mark: str = "image_token"
+    load_processor: Callable[[Path], Any] = processing.whole_processor
+    rope_positions: Callable[[np.ndarray, Sequence[Picture], Any], np.ndarray] | None = None
+    template_of: Callable[[Any], Template] | None = None
+
+    def abstract(self, config: Any, dtype: Any = jnp.float32) -> Any:
+        """Return the model of shapes; nothing is computed or allocated."""
+        model = jax.eval_shape(lambda: self.build(jax.random.key(0), config))
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), model)
+
+    def towers(self, config: Any) -> dict[str, tuple[int, int]]:
+        """Return {tower: (layers that run, neurons a layer)}."""
+        return {name: (m.num_layers, m.num_neurons) for name, m in self.mlps(config).items()}
+
+    def neuron_leaves(self, config: Any) -> dict[str, dict[str, tuple[str, int]]]:
+        """Return {tower: {name: (path of a leaf, its axis F)}}: the weights of a neuron."""
+        return {name: tables.neuron_leaves(mlp) for name, mlp in self.mlps(config).items()}
+
+    def row_leaves(self, config: Any) -> dict[str, dict[str, tuple[str, int]]]:
+        """Return {"tower.matrix": {"weight" or "bias": (path, axis of the output row)}}."""
+        return {
+            f"{name}.{matrix}": leaves
+            for name, mlp in self.mlps(config).items()
+            for matrix, leaves in tables.row_leaves(mlp).items()
+        }
+
+    def matrix_rows(self, config: Any) -> dict[str, tuple[int, int]]:
+        """Return {"tower.matrix": (layers, output rows)}: the sizes of what "position" measures."""
+        return {
+            f"{name}.{matrix}": rows
+            for name, mlp in self.mlps(config).items()
+            for matrix, rows in tables.matrix_rows(mlp).items()
+        }
+
+
+QWEN_VL: dict[str, Any] = dict(
+    build=qwen_vl.QwenVL,
+    mlps=qwen_vl.mlps,
+    weight_table=qwen_vl.weight_table,
+    spellings=qwen_vl.SPELLINGS,
+    buffers=qwen_vl.BUFFERS,
+    tied=qwen_vl.tied,
+    edits=qwen_vl.edits,
+    pictures=qwen_vl.pictures,
+    new_processor=fresh.qwen_vl_processor,
+    template=qwen_vl.TEMPLATE,
+    load_processor=functools.partial(
+        processing.processor_without_videos, image_token="<|image_pad|>"
+    ),
+    rope_positions=qwen_vl.rope_positions,
+)
+IDEFICS3: dict[str, Any] = dict(
+    build=idefics3.Idefics3,
+    mlps=idefics3.mlps,
+    weight_table=idefics3.weight_table,
+    spellings=idefics3.SPELLINGS,
+    buffers=idefics3.BUFFERS,
+    tied=idefics3.tied,
+    edits=idefics3.edits,
+    pictures=idefics3.pictures,
+    new_processor=fresh.idefics3_processor,
+    template=idefics3.TEMPLATE,
+    template_of=idefics3.template_of,
+    load_processor=functools.partial(
+        processing.processor_without_videos, image_token=idefics3.MARK
+    ),
+)
+FAMILIES: dict[str, Family] = {
+    "llava": Family(
+        name="LLaVA-1.5",
+        model_type="llava",
+        config_from_hf=llava.config_from_hf,
+        build=llava.Llava,
+        mlps=llava.mlps,
+        weight_table=llava.weight_table,
+        spellings=llava.SPELLINGS,
+        buffers=llava.BUFFERS,
+        tied=llava.tied,
+        edits=llava.edits,
+        pictures=llava.pictures,
+        new_config=fresh.llava_config,
+        new_processor=fresh.llava_processor,
+        template=Template(),
+    ),
+    "idefics2": Family(
+        name="Idefics2",
+        model_type="idefics2",
+        config_from_hf=idefics2.config_from_hf,
+        build=idefics2.Idefics2,
+        mlps=idefics2.mlps,
+        weight_table=idefics2.weight_table,
+        spellings=idefics2.SPELLINGS,
+        buffers=idefics2.BUFFERS,
+        tied=idefics2.tied,
+        edits=idefics2.edits,
+        pictures=idefics2.pictures,
+        new_config=fresh.idefics2_config,
+        new_processor=fresh.idefics2_processor,
+        template=idefics2.TEMPLATE,
+    ),
+    "qwen2_vl": Family(
+        name="Qwen2-VL",
+        model_type="qwen2_vl",
+        config_from_hf=qwen_vl.qwen2_config,
+        new_config=fresh.qwen2_vl_config,
+        **QWEN_VL,
+    ),
+    "qwen2_5_vl": Family(
+        name="Qwen2.5-VL",
+        model_type="qwen2_5_vl",
+        config_from_hf=qwen_vl.qwen2_5_config,
+        new_config=fresh.qwen2_5_vl_config,
+        **QWEN_VL,
+    ),
+    "idefics3": Family(
+        name="Idefics3",
+        model_type="idefics3",
+        config_from_hf=idefics3.idefics3_config,
+        new_config=functools.partial(fresh.idefics3_config, name="Idefics3"),
+        **IDEFICS3,
+    ),
+    "smolvlm": Family(
+        name="SmolVLM",
+        model_type="smolvlm",
+        config_from_hf=idefics3.smolvlm_config,
+        new_config=functools.partial(fresh.idefics3_config, name="SmolVLM"),
+        **IDEFICS3,
+    ),
+}
