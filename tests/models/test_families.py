@@ -5,6 +5,9 @@ measures. Tolerances are the issue's for logits (1e-4, in float32); differences 
 """
 
 import functools
+import subprocess
+import sys
+from pathlib import Path
 
 import idefics2_cases
 import idefics3_cases
@@ -13,15 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import qwen_cases
+import tiny_llava
 import torch
 from llava_cases import forward
 from parity import TOLERANCE, check_logits, greedy
 from safetensors.numpy import load_file
 
 from manu_jax import masks, parallel
+from manu_jax.evaluation import generate
+from manu_jax.evaluation.generate import greedy_tokens
 from manu_jax.models import family
-from manu_jax.types import Probe
+from manu_jax.types import Probe, Sample
 
+ROOT = Path(__file__).parents[2]
 FAMILIES = {"idefics2": idefics2_cases, "qwen-vl": qwen_cases, "idefics3": idefics3_cases}
 CASES = [(name, case) for name, cases in FAMILIES.items() for case in cases.CASES]
 FIRST = [("idefics2", "whole-images"), ("qwen-vl", "2.5"), ("qwen-vl", "2")]
@@ -203,6 +210,48 @@ def test_a_mesh_gives_the_numbers_of_one_device(made, name, case):
     np.testing.assert_allclose(found.logits_BTV, expected.logits_BTV, atol=5e-5)
     for tower in alone.towers:
         np.testing.assert_allclose(found.activations[tower], expected.activations[tower], atol=2e-5)
+
+
+@pytest.mark.parametrize(("name", "case"), FIRST)
+def test_images_of_many_sizes_go_through_the_tower_once(made, monkeypatch, name, case):
+    cases, _, _, loaded = made(name, case)
+    lists = cases.image_lists()
+    samples = [
+        Sample(((prompt + "." * number, False),), tuple(images), f"{prompt}{number}")
+        for number in range(3)
+        for prompt, images in zip(cases.PROMPTS, lists, strict=True)
+    ]
+    once = greedy_tokens(loaded, samples, new_tokens=3, batch_size=2)
+    tiny_llava.run_image_towers_always(monkeypatch, generate)
+    anew = greedy_tokens(loaded, samples, new_tokens=3, batch_size=2)
+    for one, other in zip(once, anew, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(("name", "case"), FIRST)
+def test_a_converted_folder_loads_the_same_model(made, tmp_path, name, case):
+    cases, _, _, loaded = made(name, case)
+    family.save_checkpoint(loaded, tmp_path / "converted")
+    again = family.load(tmp_path / "converted")
+    pairs = zip(jax.tree.leaves(loaded.model), jax.tree.leaves(again.model), strict=True)
+    assert all(np.array_equal(one, other) for one, other in pairs)
+    prompt, images = cases.PROMPTS[0], cases.image_lists()[0]
+    one, other = (x.batch([prompt], [images]).token_ids_BT for x in (loaded, again))
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(("name", "case"), FIRST)
+def test_check_explains_the_folder(made, name, case):
+    _, folder, _, loaded = made(name, case)
+    command = [sys.executable, ROOT / "tools/convert/check.py", folder]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert f"family       {loaded.family.name} " in done.stdout
+    for tower, (layers, neurons) in loaded.towers.items():
+        assert (
+            f"{tower:12} {layers} layers × {neurons:,} = {layers * neurons:,} neurons"
+            in done.stdout
+        )
+    assert "names of form A" in done.stdout and "left over    0" in done.stdout
 
 
 def only(folder):
