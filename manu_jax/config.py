@@ -116,7 +116,9 @@ class ModelSection(Section):
     retrained_path: str | None = None  # a model that never saw the forget people, to compare with
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # None: as on disk
     # Of the tiny one
-    family: Literal["llava", "idefics2", "qwen2_vl", "qwen2_5_vl", "idefics3", "smolvlm"] = "llava"
+    family: Literal[
+        "llava", "idefics2", "qwen2_vl", "qwen2_5_vl", "idefics3", "smolvlm", "paligemma"
+    ] = "llava"
     vision: VisionSize = VisionSize()
     connector: ConnectorSize = ConnectorSize()
     text: TextSize = TextSize()
@@ -132,7 +134,8 @@ class ModelSection(Section):
         if self.family == "qwen2_vl":  # its config.json has their ratio
             sizes = self.vision.num_neurons, self.vision.width
             _check_divides("vision.num_neurons", sizes[0], "vision.width", sizes[1])
-        if self.family not in ("llava", "idefics2"):  # those that join squares of four patches
+        # The others join squares of four patches.
+        if self.family not in ("llava", "idefics2", "paligemma"):
             sizes = self.vision.image_size, 2 * self.vision.patch_size
             _check_divides("vision.image_size", sizes[0], "2 · vision.patch_size", sizes[1])
         return self

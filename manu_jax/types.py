@@ -92,7 +92,8 @@ class Template:
 
     system: what stands before everything else. system_form: how a system prompt of one's own stands
     there (`{system}` is replaced). user: what opens a turn. image: the image's place in
-    it. space: what joins the turn's opening to a text without an image. close: what ends the turn,
+    it. no_image: what stands there in a turn without one. space: what joins the turn's opening to a
+    text without an image. close: what ends the turn,
     up to where the answer begins. answer: what the answer looks like after it (`{answer}` is
     replaced). end: what closes an answer in training.
     """
@@ -100,6 +101,7 @@ class Template:
     system: str = ""
     user: str = "USER:"
     image: str = " <image>"
+    no_image: str = ""
     after_image: str = "\n"
     space: str = " "
     close: str = "\nASSISTANT:"
@@ -120,7 +122,8 @@ class Template:
 
     def turn(self, body: str, modality: Modality) -> str:
         """Return a turn of the user, with its closing; the body follows the image at once."""
-        return f"{self.user}{self.image if modality == 'image' else ''}{body}{self.close}"
+        shown = self.image if modality == "image" else self.no_image
+        return f"{self.user}{shown}{body}{self.close}"
 
     def reply(self, answer: str) -> str:
         return self.answer.replace("{answer}", answer)

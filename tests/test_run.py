@@ -202,10 +202,15 @@ def test_a_folder_from_before_a_key_with_a_default_goes_on(finished, config, tmp
     assert "from_another_age: unknown key" in message and "--output" in message
 
 
+# Each compiles for a minute or two; the second is enough for every change (.ci/run).
+OTHERS = {"qwen2_vl": 7, "qwen2_5_vl": 7, "idefics3": 14, "smolvlm": 14, "paligemma": 14}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "patch"),
-    [("idefics2", 14), ("qwen2_vl", 7), ("qwen2_5_vl", 7), ("idefics3", 14), ("smolvlm", 14)],
+    [("idefics2", 14)]
+    + [pytest.param(*item, marks=pytest.mark.families) for item in OTHERS.items()],
 )
 def test_a_tiny_model_of_each_family_goes_all_the_way(config, tmp_path, family, patch):
     """Few people and steps; whether anybody is forgotten, the configs of demos show."""

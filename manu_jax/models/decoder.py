@@ -3,6 +3,8 @@
 Llama (Touvron et al. 2023, arXiv 2302.13971). Mistral and Qwen2 differ by fields of the config: a
 sliding window over the last keys, and biases on the query, key and value projections. Qwen2-VL's
 decoder has three positions a token (M-RoPE): each pair of a head's entries turns by one of them.
+Gemma (arXiv 2403.08295): scales of norms are added to 1, embeddings are multiplied by √D; Gemma 2
+(arXiv 2408.00118): norms after attention and MLP too, soft caps, and windows in every other layer.
 """
 
 import dataclasses
@@ -21,12 +23,12 @@ from manu_jax.models.layers import (
     Attention,
     Mlp,
     Remat,
-    attend,
     attend_by_head,
     project,
     random_weight,
     rms_norm,
     rotate,
+    soft_cap,
 )
 from manu_jax.models.probe import Measure
 from manu_jax.models.scan import scan_layers
@@ -59,9 +61,20 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "rope_theta": 1e6,
         "max_window_layers": 80, "mrope_section": (16, 24, 24),
     },
+    "gemma": {
+        "vocab_size": 256000, "hidden_size": 3072, "intermediate_size": 24576,
+        "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 16,
+        "max_position_embeddings": 8192, "head_dim": 256,
+    },
+    "gemma2": {
+        "vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216,
+        "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4,
+        "max_position_embeddings": 8192, "head_dim": 256,
+    },
 }  # fmt: skip
 DEFAULTS["qwen2_5_vl_text"] = DEFAULTS["qwen2_vl_text"]
 QWEN2 = ("qwen2", "qwen2_vl_text", "qwen2_5_vl_text")
+GEMMA = ("gemma", "gemma2")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +128,11 @@ class DecoderConfig:
     output_bias: bool
     mlp_bias: bool
     is_tied: bool  # the head is the embedding
+    is_gemma: bool = False  # norms' scales from 1, embeddings times √D
+    has_post_norms: bool = False  # norms after attention and MLP, too
+    score_scale: float | None = None  # of attention; None: head_size**-0.5
+    score_cap: float | None = None  # soft caps; None: none
+    logit_cap: float | None = None
 
 
 def decoder_config(
@@ -130,7 +148,8 @@ def decoder_config(
     num_key_heads = fields.size(
         "num_key_value_heads", default.get("num_key_value_heads", num_heads)
     )
-    if fields.get("head_dim") is None:
+    head_size = fields.size("head_dim", default.get("head_dim", width // num_heads))
+    if "head_dim" not in default and fields.get("head_dim") is None:
         fields.divides("hidden_size", width, "num_attention_heads", num_heads)
     fields.divides("num_attention_heads", num_heads, "num_key_value_heads", num_key_heads)
     fields.need("pretraining_tp", 1, (1,))
@@ -140,17 +159,20 @@ def decoder_config(
         num_layers=num_layers,
         num_heads=num_heads,
         num_key_heads=num_key_heads,
-        head_size=fields.size("head_dim", width // num_heads),
+        head_size=head_size,
         num_neurons=fields.size("intermediate_size", default["intermediate_size"]),
-        activation=fields.need("hidden_act", "silu", tuple(ACTIVATIONS)),
+        activation=_activation(fields, kind),
         norm_epsilon=fields.get("rms_norm_eps", default.get("rms_norm_eps", 1e-6)),
         context=fields.size("max_position_embeddings", default["max_position_embeddings"]),
         rope=_rope(fields, default),
         windows=_windows(fields, kind, num_layers, default.get("max_window_layers", 28)),
-        qkv_bias=kind in QWEN2 or (kind == "llama" and fields.get("attention_bias", False)),
-        output_bias=kind == "llama" and fields.get("attention_bias", False),
+        qkv_bias=kind in QWEN2
+        or (kind in ("llama", *GEMMA) and fields.get("attention_bias", False)),
+        output_bias=kind in ("llama", *GEMMA) and fields.get("attention_bias", False),
         mlp_bias=kind == "llama" and fields.get("mlp_bias", False),
         is_tied=fields.get("tie_word_embeddings", False) or is_tied,
+        is_gemma=kind in GEMMA,
+        **(_gemma2(fields) if kind == "gemma2" else {}),
     )
     if config.rope.sections and 2 * sum(config.rope.sections) != config.head_size:
         fields.fault("rope_scaling", f"mrope_section has to sum to {config.head_size // 2}")
@@ -193,6 +215,12 @@ class DecoderLayers(nnx.Module):
             output_bias=config.output_bias,
         )
         self.mlp_norm_LD = nnx.Param(jnp.ones((L, D)))
+        if config.is_gemma:
+            self.attention_norm_LD = nnx.Param(jnp.zeros((L, D)))
+            self.mlp_norm_LD = nnx.Param(jnp.zeros((L, D)))
+        if config.has_post_norms:
+            self.attention_post_norm_LD = nnx.Param(jnp.zeros((L, D)))
+            self.mlp_post_norm_LD = nnx.Param(jnp.zeros((L, D)))
         self.mlp = Mlp(
             mlp,
             num_layers=L,
@@ -206,15 +234,21 @@ class DecoderLayers(nnx.Module):
 
     def heads(self, h_BTD: jax.Array, angles: tuple[jax.Array, jax.Array]):
         """Return the layer's turned queries and keys, and its values."""
-        x_BTD = rms_norm(h_BTD, self.attention_norm_LD[...], self.config.norm_epsilon)
+        x_BTD = _norm(h_BTD, self.attention_norm_LD[...], self.config)
         q_BTNH, k_BTKH, v_BTKH = self.attention.heads(x_BTD)
         return rotate(q_BTNH, *angles), rotate(k_BTKH, *angles), v_BTKH
 
     def rest(self, h_BTD, mixed_BTNH, gate=None, measure: Measure | None = None):
         """Return the residual stream after attention's output and the MLP, and the measurement."""
-        h_BTD = h_BTD + self.attention.output(mixed_BTNH)
-        x_BTD = rms_norm(h_BTD, self.mlp_norm_LD[...], self.config.norm_epsilon)
+        config = self.config
+        y_BTD = self.attention.output(mixed_BTNH)
+        if config.has_post_norms:
+            y_BTD = _norm(y_BTD, self.attention_post_norm_LD[...], config)
+        h_BTD = h_BTD + y_BTD
+        x_BTD = _norm(h_BTD, self.mlp_norm_LD[...], config)
         y_BTD, measured = self.mlp(x_BTD, gate, measure)
+        if config.has_post_norms:
+            y_BTD = _norm(y_BTD, self.mlp_post_norm_LD[...], config)
         return constrain(h_BTD + y_BTD, "batch", None, None), measured
 
 
@@ -226,14 +260,17 @@ class Decoder(nnx.Module):
         D, V = config.width, config.vocabulary
         self.embedding_VD = nnx.Param(jax.random.normal(embedding, (V, D)) * EMBEDDING_SCALE)
         self.layers = DecoderLayers(layers, config)
-        self.norm_D = nnx.Param(jnp.ones(D))
+        self.norm_D = nnx.Param(jnp.zeros(D) if config.is_gemma else jnp.ones(D))
         if not config.is_tied:
             self.head_DV = random_weight(head, (D, V), D)
         self.config = config
 
     def embed(self, token_ids_BT: Array) -> jax.Array:
         """Return the tokens' embeddings. [B, T, D]."""
-        return constrain(self.embedding_VD[...][token_ids_BT], "batch", None, None)
+        h_BTD = self.embedding_VD[...][token_ids_BT]
+        if self.config.is_gemma:
+            h_BTD = h_BTD * jnp.asarray(self.config.width**0.5, h_BTD.dtype)
+        return constrain(h_BTD, "batch", None, None)
 
     def __call__(
         self,
@@ -241,6 +278,7 @@ class Decoder(nnx.Module):
         attention_mask_BT: Array,
         positions: Array,
         *,
+        block_BT: Array | None = None,
         gates: Array | None = None,
         measure: Measure | None = None,
         remat: Remat = "all",
@@ -248,17 +286,26 @@ class Decoder(nnx.Module):
     ) -> tuple[jax.Array, Any, Any]:
         """Return the last hidden state [B, T, D], the measurement, and the keys and values.
 
-        positions: [B, T], or [B, T, 3] in time, by row and by column. With `keep_keys` the last
-        are a pair of [L, B, T, K, H], otherwise None.
+        positions: [B, T], or [B, T, 3] in time, by row and by column. block_BT: tokens of one
+        number, 0 or more, look at each other in both directions. With `keep_keys` the last are a
+        pair of [L, B, T, K, H], otherwise None.
         """
         angles = self._angles(positions)
         distance_TT = jnp.arange(h_BTD.shape[1])[:, None] - jnp.arange(h_BTD.shape[1])[None]
         mask_BTT = (distance_TT >= 0)[None] & attention_mask_BT[:, None, :]
+        joint_BTT = None
+        if block_BT is not None:
+            same_BTT = (block_BT[:, :, None] == block_BT[:, None]) & (block_BT[:, None] >= 0)
+            joint_BTT = same_BTT & attention_mask_BT[:, None, :]
 
         def body(layer: DecoderLayers, h_BTD, gate, window):
             q_BTNH, k_BTKH, v_BTKH = layer.heads(h_BTD, angles)
             seen_BTT = mask_BTT if window is None else mask_BTT & (distance_TT < window)[None]
-            mixed_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, seen_BTT)
+            if joint_BTT is not None:
+                seen_BTT = seen_BTT | joint_BTT
+            mixed_BTNH = attend_by_head(
+                q_BTNH, k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2), seen_BTT, **self._scores()
+            )
             h_BTD, measured = layer.rest(h_BTD, mixed_BTNH, gate, measure)
             return h_BTD, measured, (k_BTKH, v_BTKH) if keep_keys else None
 
@@ -273,7 +320,7 @@ class Decoder(nnx.Module):
             matrices={"gate_proj": neurons, "up_proj": neurons, "down_proj": width},
             remat=remat,
         )
-        return rms_norm(h_BTD, self.norm_D[...], self.config.norm_epsilon), measured, kept
+        return _norm(h_BTD, self.norm_D[...], self.config), measured, kept
 
     def decode(self, h_B1D: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Return the last hidden state of one further token per example, and the longer cache."""
@@ -293,7 +340,11 @@ class Decoder(nnx.Module):
             if window is not None:
                 seen_BS = seen_BS & (cache.next_slot - slots_S < window)[None]
             mixed_B1NH = attend_by_head(
-                q_B1NH, keys_LBKSH[index], values_LBKSH[index], seen_BS[:, None]
+                q_B1NH,
+                keys_LBKSH[index],
+                values_LBKSH[index],
+                seen_BS[:, None],
+                **self._scores(),
             )
             h_B1D, _ = layer.rest(h_B1D, mixed_B1NH)
             return (h_B1D, keys_LBKSH, values_LBKSH), None
@@ -304,7 +355,7 @@ class Decoder(nnx.Module):
             (h_B1D, cache.keys_LBKSH, cache.values_LBKSH),
             (self.layers, self._windows_L(), indices_L),
         )
-        h_B1D = rms_norm(h_B1D, self.norm_D[...], self.config.norm_epsilon)
+        h_B1D = _norm(h_B1D, self.norm_D[...], self.config)
         longer = Cache(
             keys_LBKSH, values_LBKSH, valid_BS, cache.positions_B + 1, cache.next_slot + 1
         )
@@ -313,7 +364,7 @@ class Decoder(nnx.Module):
     def logits(self, h_BTD: jax.Array) -> jax.Array:
         """Return the logits. [B, T, V] float32."""
         weight_DV = self.embedding_VD[...].T if self.config.is_tied else self.head_DV[...]
-        logits_BTV = project(h_BTD, weight_DV, dtype=jnp.float32)
+        logits_BTV = soft_cap(project(h_BTD, weight_DV, dtype=jnp.float32), self.config.logit_cap)
         return constrain(logits_BTV, "batch", None, "vocabulary")
 
     def _angles(self, positions: Array) -> tuple[jax.Array, jax.Array]:
@@ -326,10 +377,44 @@ class Decoder(nnx.Module):
         angles_BTH = position_BTH.astype(jnp.float32) * frequencies_H[None, None]
         return jnp.cos(angles_BTH), jnp.sin(angles_BTH)
 
+    def _scores(self) -> dict[str, float | None]:
+        return {"scale": self.config.score_scale, "cap": self.config.score_cap}
+
     def _windows_L(self) -> jax.Array | None:
         if not any(self.config.windows):
             return None
         return jnp.asarray([window or NO_WINDOW for window in self.config.windows], jnp.int32)
+
+
+def _norm(h_BTD: jax.Array, scale_D: jax.Array, config: DecoderConfig) -> jax.Array:
+    return rms_norm(h_BTD, scale_D, config.norm_epsilon, from_one=config.is_gemma)
+
+
+def _activation(fields: Fields, kind: str) -> str:
+    """Return the MLPs' activation; Gemma's "gelu" of old files has always meant the tanh form."""
+    if kind not in GEMMA:
+        return fields.need("hidden_act", "silu", tuple(ACTIVATIONS))
+    usual = "gelu_pytorch_tanh"
+    if kind == "gemma2":
+        fields.get("hidden_act")  # transformers reads hidden_activation alone
+        return fields.need("hidden_activation", usual, tuple(ACTIVATIONS))
+    fields.get("hidden_activation")
+    return fields.need("hidden_act", usual, tuple(ACTIVATIONS))
+
+
+def _gemma2(fields: Fields) -> dict[str, Any]:
+    return {
+        "has_post_norms": True,
+        "score_scale": float(fields.get("query_pre_attn_scalar", 256)) ** -0.5,
+        "score_cap": _cap(fields, "attn_logit_softcapping", 50.0),
+        "logit_cap": _cap(fields, "final_logit_softcapping", 30.0),
+    }
+
+
+def _cap(fields: Fields, name: str, default: float) -> float | None:
+    """Return a soft cap; one that is null is none."""
+    value = fields.get(name)
+    return default if name not in fields.values else value
 
 
 def _rope(fields: Fields, default: Mapping[str, Any]) -> Rope:
@@ -365,8 +450,13 @@ def _rope(fields: Fields, default: Mapping[str, Any]) -> Rope:
 
 def _windows(fields: Fields, kind: str, num_layers: int, first: int) -> tuple[int | None, ...]:
     """Return each layer's sliding window by the rules of its model type."""
-    if kind == "llama":
+    if kind in ("llama", "gemma"):
         return (None,) * num_layers
+    if kind == "gemma2":
+        window = fields.get("sliding_window", 4096)
+        usual = ["sliding_attention", "full_attention"] * num_layers
+        kinds = fields.get("layer_types", usual[:num_layers])
+        return tuple(window if name == "sliding_attention" else None for name in kinds)
     window = fields.get("sliding_window")
     if kind == "mistral":
         return (window if "sliding_window" in fields.values else 4096,) * num_layers

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from manu_jax.models import fresh, idefics2, idefics3, llava, processing, qwen_vl, tables
+from manu_jax.models import fresh, idefics2, idefics3, llava, paligemma, processing, qwen_vl, tables
 from manu_jax.types import Picture, Template
 
 
@@ -123,11 +123,28 @@ FAMILIES: dict[str, Family] = {
         spellings=llava.SPELLINGS,
         buffers=llava.BUFFERS,
         tied=llava.tied,
-        edits=llava.edits,
-        pictures=llava.pictures,
+        edits=processing.repeated_token,
+        pictures=processing.square_picture,
         new_config=fresh.llava_config,
         new_processor=fresh.llava_processor,
         template=Template(),
+    ),
+    "paligemma": Family(
+        name="PaliGemma",
+        model_type="paligemma",
+        config_from_hf=paligemma.config_from_hf,
+        build=paligemma.PaliGemma,
+        mlps=paligemma.mlps,
+        weight_table=paligemma.weight_table,
+        spellings=llava.SPELLINGS,
+        buffers=llava.BUFFERS,
+        tied=llava.tied,
+        edits=processing.repeated_token,
+        pictures=processing.square_picture,
+        new_config=fresh.paligemma_config,
+        new_processor=fresh.paligemma_processor,
+        template=paligemma.TEMPLATE,
+        template_of=paligemma.template_of,
     ),
     "idefics2": Family(
         name="Idefics2",

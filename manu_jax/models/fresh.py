@@ -1,5 +1,6 @@
 """The `config.json` and the processor of a model that is trained from scratch."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from manu_jax.config import ModelSection
@@ -91,7 +92,7 @@ def idefics2_processor(section: ModelSection, tokenizer: Any) -> Any:
         image_processor=Idefics2ImageProcessorPil(
             size={"shortest_edge": size, "longest_edge": size}, do_image_splitting=False
         ),
-        tokenizer=with_tokens(tokenizer, image_boundary_token=idefics2.FAKE),
+        tokenizer=with_tokens(tokenizer, {"image_boundary_token": idefics2.FAKE}),
         image_seq_len=section.connector.num_latents,
     )
 
@@ -118,7 +119,39 @@ def idefics3_processor(section: ModelSection, tokenizer: Any) -> Any:
     size = {"longest_edge": section.vision.image_size}
     images = Idefics3ImageProcessorPil(size=size, max_image_size=size, do_image_splitting=False)
     tokens = {"fake": idefics3.FAKE, "whole": "<global-img>", "end": idefics3.TEMPLATE.end}
-    return processing.Processor(images, with_tokens(tokenizer, **tokens), idefics3.MARK)
+    return processing.Processor(images, with_tokens(tokenizer, tokens), idefics3.MARK)
+
+
+def paligemma_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
+    """Return the `config.json` of a PaliGemma of these sizes; its head is the embedding."""
+    text = _text_config("gemma", section, tokenizer)
+    return {
+        "architectures": ["PaliGemmaForConditionalGeneration"],
+        "model_type": "paligemma",
+        "dtype": "float32",
+        "torch_dtype": "float32",
+        "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),
+        "projection_dim": section.text.width,
+        "hidden_size": section.text.width,
+        "tie_word_embeddings": True,
+        "text_config": {**text, "hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True},
+        "vision_config": {
+            **_siglip_config("siglip_vision_model", section),
+            "projection_dim": section.text.width,
+            "vision_use_head": False,
+        },
+    }
+
+
+def paligemma_processor(section: ModelSection, tokenizer: Any) -> Any:
+    """Return a PaliGemmaProcessor for images of the section's size."""
+    from transformers import PaliGemmaProcessor
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    size = section.vision.image_size
+    images: Any = SiglipImageProcessorPil(size={"height": size, "width": size})
+    images.image_seq_length = (size // section.vision.patch_size) ** 2
+    return PaliGemmaProcessor(images, with_tokens(tokenizer, {}, begins=False))
 
 
 def qwen2_vl_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
@@ -155,7 +188,7 @@ def qwen_vl_processor(section: ModelSection, tokenizer: Any) -> Any:
     )
     tokens = {"vision_start_token": "<|vision_start|>", "vision_end_token": "<|vision_end|>"}
     tokens |= {"turn_start_token": "<|im_start|>", "turn_end_token": "<|im_end|>"}
-    known = with_tokens(tokenizer, **tokens, image_token="<|image_pad|>")
+    known = with_tokens(tokenizer, {**tokens, "image_token": "<|image_pad|>"})
     return processing.Processor(images, known, "<|image_pad|>")
 
 
@@ -189,12 +222,19 @@ def _qwen_vl_config(
     }
 
 
-def with_tokens(tokenizer: Any, **tokens: str) -> Any:
-    """Return a tokenizer of train_tokenizer's that knows further special tokens, by attribute."""
+def with_tokens(tokenizer: Any, tokens: Mapping[str, str], *, begins: bool = True) -> Any:
+    """Return a tokenizer of train_tokenizer's that knows further special tokens {attribute: token}.
+
+    begins: a text begins with "<s>" of itself.
+    """
+    from tokenizers import Tokenizer, processors
     from transformers import PreTrainedTokenizerFast
 
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    if not begins:
+        backend.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B")
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend_tokenizer,
+        tokenizer_object=backend,
         unk_token=tokenizer.unk_token,
         bos_token=tokenizer.bos_token,
         eos_token=tokenizer.eos_token,

@@ -48,12 +48,24 @@ def random_weight(key: jax.Array, shape: tuple[int, ...], fan_in: int) -> nnx.Pa
     return nnx.Param(jax.random.normal(key, shape) * fan_in**-0.5)
 
 
-def rms_norm(x_BTD: jax.Array, scale_D: jax.Array, epsilon: float) -> jax.Array:
-    """Return x scaled to root mean square 1 (in float32), times the scale."""
+def rms_norm(
+    x_BTD: jax.Array, scale_D: jax.Array, epsilon: float, *, from_one: bool = False
+) -> jax.Array:
+    """Return x scaled to root mean square 1 (in float32), times the scale.
+
+    from_one: the scale is what is added to 1, and multiplied before the cast (Gemma).
+    """
     wide_BTD = x_BTD.astype(jnp.float32)
     mean_BT1 = jnp.mean(jnp.square(wide_BTD), axis=-1, keepdims=True)
-    normal_BTD = (wide_BTD * jax.lax.rsqrt(mean_BT1 + epsilon)).astype(x_BTD.dtype)
-    return scale_D[None, None] * normal_BTD
+    normal_BTD = wide_BTD * jax.lax.rsqrt(mean_BT1 + epsilon)
+    if from_one:
+        return (normal_BTD * (1 + scale_D.astype(jnp.float32))[None, None]).astype(x_BTD.dtype)
+    return scale_D[None, None] * normal_BTD.astype(x_BTD.dtype)
+
+
+def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
+    """Return x squeezed into ± cap by a tanh; None: as it is."""
+    return x if cap is None else jnp.tanh(x / cap) * cap
 
 
 def layer_norm(
@@ -138,16 +150,26 @@ def attend(
 
 
 def attend_by_head(
-    q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, mask_BTS: jax.Array | None
+    q_BTNH: jax.Array,
+    k_BKSH: jax.Array,
+    v_BKSH: jax.Array,
+    mask_BTS: jax.Array | None,
+    *,
+    scale: float | None = None,
+    cap: float | None = None,
 ) -> jax.Array:
-    """Return the same from keys and values that have their heads before their tokens."""
+    """Return the same from keys and values that have their heads before their tokens.
+
+    scale: of the scores, H**-0.5 if None. cap: the scores are soft-capped.
+    """
     B, T, N, H = q_BTNH.shape
     K = k_BKSH.shape[1]
-    scaled_BTNH = q_BTNH * jnp.asarray(H**-0.5, q_BTNH.dtype)
+    scaled_BTNH = q_BTNH * jnp.asarray(scale or H**-0.5, q_BTNH.dtype)
     # Heads before tokens, so that the big products with [T, S] are plain matrix products: otherwise
     # the backward pass on CPU copies the scores transposed and takes half as long again.
     q_BKRH = scaled_BTNH.swapaxes(1, 2).reshape(B, K, N // K * T, H)
     scores_BKRS = jnp.matmul(q_BKRH, k_BKSH.mT, preferred_element_type=jnp.float32)
+    scores_BKRS = soft_cap(scores_BKRS, cap)
     if mask_BTS is not None:
         lowest = jnp.finfo(jnp.float32).min
         scores_BNTS = scores_BKRS.reshape(B, N, T, -1)

@@ -8,7 +8,7 @@ accepted.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -19,7 +19,6 @@ from manu_jax.models.decoder import Decoder, DecoderConfig, decoder_config
 from manu_jax.models.fields import Fields, refuse
 from manu_jax.models.layers import ACTIVATIONS, Remat, project, random_weight
 from manu_jax.models.multimodal import MeasureOf, Multimodal
-from manu_jax.models.processing import Edit, marks, patches_of
 from manu_jax.models.tables import (
     Entry,
     TowerMlp,
@@ -29,7 +28,7 @@ from manu_jax.models.tables import (
     vit_table,
 )
 from manu_jax.models.vit import Vit, VitConfig, vit_config
-from manu_jax.types import Array, ManuError, Neurons, Picture
+from manu_jax.types import Array, Neurons
 
 # A config.json without a vision_config means the tower of LLaVA-1.5.
 VISION_DEFAULTS = {
@@ -199,29 +198,8 @@ def weight_table(config: LlavaConfig) -> list[Entry]:
     return table
 
 
-def tied(config: LlavaConfig) -> dict[str, str]:
+def tied(config: Any) -> dict[str, str]:
     """Return the tensors that files of a tied model may hold besides: the head."""
     if not config.text.is_tied:
         return {}
     return {"language_model.lm_head.weight": "language_model.model.embed_tokens.weight"}
-
-
-def edits(text: str, images: Sequence[Any], processor: Any, config: LlavaConfig) -> list[Edit]:
-    """Return what takes the marks' places: the image token, as often as a picture has features."""
-    token = processor.image_token
-    found = marks(text, token)
-    return [(start, end, token * config.tokens_per_image) for start, end in found]
-
-
-def pictures(image: Any, processor: Any, config: LlavaConfig) -> tuple[Picture, ...]:
-    """Return the one picture of an image, scaled and cropped by the image processor."""
-    values = processor.image_processor(images=[image], return_tensors="np")["pixel_values"][0]
-    size = config.vision.image_size
-    if values.shape != (3, size, size):
-        raise ManuError(
-            f"the image processor gives {values.shape[1]} × {values.shape[2]} pixels, the model "
-            f"takes {size} × {size}: config.json and the image processor's file are of different "
-            "models."
-        )
-    patches_PC = patches_of(values, config.vision.patch_size)
-    return (Picture(patches_PC, None, config.tokens_per_image),)

@@ -44,6 +44,10 @@ class Multimodal(nnx.Module):
     def image_towers(self) -> dict[str, TowerMlp]:
         """Return the towers that run on images, in the order in which they run."""
 
+    def blocks(self, batch: Batch) -> Array | None:
+        """Return which tokens look at each other in both directions [B, T]; see `Decoder`."""
+        return None
+
     def __call__(
         self,
         batch: Batch,
@@ -67,6 +71,7 @@ class Multimodal(nnx.Module):
             h_BTD,
             batch.attention_mask_BT,
             _positions(batch),
+            block_BT=self.blocks(batch),
             gates=gates.get("text"),
             measure=text_weights(batch, probe) if probe else None,
             remat=remat,
@@ -97,7 +102,12 @@ class Multimodal(nnx.Module):
         """
         h_BTD, _ = self._embed(batch, {}, None, "none")
         h_BTD, _, (keys_LBTKH, values_LBTKH) = self.text(
-            h_BTD, batch.attention_mask_BT, _positions(batch), remat="none", keep_keys=True
+            h_BTD,
+            batch.attention_mask_BT,
+            _positions(batch),
+            block_BT=self.blocks(batch),
+            remat="none",
+            keep_keys=True,
         )
         room = cache_length - h_BTD.shape[1]
         longer = ((0, 0), (0, 0), (0, 0), (0, room), (0, 0))

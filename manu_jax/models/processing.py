@@ -130,6 +130,26 @@ def expanded(sample: Sample, edits: Sequence[Edit]) -> tuple[tuple[str, bool], .
     return tuple(segments)
 
 
+def repeated_token(text: str, images: Sequence[Any], processor: Any, config: Any) -> list[Edit]:
+    """Return what takes the marks' places where a picture is its image token so many times."""
+    token = processor.image_token
+    return [(start, end, token * config.tokens_per_image) for start, end in marks(text, token)]
+
+
+def square_picture(image: Any, processor: Any, config: Any) -> tuple[Picture, ...]:
+    """Return the one picture of an image, as large as the tower's grid."""
+    values = processor.image_processor(images=[image], return_tensors="np")["pixel_values"][0]
+    size = config.vision.image_size
+    if values.shape != (3, size, size):
+        raise ManuError(
+            f"the image processor gives {values.shape[1]} × {values.shape[2]} pixels, the model "
+            f"takes {size} × {size}: config.json and the image processor's file are of different "
+            "models."
+        )
+    patches_PC = patches_of(values, config.vision.patch_size)
+    return (Picture(patches_PC, None, config.tokens_per_image),)
+
+
 def encode(
     sample: Sample,
     *,

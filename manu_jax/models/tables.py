@@ -129,13 +129,21 @@ def decoder_table(config: DecoderConfig, path: str, root: str, head: str) -> lis
         Entry(path + ".embedding_VD", root + "embed_tokens.weight", "VD"),
         Entry(path + ".norm_D", root + "norm.weight", "D"),
         Entry(layers + "attention_norm_LD", layer + "input_layernorm.weight", "D"),
-        Entry(layers + "mlp_norm_LD", layer + "post_attention_layernorm.weight", "D"),
         Entry(layers + "attention.q_LDNH", attention + "q_proj.weight", "(NH)D"),
         Entry(layers + "attention.k_LDKH", attention + "k_proj.weight", "(KH)D"),
         Entry(layers + "attention.v_LDKH", attention + "v_proj.weight", "(KH)D"),
         Entry(layers + "attention.o_LNHD", attention + "o_proj.weight", "D(NH)"),
         *mlp_table(decoder_mlp(config, path), layer + "mlp."),
     ]
+    before_mlp = "post_attention_layernorm.weight"
+    if config.has_post_norms:
+        before_mlp = "pre_feedforward_layernorm.weight"
+        after = {"attention": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"}
+        table += [
+            Entry(f"{layers}{name}_post_norm_LD", f"{layer}{theirs}.weight", "D")
+            for name, theirs in after.items()
+        ]
+    table.append(Entry(layers + "mlp_norm_LD", layer + before_mlp, "D"))
     if not config.is_tied:
         table.append(Entry(path + ".head_DV", head, "VD"))
     if config.qkv_bias:

@@ -65,7 +65,7 @@ def processor(case: Case, words):
         image_processor=Idefics2ImageProcessorPil(
             size={"shortest_edge": 8, "longest_edge": SIDE}, do_image_splitting=case.is_split
         ),
-        tokenizer=with_tokens(words, image_boundary_token=FAKE),
+        tokenizer=with_tokens(words, {"image_boundary_token": FAKE}),
         image_seq_len=case.perceiver.get("resampler_n_latents", 5),
     )
 

@@ -74,7 +74,7 @@ def processor(is_split: bool) -> Processor:
     )
     tags = {f"tag_{y}_{x}": f"<row_{y}_col_{x}>" for y in (1, 2) for x in (1, 2)}
     tokens = {"fake": FAKE, "whole": "<global-img>", "end": "<end_of_utterance>", **tags}
-    return Processor(images, with_tokens(llava_cases.tokenizer(), **tokens), MARK)
+    return Processor(images, with_tokens(llava_cases.tokenizer(), tokens), MARK)
 
 
 def write_case(name: str, folder: Path):

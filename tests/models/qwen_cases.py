@@ -93,7 +93,7 @@ def processor() -> Processor:
     )
     tokens = {"start": "<|vision_start|>", "end": "<|vision_end|>", "video_token": "<|video_pad|>"}
     words = llava_cases.tokenizer()
-    known = with_tokens(words, image_token="<|image_pad|>", turn="<|im_end|>", **tokens)
+    known = with_tokens(words, {**tokens, "image_token": "<|image_pad|>", "turn": "<|im_end|>"})
     return Processor(images, known, "<|image_pad|>")
 
 

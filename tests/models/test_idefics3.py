@@ -70,7 +70,7 @@ def test_smolvlms_tokenizer_gives_its_template(folder):
     loaded = family.load(folder)
     ending = "User:<image>Where?<end_of_utterance>\nAssistant:"
     assert loaded.template.prompt("Where?", "image") == ending
-    other = with_tokens(cases.processor(True).tokenizer, start="<|im_start|>")
+    other = with_tokens(cases.processor(True).tokenizer, {"start": "<|im_start|>"})
     template = idefics3.template_of(other)
     assert template.prompt("Where?", "image") == "<|im_start|>" + ending
     told = template.with_system("Be kind.").prompt("Where?", "text")
