@@ -31,7 +31,7 @@ from manu_jax.models.perceiver import (
     resampler_table,
 )
 from manu_jax.models.probe import Measure
-from manu_jax.models.processing import Edit, marks, patches_of
+from manu_jax.models.processing import AnyPictures, Edit, marks, patches_of
 from manu_jax.models.scan import scan_layers
 from manu_jax.models.tables import (
     Entry,
@@ -61,25 +61,13 @@ FAKE = "<fake_token_around_image>"
 
 
 @dataclasses.dataclass(frozen=True)
-class Idefics2Config:
+class Idefics2Config(AnyPictures):
     """What an Idefics2's `config.json` says."""
 
     text: DecoderConfig
     vision: VitConfig
     perceiver: PerceiverConfig
     image_token: int
-
-    @property
-    def patch_values(self) -> int:
-        return self.vision.patch_values
-
-    @property
-    def num_patches(self) -> int:
-        return 16  # what the smallest picture is padded to
-
-    @property
-    def of_any_size(self) -> bool:
-        return True
 
     def num_features(self, num_patches: int) -> int:
         """Return the image tokens of a picture; all have as many."""
@@ -160,8 +148,8 @@ class Idefics2(Multimodal):
         )
         return latents_BIPD, {"vision": vision, "projection": projection, "resampler": resampler}
 
-    def image_towers(self) -> dict[str, TowerMlp]:
-        return {name: mlp for name, mlp in mlps(self.config).items() if name != "text"}
+    def mlps(self) -> dict[str, TowerMlp]:
+        return mlps(self.config)
 
     def _project(
         self, states_BTD: jax.Array, gates: Array | None, measure: Measure | None, remat: Remat

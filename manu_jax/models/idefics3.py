@@ -20,7 +20,7 @@ from manu_jax.models.decoder import Decoder, DecoderConfig, decoder_config
 from manu_jax.models.fields import Fields, refuse
 from manu_jax.models.layers import Remat, project, random_weight
 from manu_jax.models.multimodal import MeasureOf, Multimodal
-from manu_jax.models.processing import Edit, marks, patches_of
+from manu_jax.models.processing import Edit, SquarePictures, marks, patches_of
 from manu_jax.models.tables import (
     Entry,
     TowerMlp,
@@ -55,25 +55,13 @@ LEFT_OVER = frozenset(
 
 
 @dataclasses.dataclass(frozen=True)
-class Idefics3Config:
+class Idefics3Config(SquarePictures):
     """What an Idefics3's or SmolVLM's `config.json` says. shuffle: patches a side of a token."""
 
     text: DecoderConfig
     vision: VitConfig
     shuffle: int
     image_token: int
-
-    @property
-    def patch_values(self) -> int:
-        return self.vision.patch_values
-
-    @property
-    def num_patches(self) -> int:
-        return self.vision.num_patches
-
-    @property
-    def of_any_size(self) -> bool:
-        return False
 
     def num_features(self, num_patches: int) -> int:
         """Return the image tokens of a tile; all have as many."""
@@ -148,8 +136,8 @@ class Idefics3(Multimodal):
         joined_BIPD = squares.reshape(B, images, tokens**2, size * size * D)
         return project(joined_BIPD, self.projection_DE[...]), {"vision": seen}
 
-    def image_towers(self) -> dict[str, TowerMlp]:
-        return {name: mlp for name, mlp in mlps(self.config).items() if name != "text"}
+    def mlps(self) -> dict[str, TowerMlp]:
+        return mlps(self.config)
 
 
 def mlps(config: Idefics3Config) -> dict[str, TowerMlp]:

@@ -19,6 +19,7 @@ from manu_jax.models.decoder import Decoder, DecoderConfig, decoder_config
 from manu_jax.models.fields import Fields, refuse
 from manu_jax.models.layers import ACTIVATIONS, Remat, project, random_weight
 from manu_jax.models.multimodal import MeasureOf, Multimodal
+from manu_jax.models.processing import SquarePictures
 from manu_jax.models.tables import (
     Entry,
     TowerMlp,
@@ -68,7 +69,7 @@ BUFFERS = (".position_ids", ".rotary_emb.inv_freq")
 
 
 @dataclasses.dataclass(frozen=True)
-class LlavaConfig:
+class LlavaConfig(SquarePictures):
     """What a LLaVA's `config.json` says."""
 
     text: DecoderConfig
@@ -82,18 +83,6 @@ class LlavaConfig:
     def tokens_per_image(self) -> int:
         """Image tokens that stand for one image in the token ids."""
         return self.vision.num_patches + (not self.drops_class_token)
-
-    @property
-    def patch_values(self) -> int:
-        return self.vision.patch_values
-
-    @property
-    def num_patches(self) -> int:
-        return self.vision.num_patches
-
-    @property
-    def of_any_size(self) -> bool:
-        return False
 
     def num_features(self, num_patches: int) -> int:
         """Return the image tokens of a picture; all have as many."""
@@ -174,8 +163,8 @@ class Llava(Multimodal):
             y_BIPE += self.linear_2_bias_E[...][None, None, None]
         return y_BIPE, {} if seen is None else {"vision": seen}
 
-    def image_towers(self) -> dict[str, TowerMlp]:
-        return {name: mlp for name, mlp in mlps(self.config).items() if name != "text"}
+    def mlps(self) -> dict[str, TowerMlp]:
+        return mlps(self.config)
 
 
 def mlps(config: LlavaConfig) -> dict[str, TowerMlp]:

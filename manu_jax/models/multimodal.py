@@ -41,8 +41,8 @@ class Multimodal(nnx.Module):
         """Return the decoder's inputs of each picture [B, I, P, E], and {tower: measured}."""
 
     @abc.abstractmethod
-    def image_towers(self) -> dict[str, TowerMlp]:
-        """Return the towers that run on images, in the order in which they run."""
+    def mlps(self) -> dict[str, TowerMlp]:
+        """Return the towers, and how their MLPs are built."""
 
     def blocks(self, batch: Batch) -> Array | None:
         """Return which tokens look at each other in both directions [B, T]; see `Decoder`."""
@@ -137,7 +137,8 @@ class Multimodal(nnx.Module):
                 return h_BTD, {}
             return h_BTD, {
                 name: jnp.zeros((tower.num_layers, h_BTD.shape[0], tower.num_neurons))
-                for name, tower in self.image_towers().items()
+                for name, tower in self.mlps().items()
+                if name != "text"
             }
         features_BIPE, seen = self.see(
             batch.patches_BIPC,

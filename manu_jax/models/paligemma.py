@@ -17,6 +17,7 @@ from manu_jax.models.decoder import GEMMA, Decoder, DecoderConfig, decoder_confi
 from manu_jax.models.fields import Fields, refuse
 from manu_jax.models.layers import Remat, project, random_weight
 from manu_jax.models.multimodal import MeasureOf, Multimodal
+from manu_jax.models.processing import SquarePictures
 from manu_jax.models.tables import (
     Entry,
     TowerMlp,
@@ -44,7 +45,7 @@ DERIVED = ("num_image_tokens", "projection_dim", "projector_hidden_act")
 
 
 @dataclasses.dataclass(frozen=True)
-class PaliGemmaConfig:
+class PaliGemmaConfig(SquarePictures):
     """What a PaliGemma's `config.json` says."""
 
     text: DecoderConfig
@@ -55,18 +56,6 @@ class PaliGemmaConfig:
     def tokens_per_image(self) -> int:
         """Image tokens that stand for one image in the token ids."""
         return self.vision.num_patches
-
-    @property
-    def patch_values(self) -> int:
-        return self.vision.patch_values
-
-    @property
-    def num_patches(self) -> int:
-        return self.vision.num_patches
-
-    @property
-    def of_any_size(self) -> bool:
-        return False
 
     def num_features(self, num_patches: int) -> int:
         """Return the image tokens of a picture; all have as many."""
@@ -137,8 +126,8 @@ class PaliGemma(Multimodal):
         is_answer_BT = jnp.asarray(batch.loss_weights_BT) > 0
         return jnp.where(jnp.cumsum(is_answer_BT, axis=1) == 0, 0, -1)
 
-    def image_towers(self) -> dict[str, TowerMlp]:
-        return {name: mlp for name, mlp in mlps(self.config).items() if name != "text"}
+    def mlps(self) -> dict[str, TowerMlp]:
+        return mlps(self.config)
 
 
 def mlps(config: PaliGemmaConfig) -> dict[str, TowerMlp]:

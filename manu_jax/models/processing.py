@@ -42,6 +42,42 @@ class PictureSizes(Protocol):
         ...
 
 
+class SquarePictures:
+    """The PictureSizes of a config whose pictures all fill its tower's grid."""
+
+    vision: Any
+
+    @property
+    def patch_values(self) -> int:
+        return self.vision.patch_values
+
+    @property
+    def num_patches(self) -> int:
+        return self.vision.num_patches
+
+    @property
+    def of_any_size(self) -> bool:
+        return False
+
+
+class AnyPictures:
+    """The PictureSizes of a config whose pictures are of any size."""
+
+    vision: Any
+
+    @property
+    def patch_values(self) -> int:
+        return self.vision.patch_values
+
+    @property
+    def num_patches(self) -> int:
+        return 16  # what the smallest picture is padded to
+
+    @property
+    def of_any_size(self) -> bool:
+        return True
+
+
 class PictureCache:
     """Pictures of the images last used, up to CACHE_BYTES. An image is known by its identity."""
 

@@ -19,7 +19,7 @@ from manu_jax.models.decoder import Decoder, DecoderConfig, decoder_config
 from manu_jax.models.fields import Fields, refuse
 from manu_jax.models.layers import Remat
 from manu_jax.models.multimodal import MeasureOf, Multimodal
-from manu_jax.models.processing import Edit, marks
+from manu_jax.models.processing import AnyPictures, Edit, marks
 from manu_jax.models.qwen_vision import (
     QwenVision,
     QwenVisionConfig,
@@ -56,24 +56,12 @@ WHOLE = frozenset(
 
 
 @dataclasses.dataclass(frozen=True)
-class QwenVLConfig:
+class QwenVLConfig(AnyPictures):
     """What a Qwen2-VL's or Qwen2.5-VL's `config.json` says."""
 
     text: DecoderConfig
     vision: QwenVisionConfig
     image_token: int
-
-    @property
-    def patch_values(self) -> int:
-        return self.vision.patch_values
-
-    @property
-    def num_patches(self) -> int:
-        return 16  # what the smallest picture is padded to
-
-    @property
-    def of_any_size(self) -> bool:
-        return True
 
     def num_features(self, num_patches: int) -> int:
         """Return the image tokens of a picture of so many patches."""
@@ -152,8 +140,8 @@ class QwenVL(Multimodal):
         )
         return tokens_BIPE, {"vision": seen}
 
-    def image_towers(self) -> dict[str, TowerMlp]:
-        return {name: mlp for name, mlp in mlps(self.config).items() if name != "text"}
+    def mlps(self) -> dict[str, TowerMlp]:
+        return mlps(self.config)
 
 
 def mlps(config: QwenVLConfig) -> dict[str, TowerMlp]:
