@@ -23,6 +23,7 @@ from manu_jax.models.layers import (
     Attention,
     Mlp,
     Remat,
+    attend,
     attend_by_head,
     project,
     random_weight,
@@ -203,7 +204,8 @@ class DecoderLayers(nnx.Module):
     def __init__(self, key: jax.Array, config: DecoderConfig):
         attention, mlp = jax.random.split(key)
         L, D = config.num_layers, config.width
-        self.attention_norm_LD = nnx.Param(jnp.ones((L, D)))
+        scale_LD = jnp.zeros((L, D)) if config.is_gemma else jnp.ones((L, D))
+        self.attention_norm_LD = nnx.Param(scale_LD)
         self.attention = Attention(
             attention,
             num_layers=L,
@@ -214,13 +216,10 @@ class DecoderLayers(nnx.Module):
             qkv_bias=config.qkv_bias,
             output_bias=config.output_bias,
         )
-        self.mlp_norm_LD = nnx.Param(jnp.ones((L, D)))
-        if config.is_gemma:
-            self.attention_norm_LD = nnx.Param(jnp.zeros((L, D)))
-            self.mlp_norm_LD = nnx.Param(jnp.zeros((L, D)))
+        self.mlp_norm_LD = nnx.Param(scale_LD)
         if config.has_post_norms:
-            self.attention_post_norm_LD = nnx.Param(jnp.zeros((L, D)))
-            self.mlp_post_norm_LD = nnx.Param(jnp.zeros((L, D)))
+            self.attention_post_norm_LD = nnx.Param(scale_LD)
+            self.mlp_post_norm_LD = nnx.Param(scale_LD)
         self.mlp = Mlp(
             mlp,
             num_layers=L,
@@ -303,9 +302,7 @@ class Decoder(nnx.Module):
             seen_BTT = mask_BTT if window is None else mask_BTT & (distance_TT < window)[None]
             if joint_BTT is not None:
                 seen_BTT = seen_BTT | joint_BTT
-            mixed_BTNH = attend_by_head(
-                q_BTNH, k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2), seen_BTT, **self._scores()
-            )
+            mixed_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, seen_BTT, **self._scores())
             h_BTD, measured = layer.rest(h_BTD, mixed_BTNH, gate, measure)
             return h_BTD, measured, (k_BTKH, v_BTKH) if keep_keys else None
 

@@ -194,7 +194,7 @@ def weight_table(config: Idefics2Config) -> list[Entry]:
     )
 
 
-def tied(config: Idefics2Config) -> dict[str, str]:
+def tied(config: Any) -> dict[str, str]:
     """Return the tensors that files of a tied model may hold besides: the head."""
     if not config.text.is_tied:
         return {}

@@ -18,6 +18,7 @@ import numpy as np
 
 from manu_jax.models.decoder import Decoder, DecoderConfig, decoder_config
 from manu_jax.models.fields import Fields, refuse
+from manu_jax.models.idefics2 import FAKE
 from manu_jax.models.layers import Remat, project, random_weight
 from manu_jax.models.multimodal import MeasureOf, Multimodal
 from manu_jax.models.processing import Edit, SquarePictures, marks, patches_of
@@ -32,9 +33,6 @@ from manu_jax.models.tables import (
 from manu_jax.models.vit import Vit, VitConfig, vit_config
 from manu_jax.types import Array, ManuError, Neurons, Picture, Template
 
-SPELLINGS = {"A": {"model.": "model.", "lm_head.": "lm_head."}}
-BUFFERS = (".position_ids", ".rotary_emb.inv_freq")
-FAKE = "<fake_token_around_image>"
 MARK = "<image>"
 LARGEST = 4096  # pixels a side of a resized image
 TEMPLATE = Template(
@@ -151,13 +149,6 @@ def weight_table(config: Idefics3Config) -> list[Entry]:
     table += vit_table(config.vision, "vision", "model.vision_model.")
     name = "model.connector.modality_projection.proj.weight"
     return [*table, Entry("projection_DE", name, "ED")]
-
-
-def tied(config: Idefics3Config) -> dict[str, str]:
-    """Return the tensors that files of a tied model may hold besides: the head."""
-    if not config.text.is_tied:
-        return {}
-    return {"lm_head.weight": "model.text_model.embed_tokens.weight"}
 
 
 def template_of(tokenizer: Any) -> Template:

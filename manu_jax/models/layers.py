@@ -139,14 +139,19 @@ def rotate(x_BTNH: jax.Array, cos_BTH: jax.Array, sin_BTH: jax.Array) -> jax.Arr
 
 
 def attend(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array | None
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    mask_BTS: jax.Array | None,
+    **scores: float | None,
 ) -> jax.Array:
     """Return softmax(q·k / √H)·v, with the softmax in float32. [B, T, N, H].
 
     Each key head serves N / K query heads. mask_BTS: True where a query may look; a query that may
-    look nowhere (a padding token) gets the plain mean of all values.
+    look nowhere (a padding token) gets the plain mean of all values. scores: as `attend_by_head`.
     """
-    return attend_by_head(q_BTNH, k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2), mask_BTS)
+    k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
+    return attend_by_head(q_BTNH, k_BKSH, v_BKSH, mask_BTS, **scores)
 
 
 def attend_by_head(

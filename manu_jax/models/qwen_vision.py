@@ -79,8 +79,8 @@ def qwen_vision_config(values: Mapping[str, Any], faults: list[str], kind: str) 
     num_heads, merge = fields.size("num_heads", 16), fields.size("spatial_merge_size", 2)
     fields.divides("hidden_size" if is_2_5 else "embed_dim", width, "4 · num_heads", 4 * num_heads)
     window, full_layers = None, ()
-    num_neurons = fields.size("intermediate_size", 3420) if is_2_5 else 0
     if is_2_5:
+        num_neurons = fields.size("intermediate_size", 3420)
         pixels = fields.size("window_size", 112)
         # As transformers counts: whole groups a window.
         window = max(pixels // merge // patch, 1) * merge
