@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from manu_jax.models.decoder import Decoder, DecoderConfig, decoder_config
+from manu_jax.models.decoder import Decoder
+from manu_jax.models.decoder_config import DecoderConfig, decoder_config
 from manu_jax.models.fields import Fields, refuse
 from manu_jax.models.layers import Mlp, Remat
 from manu_jax.models.multimodal import MeasureOf, Multimodal

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from manu_jax.models.decoder import Decoder, DecoderConfig, decoder_config
+from manu_jax.models.decoder import Decoder
+from manu_jax.models.decoder_config import DecoderConfig, decoder_config
 from manu_jax.models.fields import Fields, refuse
 from manu_jax.models.idefics2 import FAKE
 from manu_jax.models.layers import Remat, project, random_weight

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from manu_jax.models.decoder import Decoder, DecoderConfig, decoder_config
+from manu_jax.models.decoder import Decoder
+from manu_jax.models.decoder_config import DecoderConfig, decoder_config
 from manu_jax.models.fields import Fields, refuse
 from manu_jax.models.layers import ACTIVATIONS, Remat, project, random_weight
 from manu_jax.models.multimodal import MeasureOf, Multimodal

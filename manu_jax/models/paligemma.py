@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from manu_jax.models.decoder import GEMMA, Decoder, DecoderConfig, decoder_config
+from manu_jax.models.decoder import Decoder
+from manu_jax.models.decoder_config import GEMMA, DecoderConfig, decoder_config
 from manu_jax.models.fields import Fields, refuse
 from manu_jax.models.layers import Remat, project, random_weight
 from manu_jax.models.multimodal import MeasureOf, Multimodal

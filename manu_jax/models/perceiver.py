@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from manu_jax.models.decoder import DecoderConfig
+from manu_jax.models.decoder_config import DecoderConfig
 from manu_jax.models.fields import Fields
 from manu_jax.models.layers import ACTIVATIONS, Attention, Mlp, Remat, attend, rms_norm
 from manu_jax.models.probe import Measure

@@ -15,7 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from manu_jax.models.decoder import Decoder, DecoderConfig, decoder_config
+from manu_jax.models.decoder import Decoder
+from manu_jax.models.decoder_config import DecoderConfig, decoder_config
 from manu_jax.models.fields import Fields, refuse
 from manu_jax.models.layers import Remat
 from manu_jax.models.multimodal import MeasureOf, Multimodal

@@ -8,7 +8,7 @@ is to say about reading, slicing and writing that weight.
 import dataclasses
 import re
 
-from manu_jax.models.decoder import DecoderConfig
+from manu_jax.models.decoder_config import DecoderConfig
 from manu_jax.models.vit import VitConfig
 
 
