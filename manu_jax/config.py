@@ -117,7 +117,7 @@ class ModelSection(Section):
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # None: as on disk
     # Of the tiny one
     family: Literal[
-        "llava", "idefics2", "qwen2_vl", "qwen2_5_vl", "idefics3", "smolvlm", "paligemma"
+        "llava", "idefics2", "qwen2_vl", "qwen2_5_vl", "idefics3", "smolvlm", "paligemma", "gemma3"
     ] = "llava"
     vision: VisionSize = VisionSize()
     connector: ConnectorSize = ConnectorSize()

@@ -48,7 +48,8 @@ from manu_jax.report.render import people_shown, render
 from manu_jax.report.results import write_results
 from manu_jax.selection import select
 from manu_jax.training.memory import check_memory
-from manu_jax.training.unlearner import reference_of, unlearn
+from manu_jax.training.trainer import check_loss
+from manu_jax.training.unlearner import place_of, reference_of, unlearn
 from manu_jax.training.vanilla import remove_checkpoints, train_models
 from manu_jax.types import MODALITIES, ManuError, Neurons, Sample
 
@@ -193,6 +194,8 @@ def make_models(run: Run) -> None:
                 parallel.on_first_process(functools.partial(_keep, names, run.directory, kept))
     remove_checkpoints(run.directory)
     check_prompts(run.vanilla, run.benchmark.sets, config.evaluate, seed=config.seed)
+    for section in config.unlearn:
+        check_loss(run.vanilla, section, place_of(section))
     if config.train.memory_gate:
         check_memory(run.vanilla, run.benchmark, config.train.memory_gate)
 

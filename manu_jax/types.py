@@ -90,12 +90,12 @@ def question_sample(prompt: str, answer: str, images: Sequence[Any] = (), key: s
 class Template:
     """A family's prompt strings; the defaults are LLaVA-1.5's.
 
-    system: what stands before everything else. system_form: how a system prompt of one's own stands
-    there (`{system}` is replaced). user: what opens a turn. image: the image's place in
-    it. no_image: what stands there in a turn without one. space: what joins the turn's opening to a
-    text without an image. close: what ends the turn,
-    up to where the answer begins. answer: what the answer looks like after it (`{answer}` is
-    replaced). end: what closes an answer in training.
+    system: what stands before everything else, or with system_in_turn after the opening of the
+    first turn. system_form: how a system prompt of one's own stands there (`{system}` is replaced).
+    user: what opens a turn. image: the image's place in it. no_image: what stands there in a turn
+    without one. space: what joins the turn's opening to a text without an image. close: what ends
+    the turn, up to where the answer begins. answer: what the answer looks like after it (`{answer}`
+    is replaced). end: what closes an answer in training.
     """
 
     system: str = ""
@@ -108,6 +108,7 @@ class Template:
     answer: str = " {answer}"
     end: str = "</s>"
     system_form: str = "{system}"
+    system_in_turn: bool = False
 
     def with_system(self, prompt: str) -> "Template":
         """Return the same with a system prompt of one's own; an empty one changes nothing."""
@@ -118,7 +119,13 @@ class Template:
     def prompt(self, question: str, modality: Modality) -> str:
         """Return the prompt of a question alone, up to where the answer begins."""
         opening = self.after_image if modality == "image" else self.space
-        return self.system + self.turn(f"{opening}{question}", modality)
+        return self.conversation(self.turn(f"{opening}{question}", modality))
+
+    def conversation(self, turns: str) -> str:
+        """Return turns, the first of which opens a conversation, with the system prompt."""
+        if self.system_in_turn:
+            return self.user + self.system + turns.removeprefix(self.user)
+        return self.system + turns
 
     def turn(self, body: str, modality: Modality) -> str:
         """Return a turn of the user, with its closing; the body follows the image at once."""

@@ -32,7 +32,7 @@ def question_prompt(
     before = "".join(_shot(shot, template) for shot in shots)
     opening = template.space if _is_inline(question) else "\n"
     body = f"{opening}{_asked(question)}"
-    return template.system + before + template.turn(body, question.modality)
+    return template.conversation(before + template.turn(body, question.modality))
 
 
 def _is_inline(question: Question) -> bool:

@@ -4,10 +4,13 @@ Llama (Touvron et al. 2023, arXiv 2302.13971). Mistral and Qwen2 differ by field
 sliding window over the last keys, and biases on the query, key and value projections. Qwen2-VL's
 decoder has three positions a token (M-RoPE): each pair of a head's entries turns by one of them.
 Gemma (arXiv 2403.08295): scales of norms are added to 1, embeddings are multiplied by √D; Gemma 2
-(arXiv 2408.00118): norms after attention and MLP too, soft caps, and windows in every other layer.
+(arXiv 2408.00118): norms after attention and MLP too, soft caps, and windows in every other layer;
+Gemma 3 (arXiv 2503.19786): norms of queries and keys, and rotary positions of their own where a
+layer has a window.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from manu_jax.models.decoder_config import DecoderConfig
+from manu_jax.models.decoder_config import DecoderConfig, Rope
 from manu_jax.models.layers import (
     Attention,
     Mlp,
@@ -77,6 +80,9 @@ class DecoderLayers(nnx.Module):
         if config.has_post_norms:
             self.attention_post_norm_LD = nnx.Param(scale_LD)
             self.mlp_post_norm_LD = nnx.Param(scale_LD)
+        if config.has_head_norms:
+            self.query_norm_LH = nnx.Param(jnp.zeros((L, config.head_size)))
+            self.key_norm_LH = nnx.Param(jnp.zeros((L, config.head_size)))
         self.mlp = Mlp(
             mlp,
             num_layers=L,
@@ -92,6 +98,9 @@ class DecoderLayers(nnx.Module):
         """Return the layer's turned queries and keys, and its values."""
         x_BTD = _norm(h_BTD, self.attention_norm_LD[...], self.config)
         q_BTNH, k_BTKH, v_BTKH = self.attention.heads(x_BTD)
+        if self.config.has_head_norms:
+            q_BTNH = _norm(q_BTNH, self.query_norm_LH[...], self.config)
+            k_BTKH = _norm(k_BTKH, self.key_norm_LH[...], self.config)
         return rotate(q_BTNH, *angles), rotate(k_BTKH, *angles), v_BTKH
 
     def rest(self, h_BTD, mixed_BTNH, gate=None, measure: Measure | None = None):
@@ -146,19 +155,21 @@ class Decoder(nnx.Module):
         number, 0 or more, look at each other in both directions. With `keep_keys` the last are a
         pair of [L, B, T, K, H], otherwise None.
         """
-        angles = self._angles(positions)
+        angles_of = self._angles(positions)
         distance_TT = jnp.arange(h_BTD.shape[1])[:, None] - jnp.arange(h_BTD.shape[1])[None]
-        mask_BTT = (distance_TT >= 0)[None] & attention_mask_BT[:, None, :]
+        mask_BTT = (distance_TT >= 0)[None] & jnp.asarray(attention_mask_BT)[:, None, :]
         joint_BTT = None
         if block_BT is not None:
             same_BTT = (block_BT[:, :, None] == block_BT[:, None]) & (block_BT[:, None] >= 0)
-            joint_BTT = same_BTT & attention_mask_BT[:, None, :]
+            joint_BTT = jnp.asarray(same_BTT & attention_mask_BT[:, None, :])
 
         def body(layer: DecoderLayers, h_BTD, gate, window):
-            q_BTNH, k_BTKH, v_BTKH = layer.heads(h_BTD, angles)
-            seen_BTT = mask_BTT if window is None else mask_BTT & (distance_TT < window)[None]
+            q_BTNH, k_BTKH, v_BTKH = layer.heads(h_BTD, angles_of(window))
+            is_near_TT = None if window is None else distance_TT < window
+            seen_BTT = _both(mask_BTT, is_near_TT)
             if joint_BTT is not None:
-                seen_BTT = seen_BTT | joint_BTT
+                is_bound = self.config.blocks_in_windows
+                seen_BTT = seen_BTT | (_both(joint_BTT, is_near_TT) if is_bound else joint_BTT)
             mixed_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, seen_BTT, **self._scores())
             h_BTD, measured = layer.rest(h_BTD, mixed_BTNH, gate, measure)
             return h_BTD, measured, (k_BTKH, v_BTKH) if keep_keys else None
@@ -178,14 +189,14 @@ class Decoder(nnx.Module):
 
     def decode(self, h_B1D: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Return the last hidden state of one further token per example, and the longer cache."""
-        angles = self._angles(cache.positions_B[:, None])
+        angles_of = self._angles(cache.positions_B[:, None])
         slots_S = jnp.arange(cache.valid_BS.shape[1])
         valid_BS = cache.valid_BS | (slots_S == cache.next_slot)[None]
 
         def step(carry, xs):
             h_B1D, keys_LBKSH, values_LBKSH = carry
             layer, window, index = xs
-            q_B1NH, k_B1KH, v_B1KH = layer.heads(h_B1D, angles)
+            q_B1NH, k_B1KH, v_B1KH = layer.heads(h_B1D, angles_of(window))
             start = (index, 0, 0, cache.next_slot, 0)
             k_BK1H, v_BK1H = k_B1KH.swapaxes(1, 2), v_B1KH.swapaxes(1, 2)
             keys_LBKSH = jax.lax.dynamic_update_slice(keys_LBKSH, k_BK1H[None], start)
@@ -221,15 +232,23 @@ class Decoder(nnx.Module):
         logits_BTV = soft_cap(project(h_BTD, weight_DV, dtype=jnp.float32), self.config.logit_cap)
         return constrain(logits_BTV, "batch", None, "vocabulary")
 
-    def _angles(self, positions: Array) -> tuple[jax.Array, jax.Array]:
-        rope = self.config.rope
-        frequencies_H = jnp.asarray(rope.frequencies_H(self.config.head_size))
-        if positions.ndim == 3:
-            position_BTH = positions[..., np.repeat(np.arange(3), rope.sections)]
-        else:
-            position_BTH = positions[..., None]
-        angles_BTH = position_BTH.astype(jnp.float32) * frequencies_H[None, None]
-        return jnp.cos(angles_BTH), jnp.sin(angles_BTH)
+    def _angles(
+        self, positions: Array
+    ) -> Callable[[jax.Array | None], tuple[jax.Array, jax.Array]]:
+        """Return a function: a layer's window → the cosines and sines of its positions' angles."""
+        config = self.config
+        whole = _cosines_and_sines(positions, config.rope, config.head_size)
+        if config.local_rope is None:
+            return lambda window: whole
+        local = _cosines_and_sines(positions, config.local_rope, config.head_size)
+
+        def angles_of(window: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+            if window is None:
+                return whole
+            is_local = window < NO_WINDOW
+            return jnp.where(is_local, local[0], whole[0]), jnp.where(is_local, local[1], whole[1])
+
+        return angles_of
 
     def _scores(self) -> dict[str, float | None]:
         return {"scale": self.config.score_scale, "cap": self.config.score_cap}
@@ -238,6 +257,21 @@ class Decoder(nnx.Module):
         if not any(self.config.windows):
             return None
         return jnp.asarray([window or NO_WINDOW for window in self.config.windows], jnp.int32)
+
+
+def _cosines_and_sines(positions: Array, rope: Rope, head_size: int) -> tuple[jax.Array, jax.Array]:
+    """Return the cosines and sines of the positions' angles. Each [B, T, H / 2] float32."""
+    frequencies_H = jnp.asarray(rope.frequencies_H(head_size))
+    if positions.ndim == 3:
+        position_BTH = positions[..., np.repeat(np.arange(3), rope.sections)]
+    else:
+        position_BTH = positions[..., None]
+    angles_BTH = position_BTH.astype(jnp.float32) * frequencies_H[None, None]
+    return jnp.cos(angles_BTH), jnp.sin(angles_BTH)
+
+
+def _both(seen_BTT: jax.Array, is_near_TT: jax.Array | None) -> jax.Array:
+    return seen_BTT if is_near_TT is None else seen_BTT & is_near_TT[None]
 
 
 def _norm(h_BTD: jax.Array, scale_D: jax.Array, config: DecoderConfig) -> jax.Array:

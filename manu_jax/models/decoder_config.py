@@ -45,10 +45,15 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4,
         "max_position_embeddings": 8192, "head_dim": 256,
     },
+    "gemma3_text": {
+        "vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216,
+        "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4,
+        "max_position_embeddings": 131072, "head_dim": 256, "rope_theta": 1e6,
+    },
 }  # fmt: skip
 DEFAULTS["qwen2_5_vl_text"] = DEFAULTS["qwen2_vl_text"]
 QWEN2 = ("qwen2", "qwen2_vl_text", "qwen2_5_vl_text")
-GEMMA = ("gemma", "gemma2")
+GEMMA = ("gemma", "gemma2", "gemma3_text")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +112,9 @@ class DecoderConfig:
     score_scale: float | None = None  # of attention; None: head_size**-0.5
     score_cap: float | None = None  # soft caps; None: none
     logit_cap: float | None = None
+    has_head_norms: bool = False  # norms of queries and keys
+    local_rope: Rope | None = None  # of layers with a window, where theirs differs
+    blocks_in_windows: bool = False  # a window bounds what looks both ways, too
 
 
 def decoder_config(
@@ -138,7 +146,7 @@ def decoder_config(
         activation=_activation(fields, kind),
         norm_epsilon=fields.get("rms_norm_eps", default.get("rms_norm_eps", 1e-6)),
         context=fields.size("max_position_embeddings", default["max_position_embeddings"]),
-        rope=_rope(fields, default),
+        rope=_rope(fields, default) if kind != "gemma3_text" else Rope(),
         windows=_windows(fields, kind, num_layers, default.get("max_window_layers", 28)),
         qkv_bias=kind in QWEN2
         or (kind in ("llama", *GEMMA) and fields.get("attention_bias", False)),
@@ -146,8 +154,11 @@ def decoder_config(
         mlp_bias=kind == "llama" and fields.get("mlp_bias", False),
         is_tied=fields.get("tie_word_embeddings", False) or is_tied,
         is_gemma=kind in GEMMA,
-        **(_gemma2(fields) if kind == "gemma2" else {}),
     )
+    if kind == "gemma2":
+        config = dataclasses.replace(config, **_gemma2(fields))
+    if kind == "gemma3_text":
+        config = dataclasses.replace(config, **_gemma3(fields, default))
     if config.rope.sections and 2 * sum(config.rope.sections) != config.head_size:
         fields.fault("rope_scaling", f"mrope_section has to sum to {config.head_size // 2}")
     fields.finish()
@@ -159,7 +170,7 @@ def _activation(fields: Fields, kind: str) -> str:
     if kind not in GEMMA:
         return fields.need("hidden_act", "silu", tuple(ACTIVATIONS))
     usual = "gelu_pytorch_tanh"
-    if kind == "gemma2":
+    if kind != "gemma":
         fields.get("hidden_act")  # transformers reads hidden_activation alone
         return fields.need("hidden_activation", usual, tuple(ACTIVATIONS))
     fields.get("hidden_activation")
@@ -181,18 +192,50 @@ def _cap(fields: Fields, name: str, default: float) -> float | None:
     return default if name not in fields.values else value
 
 
+def _gemma3(fields: Fields, default: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what Gemma 3 adds; rope_parameters has a part for each kind of layer, if it is there.
+
+    The hub's files have rope_theta and rope_scaling for whole attention, and rope_local_base_freq.
+    """
+    given = fields.part("rope_parameters")
+    parts = {name: dict(part) if isinstance(part, Mapping) else {} for name, part in given.items()}
+    whole = parts.pop("full_attention", {}) | dict(fields.part("rope_scaling"))
+    local = parts.pop("sliding_attention", {})
+    if parts:
+        known = "full_attention, sliding_attention"
+        fields.fault("rope_parameters", f"not handled: {', '.join(parts)}; known: {known}")
+    whole = {"rope_theta": fields.get("rope_theta", default["rope_theta"]), **whole}
+    local = {"rope_theta": fields.get("rope_local_base_freq", 10000.0), **local}
+    return {
+        "has_post_norms": True,
+        "has_head_norms": True,
+        "blocks_in_windows": True,
+        "score_scale": float(fields.get("query_pre_attn_scalar", 256)) ** -0.5,
+        "rope": _rope_of(fields, "rope_parameters", whole, ()),
+        "local_rope": _rope_of(fields, "rope_parameters", local, ()),
+    }
+
+
 def _rope(fields: Fields, default: Mapping[str, Any]) -> Rope:
     """Return the rotary positions: rope_theta and rope_scaling, or the newer rope_parameters."""
     name = "rope_parameters" if fields.get("rope_parameters") else "rope_scaling"
     values = dict(fields.get("rope_scaling", {})) | dict(fields.get("rope_parameters", {}))
     usual = default.get("rope_theta", 10000.0)
-    theta = values.pop("rope_theta", None) or fields.get("rope_theta", usual)
+    values["rope_theta"] = values.get("rope_theta") or fields.get("rope_theta", usual)
     fields.get("rope_theta")
+    return _rope_of(fields, name, values, default.get("mrope_section", ()))
+
+
+def _rope_of(fields: Fields, name: str, values: dict[str, Any], sections: tuple[int, ...]) -> Rope:
+    """Return rotary positions; what `values` ask for and we lack is a fault of the field `name`.
+
+    sections: of M-RoPE, where the values do not say; () where a token has one position.
+    """
+    theta = values.pop("rope_theta")
     kind = values.pop("rope_type", None) or values.pop("type", None) or "default"
     values.pop("type", None)
-    sections = ()
-    if "mrope_section" in default:
-        sections = tuple(values.pop("mrope_section", default["mrope_section"]))
+    if sections:
+        sections = tuple(values.pop("mrope_section", sections))
         kind = "default" if kind == "mrope" else kind
     if kind not in ("default", "linear", "llama3"):
         fields.fault(name, "rope types known: default, linear, llama3")
@@ -216,9 +259,13 @@ def _windows(fields: Fields, kind: str, num_layers: int, first: int) -> tuple[in
     """Return each layer's sliding window by the rules of its model type."""
     if kind in ("llama", "gemma"):
         return (None,) * num_layers
-    if kind == "gemma2":
-        window = fields.get("sliding_window", 4096)
-        usual = ["sliding_attention", "full_attention"] * num_layers
+    if kind in ("gemma2", "gemma3_text"):
+        window = fields.size("sliding_window", 4096)
+        every = 2
+        if kind == "gemma3_text":
+            every = fields.size("sliding_window_pattern", 6)
+            fields.get("_sliding_window_pattern")  # what transformers 5 made layer_types from
+        usual = [*["sliding_attention"] * (every - 1), "full_attention"] * num_layers
         kinds = fields.get("layer_types", usual[:num_layers])
         return tuple(window if name == "sliding_attention" else None for name in kinds)
     window = fields.get("sliding_window")

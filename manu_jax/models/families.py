@@ -14,7 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from manu_jax.models import fresh, idefics2, idefics3, llava, paligemma, processing, qwen_vl, tables
+from manu_jax.models import (
+    fresh,
+    gemma3,
+    idefics2,
+    idefics3,
+    llava,
+    paligemma,
+    processing,
+    qwen_vl,
+    tables,
+)
 from manu_jax.types import Picture, Template
 
 
@@ -28,7 +38,8 @@ class Family:
     (text and images, or the image), the processor and the config. mark: the processor's attribute
     that holds the mark. rope_positions: the three positions of each token, given which are images'
     tokens, the pictures and the config; None: a token has one. template_of: the prompt strings by
-    the tokenizer, where not all models of the family have the same.
+    the tokenizer, where not all models of the family have the same. prompt_sees_ahead: the tokens
+    before an answer look at each other in both directions.
     """
 
     name: str
@@ -49,6 +60,7 @@ class Family:
     load_processor: Callable[[Path], Any] = processing.whole_processor
     rope_positions: Callable[[np.ndarray, Sequence[Picture], Any], np.ndarray] | None = None
     template_of: Callable[[Any], Template] | None = None
+    prompt_sees_ahead: bool = False
 
     def abstract(self, config: Any, dtype: Any = jnp.float32) -> Any:
         """Return the model of shapes; nothing is computed or allocated."""
@@ -145,6 +157,24 @@ FAMILIES: dict[str, Family] = {
         new_processor=fresh.paligemma_processor,
         template=paligemma.TEMPLATE,
         template_of=paligemma.template_of,
+        prompt_sees_ahead=True,
+    ),
+    "gemma3": Family(
+        name="Gemma 3",
+        model_type="gemma3",
+        config_from_hf=gemma3.config_from_hf,
+        build=gemma3.Gemma3,
+        mlps=gemma3.mlps,
+        weight_table=gemma3.weight_table,
+        spellings=llava.SPELLINGS,
+        buffers=llava.BUFFERS,
+        tied=llava.tied,
+        edits=gemma3.edits,
+        pictures=gemma3.pictures,
+        new_config=fresh.gemma3_config,
+        new_processor=fresh.gemma3_processor,
+        template=gemma3.TEMPLATE,
+        mark="boi_token",
     ),
     "idefics2": Family(
         name="Idefics2",

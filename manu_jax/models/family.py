@@ -333,7 +333,10 @@ def _load_processor(path: Path, family: Family, config: Any) -> Any:
             f"{path}: it has a {type(processor).__name__} alone; the folder needs the files of "
             "both the tokenizer and the image processor."
         )
-    token = processor.tokenizer.convert_tokens_to_ids(getattr(processor, "image_token", "<image>"))
+    # Gemma 3's processor calls the mark of an image in a text its image token.
+    name = getattr(processor.tokenizer, "image_token", None)
+    name = name or getattr(processor, "image_token", "<image>")
+    token = processor.tokenizer.convert_tokens_to_ids(name)
     if token != config.image_token:
         raise ManuError(
             f"{path}: the tokenizer's image token is {token}, config.json says "

@@ -154,6 +154,55 @@ def paligemma_processor(section: ModelSection, tokenizer: Any) -> Any:
     return PaliGemmaProcessor(images, with_tokens(tokenizer, {}, begins=False))
 
 
+def gemma3_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
+    """Return the `config.json` of a Gemma 3; every other layer looks back on 1/16 of the context.
+
+    Four patches are one token of an image. The positions are spelled as in the hub's files.
+    """
+    text = _text_config("gemma3_text", section, tokenizer)
+    del text["rope_parameters"]
+    return {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "model_type": "gemma3",
+        "dtype": "float32",
+        "torch_dtype": "float32",
+        "image_token_index": tokenizer.convert_tokens_to_ids(tokenizer.image_token),
+        "boi_token_index": tokenizer.convert_tokens_to_ids(tokenizer.boi_token),
+        "eoi_token_index": tokenizer.convert_tokens_to_ids(tokenizer.eoi_token),
+        "mm_tokens_per_image": _gemma3_tokens(section),
+        "tie_word_embeddings": True,
+        "text_config": {
+            **text,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "query_pre_attn_scalar": text["head_dim"],
+            "rope_local_base_freq": 10000.0,
+            "sliding_window": section.text.context // 16,
+            "sliding_window_pattern": 2,
+            "tie_word_embeddings": True,
+        },
+        "vision_config": {
+            **_siglip_config("siglip_vision_model", section),
+            "vision_use_head": False,
+        },
+    }
+
+
+def gemma3_processor(section: ModelSection, tokenizer: Any) -> Any:
+    """Return a Gemma3Processor for images of the section's size, whole."""
+    from transformers import Gemma3Processor
+    from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+    size = section.vision.image_size
+    tokens = {"image_token": "<image_soft_token>"}
+    tokens |= {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
+    tokens |= {"turn_start_token": "<start_of_turn>", "turn_end_token": "<end_of_turn>"}
+    return Gemma3Processor(
+        Gemma3ImageProcessorPil(size={"height": size, "width": size}),
+        with_tokens(tokenizer, tokens),
+        image_seq_length=_gemma3_tokens(section),
+    )
+
+
 def qwen2_vl_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
     """Return the `config.json` of a Qwen2-VL of these sizes."""
     vision = {
@@ -243,6 +292,10 @@ def with_tokens(tokenizer: Any, tokens: Mapping[str, str], *, begins: bool = Tru
         padding_side=tokenizer.padding_side,
         clean_up_tokenization_spaces=False,
     )
+
+
+def _gemma3_tokens(section: ModelSection) -> int:
+    return (section.vision.image_size // section.vision.patch_size // 2) ** 2
 
 
 def _siglip_config(kind: str, section: ModelSection) -> dict[str, Any]:

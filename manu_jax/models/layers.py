@@ -53,14 +53,18 @@ def rms_norm(
 ) -> jax.Array:
     """Return x scaled to root mean square 1 (in float32), times the scale.
 
-    from_one: the scale is what is added to 1, and multiplied before the cast (Gemma).
+    x may have further axes before the last. from_one: the scale is what is added to 1, and
+    multiplied before the cast (Gemma).
     """
     wide_BTD = x_BTD.astype(jnp.float32)
     mean_BT1 = jnp.mean(jnp.square(wide_BTD), axis=-1, keepdims=True)
     normal_BTD = wide_BTD * jax.lax.rsqrt(mean_BT1 + epsilon)
     if from_one:
-        return (normal_BTD * (1 + scale_D.astype(jnp.float32))[None, None]).astype(x_BTD.dtype)
-    return scale_D[None, None] * normal_BTD.astype(x_BTD.dtype)
+        scale_D = 1 + scale_D.astype(jnp.float32)
+    scale = jnp.expand_dims(scale_D, range(x_BTD.ndim - 1))
+    if from_one:
+        return (normal_BTD * scale).astype(x_BTD.dtype)
+    return scale * normal_BTD.astype(x_BTD.dtype)
 
 
 def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:

@@ -172,9 +172,13 @@ def repeated_token(text: str, images: Sequence[Any], processor: Any, config: Any
     return [(start, end, token * config.tokens_per_image) for start, end in marks(text, token)]
 
 
-def square_picture(image: Any, processor: Any, config: Any) -> tuple[Picture, ...]:
-    """Return the one picture of an image, as large as the tower's grid."""
-    values = processor.image_processor(images=[image], return_tensors="np")["pixel_values"][0]
+def square_picture(image: Any, processor: Any, config: Any, **settings: Any) -> tuple[Picture, ...]:
+    """Return the one picture of an image, as large as the tower's grid.
+
+    settings: of the image processor, in place of the folder's.
+    """
+    coded = processor.image_processor(images=[image], return_tensors="np", **settings)
+    values = coded["pixel_values"][0]
     size = config.vision.image_size
     if values.shape != (3, size, size):
         raise ManuError(

@@ -144,6 +144,11 @@ def decoder_table(config: DecoderConfig, path: str, root: str, head: str) -> lis
             for name, theirs in after.items()
         ]
     table.append(Entry(layers + "mlp_norm_LD", layer + before_mlp, "D"))
+    if config.has_head_norms:
+        table += [
+            Entry(layers + "query_norm_LH", attention + "q_norm.weight", "H"),
+            Entry(layers + "key_norm_LH", attention + "k_norm.weight", "H"),
+        ]
     if not config.is_tied:
         table.append(Entry(path + ".head_DV", head, "VD"))
     if config.qkv_bias:

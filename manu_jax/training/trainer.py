@@ -96,6 +96,15 @@ def train(
     )
 
 
+def check_loss(loaded: Loaded, section: OptimizerSection, where: str) -> None:
+    """Raise ManuError where prompts are to carry loss whose tokens see what follows them."""
+    if section.loss_on == "all" and loaded.family.prompt_sees_ahead:
+        raise ManuError(
+            f"{where}.loss_on: all: the tokens of a {loaded.family.name}'s prompt see those after "
+            "them, so that nothing is learned from predicting them. Use loss_on: answer."
+        )
+
+
 def batches_of(
     loaded: Loaded,
     samples: Sequence[Sample],
@@ -110,6 +119,7 @@ def batches_of(
     With `loss_on: all` the prompts carry loss like the answers, as in MLLMU-Bench's own training.
     Raises ManuError where the batch does not divide over the mesh; `where` names the section.
     """
+    check_loss(loaded, section, where)
     _check_batch_size(section.batch_size, loaded.mesh, where)
     if section.loss_on == "all":
         samples = [

@@ -87,7 +87,7 @@ def unlearn(
         seed=seed,
         directory=directory,
         description=f"unlearning {section.name}",
-        where=_where(section),
+        where=place_of(section),
         masks=masks,
     )
 
@@ -113,8 +113,8 @@ def num_steps_of(recipe: Recipe, section: UnlearnSection, num_forget: int, num_r
     if recipe.order == "passes":
         if section.steps is not None:
             raise ManuError(
-                f"{_where(section)}.steps: {section.objective} has a pass over the facts to forget "
-                "and then one over the facts to keep. Give epochs."
+                f"{place_of(section)}.steps: {section.objective} has a pass over the facts to "
+                "forget and then one over the facts to keep. Give epochs."
             )
         return section.epochs * (num_forget + num_retain)
     one_pass = num_retain if recipe.order == "alternating" else num_forget
@@ -157,11 +157,11 @@ class _Streams:
         def stream(samples: Sequence[Sample], what: str, offset: int) -> Batches:
             if not samples:
                 raise ManuError(
-                    f"{_where(section)}: no facts {what} in the form "
+                    f"{place_of(section)}: no facts {what} in the form "
                     f"{' or '.join(section.modalities)}. Name other modalities."
                 )
             return batches_of(
-                loaded, samples, section, seed + offset, where=_where(section), max_buckets=1
+                loaded, samples, section, seed + offset, where=place_of(section), max_buckets=1
             )
 
         def in_form(facts: Sequence[Fact], modality: Any) -> tuple[Sample, ...]:
@@ -205,5 +205,6 @@ class _Streams:
         return parallel.put_batch(stream.batch_at(number), self.mesh)
 
 
-def _where(section: UnlearnSection) -> str:
+def place_of(section: UnlearnSection) -> str:
+    """Return what errors call the section."""
     return f"unlearn ({section.name})"

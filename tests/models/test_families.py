@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gemma3_cases
 import idefics2_cases
 import idefics3_cases
 import jax
@@ -31,10 +32,11 @@ from manu_jax.types import Probe, Sample
 
 ROOT = Path(__file__).parents[2]
 FAMILIES = {"idefics2": idefics2_cases, "qwen-vl": qwen_cases, "idefics3": idefics3_cases}
-FAMILIES |= {"paligemma": paligemma_cases}
+FAMILIES |= {"paligemma": paligemma_cases, "gemma3": gemma3_cases}
 CASES = [(name, case) for name, cases in FAMILIES.items() for case in cases.CASES]
 FIRST = [("idefics2", "whole-images"), ("qwen-vl", "2.5"), ("qwen-vl", "2")]
 FIRST += [("idefics3", "idefics3-split"), ("paligemma", "gemma"), ("paligemma", "gemma2")]
+FIRST += [("gemma3", "one-key-head"), ("gemma3", "all-key-heads-untied")]
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,10 @@ import pytest
 import tiny_llava
 
 from manu_jax.config import OptimizerSection
+from manu_jax.models.families import FAMILIES
 from manu_jax.training.objectives import OBJECTIVES
 from manu_jax.training.trainer import batches_of
+from manu_jax.types import ManuError
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,20 @@ def test_answer_loss_is_the_mean_over_answer_tokens(batch, log_p_BT):
     assert 3 <= is_answer_BT.sum() < batch.attention_mask_BT.sum() / 2
     # float32 against float64.
     assert loss(batch) == pytest.approx(-log_p_BT[is_answer_BT].mean(), rel=1e-5)
+
+
+def test_loss_on_prompts_that_see_ahead_is_refused():
+    """A PaliGemma's prompt looks both ways; what it is to predict stands before its eyes."""
+    loaded = tiny_llava.loaded()
+    family = dataclasses.replace(loaded.family, prompt_sees_ahead=True)
+    loaded = dataclasses.replace(loaded, family=family)
+    samples = tiny_llava.samples("image")[:3]
+    whole = OptimizerSection(batch_size=4, loss_on="all")
+    with pytest.raises(ManuError, match="unlearn .GA..loss_on: all.*Use loss_on: answer"):
+        batches_of(loaded, samples, whole, 0, where="unlearn (GA)")
+    answers = OptimizerSection(batch_size=4)
+    assert len(batches_of(loaded, samples, answers, 0, where="unlearn (GA)"))
+    assert [f.name for f in FAMILIES.values() if f.prompt_sees_ahead] == ["PaliGemma"]
 
 
 def test_loss_on_all_leaves_out_images_padding_and_the_first_token(batch, log_p_BT):
