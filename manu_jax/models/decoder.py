@@ -15,10 +15,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from manu_jax.models.decoder_config import DecoderConfig, Rope
+from manu_jax.models.decoder_config import DecoderConfig
 from manu_jax.models.layers import (
     Attention,
     Mlp,
@@ -28,10 +27,10 @@ from manu_jax.models.layers import (
     project,
     random_weight,
     rms_norm,
-    rotate,
     soft_cap,
 )
 from manu_jax.models.probe import Measure
+from manu_jax.models.rope import Turns, rotate, turns
 from manu_jax.models.scan import scan_layers
 from manu_jax.parallel import constrain
 from manu_jax.types import Array
@@ -94,14 +93,14 @@ class DecoderLayers(nnx.Module):
         )
         self.config = config
 
-    def heads(self, h_BTD: jax.Array, angles: tuple[jax.Array, jax.Array]):
+    def heads(self, h_BTD: jax.Array, layer_turns: Turns):
         """Return the layer's turned queries and keys, and its values."""
         x_BTD = _norm(h_BTD, self.attention_norm_LD[...], self.config)
         q_BTNH, k_BTKH, v_BTKH = self.attention.heads(x_BTD)
         if self.config.has_head_norms:
             q_BTNH = _norm(q_BTNH, self.query_norm_LH[...], self.config)
             k_BTKH = _norm(k_BTKH, self.key_norm_LH[...], self.config)
-        return rotate(q_BTNH, *angles), rotate(k_BTKH, *angles), v_BTKH
+        return rotate(q_BTNH, *layer_turns), rotate(k_BTKH, *layer_turns), v_BTKH
 
     def rest(self, h_BTD, mixed_BTNH, gate=None, measure: Measure | None = None):
         """Return the residual stream after attention's output and the MLP, and the measurement."""
@@ -155,7 +154,7 @@ class Decoder(nnx.Module):
         number, 0 or more, look at each other in both directions. With `keep_keys` the last are a
         pair of [L, B, T, K, H], otherwise None.
         """
-        angles_of = self._angles(positions)
+        turns_of = self._turns(positions)
         distance_TT = jnp.arange(h_BTD.shape[1])[:, None] - jnp.arange(h_BTD.shape[1])[None]
         mask_BTT = (distance_TT >= 0)[None] & jnp.asarray(attention_mask_BT)[:, None, :]
         joint_BTT = None
@@ -164,7 +163,7 @@ class Decoder(nnx.Module):
             joint_BTT = jnp.asarray(same_BTT & attention_mask_BT[:, None, :])
 
         def body(layer: DecoderLayers, h_BTD, gate, window):
-            q_BTNH, k_BTKH, v_BTKH = layer.heads(h_BTD, angles_of(window))
+            q_BTNH, k_BTKH, v_BTKH = layer.heads(h_BTD, turns_of(window))
             is_near_TT = None if window is None else distance_TT < window
             seen_BTT = _both(mask_BTT, is_near_TT)
             if joint_BTT is not None:
@@ -189,14 +188,14 @@ class Decoder(nnx.Module):
 
     def decode(self, h_B1D: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Return the last hidden state of one further token per example, and the longer cache."""
-        angles_of = self._angles(cache.positions_B[:, None])
+        turns_of = self._turns(cache.positions_B[:, None])
         slots_S = jnp.arange(cache.valid_BS.shape[1])
         valid_BS = cache.valid_BS | (slots_S == cache.next_slot)[None]
 
         def step(carry, xs):
             h_B1D, keys_LBKSH, values_LBKSH = carry
             layer, window, index = xs
-            q_B1NH, k_B1KH, v_B1KH = layer.heads(h_B1D, angles_of(window))
+            q_B1NH, k_B1KH, v_B1KH = layer.heads(h_B1D, turns_of(window))
             start = (index, 0, 0, cache.next_slot, 0)
             k_BK1H, v_BK1H = k_B1KH.swapaxes(1, 2), v_B1KH.swapaxes(1, 2)
             keys_LBKSH = jax.lax.dynamic_update_slice(keys_LBKSH, k_BK1H[None], start)
@@ -232,23 +231,21 @@ class Decoder(nnx.Module):
         logits_BTV = soft_cap(project(h_BTD, weight_DV, dtype=jnp.float32), self.config.logit_cap)
         return constrain(logits_BTV, "batch", None, "vocabulary")
 
-    def _angles(
-        self, positions: Array
-    ) -> Callable[[jax.Array | None], tuple[jax.Array, jax.Array]]:
-        """Return a function: a layer's window → the cosines and sines of its positions' angles."""
+    def _turns(self, positions: Array) -> Callable[[jax.Array | None], Turns]:
+        """Return a function: a layer's window → the turns of its positions."""
         config = self.config
-        whole = _cosines_and_sines(positions, config.rope, config.head_size)
+        whole = turns(positions, config.rope, config.head_size)
         if config.local_rope is None:
             return lambda window: whole
-        local = _cosines_and_sines(positions, config.local_rope, config.head_size)
+        local = turns(positions, config.local_rope, config.head_size)
 
-        def angles_of(window: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        def turns_of(window: jax.Array | None) -> Turns:
             if window is None:
                 return whole
             is_local = window < NO_WINDOW
             return jnp.where(is_local, local[0], whole[0]), jnp.where(is_local, local[1], whole[1])
 
-        return angles_of
+        return turns_of
 
     def _scores(self) -> dict[str, float | None]:
         return {"scale": self.config.score_scale, "cap": self.config.score_cap}
@@ -257,17 +254,6 @@ class Decoder(nnx.Module):
         if not any(self.config.windows):
             return None
         return jnp.asarray([window or NO_WINDOW for window in self.config.windows], jnp.int32)
-
-
-def _cosines_and_sines(positions: Array, rope: Rope, head_size: int) -> tuple[jax.Array, jax.Array]:
-    """Return the cosines and sines of the positions' angles. Each [B, T, H / 2] float32."""
-    frequencies_H = jnp.asarray(rope.frequencies_H(head_size))
-    if positions.ndim == 3:
-        position_BTH = positions[..., np.repeat(np.arange(3), rope.sections)]
-    else:
-        position_BTH = positions[..., None]
-    angles_BTH = position_BTH.astype(jnp.float32) * frequencies_H[None, None]
-    return jnp.cos(angles_BTH), jnp.sin(angles_BTH)
 
 
 def _both(seen_BTT: jax.Array, is_near_TT: jax.Array | None) -> jax.Array:

@@ -4,14 +4,12 @@ Every field is handled, known to change nothing, or refused by name; see `fields
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from manu_jax.models.fields import Fields
 from manu_jax.models.layers import ACTIVATIONS
+from manu_jax.models.rope import Rope
 
 # What a config.json leaves out, per model type.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -54,37 +52,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 DEFAULTS["qwen2_5_vl_text"] = DEFAULTS["qwen2_vl_text"]
 QWEN2 = ("qwen2", "qwen2_vl_text", "qwen2_5_vl_text")
 GEMMA = ("gemma", "gemma2", "gemma3_text")
-
-
-@dataclasses.dataclass(frozen=True)
-class Rope:
-    """Rotary positions. kind "linear" and "llama3" stretch the angles as in `transformers`.
-
-    sections: how many pairs of a head's entries turn by the position in time, by row and by column;
-    () where a token has one position.
-    """
-
-    theta: float = 10000.0
-    kind: str = "default"
-    factor: float = 1.0
-    low_frequency_factor: float = 1.0
-    high_frequency_factor: float = 4.0
-    original_context: int = 8192
-    sections: tuple[int, ...] = ()
-
-    def frequencies_H(self, head_size: int) -> np.ndarray:
-        """Return the angle per position of each pair of a head's entries. [H / 2] float32."""
-        exponents = np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
-        frequencies = (1.0 / np.float32(self.theta) ** exponents).astype(np.float32)
-        if self.kind == "linear":
-            return frequencies / np.float32(self.factor)
-        if self.kind == "llama3":
-            wavelengths = 2 * math.pi / frequencies
-            span = self.high_frequency_factor - self.low_frequency_factor
-            smooth = (self.original_context / wavelengths - self.low_frequency_factor) / span
-            smooth = np.clip(smooth, 0, 1).astype(np.float32)
-            return (1 - smooth) * frequencies / np.float32(self.factor) + smooth * frequencies
-        return frequencies
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The parts that towers are made of: norms, rotary positions, attention, and the one MLP.
+"""The parts that towers are made of: norms, attention, and the one MLP.
 
 Parameters are stacked over layers (`up_LDF`); a scan hands each step the slice of its layer, still
 in the module's form. Inside a layer the slice is unpacked under its own letters (`up_DF`).
@@ -132,14 +132,6 @@ def project(
         preferred_element_type=dtype,
     )
     return y_TE.reshape(*leading, *weight_DE.shape[inputs:])
-
-
-def rotate(x_BTNH: jax.Array, cos_BTH: jax.Array, sin_BTH: jax.Array) -> jax.Array:
-    """Return heads turned by their positions' angles; cos and sin have half the head size."""
-    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos_BTH[:, :, None], sin_BTH[:, :, None]
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x_BTNH.dtype)
 
 
 def attend(

@@ -25,9 +25,9 @@ from manu_jax.models.layers import (
     project,
     random_weight,
     rms_norm,
-    rotate,
 )
 from manu_jax.models.probe import Measure
+from manu_jax.models.rope import Turns, grid_turns, rotate
 from manu_jax.models.scan import scan_layers
 from manu_jax.models.tables import Entry, TowerMlp, gated_rows, mlp_table
 from manu_jax.parallel import constrain
@@ -137,7 +137,7 @@ class QwenVisionLayers(nnx.Module):
     def __call__(
         self,
         h_BTD: jax.Array,
-        angles: tuple[jax.Array, jax.Array],
+        turns: Turns,
         mask_BTS: jax.Array,
         gate: jax.Array | None,
         measure: Measure | None,
@@ -150,7 +150,7 @@ class QwenVisionLayers(nnx.Module):
         x_BTD = self._norm(h_BTD, "attention")
         qkv_BTZNH = project(x_BTD, self.qkv_LDZNH[...]) + self.qkv_bias_LZNH[...][None, None]
         q_BTNH, k_BTNH, v_BTNH = (qkv_BTZNH[:, :, number] for number in range(3))
-        heads = rotate(q_BTNH, *angles), rotate(k_BTNH, *angles), v_BTNH
+        heads = rotate(q_BTNH, *turns), rotate(k_BTNH, *turns), v_BTNH
         each = [x.reshape(len(mask_BTS), -1, *x.shape[2:]) for x in heads]
         mixed_BTNH = attend(*each, mask_BTS=mask_BTS).reshape(v_BTNH.shape)
         y_BTD = project(mixed_BTNH, self.o_LNHD[...], inputs=2) + self.o_bias_LD[...][None, None]
@@ -200,7 +200,8 @@ class QwenVision(nnx.Module):
         h_BTD = project(jnp.asarray(patches_BIPC).astype(weight_CD.dtype), weight_CD)
         h_BTD = h_BTD.reshape(B, images * P, config.width)
         places_BP2 = jnp.asarray(places_BIP2).reshape(B * images, P, 2)
-        angles = self._angles(places_BP2.reshape(B, images * P, 2))
+        head_size = config.width // config.num_heads
+        turns = grid_turns(places_BP2.reshape(B, images * P, 2), head_size, THETA)
         is_patch_B1S = (places_BP2[..., 0] >= 0)[:, None]
         is_near_BTS = is_patch_B1S
         if config.window is not None:
@@ -210,7 +211,7 @@ class QwenVision(nnx.Module):
 
         def body(layer: QwenVisionLayers, h_BTD, gate, is_full):
             mask_BTS = is_near_BTS | (is_patch_B1S & is_full)
-            return *layer(h_BTD, angles, mask_BTS, gate, measure), None
+            return *layer(h_BTD, turns, mask_BTS, gate, measure), None
 
         neurons, width = config.num_neurons, config.width
         plain = {"fc1": neurons, "fc2": width}
@@ -237,14 +238,6 @@ class QwenVision(nnx.Module):
         x_BTE = project(x_BTE, self.merger_1_DE[...]) + self.merger_1_bias_E[...][None, None]
         y_BTE = project(activation(x_BTE), self.merger_2_DE[...])
         return y_BTE + self.merger_2_bias_E[...][None, None]
-
-    def _angles(self, places_BT2: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return cos and sin of the patches' rows, then of their columns. Each [B, T, H / 2]."""
-        quarter = self.config.width // self.config.num_heads // 4
-        frequencies_H = 1.0 / THETA ** (jnp.arange(quarter, dtype=jnp.float32) / quarter)
-        angles_BT2H = places_BT2[..., None].astype(jnp.float32) * frequencies_H[None, None, None]
-        angles_BTH = angles_BT2H.reshape(*places_BT2.shape[:2], 2 * quarter)
-        return jnp.cos(angles_BTH), jnp.sin(angles_BTH)
 
 
 def qwen_vision_mlp(config: QwenVisionConfig, path: str) -> TowerMlp:

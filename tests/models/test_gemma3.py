@@ -15,8 +15,8 @@ from llava_cases import forward
 from parity import check_logits
 
 from manu_jax.models import family
-from manu_jax.models.decoder_config import Rope
 from manu_jax.models.gemma3 import config_from_hf
+from manu_jax.models.rope import Rope
 from manu_jax.types import ManuError
 
 DATA = Path(__file__).parents[1] / "data"
