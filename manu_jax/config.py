@@ -117,7 +117,15 @@ class ModelSection(Section):
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # None: as on disk
     # Of the tiny one
     family: Literal[
-        "llava", "idefics2", "qwen2_vl", "qwen2_5_vl", "idefics3", "smolvlm", "paligemma", "gemma3"
+        "llava",
+        "llava_next",
+        "idefics2",
+        "qwen2_vl",
+        "qwen2_5_vl",
+        "idefics3",
+        "smolvlm",
+        "paligemma",
+        "gemma3",
     ] = "llava"
     vision: VisionSize = VisionSize()
     connector: ConnectorSize = ConnectorSize()
@@ -135,7 +143,7 @@ class ModelSection(Section):
             sizes = self.vision.num_neurons, self.vision.width
             _check_divides("vision.num_neurons", sizes[0], "vision.width", sizes[1])
         # The others join squares of four patches.
-        if self.family not in ("llava", "idefics2", "paligemma"):
+        if self.family not in ("llava", "llava_next", "idefics2", "paligemma"):
             sizes = self.vision.image_size, 2 * self.vision.patch_size
             _check_divides("vision.image_size", sizes[0], "2 · vision.patch_size", sizes[1])
         return self

@@ -143,7 +143,7 @@ class Picture:
     One object where the image is the same: what is computed for it is known by its identity.
     patches_PC: float32, the values of each patch · places_P2: int32, the row and the column of each
     patch in the tower's grid, or None where every picture fills that grid, row by row ·
-    num_features: tokens of the text that stand for it.
+    num_features: rows that it becomes for the decoder, which the image's tokens take.
     """
 
     patches_PC: np.ndarray

@@ -20,6 +20,7 @@ from manu_jax.models import (
     idefics2,
     idefics3,
     llava,
+    llava_next,
     paligemma,
     processing,
     qwen_vl,
@@ -36,9 +37,11 @@ class Family:
     tied: {name that files may hold besides: the tensor that it repeats}. edits and pictures: what
     takes the places of an image's mark in a text, and what the tower takes for an image, given
     (text and images, or the image), the processor and the config. mark: the processor's attribute
-    that holds the mark. rope_positions: the three positions of each token, given which are images'
-    tokens, the pictures and the config; None: a token has one. template_of: the prompt strings by
-    the tokenizer, where not all models of the family have the same. prompt_sees_ahead: the tokens
+    that holds the mark. feature_rows: which rows of each image's features, picture after picture,
+    its tokens take, given the images and the config; None: all, in order. rope_positions: the three
+    positions of each token, given which are images' tokens, the pictures and the config; None: a
+    token has one. template_of: the prompt strings by the tokenizer, where not all models of the
+    family have the same; it may return None for the usual ones. prompt_sees_ahead: the tokens
     before an answer look at each other in both directions.
     """
 
@@ -58,8 +61,9 @@ class Family:
     template: Template
     mark: str = "image_token"
     load_processor: Callable[[Path], Any] = processing.whole_processor
+    feature_rows: Callable[[Sequence[Any], Any], Sequence[np.ndarray]] | None = None
     rope_positions: Callable[[np.ndarray, Sequence[Picture], Any], np.ndarray] | None = None
-    template_of: Callable[[Any], Template] | None = None
+    template_of: Callable[[Any], Template | None] | None = None
     prompt_sees_ahead: bool = False
 
     def abstract(self, config: Any, dtype: Any = jnp.float32) -> Any:
@@ -140,6 +144,25 @@ FAMILIES: dict[str, Family] = {
         new_config=fresh.llava_config,
         new_processor=fresh.llava_processor,
         template=Template(),
+    ),
+    "llava_next": Family(
+        name="LLaVA-NeXT",
+        model_type="llava_next",
+        config_from_hf=llava_next.config_from_hf,
+        build=llava_next.LlavaNext,
+        mlps=llava.mlps,
+        weight_table=llava_next.weight_table,
+        spellings=llava_next.SPELLINGS,
+        buffers=llava.BUFFERS,
+        tied=llava.tied,
+        edits=llava_next.edits,
+        pictures=llava_next.pictures,
+        feature_rows=llava_next.feature_rows,
+        new_config=fresh.llava_next_config,
+        new_processor=fresh.llava_next_processor,
+        template=Template(),
+        template_of=llava_next.template_of,
+        load_processor=llava_next.load_processor,
     ),
     "paligemma": Family(
         name="PaliGemma",

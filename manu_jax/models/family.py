@@ -105,6 +105,7 @@ class Loaded:
             mark=getattr(self.processor, self.family.mark),
             edits=lambda: self._edits(sample),
             pictures=self.pictures,
+            feature_rows=self._feature_rows(sample),
             image_token=self.config.image_token,
             context=self.context,
         )
@@ -186,6 +187,10 @@ class Loaded:
 
     def _edits(self, sample: Sample) -> Sequence[processing.Edit]:
         return self.family.edits(sample.text, sample.images, self.processor, self.config)
+
+    def _feature_rows(self, sample: Sample) -> Callable[[], Sequence[np.ndarray]] | None:
+        rows = self.family.feature_rows
+        return None if rows is None else lambda: rows(sample.images, self.config)
 
 
 def load(

@@ -53,6 +53,37 @@ def llava_processor(section: ModelSection, tokenizer: Any) -> Any:
     )
 
 
+def llava_next_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
+    """Return the `config.json` of a LLaVA-NeXT of these sizes: an image is a whole and one tile."""
+    return {
+        **llava_config(section, tokenizer),
+        "architectures": ["LlavaNextForConditionalGeneration"],
+        "model_type": "llava_next",
+        "image_grid_pinpoints": [[section.vision.image_size] * 2],
+    }
+
+
+def llava_next_processor(section: ModelSection, tokenizer: Any) -> Any:
+    """Return a LlavaNextProcessor of one tile of the section's size."""
+    from transformers import LlavaNextProcessor
+    from transformers.models.llava_next.image_processing_pil_llava_next import (
+        LlavaNextImageProcessorPil,
+    )
+
+    size = section.vision.image_size
+    return LlavaNextProcessor(
+        image_processor=LlavaNextImageProcessorPil(
+            size={"shortest_edge": size},
+            crop_size={"height": size, "width": size},
+            image_grid_pinpoints=[[size, size]],
+        ),
+        tokenizer=tokenizer,
+        patch_size=section.vision.patch_size,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+
+
 def idefics2_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
     """Return the `config.json` of a model of these sizes; its decoder looks back without end."""
     connector = section.connector

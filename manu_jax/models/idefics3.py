@@ -22,7 +22,7 @@ from manu_jax.models.fields import Fields, refuse
 from manu_jax.models.idefics2 import FAKE
 from manu_jax.models.layers import Remat, project, random_weight
 from manu_jax.models.multimodal import MeasureOf, Multimodal
-from manu_jax.models.processing import Edit, SquarePictures, marks, patches_of
+from manu_jax.models.processing import Edit, SquarePictures, marks, squares
 from manu_jax.models.tables import (
     Entry,
     TowerMlp,
@@ -32,7 +32,7 @@ from manu_jax.models.tables import (
     vit_table,
 )
 from manu_jax.models.vit import Vit, VitConfig, vit_config
-from manu_jax.types import Array, ManuError, Neurons, Picture, Template
+from manu_jax.types import Array, Neurons, Picture, Template
 
 MARK = "<image>"
 LARGEST = 4096  # pixels a side of a resized image
@@ -166,11 +166,11 @@ def edits(text: str, images: Sequence[Any], processor: Any, config: Idefics3Conf
     found = []
     for (start, end), image in zip(marks(text, MARK), images, strict=False):
         rows, columns = grid(image.height, image.width, processor.image_processor)
-        tiles = "".join(
+        split = "".join(
             "".join(f"{FAKE}<row_{y + 1}_col_{x + 1}>{tokens}" for x in range(columns)) + "\n"
             for y in range(rows)
         )
-        opening = tiles + "\n" if tiles else ""
+        opening = split + "\n" if split else ""
         found.append((start, end, f"{opening}{FAKE}<global-img>{tokens}{FAKE}"))
     return found
 
@@ -211,18 +211,4 @@ def grid(height: int, width: int, image_processor: Any) -> tuple[int, int]:
 def pictures(image: Any, processor: Any, config: Idefics3Config) -> tuple[Picture, ...]:
     """Return the tiles of an image, row by row, and then the whole of it."""
     coded = processor.image_processor(images=[[image]], return_tensors="np")
-    pixels_ICYX, size = np.asarray(coded["pixel_values"][0]), config.vision.image_size
-    if pixels_ICYX.shape[2:] != (size, size):
-        raise ManuError(
-            f"the image processor gives tiles of {pixels_ICYX.shape[2]} × {pixels_ICYX.shape[3]} "
-            f"pixels, the model takes {size} × {size}: config.json and the image processor's file "
-            "are of different models."
-        )
-    return tuple(
-        Picture(
-            patches_of(pixels_CYX, config.vision.patch_size),
-            None,
-            config.num_features(config.num_patches),
-        )
-        for pixels_CYX in pixels_ICYX
-    )
+    return squares(np.asarray(coded["pixel_values"][0]), config)

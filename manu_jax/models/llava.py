@@ -94,6 +94,18 @@ def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Lla
     """Return the config of a `config.json`; ManuError lists every field that is not handled."""
     faults: list[str] = []
     fields = Fields(values, "", faults)
+    config = LlavaConfig(**parts_of(fields))
+    fields.finish()
+    refuse(faults, where)
+    return config
+
+
+def parts_of(fields: Fields, strategies: tuple[str, ...] = ("default", "full")) -> dict[str, Any]:
+    """Return the fields of a LlavaConfig.
+
+    strategies: the known values of `vision_feature_select_strategy`, its default first.
+    """
+    faults = fields.faults
     layers = fields.get("vision_feature_layer", -2)
     fields.get("image_seq_length")  # follows from the tower's sizes
     fields.get("vocab_size")  # stands in old files beside the text_config's
@@ -101,24 +113,19 @@ def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Lla
     fields.get("pad_token_id")
     text = fields.part("text_config")
     vision = fields.part("vision_config")
-    config = LlavaConfig(
-        text=decoder_config(text, faults, is_tied=fields.get("tie_word_embeddings", False)),
-        vision=vit_config(
+    strategy = fields.need("vision_feature_select_strategy", strategies[0], strategies)
+    return {
+        "text": decoder_config(text, faults, is_tied=fields.get("tie_word_embeddings", False)),
+        "vision": vit_config(
             vision or VISION_DEFAULTS,
             faults,
             feature_layers=(layers,) if isinstance(layers, int) else tuple(layers),
         ),
-        drops_class_token=fields.need(
-            "vision_feature_select_strategy", "default", ("default", "full")
-        )
-        == "default",
-        projector_activation=fields.need("projector_hidden_act", "gelu", tuple(ACTIVATIONS)),
-        projector_bias=fields.get("multimodal_projector_bias", True),
-        image_token=fields.get("image_token_index", fields.get("image_token_id", 32000)),
-    )
-    fields.finish()
-    refuse(faults, where)
-    return config
+        "drops_class_token": strategy == "default",
+        "projector_activation": fields.need("projector_hidden_act", "gelu", tuple(ACTIVATIONS)),
+        "projector_bias": fields.get("multimodal_projector_bias", True),
+        "image_token": fields.get("image_token_index", fields.get("image_token_id", 32000)),
+    }
 
 
 class Llava(Multimodal):

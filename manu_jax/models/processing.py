@@ -38,7 +38,7 @@ class PictureSizes(Protocol):
     def of_any_size(self) -> bool: ...
 
     def num_features(self, num_patches: int) -> int:
-        """Return the tokens that a picture with room for so many patches becomes."""
+        """Return the features that a picture with room for so many patches becomes."""
         ...
 
 
@@ -178,16 +178,23 @@ def square_picture(image: Any, processor: Any, config: Any, **settings: Any) -> 
     settings: of the image processor, in place of the folder's.
     """
     coded = processor.image_processor(images=[image], return_tensors="np", **settings)
-    values = coded["pixel_values"][0]
+    return squares(np.asarray(coded["pixel_values"]), config)
+
+
+def squares(pixels_ICYX: np.ndarray, config: Any) -> tuple[Picture, ...]:
+    """Return the pictures that a processor makes of an image, each as large as the tower's grid."""
     size = config.vision.image_size
-    if values.shape != (3, size, size):
+    if pixels_ICYX.shape[1:] != (3, size, size):
         raise ManuError(
-            f"the image processor gives {values.shape[1]} × {values.shape[2]} pixels, the model "
-            f"takes {size} × {size}: config.json and the image processor's file are of different "
-            "models."
+            f"the image processor gives {pixels_ICYX.shape[2]} × {pixels_ICYX.shape[3]} pixels, "
+            f"the model takes {size} × {size}: config.json and the image processor's file are of "
+            "different models."
         )
-    patches_PC = patches_of(values, config.vision.patch_size)
-    return (Picture(patches_PC, None, config.tokens_per_image),)
+    num_features = config.num_features(config.num_patches)
+    return tuple(
+        Picture(patches_of(pixels_CYX, config.vision.patch_size), None, num_features)
+        for pixels_CYX in pixels_ICYX
+    )
 
 
 def encode(
@@ -197,13 +204,15 @@ def encode(
     mark: str,
     edits: Callable[[], Sequence[Edit]],
     pictures: Callable[[Any], tuple[Picture, ...]],
+    feature_rows: Callable[[], Sequence[np.ndarray]] | None = None,
     image_token: int,
     context: int,
 ) -> Encoded:
     """Return a sample as numbers.
 
-    edits: what takes the places of the text's marks. pictures: what the tower takes for an image. A
-    token carries loss where its letters reach into an answer; image tokens and the first token
+    edits: what takes the places of the text's marks. pictures: what the tower takes for an image.
+    feature_rows: which of each image's features its tokens take; None: all, in order. A token
+    carries loss where its letters reach into an answer; image tokens and the first token
     never do. Raises ManuError where images and marks differ in number, or the prompt is longer than
     the context.
     """
@@ -226,15 +235,22 @@ def encode(
             f"prompt {_shown(sample)}: {len(ids_T)} tokens{images if sample.images else ''}; the "
             f"model's context is {context}. Shorten it or give fewer images."
         )
-    seen = tuple(picture for image in sample.images for picture in pictures(image))
-    num_features = sum(picture.num_features for picture in seen)
-    if is_image_T.sum() != num_features:
+    seen = [pictures(image) for image in sample.images]
+    counts = [sum(picture.num_features for picture in several) for several in seen]
+    rows = [np.arange(count) for count in counts] if feature_rows is None else feature_rows()
+    starts = np.cumsum([0, *counts])
+    taken = [start + row for start, row in zip(starts, rows, strict=False)]
+    num_taken = sum(map(len, taken))
+    if is_image_T.sum() != num_taken:
         raise ManuError(
-            f"prompt {_shown(sample)}: {is_image_T.sum()} image tokens for {num_features} image "
+            f"prompt {_shown(sample)}: {is_image_T.sum()} image tokens for {num_taken} image "
             "features: config.json and the processor's files are of different models."
         )
-    feature_index_T = np.where(is_image_T, np.cumsum(is_image_T) - 1, -1).astype(np.int32)
-    return Encoded(ids_T, weights_T, feature_index_T, seen, sample.key)
+    feature_index_T = np.full(len(ids_T), -1, np.int32)
+    if taken:
+        feature_index_T[is_image_T] = np.concatenate(taken)
+    flat = tuple(picture for several in seen for picture in several)
+    return Encoded(ids_T, weights_T, feature_index_T, flat, sample.key)
 
 
 def collate(

@@ -119,5 +119,5 @@ def test_a_field_that_is_not_handled_is_refused_by_name(section, field, value):
 def test_tiles_of_another_size_are_refused(folder):
     loaded = family.load(folder)
     loaded.processor.image_processor.max_image_size = {"longest_edge": 8}
-    with pytest.raises(ManuError, match="tiles of 8 × 8 pixels, the model takes 16 × 16"):
+    with pytest.raises(ManuError, match="gives 8 × 8 pixels, the model takes 16 × 16"):
         loaded.pictures(cases.image_lists()[0][0])
