@@ -86,7 +86,7 @@ def pinpoints_of(fields: Fields, tile: int, default: Any = PINPOINTS) -> tuple:
 
 
 class LlavaNext(llava.Llava):
-    """The CLIP tower, the projector, the newline and the decoder."""
+    """The tower, the projector, the newline and the decoder."""
 
     config: LlavaNextConfig
 
@@ -139,9 +139,13 @@ def load_processor(path: Path) -> Any:
 
 def edits(text: str, images: Sequence[Any], processor: Any, config: LlavaNextConfig) -> list[Edit]:
     """Return what takes the marks' places: as many image tokens as take features."""
-    token = processor.image_token
-    pairs = zip(marks(text, token), feature_rows(images, config), strict=False)
-    return [(start, end, token * len(rows_T)) for (start, end), rows_T in pairs]
+    return repeated(text, processor.image_token, feature_rows(images, config))
+
+
+def repeated(text: str, token: str, rows: Sequence[np.ndarray]) -> list[Edit]:
+    """Return what takes the marks' places, given the rows that the tokens of each take."""
+    pairs = zip(marks(text, token), rows, strict=False)
+    return [(start, end, token * len(taken)) for (start, end), taken in pairs]
 
 
 def feature_rows(images: Sequence[Any], config: LlavaNextConfig) -> list[np.ndarray]:
@@ -150,7 +154,8 @@ def feature_rows(images: Sequence[Any], config: LlavaNextConfig) -> list[np.ndar
     The features are those of the whole image and then of the tiles, row by row, each of them its
     patches and a newline.
     """
-    return [_feature_rows(image.height, image.width, config) for image in images]
+    maps = [map_of_tiles(image.height, image.width, config) for image in images]
+    return [in_order(map_YX, config) for map_YX in maps]
 
 
 def pictures(image: Any, processor: Any, config: LlavaNextConfig) -> tuple[Picture, ...]:
@@ -213,7 +218,3 @@ def in_order(map_YX: np.ndarray, config: LlavaNextConfig) -> np.ndarray:
     num_patches = config.num_patches
     lines_YX = np.pad(map_YX, ((0, 0), (0, 1)), constant_values=num_patches)
     return np.concatenate([np.arange(num_patches), lines_YX.ravel()])
-
-
-def _feature_rows(height: int, width: int, config: LlavaNextConfig) -> np.ndarray:
-    return in_order(map_of_tiles(height, width, config), config)
