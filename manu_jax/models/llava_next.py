@@ -30,9 +30,9 @@ SPELLINGS = {
     form: {**starts, f"{'' if form in 'AB' else 'model.'}image_newline": "image_newline"}
     for form, starts in llava.SPELLINGS.items()
 }
-CHATML_START = "<|im_start|>"
 MISTRAL_START = "[INST]"
-CHATML = Template(
+MISTRAL = Template(user="[INST]", close=" [/INST]", system_form="{system} ")
+YI = Template(
     system="<|im_start|>system\nAnswer the questions.<|im_end|>",
     user="<|im_start|>user\n",
     image="<image>",
@@ -42,7 +42,24 @@ CHATML = Template(
     end="<|im_end|>",
     system_form="<|im_start|>system\n{system}<|im_end|>",
 )
-MISTRAL = Template(user="[INST]", close=" [/INST]", system_form="{system} ")
+QWEN = dataclasses.replace(
+    YI,
+    system="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",
+    close="<|im_end|>\n<|im_start|>assistant\n",
+    system_form="<|im_start|>system\n{system}<|im_end|>\n",
+)
+LLAMA_3 = dataclasses.replace(
+    YI,
+    system="<|start_header_id|>system<|end_header_id|>\n\nYou are a helpful language and vision "
+    "assistant. You are able to understand the visual content that the user provides, and assist "
+    "the user with a variety of tasks using natural language.<|eot_id|>",
+    user="<|start_header_id|>user<|end_header_id|>\n\n",
+    close="<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    end="<|eot_id|>",
+    system_form="<|start_header_id|>system<|end_header_id|>\n\n{system}<|eot_id|>",
+)
+# By a token that only these tokenizers have; the first counts.
+TEMPLATES = {"<|startoftext|>": YI, "<|im_start|>": QWEN, "<|start_header_id|>": LLAMA_3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +140,9 @@ def weight_table(config: LlavaNextConfig) -> list[Entry]:
 
 def template_of(tokenizer: Any) -> Template | None:
     """Return the prompt strings that the tokenizer tells; None: those of LLaVA-1.5, for Vicuna."""
-    if CHATML_START in tokenizer.get_vocab():
-        return CHATML
+    for token, template in TEMPLATES.items():
+        if token in tokenizer.get_vocab():
+            return template
     return MISTRAL if MISTRAL_START in str(tokenizer.chat_template) else None
 
 
