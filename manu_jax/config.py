@@ -119,6 +119,7 @@ class ModelSection(Section):
     family: Literal[
         "llava",
         "llava_next",
+        "llava_onevision",
         "idefics2",
         "qwen2_vl",
         "qwen2_5_vl",
@@ -143,7 +144,7 @@ class ModelSection(Section):
             sizes = self.vision.num_neurons, self.vision.width
             _check_divides("vision.num_neurons", sizes[0], "vision.width", sizes[1])
         # The others join squares of four patches.
-        if self.family not in ("llava", "llava_next", "idefics2", "paligemma"):
+        if not self.family.startswith(("llava", "idefics2", "paligemma")):
             sizes = self.vision.image_size, 2 * self.vision.patch_size
             _check_divides("vision.image_size", sizes[0], "2 · vision.patch_size", sizes[1])
         return self

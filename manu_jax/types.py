@@ -166,8 +166,8 @@ class Encoded:
 
     token_ids_T int32 · loss_weights_T float32 (1 where the token itself is to be predicted) ·
     feature_index_T int32 (the row of the sample's image features, picture after picture, that the
-    token takes; −1: none) · pictures: of its images, in order · rope_T3: int32, or None, as in
-    Batch.
+    token takes; −1: none) · pictures: of its images, in order · rope_T3 and corner_index_T4, int32,
+    and corner_weights_T4, float32, or None, as in Batch.
     """
 
     token_ids_T: np.ndarray
@@ -176,6 +176,8 @@ class Encoded:
     pictures: tuple[Picture, ...] = ()
     key: str = ""
     rope_T3: np.ndarray | None = None
+    corner_index_T4: np.ndarray | None = None
+    corner_weights_T4: np.ndarray | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -210,7 +212,9 @@ class Batch:
     None: the positions whose logits predict the answers' tokens, filled up with T − 1, which
     predicts nothing · features_BIPE, or None: what the model's `features` gave for the patches,
     which are None then and need not be run · rope_BT3 int32, or None: positions in time, by row and
-    by column, where the decoder turns its heads by three (M-RoPE); all the same for a text's token.
+    by column, where the decoder turns its heads by three (M-RoPE); all the same for a text's token
+    · corner_index_BT4 int32 and corner_weights_BT4 float32, or both None: where an image's token is
+    a weighted sum of four rows, those rows and their weights, in place of feature_index_BT's.
     """
 
     token_ids_BT: Array
@@ -225,6 +229,8 @@ class Batch:
     answer_index_BA: Array | None = None
     features_BIPE: Array | None = None
     rope_BT3: Array | None = None
+    corner_index_BT4: Array | None = None
+    corner_weights_BT4: Array | None = None
 
     @property
     def has_images(self) -> bool:

@@ -204,7 +204,7 @@ def test_a_folder_from_before_a_key_with_a_default_goes_on(finished, config, tmp
 
 # Each compiles for a minute or two; the second is enough for every change (.ci/run).
 OTHERS = {"qwen2_vl": 7, "qwen2_5_vl": 7, "idefics3": 14, "smolvlm": 14, "paligemma": 14}
-OTHERS |= {"gemma3": 14, "llava_next": 14}
+OTHERS |= {"gemma3": 14, "llava_next": 14, "llava_onevision": 14}
 
 
 @pytest.mark.slow

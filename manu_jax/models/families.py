@@ -21,6 +21,7 @@ from manu_jax.models import (
     idefics3,
     llava,
     llava_next,
+    llava_onevision,
     paligemma,
     processing,
     qwen_vl,
@@ -38,10 +39,12 @@ class Family:
     takes the places of an image's mark in a text, and what the tower takes for an image, given
     (text and images, or the image), the processor and the config. mark: the processor's attribute
     that holds the mark. feature_rows: which rows of each image's features, picture after picture,
-    its tokens take, given the images and the config; None: all, in order. rope_positions: the three
-    positions of each token, given which are images' tokens, the pictures and the config; None: a
-    token has one. template_of: the prompt strings by the tokenizer, where not all models of the
-    family have the same; it may return None for the usual ones. prompt_sees_ahead: the tokens
+    its tokens take, given the images and the config, [J], or [J, 4] where a token is the sum of
+    four with the weights that corner_weights gives; None: all, in order. pictures_of_many: as
+    pictures, of an image that is not the only one of its text, where that differs. rope_positions:
+    the three positions of each token, given which are images' tokens, the pictures and the config;
+    None: a token has one. template_of: the prompt strings by the tokenizer, where not all models of
+    the family have the same; it may return None for the usual ones. prompt_sees_ahead: the tokens
     before an answer look at each other in both directions.
     """
 
@@ -62,6 +65,8 @@ class Family:
     mark: str = "image_token"
     load_processor: Callable[[Path], Any] = processing.whole_processor
     feature_rows: Callable[[Sequence[Any], Any], Sequence[np.ndarray]] | None = None
+    corner_weights: Callable[[Sequence[Any], Any], Sequence[np.ndarray]] | None = None
+    pictures_of_many: Callable[[Any, Any, Any], tuple[Picture, ...]] | None = None
     rope_positions: Callable[[np.ndarray, Sequence[Picture], Any], np.ndarray] | None = None
     template_of: Callable[[Any], Template | None] | None = None
     prompt_sees_ahead: bool = False
@@ -163,6 +168,28 @@ FAMILIES: dict[str, Family] = {
         template=Template(),
         template_of=llava_next.template_of,
         load_processor=llava_next.load_processor,
+    ),
+    "llava_onevision": Family(
+        name="LLaVA-OneVision",
+        model_type="llava_onevision",
+        config_from_hf=llava_onevision.config_from_hf,
+        build=llava_next.LlavaNext,
+        mlps=llava.mlps,
+        weight_table=llava_next.weight_table,
+        spellings=llava_next.SPELLINGS,
+        buffers=llava.BUFFERS,
+        tied=llava.tied,
+        edits=llava_onevision.edits,
+        pictures=llava_next.pictures,
+        pictures_of_many=llava_onevision.pictures_of_many,
+        feature_rows=llava_onevision.feature_rows,
+        corner_weights=llava_onevision.corner_weights,
+        new_config=fresh.llava_onevision_config,
+        new_processor=fresh.llava_onevision_processor,
+        template=llava_onevision.TEMPLATE,
+        load_processor=functools.partial(
+            processing.processor_without_videos, image_token=llava_onevision.MARK
+        ),
     ),
     "paligemma": Family(
         name="PaliGemma",

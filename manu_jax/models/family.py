@@ -104,21 +104,32 @@ class Loaded:
             tokenizer=self.processor.tokenizer,
             mark=getattr(self.processor, self.family.mark),
             edits=lambda: self._edits(sample),
-            pictures=self.pictures,
+            pictures=functools.partial(self.pictures, is_one_of_many=len(sample.images) > 1),
             feature_rows=self._feature_rows(sample),
             image_token=self.config.image_token,
             context=self.context,
         )
+        is_image_T = encoded.feature_index_T >= 0
+        if self.family.corner_weights is not None and sample.images:
+            rows = self.family.corner_weights(sample.images, self.config)
+            weights_T4 = processing.placed(is_image_T, rows, np.zeros((len(is_image_T), 4), "f4"))
+            encoded = dataclasses.replace(encoded, corner_weights_T4=weights_T4)
         if self.family.rope_positions is None:
             return encoded
-        is_image_T = encoded.feature_index_T >= 0
         rope_T3 = self.family.rope_positions(is_image_T, encoded.pictures, self.config)
         return dataclasses.replace(encoded, rope_T3=rope_T3)
 
-    def pictures(self, image: Any) -> tuple[Picture, ...]:
-        """Return what the vision tower takes for an image (PIL), made once."""
+    def pictures(self, image: Any, *, is_one_of_many: bool = False) -> tuple[Picture, ...]:
+        """Return what the vision tower takes for an image (PIL), made once.
+
+        is_one_of_many: its text has other images, too; that matters to some families only.
+        """
+        of_many = self.family.pictures_of_many if is_one_of_many else None
+        make = of_many or self.family.pictures
         return self.cache.pictures(
-            image, lambda image: self.family.pictures(image, self.processor, self.config)
+            image,
+            lambda image: make(image, self.processor, self.config),
+            is_one_of_many=of_many is not None,
         )
 
     def collate_pictures(

@@ -84,6 +84,37 @@ def llava_next_processor(section: ModelSection, tokenizer: Any) -> Any:
     )
 
 
+def llava_onevision_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
+    """Return the `config.json` of a LLaVA-OneVision: an image alone is a whole and one tile."""
+    return {
+        **llava_next_config(section, tokenizer),
+        "architectures": ["LlavaOnevisionForConditionalGeneration"],
+        "model_type": "llava_onevision",
+        "vision_aspect_ratio": "anyres_max_9",
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+        "text_config": _text_config("qwen2", section, tokenizer),
+        "vision_config": {
+            **_siglip_config("siglip_vision_model", section),
+            "vision_use_head": False,
+        },
+    }
+
+
+def llava_onevision_processor(section: ModelSection, tokenizer: Any) -> Any:
+    """Return a processor of one tile of the section's size; its tokenizer has more tokens."""
+    from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+        LlavaOnevisionImageProcessorPil,
+    )
+
+    size = section.vision.image_size
+    images = LlavaOnevisionImageProcessorPil(
+        size={"height": size, "width": size}, image_grid_pinpoints=[[size, size]]
+    )
+    tokens = {"turn_start_token": "<|im_start|>", "turn_end_token": "<|im_end|>"}
+    return processing.Processor(images, with_tokens(tokenizer, tokens), "<image>")
+
+
 def idefics2_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
     """Return the `config.json` of a model of these sizes; its decoder looks back without end."""
     connector = section.connector

@@ -83,7 +83,7 @@ class LlavaConfig(SquarePictures):
     @property
     def tokens_per_image(self) -> int:
         """Image tokens that stand for one image in the token ids."""
-        return self.vision.num_patches + (not self.drops_class_token)
+        return self.vision.num_patches + (self.vision.is_clip and not self.drops_class_token)
 
     def num_features(self, num_patches: int) -> int:
         """Return the image tokens of a picture; all have as many."""
@@ -100,36 +100,48 @@ def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Lla
     return config
 
 
-def parts_of(fields: Fields, strategies: tuple[str, ...] = ("default", "full")) -> dict[str, Any]:
-    """Return the fields of a LlavaConfig.
+def parts_of(
+    fields: Fields,
+    *,
+    strategies: tuple[str, ...] = ("default", "full"),
+    layer: int = -2,
+    tower: str = "clip_vision_model",
+    vision_defaults: Mapping[str, Any] = VISION_DEFAULTS,
+    decoder: str = "llama",
+    image_token: int = 32000,
+) -> dict[str, Any]:
+    """Return the fields of a LlavaConfig, whose tower is of the kind `tower`.
 
-    strategies: the known values of `vision_feature_select_strategy`, its default first.
+    strategies: the known values of `vision_feature_select_strategy`, its default first. layer,
+    decoder (its model type), image_token: the defaults of their fields.
     """
     faults = fields.faults
-    layers = fields.get("vision_feature_layer", -2)
+    layers = fields.get("vision_feature_layer", layer)
     fields.get("image_seq_length")  # follows from the tower's sizes
     fields.get("vocab_size")  # stands in old files beside the text_config's
     fields.get("ignore_index")
     fields.get("pad_token_id")
-    text = fields.part("text_config")
+    text = {"model_type": decoder, **fields.part("text_config")}
     vision = fields.part("vision_config")
     strategy = fields.need("vision_feature_select_strategy", strategies[0], strategies)
     return {
         "text": decoder_config(text, faults, is_tied=fields.get("tie_word_embeddings", False)),
         "vision": vit_config(
-            vision or VISION_DEFAULTS,
+            vision or vision_defaults,
             faults,
             feature_layers=(layers,) if isinstance(layers, int) else tuple(layers),
+            kind=tower,
+            is_normalised=False,
         ),
         "drops_class_token": strategy == "default",
         "projector_activation": fields.need("projector_hidden_act", "gelu", tuple(ACTIVATIONS)),
         "projector_bias": fields.get("multimodal_projector_bias", True),
-        "image_token": fields.get("image_token_index", fields.get("image_token_id", 32000)),
+        "image_token": fields.get("image_token_index", fields.get("image_token_id", image_token)),
     }
 
 
 class Llava(Multimodal):
-    """The CLIP tower, the projector and the decoder."""
+    """The tower, the projector and the decoder."""
 
     def __init__(self, key: jax.Array, config: LlavaConfig):
         vision, linear_1, linear_2, text = jax.random.split(key, 4)
@@ -157,7 +169,7 @@ class Llava(Multimodal):
         states_BIPD, seen = self.vision(
             patches_BIPC,
             gates=gates.get("vision"),
-            measure=measure_of(jnp.ones((batch, images, patches + 1))),
+            measure=measure_of(jnp.ones((batch, images, patches + self.config.vision.is_clip))),
             remat=remat,
         )
         if self.config.drops_class_token:

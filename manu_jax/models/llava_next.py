@@ -30,9 +30,9 @@ SPELLINGS = {
     form: {**starts, f"{'' if form in 'AB' else 'model.'}image_newline": "image_newline"}
     for form, starts in llava.SPELLINGS.items()
 }
-CHATML_START = "<|im_start|>"
 MISTRAL_START = "[INST]"
-CHATML = Template(
+MISTRAL = Template(user="[INST]", close=" [/INST]", system_form="{system} ")
+YI = Template(
     system="<|im_start|>system\nAnswer the questions.<|im_end|>",
     user="<|im_start|>user\n",
     image="<image>",
@@ -42,7 +42,24 @@ CHATML = Template(
     end="<|im_end|>",
     system_form="<|im_start|>system\n{system}<|im_end|>",
 )
-MISTRAL = Template(user="[INST]", close=" [/INST]", system_form="{system} ")
+QWEN = dataclasses.replace(
+    YI,
+    system="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",
+    close="<|im_end|>\n<|im_start|>assistant\n",
+    system_form="<|im_start|>system\n{system}<|im_end|>\n",
+)
+LLAMA_3 = dataclasses.replace(
+    YI,
+    system="<|start_header_id|>system<|end_header_id|>\n\nYou are a helpful language and vision "
+    "assistant. You are able to understand the visual content that the user provides, and assist "
+    "the user with a variety of tasks using natural language.<|eot_id|>",
+    user="<|start_header_id|>user<|end_header_id|>\n\n",
+    close="<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    end="<|eot_id|>",
+    system_form="<|start_header_id|>system<|end_header_id|>\n\n{system}<|eot_id|>",
+)
+# By a token that only these tokenizers have; the first counts.
+TEMPLATES = {"<|startoftext|>": YI, "<|im_start|>": QWEN, "<|start_header_id|>": LLAMA_3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +103,7 @@ def pinpoints_of(fields: Fields, tile: int, default: Any = PINPOINTS) -> tuple:
 
 
 class LlavaNext(llava.Llava):
-    """The CLIP tower, the projector, the newline and the decoder."""
+    """The tower, the projector, the newline and the decoder."""
 
     config: LlavaNextConfig
 
@@ -123,8 +140,9 @@ def weight_table(config: LlavaNextConfig) -> list[Entry]:
 
 def template_of(tokenizer: Any) -> Template | None:
     """Return the prompt strings that the tokenizer tells; None: those of LLaVA-1.5, for Vicuna."""
-    if CHATML_START in tokenizer.get_vocab():
-        return CHATML
+    for token, template in TEMPLATES.items():
+        if token in tokenizer.get_vocab():
+            return template
     return MISTRAL if MISTRAL_START in str(tokenizer.chat_template) else None
 
 
@@ -139,9 +157,13 @@ def load_processor(path: Path) -> Any:
 
 def edits(text: str, images: Sequence[Any], processor: Any, config: LlavaNextConfig) -> list[Edit]:
     """Return what takes the marks' places: as many image tokens as take features."""
-    token = processor.image_token
-    pairs = zip(marks(text, token), feature_rows(images, config), strict=False)
-    return [(start, end, token * len(rows_T)) for (start, end), rows_T in pairs]
+    return repeated(text, processor.image_token, feature_rows(images, config))
+
+
+def repeated(text: str, token: str, rows: Sequence[np.ndarray]) -> list[Edit]:
+    """Return what takes the marks' places, given the rows that the tokens of each take."""
+    pairs = zip(marks(text, token), rows, strict=False)
+    return [(start, end, token * len(taken)) for (start, end), taken in pairs]
 
 
 def feature_rows(images: Sequence[Any], config: LlavaNextConfig) -> list[np.ndarray]:
@@ -150,7 +172,8 @@ def feature_rows(images: Sequence[Any], config: LlavaNextConfig) -> list[np.ndar
     The features are those of the whole image and then of the tiles, row by row, each of them its
     patches and a newline.
     """
-    return [_feature_rows(image.height, image.width, config) for image in images]
+    maps = [map_of_tiles(image.height, image.width, config) for image in images]
+    return [in_order(map_YX, config) for map_YX in maps]
 
 
 def pictures(image: Any, processor: Any, config: LlavaNextConfig) -> tuple[Picture, ...]:
@@ -213,7 +236,3 @@ def in_order(map_YX: np.ndarray, config: LlavaNextConfig) -> np.ndarray:
     num_patches = config.num_patches
     lines_YX = np.pad(map_YX, ((0, 0), (0, 1)), constant_values=num_patches)
     return np.concatenate([np.arange(num_patches), lines_YX.ravel()])
-
-
-def _feature_rows(height: int, width: int, config: LlavaNextConfig) -> np.ndarray:
-    return in_order(map_of_tiles(height, width, config), config)

@@ -151,7 +151,13 @@ class Multimodal(nnx.Module):
 
     def _merged(self, h_BTD: jax.Array, features_BIPE: Array, batch: Batch) -> jax.Array:
         features_BJE = jnp.asarray(features_BIPE).reshape(len(h_BTD), -1, h_BTD.shape[-1])
-        h_BTD = merge(h_BTD, features_BJE, batch.feature_index_BT)
+        h_BTD = merge(
+            h_BTD,
+            features_BJE,
+            batch.feature_index_BT,
+            batch.corner_index_BT4,
+            batch.corner_weights_BT4,
+        )
         return constrain(h_BTD, "batch", None, None)
 
 

@@ -82,15 +82,19 @@ class PictureCache:
     """Pictures of the images last used, up to CACHE_BYTES. An image is known by its identity."""
 
     def __init__(self):
-        self._entries: collections.OrderedDict[int, tuple[Any, tuple[Picture, ...]]]
+        self._entries: collections.OrderedDict[Any, tuple[Any, tuple[Picture, ...]]]
         self._entries = collections.OrderedDict()
         self._bytes = 0
 
     def pictures(
-        self, image: Any, make: Callable[[Any], tuple[Picture, ...]]
+        self,
+        image: Any,
+        make: Callable[[Any], tuple[Picture, ...]],
+        *,
+        is_one_of_many: bool = False,
     ) -> tuple[Picture, ...]:
-        """Return what `make` gives for the image."""
-        key = id(image)
+        """Return what `make` gives for the image, as one of many or alone."""
+        key = (id(image), "many") if is_one_of_many else id(image)
         if key in self._entries:
             self._entries.move_to_end(key)
             return self._entries[key][1]
@@ -211,10 +215,10 @@ def encode(
     """Return a sample as numbers.
 
     edits: what takes the places of the text's marks. pictures: what the tower takes for an image.
-    feature_rows: which of each image's features its tokens take; None: all, in order. A token
-    carries loss where its letters reach into an answer; image tokens and the first token
-    never do. Raises ManuError where images and marks differ in number, or the prompt is longer than
-    the context.
+    feature_rows: which of each image's features its tokens take, one [J] or four corners [J, 4];
+    None: all, in order. A token carries loss where its letters reach into an answer; image tokens
+    and the first token never do. Raises ManuError where images and marks differ in number, or the
+    prompt is longer than the context.
     """
     num_marks = len(marks(sample.text, mark))
     if num_marks != len(sample.images):
@@ -246,11 +250,20 @@ def encode(
             f"prompt {_shown(sample)}: {is_image_T.sum()} image tokens for {num_taken} image "
             "features: config.json and the processor's files are of different models."
         )
-    feature_index_T = np.full(len(ids_T), -1, np.int32)
-    if taken:
-        feature_index_T[is_image_T] = np.concatenate(taken)
     flat = tuple(picture for several in seen for picture in several)
-    return Encoded(ids_T, weights_T, feature_index_T, flat, sample.key)
+    if not taken or taken[0].ndim == 1:
+        feature_index_T = placed(is_image_T, taken, np.full(len(ids_T), -1, np.int32))
+        return Encoded(ids_T, weights_T, feature_index_T, flat, sample.key)
+    corners_T4 = placed(is_image_T, taken, np.full((len(ids_T), 4), -1, np.int32))
+    first_T = corners_T4[:, 0]
+    return Encoded(ids_T, weights_T, first_T, flat, sample.key, corner_index_T4=corners_T4)
+
+
+def placed(is_image_T: np.ndarray, rows: Sequence[np.ndarray], other: np.ndarray) -> np.ndarray:
+    """Return `other` with the images' rows, image after image, where the image tokens stand."""
+    if rows:
+        other[is_image_T] = np.concatenate(rows)
+    return other
 
 
 def collate(
@@ -294,6 +307,10 @@ def collate(
     answer_index_BA = np.full((B, A), T - 1, np.int32) if A else None
     has_rope = any(item.rope_T3 is not None for item in encoded)
     rope_BT3 = np.zeros((B, T, 3), np.int32) if has_rope else None
+    corner_index_BT4 = corner_weights_BT4 = None
+    if any(item.corner_index_T4 is not None for item in encoded):
+        corner_index_BT4 = np.full((B, T, 4), -1, np.int32)
+        corner_weights_BT4 = np.zeros((B, T, 4), np.float32)
     for row, item in enumerate(encoded):
         n = item.num_tokens
         place = slice(0, n) if padding_side == "right" else slice(T - n, T)
@@ -302,7 +319,12 @@ def collate(
         # Padding on the right goes on counting, as in `transformers`: statistics may include it.
         positions_BT[row] = np.maximum(np.arange(T) - place.start, 0)
         loss_weights_BT[row, place] = item.loss_weights_T
-        feature_index_BT[row, place] = _padded_index(item, sizes.num_features(P))
+        room = sizes.num_features(P)
+        feature_index_BT[row, place] = _padded_index(item.feature_index_T, item.pictures, room)
+        if item.corner_index_T4 is not None:
+            assert corner_index_BT4 is not None and corner_weights_BT4 is not None
+            corner_index_BT4[row, place] = _padded_index(item.corner_index_T4, item.pictures, room)
+            corner_weights_BT4[row, place] = item.corner_weights_T4
         example_weights_B[row] = 1
         if rope_BT3 is not None and item.rope_T3 is not None:
             rope_BT3[row, place] = item.rope_T3
@@ -325,6 +347,8 @@ def collate(
         places_BIP2,
         answer_index_BA,
         rope_BT3=rope_BT3,
+        corner_index_BT4=corner_index_BT4,
+        corner_weights_BT4=corner_weights_BT4,
     )
 
 
@@ -344,16 +368,16 @@ def collate_pictures(
     return patches_BIPC, places_BIP2
 
 
-def _padded_index(item: Encoded, room: int) -> np.ndarray:
-    """Return the rows of the features where each picture has room for as many. [T] int32."""
-    counts = np.array([picture.num_features for picture in item.pictures], np.int32)
+def _padded_index(index: np.ndarray, pictures: Sequence[Picture], room: int) -> np.ndarray:
+    """Return an index of features where each picture has room for as many. int32."""
+    counts = np.array([picture.num_features for picture in pictures], np.int32)
     if (counts == room).all():
-        return item.feature_index_T
+        return index
     ends = np.cumsum(counts)
-    number_T = np.searchsorted(ends, item.feature_index_T, side="right")
+    number = np.searchsorted(ends, index, side="right")
     starts = np.append(ends - counts, 0)  # what is no image token has any number
-    padded_T = item.feature_index_T - starts[number_T] + number_T * room
-    return np.where(item.feature_index_T < 0, -1, padded_T).astype(np.int32)
+    padded = index - starts[number] + number * room
+    return np.where(index < 0, -1, padded).astype(np.int32)
 
 
 def _answer_weights(segments: Sequence[tuple[str, bool]], offsets_T2: np.ndarray) -> np.ndarray:

@@ -3,9 +3,9 @@
 CLIP (Radford et al. 2021, arXiv 2103.00020), as `CLIPVisionModel`: a class token, a norm before the
 layers, and hidden states as the result. SigLIP (Zhai et al. 2023, arXiv 2303.15343), as
 `SiglipVisionModel` without its head and the towers of Idefics2 and Idefics3: a bias on the patches,
-and the normalised last state as the result. Layers after the last one whose result is used are
-never run: their weights are kept, so that a model is written as it was read, but their neurons are
-not neurons of the model.
+and the normalised last state as the result (LLaVA-OneVision: hidden states as they are). Layers
+after the last one whose result is used are never run: their weights are kept, so that a model is
+written as it was read, but their neurons are not neurons of the model.
 """
 
 import dataclasses
@@ -40,7 +40,8 @@ EMBEDDING_SCALE = 0.5
 class VitConfig:
     """Sizes of a tower. `features`: which hidden states are its result; 0 is the embeddings.
 
-    is_clip: CLIP, otherwise SigLIP. image_size: of the grid of positions; pictures may be smaller.
+    is_clip: CLIP, otherwise SigLIP. is_normalised: the result goes through the last norm.
+    image_size: of the grid of positions; pictures may be smaller.
     """
 
     image_size: int  # pixels a side
@@ -53,6 +54,7 @@ class VitConfig:
     norm_epsilon: float
     features: tuple[int, ...]  # each in [0, num_layers]
     is_clip: bool = True
+    is_normalised: bool = False
 
     @property
     def side(self) -> int:
@@ -93,12 +95,13 @@ def vit_config(
     *,
     feature_layers: tuple[int, ...] = (-1,),
     kind: str = "clip_vision_model",
+    is_normalised: bool = True,
     section: str = "vision_config.",
 ) -> VitConfig:
     """Return the config of a `vision_config`; what it asks for and we lack is added to `faults`.
 
     feature_layers: indices of hidden states; negative ones count from the last. kind: the model
-    type, one of DEFAULTS.
+    type, one of DEFAULTS. is_normalised: a SigLIP's result goes through its last norm.
     """
     fields = Fields(values, section, faults)
     fields.need("model_type", kind, (kind,))
@@ -125,6 +128,7 @@ def vit_config(
         norm_epsilon=fields.get("layer_norm_eps", DEFAULTS[kind]["layer_norm_eps"]),
         features=tuple(layer % len(states) for layer in feature_layers),
         is_clip=kind == "clip_vision_model",
+        is_normalised=kind != "clip_vision_model" and is_normalised,
     )
     fields.finish()
     return config
@@ -208,7 +212,8 @@ class Vit(nnx.Module):
             self.layers = VitLayers(layers, config, config.num_run)
         if config.num_layers > config.num_run:
             self.unrun = VitLayers(unrun, config, config.num_layers - config.num_run)
-        self.post_norm_D = nnx.Param(jnp.ones(D))  # CLIP: of the pooled output, which is not used
+        # CLIP: of the pooled output, which is not used
+        self.post_norm_D = nnx.Param(jnp.ones(D))
         self.post_norm_bias_D = nnx.Param(jnp.zeros(D))
         self.config = config
 
@@ -255,7 +260,7 @@ class Vit(nnx.Module):
         if states is not None:
             chosen = [start_BTD if index == 0 else states[index - 1] for index in config.features]
             h_BTD = jnp.concatenate(chosen, axis=-1)
-        if not config.is_clip:
+        if config.is_normalised:
             h_BTD = layer_norm(
                 h_BTD, self.post_norm_D[...], self.post_norm_bias_D[...], config.norm_epsilon
             )

@@ -15,6 +15,7 @@ import idefics3_cases
 import jax
 import jax.numpy as jnp
 import llava_next_cases
+import llava_onevision_cases
 import numpy as np
 import paligemma_cases
 import pytest
@@ -34,10 +35,11 @@ from manu_jax.types import Probe, Sample
 ROOT = Path(__file__).parents[2]
 FAMILIES = {"idefics2": idefics2_cases, "qwen-vl": qwen_cases, "idefics3": idefics3_cases}
 FAMILIES |= {"paligemma": paligemma_cases, "gemma3": gemma3_cases, "llava-next": llava_next_cases}
+FAMILIES["llava-onevision"] = llava_onevision_cases
 CASES = [(name, case) for name, cases in FAMILIES.items() for case in cases.CASES]
 FIRST = [("idefics2", "whole-images"), ("qwen-vl", "2.5"), ("qwen-vl", "2")]
 FIRST += [("idefics3", "idefics3-split"), ("paligemma", "gemma"), ("paligemma", "gemma2")]
-FIRST += [("gemma3", "one-key-head"), ("llava-next", "vicuna")]
+FIRST += [("gemma3", "one-key-head"), ("llava-next", "vicuna"), ("llava-onevision", "interpolated")]
 
 
 @pytest.fixture(scope="module")

@@ -159,13 +159,35 @@ def test_the_tokenizer_tells_the_template(folder, tmp_path):
     assert (
         template.prompt("Where?", "text") + template.reply("Oslo") == "[INST] Where? [/INST] Oslo"
     )
-    words = with_tokens(other.tokenizer, {"start": "<|im_start|>", "end": "<|im_end|>"})
-    template = llava_next.template_of(words)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        (
+            ["<|startoftext|>", "<|im_start|>"],
+            "<|im_start|>system\nAnswer the questions.<|im_end|><|im_start|>user\n<image>\nWhere?"
+            "<|im_end|><|im_start|>assistant\n",
+        ),
+        (
+            ["<|im_start|>"],
+            "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+            "<image>\nWhere?<|im_end|>\n<|im_start|>assistant\n",
+        ),
+        (
+            ["<|start_header_id|>"],
+            f"{llava_next.LLAMA_3.system}<|start_header_id|>user<|end_header_id|>\n\n<image>\nWhere?"
+            "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        ),
+    ],
+)
+def test_a_tokenizer_with_tokens_for_turns_has_prompts_of_them(tokens, expected):
+    given = {f"token_{number}": token for number, token in enumerate(tokens)}
+    template = llava_next.template_of(with_tokens(cases.processor().tokenizer, given))
     assert template is not None
-    assert template.prompt("Where?", "image") == (
-        "<|im_start|>system\nAnswer the questions.<|im_end|><|im_start|>user\n<image>\nWhere?"
-        "<|im_end|><|im_start|>assistant\n"
-    )
+    assert template.prompt("Where?", "image") == expected
+    assert template.prompt("Where?", "text") == expected.replace("<image>\n", "")
+    assert template.with_system("Be kind.").prompt("Where?", "image").count("Be kind.") == 1
 
 
 @pytest.mark.parametrize("name", SIZES)
