@@ -41,6 +41,9 @@ FIRST = [("idefics2", "whole-images"), ("qwen-vl", "2.5"), ("qwen-vl", "2")]
 FIRST += [("idefics3", "idefics3-split"), ("paligemma", "gemma"), ("paligemma", "gemma2")]
 FIRST += [("gemma3", "one-key-head"), ("llava-next", "vicuna"), ("llava-onevision", "interpolated")]
 
+# Of the variants the logits are compared always, the rest in `pytest -m slow` (and so in CI).
+ALL = [pytest.param(*case, marks=[] if case in FIRST else [pytest.mark.slow]) for case in CASES]
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
@@ -79,7 +82,7 @@ def test_a_text_only_batch_runs_no_image_tower(made, name, case):
     check_logits(reference, inputs, forward(broken, batch), batch)
 
 
-@pytest.mark.parametrize(("name", "case"), CASES)
+@pytest.mark.parametrize(("name", "case"), ALL)
 def test_greedy_tokens_equal_those_of_generate(made, name, case):
     cases, folder, reference, loaded = made(name, case)
     images, steps = cases.image_lists(), 8
@@ -93,7 +96,7 @@ def test_greedy_tokens_equal_those_of_generate(made, name, case):
     assert tokens_BT.tolist() == expected[:, inputs["input_ids"].shape[1] :].tolist()
 
 
-@pytest.mark.parametrize(("name", "case"), CASES)
+@pytest.mark.parametrize(("name", "case"), ALL)
 def test_activations_and_gate_gradients_of_every_tower_equal_those_of_hooks(made, name, case):
     """∂L/∂gate = Σ z·∂L/∂z over the example's tokens, for L a weighted sum of logits."""
     cases, folder, reference, loaded = made(name, case)
@@ -161,7 +164,7 @@ def test_every_weight_changes_the_logits(made, name, case):
     assert unchanged == cases.WITHOUT_EFFECT
 
 
-@pytest.mark.parametrize(("name", "case"), CASES)
+@pytest.mark.parametrize(("name", "case"), ALL)
 def test_what_is_saved_equals_what_was_loaded_and_transformers_loads_it(made, tmp_path, name, case):
     cases, folder, reference, loaded = made(name, case)
     family.save_pretrained(loaded, tmp_path / "out")
