@@ -140,8 +140,9 @@ def weight_table(config: LlavaNextConfig) -> list[Entry]:
 
 def template_of(tokenizer: Any) -> Template | None:
     """Return the prompt strings that the tokenizer tells; None: those of LLaVA-1.5, for Vicuna."""
+    words = tokenizer.get_vocab()
     for token, template in TEMPLATES.items():
-        if token in tokenizer.get_vocab():
+        if token in words:
             return template
     return MISTRAL if MISTRAL_START in str(tokenizer.chat_template) else None
 

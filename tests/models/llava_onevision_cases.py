@@ -21,9 +21,9 @@ __all__ = ["in_form_a", "tower_of"]
 
 SIDE, PATCH = 13, 4  # pixels: 3 × 3 patches a tile, and a row of pixels that fills none
 POINTS = [[height // 12 * SIDE, width // 12 * SIDE] for height, width in PINPOINTS]
-# Rows and columns of images. The first has more tokens than "anyres_max_2" allows, the last has
-# rows without tiles; those between are several of one text, which are not split.
-SIZES = [(27, 25), (15, 38), (40, 17), (5, 7), (9, 30)]
+# Rows and columns of images. The first, alone in its text, has more tokens than "anyres_max_2"
+# allows; the others are several of one text, which are not split.
+SIZES = [(27, 25), (15, 38), (40, 17), (5, 7)]
 PROMPTS = [
     "<|im_start|>user <image>\nWhere does this person live?<|im_end|><|im_start|>assistant\n",
     "<|im_start|>user <image><image>\nLima? <image><|im_end|><|im_start|>assistant\n",

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from llava_cases import forward
+from llava_next_cases import images_of
+from parity import check_logits
 from PIL import Image
 from transformers.models.llava_onevision import modeling_llava_onevision
 
@@ -35,6 +38,18 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("llava-onevision")
     cases.write_case("interpolated", folder)
     return folder
+
+
+def test_images_of_any_shape_alone_in_their_texts_give_the_logits_of_transformers(folder):
+    loaded, images = family.load(folder), images_of([(15, 38), (40, 17), (5, 7), (9, 60)])
+    lists, prompts = [[image] for image in images], cases.PROMPTS[:1] * 4
+    inputs = cases.torch_inputs(folder, "left", prompts, lists)
+    batch = loaded.batch(prompts, lists, padding_side="left")
+    mask_BT = batch.attention_mask_BT
+    np.testing.assert_array_equal(inputs["input_ids"].numpy()[mask_BT], batch.token_ids_BT[mask_BT])
+    assert len(set(cases.counts_of(inputs))) > 1
+    reference = transformers.LlavaOnevisionForConditionalGeneration.from_pretrained(folder)
+    check_logits(reference, inputs, forward(loaded.model, batch), batch)
 
 
 @pytest.mark.parametrize("number", [0, 1])
