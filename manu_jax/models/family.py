@@ -18,7 +18,7 @@ import numpy as np
 from manu_jax import checkpoint, parallel
 from manu_jax.config import ModelSection
 from manu_jax.folder import new_folder, write_atomic
-from manu_jax.models import export, processing, weights
+from manu_jax.models import export, pictures, processing, weights
 from manu_jax.models.families import FAMILIES, Family
 from manu_jax.types import Batch, Encoded, ManuError, Picture, Sample, Template
 
@@ -46,7 +46,7 @@ class Loaded:
     path: Path | None = None
     mesh: jax.sharding.Mesh | None = None
     system_prompt: str = ""
-    cache: processing.PictureCache = dataclasses.field(default_factory=processing.PictureCache)
+    cache: pictures.PictureCache = dataclasses.field(default_factory=pictures.PictureCache)
 
     @property
     def towers(self) -> dict[str, tuple[int, int]]:
@@ -138,7 +138,7 @@ class Loaded:
         """Return the patches [B, I, P, C] of pictures, and their places [B, I, P, 2] or None."""
         most = max(len(row) for row in rows)
         num_patches = max(picture.padded_patches for row in rows for picture in row)
-        return processing.collate_pictures(rows, self.config, most, num_patches)
+        return pictures.collate_pictures(rows, self.config, most, num_patches)
 
     def collate(
         self,

@@ -19,7 +19,8 @@ from manu_jax.models.decoder_config import DecoderConfig, decoder_config
 from manu_jax.models.fields import Fields, refuse
 from manu_jax.models.layers import Remat, project, random_weight, rms_norm
 from manu_jax.models.multimodal import MeasureOf, Multimodal
-from manu_jax.models.processing import Edit, SquarePictures, marks, square_picture
+from manu_jax.models.pictures import SquarePictures, square_picture
+from manu_jax.models.processing import Edit, marks
 from manu_jax.models.tables import (
     Entry,
     TowerMlp,

@@ -31,8 +31,9 @@ from manu_jax.models.perceiver import (
     resampler_mlp,
     resampler_table,
 )
+from manu_jax.models.pictures import AnyPictures, patches_of
 from manu_jax.models.probe import Measure
-from manu_jax.models.processing import AnyPictures, Edit, marks, patches_of
+from manu_jax.models.processing import Edit, marks
 from manu_jax.models.scan import scan_layers
 from manu_jax.models.tables import (
     Entry,

@@ -22,7 +22,8 @@ from manu_jax.models.fields import Fields, refuse
 from manu_jax.models.idefics2 import FAKE
 from manu_jax.models.layers import Remat, project, random_weight
 from manu_jax.models.multimodal import MeasureOf, Multimodal
-from manu_jax.models.processing import Edit, SquarePictures, marks, squares
+from manu_jax.models.pictures import SquarePictures, squares
+from manu_jax.models.processing import Edit, marks
 from manu_jax.models.tables import (
     Entry,
     TowerMlp,

@@ -20,7 +20,8 @@ from manu_jax.models import llava
 from manu_jax.models.fields import Fields, refuse
 from manu_jax.models.layers import Remat, random_weight
 from manu_jax.models.multimodal import MeasureOf
-from manu_jax.models.processing import Edit, marks, squares, whole_processor
+from manu_jax.models.pictures import squares
+from manu_jax.models.processing import Edit, marks, whole_processor
 from manu_jax.models.tables import Entry
 from manu_jax.types import Array, ManuError, Neurons, Picture, Template
 

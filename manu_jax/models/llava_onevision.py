@@ -17,7 +17,8 @@ import numpy as np
 
 from manu_jax.models import llava, llava_next
 from manu_jax.models.fields import Fields, refuse
-from manu_jax.models.processing import Edit, squares
+from manu_jax.models.pictures import squares
+from manu_jax.models.processing import Edit
 from manu_jax.types import Picture, Template
 
 MARK = "<image>"

@@ -18,7 +18,7 @@ from manu_jax.models.decoder_config import GEMMA, DecoderConfig, decoder_config
 from manu_jax.models.fields import Fields, refuse
 from manu_jax.models.layers import Remat, project, random_weight
 from manu_jax.models.multimodal import MeasureOf, Multimodal
-from manu_jax.models.processing import SquarePictures
+from manu_jax.models.pictures import SquarePictures
 from manu_jax.models.tables import (
     Entry,
     TowerMlp,

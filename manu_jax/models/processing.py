@@ -4,107 +4,20 @@ Where an image stands in a text is marked; its family says which tokens take the
 what its tower takes for the image. That is made once as long as the image stays in the cache.
 """
 
-import collections
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
+from manu_jax.models.pictures import PictureSizes, collate_pictures
 from manu_jax.types import Batch, Encoded, ManuError, Picture, Sample
 
-CACHE_BYTES = 2**29
 SHOWN_LETTERS = 60
 
 # (start, end, what stands there instead) in a text
 Edit = tuple[int, int, str]
-
-
-class PictureSizes(Protocol):
-    """What a family's config says of its pictures.
-
-    patch_values: numbers of a patch. num_patches: of a picture; where they are of any size, what a
-    batch without a picture has room for. of_any_size: a batch says where each patch has its place.
-    """
-
-    @property
-    def patch_values(self) -> int: ...
-
-    @property
-    def num_patches(self) -> int: ...
-
-    @property
-    def of_any_size(self) -> bool: ...
-
-    def num_features(self, num_patches: int) -> int:
-        """Return the features that a picture with room for so many patches becomes."""
-        ...
-
-
-class SquarePictures:
-    """The PictureSizes of a config whose pictures all fill its tower's grid."""
-
-    vision: Any
-
-    @property
-    def patch_values(self) -> int:
-        return self.vision.patch_values
-
-    @property
-    def num_patches(self) -> int:
-        return self.vision.num_patches
-
-    @property
-    def of_any_size(self) -> bool:
-        return False
-
-
-class AnyPictures:
-    """The PictureSizes of a config whose pictures are of any size."""
-
-    vision: Any
-
-    @property
-    def patch_values(self) -> int:
-        return self.vision.patch_values
-
-    @property
-    def num_patches(self) -> int:
-        return 16  # what the smallest picture is padded to
-
-    @property
-    def of_any_size(self) -> bool:
-        return True
-
-
-class PictureCache:
-    """Pictures of the images last used, up to CACHE_BYTES. An image is known by its identity."""
-
-    def __init__(self):
-        self._entries: collections.OrderedDict[Any, tuple[Any, tuple[Picture, ...]]]
-        self._entries = collections.OrderedDict()
-        self._bytes = 0
-
-    def pictures(
-        self,
-        image: Any,
-        make: Callable[[Any], tuple[Picture, ...]],
-        *,
-        is_one_of_many: bool = False,
-    ) -> tuple[Picture, ...]:
-        """Return what `make` gives for the image, as one of many or alone."""
-        key = (id(image), "many") if is_one_of_many else id(image)
-        if key in self._entries:
-            self._entries.move_to_end(key)
-            return self._entries[key][1]
-        made = make(image)
-        # The entry keeps the image alive, so that its id is not given to another one.
-        self._entries[key] = (image, made)
-        self._bytes += _num_bytes(made)
-        while self._bytes > CACHE_BYTES and len(self._entries) > 1:
-            self._bytes -= _num_bytes(self._entries.popitem(last=False)[1][1])
-        return made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,18 +50,6 @@ def processor_without_videos(path: Any, image_token: str) -> Processor:
     return Processor(images, tokenizer, getattr(tokenizer, "image_token", image_token))
 
 
-def patches_of(pixels_CYX: np.ndarray, size: int) -> np.ndarray:
-    """Return an image's patches of `size` by `size` pixels, row by row. [P, size · size · C].
-
-    Rows and columns that fill no patch are lost, as in a convolution.
-    """
-    C, Y, X = pixels_CYX.shape
-    rows, columns = Y // size, X // size
-    kept_CYX = np.asarray(pixels_CYX, np.float32)[:, : rows * size, : columns * size]
-    split = kept_CYX.reshape(C, rows, size, columns, size).transpose(1, 3, 2, 4, 0)
-    return np.ascontiguousarray(split.reshape(rows * columns, size * size * C))
-
-
 def marks(text: str, mark: str) -> list[tuple[int, int]]:
     """Return where each mark of an image begins and ends."""
     return [found.span() for found in re.finditer(re.escape(mark), text)]
@@ -174,31 +75,6 @@ def repeated_token(text: str, images: Sequence[Any], processor: Any, config: Any
     """Return what takes the marks' places where a picture is its image token so many times."""
     token = processor.image_token
     return [(start, end, token * config.tokens_per_image) for start, end in marks(text, token)]
-
-
-def square_picture(image: Any, processor: Any, config: Any, **settings: Any) -> tuple[Picture, ...]:
-    """Return the one picture of an image, as large as the tower's grid.
-
-    settings: of the image processor, in place of the folder's.
-    """
-    coded = processor.image_processor(images=[image], return_tensors="np", **settings)
-    return squares(np.asarray(coded["pixel_values"]), config)
-
-
-def squares(pixels_ICYX: np.ndarray, config: Any) -> tuple[Picture, ...]:
-    """Return the pictures that a processor makes of an image, each as large as the tower's grid."""
-    size = config.vision.image_size
-    if pixels_ICYX.shape[1:] != (3, size, size):
-        raise ManuError(
-            f"the image processor gives {pixels_ICYX.shape[2]} × {pixels_ICYX.shape[3]} pixels, "
-            f"the model takes {size} × {size}: config.json and the image processor's file are of "
-            "different models."
-        )
-    num_features = config.num_features(config.num_patches)
-    return tuple(
-        Picture(patches_of(pixels_CYX, config.vision.patch_size), None, num_features)
-        for pixels_CYX in pixels_ICYX
-    )
 
 
 def encode(
@@ -352,22 +228,6 @@ def collate(
     )
 
 
-def collate_pictures(
-    rows: Sequence[Sequence[Picture]], sizes: PictureSizes, num_images: int, num_patches: int
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the patches [B, I, P, C] of pictures, and their places [B, I, P, 2] or None."""
-    shape = (len(rows), num_images, num_patches)
-    patches_BIPC = np.zeros((*shape, sizes.patch_values), np.float32)
-    places_BIP2 = np.full((*shape, 2), -1, np.int32) if sizes.of_any_size else None
-    for row, pictures in enumerate(rows):
-        for number, picture in enumerate(pictures):
-            count = len(picture.patches_PC)
-            patches_BIPC[row, number, :count] = picture.patches_PC
-            if places_BIP2 is not None and picture.places_P2 is not None:
-                places_BIP2[row, number, :count] = picture.places_P2
-    return patches_BIPC, places_BIP2
-
-
 def _padded_index(index: np.ndarray, pictures: Sequence[Picture], room: int) -> np.ndarray:
     """Return an index of features where each picture has room for as many. int32."""
     counts = np.array([picture.num_features for picture in pictures], np.int32)
@@ -391,10 +251,6 @@ def _answer_weights(segments: Sequence[tuple[str, bool]], offsets_T2: np.ndarray
             is_answer_T |= inside & (ends > starts)
         position += len(text)
     return is_answer_T.astype(np.float32)
-
-
-def _num_bytes(pictures: Sequence[Picture]) -> int:
-    return sum(picture.patches_PC.nbytes for picture in pictures)
 
 
 def _shown(sample: Sample) -> str:

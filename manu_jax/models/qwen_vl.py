@@ -20,7 +20,8 @@ from manu_jax.models.decoder_config import DecoderConfig, decoder_config
 from manu_jax.models.fields import Fields, refuse
 from manu_jax.models.layers import Remat
 from manu_jax.models.multimodal import MeasureOf, Multimodal
-from manu_jax.models.processing import AnyPictures, Edit, marks
+from manu_jax.models.pictures import AnyPictures
+from manu_jax.models.processing import Edit, marks
 from manu_jax.models.qwen_vision import (
     QwenVision,
     QwenVisionConfig,

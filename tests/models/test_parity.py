@@ -10,8 +10,8 @@ from llava_cases import forward
 from parity import TOLERANCE, check_logits, greedy
 
 from manu_jax.models import family
+from manu_jax.models.pictures import patches_of
 from manu_jax.models.probe import text_weights
-from manu_jax.models.processing import patches_of
 from manu_jax.types import Probe, Sample
 
 # Of different lengths, so that the statistic sees padding.

@@ -6,7 +6,7 @@ import llava_cases
 import numpy as np
 import pytest
 
-from manu_jax.models import family, processing
+from manu_jax.models import family, pictures
 from manu_jax.types import ManuError, Sample, question_sample
 
 
@@ -64,8 +64,8 @@ def test_an_images_picture_is_made_once(loaded, monkeypatch):
 
 
 def test_the_cache_of_pictures_is_bounded(loaded, monkeypatch):
-    monkeypatch.setattr(processing, "CACHE_BYTES", 3 * 12 * 12 * 3 * 4)
-    cache = processing.PictureCache()
+    monkeypatch.setattr(pictures, "CACHE_BYTES", 3 * 12 * 12 * 3 * 4)
+    cache = pictures.PictureCache()
     images = llava_cases.random_images(8)
     for image in images:
         cache.pictures(image, lambda x: loaded.family.pictures(x, loaded.processor, loaded.config))
@@ -133,7 +133,7 @@ def test_an_image_processor_of_another_size_is_refused(loaded):
     other = dataclasses.replace(
         loaded,
         config=dataclasses.replace(loaded.config, vision=larger),
-        cache=processing.PictureCache(),
+        cache=pictures.PictureCache(),
     )
     sample = Sample((("<image>", False),), tuple(llava_cases.random_images(1)))
     with pytest.raises(ManuError, match="gives 12 × 12 pixels, the model takes 24 × 24"):
