@@ -53,7 +53,6 @@ class Family:
     model_type: str
     config_from_hf: Callable[[Mapping[str, Any], str], Any]
     build: Callable[[jax.Array, Any], Any]
-    mlps: Callable[[Any], dict[str, tables.TowerMlp]]
     weight_table: Callable[[Any], list[tables.Entry]]
     spellings: Mapping[str, Mapping[str, str]]
     buffers: tuple[str, ...]
@@ -63,6 +62,7 @@ class Family:
     new_config: Callable[..., dict[str, Any]]
     new_processor: Callable[..., Any]
     template: Template
+    mlps: Callable[[Any], dict[str, tables.TowerMlp]] = tables.text_and_vision_mlps
     mark: str = "image_token"
     load_processor: Callable[[Path], Any] = processing.whole_processor
     feature_rows: Callable[[Sequence[Any], Any], Sequence[np.ndarray]] | None = None
@@ -102,6 +102,7 @@ class Family:
         }
 
 
+FORM_A: dict[str, Any] = dict(spellings=llava.SPELLINGS, buffers=llava.BUFFERS, tied=llava.tied)
 QWEN_VL: dict[str, Any] = dict(
     build=qwen_vl.QwenVL,
     mlps=qwen_vl.mlps,
@@ -120,7 +121,6 @@ QWEN_VL: dict[str, Any] = dict(
 )
 IDEFICS3: dict[str, Any] = dict(
     build=idefics3.Idefics3,
-    mlps=idefics3.mlps,
     weight_table=idefics3.weight_table,
     spellings=idefics2.SPELLINGS,
     buffers=idefics2.BUFFERS,
@@ -140,11 +140,8 @@ FAMILIES: dict[str, Family] = {
         model_type="llava",
         config_from_hf=llava.config_from_hf,
         build=llava.Llava,
-        mlps=llava.mlps,
         weight_table=llava.weight_table,
-        spellings=llava.SPELLINGS,
-        buffers=llava.BUFFERS,
-        tied=llava.tied,
+        **FORM_A,
         edits=processing.repeated_token,
         pictures=pictures.square_picture,
         new_config=fresh.llava_config,
@@ -156,7 +153,6 @@ FAMILIES: dict[str, Family] = {
         model_type="llava_next",
         config_from_hf=llava_next.config_from_hf,
         build=llava_next.LlavaNext,
-        mlps=llava.mlps,
         weight_table=llava_next.weight_table,
         spellings=llava_next.SPELLINGS,
         buffers=llava.BUFFERS,
@@ -175,7 +171,6 @@ FAMILIES: dict[str, Family] = {
         model_type="llava_onevision",
         config_from_hf=llava_onevision.config_from_hf,
         build=llava_next.LlavaNext,
-        mlps=llava.mlps,
         weight_table=llava_next.weight_table,
         spellings=llava_next.SPELLINGS,
         buffers=llava.BUFFERS,
@@ -197,11 +192,8 @@ FAMILIES: dict[str, Family] = {
         model_type="paligemma",
         config_from_hf=paligemma.config_from_hf,
         build=paligemma.PaliGemma,
-        mlps=paligemma.mlps,
         weight_table=paligemma.weight_table,
-        spellings=llava.SPELLINGS,
-        buffers=llava.BUFFERS,
-        tied=llava.tied,
+        **FORM_A,
         edits=processing.repeated_token,
         pictures=pictures.square_picture,
         new_config=fresh.paligemma_config,
@@ -215,11 +207,8 @@ FAMILIES: dict[str, Family] = {
         model_type="gemma3",
         config_from_hf=gemma3.config_from_hf,
         build=gemma3.Gemma3,
-        mlps=gemma3.mlps,
         weight_table=gemma3.weight_table,
-        spellings=llava.SPELLINGS,
-        buffers=llava.BUFFERS,
-        tied=llava.tied,
+        **FORM_A,
         edits=gemma3.edits,
         pictures=gemma3.pictures,
         new_config=fresh.gemma3_config,

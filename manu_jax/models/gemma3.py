@@ -18,17 +18,11 @@ from manu_jax.models.decoder import Decoder
 from manu_jax.models.decoder_config import DecoderConfig, decoder_config
 from manu_jax.models.fields import Fields, refuse
 from manu_jax.models.layers import Remat, project, random_weight, rms_norm
+from manu_jax.models.llava import towers_table
 from manu_jax.models.multimodal import MeasureOf, Multimodal
 from manu_jax.models.pictures import SquarePictures, square_picture
 from manu_jax.models.processing import Edit, marks
-from manu_jax.models.tables import (
-    Entry,
-    TowerMlp,
-    decoder_mlp,
-    decoder_table,
-    vit_mlp,
-    vit_table,
-)
+from manu_jax.models.tables import Entry
 from manu_jax.models.vit import Vit, VitConfig, vit_config
 from manu_jax.types import Array, Batch, Neurons, Picture, Template
 
@@ -135,24 +129,12 @@ class Gemma3(Multimodal):
         is_first_BT = is_image_BT & ~jnp.pad(is_image_BT, ((0, 0), (1, 0)))[:, :-1]
         return jnp.where(is_image_BT, jnp.cumsum(is_first_BT, axis=1) - 1, -1)
 
-    def mlps(self) -> dict[str, TowerMlp]:
-        return mlps(self.config)
-
-
-def mlps(config: Gemma3Config) -> dict[str, TowerMlp]:
-    """Return the towers, and how their MLPs are built."""
-    return {"text": decoder_mlp(config.text, "text"), "vision": vit_mlp(config.vision, "vision")}
-
 
 def weight_table(config: Gemma3Config) -> list[Entry]:
     """Return which tensor of form A fills which leaf of the model."""
-    table = decoder_table(
-        config.text, "text", "language_model.model.", "language_model.lm_head.weight"
-    )
-    table += vit_table(config.vision, "vision", "vision_tower.vision_model.")
     name = "multi_modal_projector.mm_"
     return [
-        *table,
+        *towers_table(config),
         Entry("pooled_norm_D", name + "soft_emb_norm.weight", "D"),
         Entry("projection_DE", name + "input_projection_weight", "DE"),
     ]

@@ -26,10 +26,7 @@ from manu_jax.models.pictures import SquarePictures, squares
 from manu_jax.models.processing import Edit, marks
 from manu_jax.models.tables import (
     Entry,
-    TowerMlp,
-    decoder_mlp,
     decoder_table,
-    vit_mlp,
     vit_table,
 )
 from manu_jax.models.vit import Vit, VitConfig, vit_config
@@ -135,14 +132,6 @@ class Idefics3(Multimodal):
         squares = states_BIPD.reshape(B, images, tokens, size, tokens, size, D).swapaxes(3, 4)
         joined_BIPD = squares.reshape(B, images, tokens**2, size * size * D)
         return project(joined_BIPD, self.projection_DE[...]), {"vision": seen}
-
-    def mlps(self) -> dict[str, TowerMlp]:
-        return mlps(self.config)
-
-
-def mlps(config: Idefics3Config) -> dict[str, TowerMlp]:
-    """Return the towers, and how their MLPs are built."""
-    return {"text": decoder_mlp(config.text, "text"), "vision": vit_mlp(config.vision, "vision")}
 
 
 def weight_table(config: Idefics3Config) -> list[Entry]:

@@ -23,10 +23,7 @@ from manu_jax.models.multimodal import MeasureOf, Multimodal
 from manu_jax.models.pictures import SquarePictures
 from manu_jax.models.tables import (
     Entry,
-    TowerMlp,
-    decoder_mlp,
     decoder_table,
-    vit_mlp,
     vit_table,
 )
 from manu_jax.models.vit import Vit, VitConfig, vit_config
@@ -183,28 +180,24 @@ class Llava(Multimodal):
             y_BIPE += self.linear_2_bias_E[...][None, None, None]
         return y_BIPE, {} if seen is None else {"vision": seen}
 
-    def mlps(self) -> dict[str, TowerMlp]:
-        return mlps(self.config)
-
-
-def mlps(config: LlavaConfig) -> dict[str, TowerMlp]:
-    """Return the towers, and how their MLPs are built."""
-    towers = {"text": decoder_mlp(config.text, "text")}
-    return towers | ({"vision": vit_mlp(config.vision, "vision")} if config.vision.num_run else {})
-
 
 def weight_table(config: LlavaConfig) -> list[Entry]:
     """Return which tensor of form A fills which leaf of the model."""
-    table = decoder_table(
-        config.text, "text", "language_model.model.", "language_model.lm_head.weight"
-    )
-    table += vit_table(config.vision, "vision", "vision_tower.vision_model.")
+    table = towers_table(config)
     for number in (1, 2):
         name = f"multi_modal_projector.linear_{number}."
         table.append(Entry(f"linear_{number}_DE", name + "weight", "ED"))
         if config.projector_bias:
             table.append(Entry(f"linear_{number}_bias_E", name + "bias", "E"))
     return table
+
+
+def towers_table(config: Any) -> list[Entry]:
+    """Return the table of decoder and tower by names of form A, which other families have, too."""
+    table = decoder_table(
+        config.text, "text", "language_model.model.", "language_model.lm_head.weight"
+    )
+    return table + vit_table(config.vision, "vision", "vision_tower.vision_model.")
 
 
 def tied(config: Any) -> dict[str, str]:

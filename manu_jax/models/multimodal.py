@@ -12,7 +12,7 @@ from manu_jax.models.decoder import Cache, Decoder
 from manu_jax.models.layers import Remat
 from manu_jax.models.merge import merge
 from manu_jax.models.probe import Measure, image_weights, text_weights
-from manu_jax.models.tables import TowerMlp
+from manu_jax.models.tables import TowerMlp, text_and_vision_mlps
 from manu_jax.parallel import constrain
 from manu_jax.types import Array, Batch, Neurons, Output, Probe
 
@@ -27,6 +27,7 @@ class Multimodal(nnx.Module):
     """
 
     text: Decoder
+    config: Any
 
     @abc.abstractmethod
     def see(
@@ -40,9 +41,9 @@ class Multimodal(nnx.Module):
     ) -> tuple[jax.Array, dict[str, Any]]:
         """Return the decoder's inputs of each picture [B, I, P, E], and {tower: measured}."""
 
-    @abc.abstractmethod
     def mlps(self) -> dict[str, TowerMlp]:
         """Return the towers, and how their MLPs are built."""
+        return text_and_vision_mlps(self.config)
 
     def blocks(self, batch: Batch) -> Array | None:
         """Return which tokens look at each other in both directions [B, T]; see `Decoder`."""

@@ -14,19 +14,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from manu_jax.models.decoder import Decoder
-from manu_jax.models.decoder_config import GEMMA, DecoderConfig, decoder_config
+from manu_jax.models.decoder_config import DecoderConfig, decoder_config
 from manu_jax.models.fields import Fields, refuse
 from manu_jax.models.layers import Remat, project, random_weight
+from manu_jax.models.llava import towers_table
 from manu_jax.models.multimodal import MeasureOf, Multimodal
 from manu_jax.models.pictures import SquarePictures
-from manu_jax.models.tables import (
-    Entry,
-    TowerMlp,
-    decoder_mlp,
-    decoder_table,
-    vit_mlp,
-    vit_table,
-)
+from manu_jax.models.tables import Entry
 from manu_jax.models.vit import Vit, VitConfig, vit_config
 from manu_jax.types import Array, Batch, Neurons, Template
 
@@ -41,6 +35,7 @@ TEMPLATE = Template(
     end="<eos>",
     system_form="{system}\n",
 )
+DECODERS = ("gemma", "gemma2")
 # Fields that follow from the others
 DERIVED = ("num_image_tokens", "projection_dim", "projector_hidden_act")
 
@@ -69,8 +64,10 @@ def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Pal
     fields = Fields(values, "", faults)
     text = {"model_type": "gemma", **fields.part("text_config")}
     vision = dict(fields.part("vision_config"))
-    if text["model_type"] not in GEMMA:
-        faults.append(f"text_config.model_type = {text['model_type']!r}: known: {', '.join(GEMMA)}")
+    if text["model_type"] not in DECODERS:
+        faults.append(
+            f"text_config.model_type = {text['model_type']!r}: known: {', '.join(DECODERS)}"
+        )
     if vision.pop("vision_use_head", False):
         faults.append("vision_config.vision_use_head = True: expected false")
     if text.pop("use_bidirectional_attention", None) is False:
@@ -127,24 +124,12 @@ class PaliGemma(Multimodal):
         is_answer_BT = jnp.asarray(batch.loss_weights_BT) > 0
         return jnp.where(jnp.cumsum(is_answer_BT, axis=1) == 0, 0, -1)
 
-    def mlps(self) -> dict[str, TowerMlp]:
-        return mlps(self.config)
-
-
-def mlps(config: PaliGemmaConfig) -> dict[str, TowerMlp]:
-    """Return the towers, and how their MLPs are built."""
-    return {"text": decoder_mlp(config.text, "text"), "vision": vit_mlp(config.vision, "vision")}
-
 
 def weight_table(config: PaliGemmaConfig) -> list[Entry]:
     """Return which tensor of form A fills which leaf of the model."""
-    table = decoder_table(
-        config.text, "text", "language_model.model.", "language_model.lm_head.weight"
-    )
-    table += vit_table(config.vision, "vision", "vision_tower.vision_model.")
     name = "multi_modal_projector.linear."
     return [
-        *table,
+        *towers_table(config),
         Entry("projection_DE", name + "weight", "ED"),
         Entry("projection_bias_E", name + "bias", "E"),
     ]

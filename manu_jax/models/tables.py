@@ -7,6 +7,7 @@ is to say about reading, slicing and writing that weight.
 
 import dataclasses
 import re
+from typing import Any
 
 from manu_jax.models.decoder_config import DecoderConfig
 from manu_jax.models.vit import VitConfig
@@ -101,6 +102,12 @@ def vit_mlp(config: VitConfig, path: str) -> TowerMlp:
     """Return how the MLPs of a tower's layers that run are built."""
     sizes = (config.num_run, config.num_neurons, config.width)
     return TowerMlp(path + ".layers.mlp", *sizes, gated=False, bias=True)
+
+
+def text_and_vision_mlps(config: Any) -> dict[str, TowerMlp]:
+    """Return the towers of a model with a decoder and a CLIP or SigLIP, if any layer of it runs."""
+    text, vision = decoder_mlp(config.text, "text"), vit_mlp(config.vision, "vision")
+    return {"text": text, "vision": vision} if config.vision.num_run else {"text": text}
 
 
 def gated_rows(num_neurons: int, width: int) -> dict[str, int]:

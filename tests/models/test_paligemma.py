@@ -113,6 +113,7 @@ def test_released_sizes_have_the_published_counts(name):
         ("vision_config", "vision_use_head", True),
         ("vision_config", "model_type", "clip_vision_model"),
         ("text_config", "model_type", "llama"),
+        ("text_config", "model_type", "gemma3_text"),
         ("text_config", "use_bidirectional_attention", False),
         ("text_config", "hidden_act", "swish9"),
         ("text_config", "sliding_window_pattern", 6),
