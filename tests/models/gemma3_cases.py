@@ -7,10 +7,13 @@ import llava_cases
 import numpy as np
 import torch
 import transformers
+from paligemma_cases import in_form_a, tokens_of_pictures, tower_of
 from PIL import Image
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
 from manu_jax.models.fresh import with_tokens
+
+__all__ = ["in_form_a", "tokens_of_pictures", "tower_of"]  # the same as a PaliGemma's
 
 SIDE, PATCH = 16, 4
 TOKENS = 4  # of an image; 2 × 2 patches each
@@ -125,23 +128,6 @@ def torch_inputs(folder: Path, side: str, prompts=PROMPTS, images=None):
     made = transformers.AutoProcessor.from_pretrained(folder, backend="pil")
     made.tokenizer.padding_side = side
     return made(text=prompts, images=images, return_tensors="pt", padding=True)
-
-
-def in_form_a(name: str) -> str:
-    return name.replace("vision_tower.", "vision_tower.vision_model.")
-
-
-def tower_of(name: str) -> str | None:
-    """Return the tower whose neurons enter the PyTorch module of that name, if any do."""
-    if name.endswith("mlp.fc2"):
-        return "vision"
-    return "text" if name.endswith("mlp.down_proj") else None
-
-
-def tokens_of_pictures(inputs, tower: str, count: int) -> np.ndarray:
-    """Return which of a tower's tokens are no padding, for each picture. [pictures, count] bool."""
-    del tower
-    return np.ones((len(inputs["pixel_values"]), count), bool)
 
 
 def pictures_of_rows(inputs) -> list[list[int]]:
