@@ -44,6 +44,12 @@ FIRST += [("gemma3", "one-key-head"), ("llava-next", "vicuna"), ("llava-onevisio
 # Of the variants the logits are compared always, the rest in `pytest -m slow` (and so in CI).
 ALL = [pytest.param(*case, marks=[] if case in FIRST else [pytest.mark.slow]) for case in CASES]
 
+# What depends on how pictures come into a batch more than on the family: these three always.
+PICTURED = [("idefics2", "whole-images"), ("qwen-vl", "2.5"), ("llava-onevision", "interpolated")]
+BY_PICTURES = [
+    pytest.param(*case, marks=[] if case in PICTURED else [pytest.mark.slow]) for case in FIRST
+]
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
@@ -208,7 +214,7 @@ def test_features_in_place_of_patches_give_the_same_logits(made, name, case):
     )
 
 
-@pytest.mark.parametrize(("name", "case"), FIRST)
+@pytest.mark.parametrize(("name", "case"), BY_PICTURES)
 def test_a_mesh_gives_the_numbers_of_one_device(made, name, case):
     cases, folder, _, alone = made(name, case)
     prompts, images = cases.PROMPTS + cases.PROMPTS[:1], cases.image_lists()
@@ -223,7 +229,7 @@ def test_a_mesh_gives_the_numbers_of_one_device(made, name, case):
         np.testing.assert_allclose(found.activations[tower], expected.activations[tower], atol=2e-5)
 
 
-@pytest.mark.parametrize(("name", "case"), FIRST)
+@pytest.mark.parametrize(("name", "case"), BY_PICTURES)
 def test_images_of_many_sizes_go_through_the_tower_once(made, monkeypatch, name, case):
     cases, _, _, loaded = made(name, case)
     lists = cases.image_lists()
