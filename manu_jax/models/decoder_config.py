@@ -113,7 +113,6 @@ def decoder_config(
         activation=_activation(fields, kind),
         norm_epsilon=fields.get("rms_norm_eps", default.get("rms_norm_eps", 1e-6)),
         context=fields.size("max_position_embeddings", default["max_position_embeddings"]),
-        rope=_rope(fields, default) if kind != "gemma3_text" else Rope(),
         windows=_windows(fields, kind, num_layers, default.get("max_window_layers", 28)),
         qkv_bias=kind in QWEN2
         or (kind in ("llama", *GEMMA) and fields.get("attention_bias", False)),
@@ -121,11 +120,9 @@ def decoder_config(
         mlp_bias=kind == "llama" and fields.get("mlp_bias", False),
         is_tied=fields.get("tie_word_embeddings", False) or is_tied,
         is_gemma=kind in GEMMA,
+        **_ropes(fields, kind, default),
+        **_gemma_parts(fields, kind),
     )
-    if kind == "gemma2":
-        config = dataclasses.replace(config, **_gemma2(fields))
-    if kind == "gemma3_text":
-        config = dataclasses.replace(config, **_gemma3(fields, default))
     if config.rope.sections and 2 * sum(config.rope.sections) != config.head_size:
         fields.fault("rope_scaling", f"mrope_section has to sum to {config.head_size // 2}")
     fields.finish()
@@ -144,10 +141,17 @@ def _activation(fields: Fields, kind: str) -> str:
     return fields.need("hidden_act", usual, tuple(ACTIVATIONS))
 
 
-def _gemma2(fields: Fields) -> dict[str, Any]:
-    return {
+def _gemma_parts(fields: Fields, kind: str) -> dict[str, Any]:
+    """Return what Gemma 2 and Gemma 3 add, but their rotary positions."""
+    if kind not in ("gemma2", "gemma3_text"):
+        return {}
+    parts = {
         "has_post_norms": True,
         "score_scale": float(fields.get("query_pre_attn_scalar", 256)) ** -0.5,
+    }
+    if kind == "gemma3_text":
+        return parts | {"has_head_norms": True, "blocks_in_windows": True}
+    return parts | {
         "score_cap": _cap(fields, "attn_logit_softcapping", 50.0),
         "logit_cap": _cap(fields, "final_logit_softcapping", 30.0),
     }
@@ -159,11 +163,14 @@ def _cap(fields: Fields, name: str, default: float) -> float | None:
     return default if name not in fields.values else value
 
 
-def _gemma3(fields: Fields, default: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what Gemma 3 adds; rope_parameters has a part for each kind of layer, if it is there.
+def _ropes(fields: Fields, kind: str, default: Mapping[str, Any]) -> dict[str, Rope]:
+    """Return the rotary positions, which are two in Gemma 3.
 
-    The hub's files have rope_theta and rope_scaling for whole attention, and rope_local_base_freq.
+    Its rope_parameters has a part for each kind of layer; the hub's files have rope_theta and
+    rope_scaling for whole attention, and rope_local_base_freq.
     """
+    if kind != "gemma3_text":
+        return {"rope": _rope(fields, default)}
     given = fields.part("rope_parameters")
     parts = {name: dict(part) if isinstance(part, Mapping) else {} for name, part in given.items()}
     whole = parts.pop("full_attention", {}) | dict(fields.part("rope_scaling"))
@@ -174,10 +181,6 @@ def _gemma3(fields: Fields, default: Mapping[str, Any]) -> dict[str, Any]:
     whole = {"rope_theta": fields.get("rope_theta", default["rope_theta"]), **whole}
     local = {"rope_theta": fields.get("rope_local_base_freq", 10000.0), **local}
     return {
-        "has_post_norms": True,
-        "has_head_norms": True,
-        "blocks_in_windows": True,
-        "score_scale": float(fields.get("query_pre_attn_scalar", 256)) ** -0.5,
         "rope": _rope_of(fields, "rope_parameters", whole, ()),
         "local_rope": _rope_of(fields, "rope_parameters", local, ()),
     }

@@ -59,11 +59,9 @@ def rms_norm(
     wide_BTD = x_BTD.astype(jnp.float32)
     mean_BT1 = jnp.mean(jnp.square(wide_BTD), axis=-1, keepdims=True)
     normal_BTD = wide_BTD * jax.lax.rsqrt(mean_BT1 + epsilon)
-    if from_one:
-        scale_D = 1 + scale_D.astype(jnp.float32)
     scale = jnp.expand_dims(scale_D, range(x_BTD.ndim - 1))
     if from_one:
-        return (normal_BTD * scale).astype(x_BTD.dtype)
+        return (normal_BTD * (1 + scale.astype(jnp.float32))).astype(x_BTD.dtype)
     return scale * normal_BTD.astype(x_BTD.dtype)
 
 

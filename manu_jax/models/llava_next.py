@@ -8,6 +8,7 @@ a learned token (`image_newline`). So tokens take the rows of features in an ord
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,7 @@ def grid(height: int, width: int, config: LlavaNextConfig) -> tuple[int, int]:
     return best[0] // config.vision.image_size, best[1] // config.vision.image_size
 
 
+@functools.lru_cache(maxsize=64)  # a sample asks several times, and many samples are of one size
 def map_of_tiles(height: int, width: int, config: LlavaNextConfig) -> np.ndarray:
     """Return the rows of features of the tiles as they lie in the image, without padding. [Y, X].
 
