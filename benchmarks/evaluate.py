@@ -29,8 +29,8 @@ from PIL import Image
 
 from manu_jax.evaluation.batched import batches_of
 from manu_jax.evaluation.generate import greedy_tokens
-from manu_jax.models.family import Loaded
-from manu_jax.types import Encoded, Picture, Sample
+from manu_jax.models.loaded import Loaded
+from manu_jax.types import Encoded, Sample, VisionInput
 
 QUESTIONS_OF_IMAGE = {"text": 0, "image": 1, "image, 20 questions": 20}
 TEXT_TOKENS = (24, 56)  # of a prompt, without its image
@@ -61,7 +61,7 @@ def main() -> None:
                 # A multiple, so that no batch is partly filled.
                 count = -(-max(questions, 4) // batch_size) * batch_size
                 samples = make_samples(loaded, count, questions)
-                row = measure(loaded, torch_model, samples, batch_size, options)
+                row = capture(loaded, torch_model, samples, batch_size, options)
                 rows.append({"model": size, "form": form, "batch": batch_size, **row})
                 print(json.dumps(rows[-1]), flush=True)
     print_table(rows, options)
@@ -91,7 +91,7 @@ def make_samples(loaded: Numbered, count: int, questions: int) -> list[Sample]:
         if questions and number % questions == 0:
             image = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))
             patches_PC = rng.standard_normal((patches, config.patch_values), np.float32)
-            picture = Picture(patches_PC, None, patches)
+            vision_input = VisionInput(patches_PC, None, patches)
         words = rng.integers(0, config.image_token, rng.integers(*TEXT_TOKENS), dtype=np.int32)
         ids = words
         if questions:
@@ -102,12 +102,12 @@ def make_samples(loaded: Numbered, count: int, questions: int) -> list[Sample]:
             ids.astype(np.int32),
             np.zeros(len(ids), np.float32),
             np.where(is_image_T, np.cumsum(is_image_T) - 1, -1).astype(np.int32),
-            (picture,) if questions else (),
+            (vision_input,) if questions else (),
         )
     return samples
 
 
-def measure(
+def capture(
     loaded: Numbered,
     torch_model: Any,
     samples: list[Sample],

@@ -74,12 +74,13 @@ def load_jax(folder: Path, kind: type | None = None):
     """Return the model in manu_jax, float32, without a processor. kind: of `Loaded`."""
     import jax.numpy as jnp
 
-    from manu_jax.models import family, weights
+    from manu_jax.models import loaded as loading
+    from manu_jax.models.hf import weights
 
-    chosen, config, hf_config = family.read_config(folder)
-    tensors, table = family.read_tensors(folder, chosen, config)
+    chosen, config, hf_config = loading.read_config(folder)
+    tensors, table = loading.read_tensors(folder, chosen, config)
     model = weights.fill(chosen.abstract(config), tensors, table, dtype=jnp.float32, mesh=None)
-    return (kind or family.Loaded)(model, None, chosen, config, hf_config)
+    return (kind or loading.Loaded)(model, None, chosen, config, hf_config)
 
 
 def pixels_for_torch(patches_IPC: np.ndarray):

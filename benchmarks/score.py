@@ -161,11 +161,13 @@ def build_jax(name: str, folder: Path, inputs: dict[str, np.ndarray]) -> Callabl
         forward = jax.jit(lambda model, batch: model(batch).logits_BTV)
         return lambda: forward(loaded.model, batch).block_until_ready()
     preset = PRESETS["gradient" if name == "jax gradient" else "paper"]
-    measurement = collect.measurement_of(loaded, preset, "image")
-    totals = [collect.zero(loaded, batch, measurement)]
+    capture_step = collect.capture_step_of(loaded, preset, "image")
+    totals = [collect.zero(loaded, batch, capture_step)]
 
     def add():
-        totals[0] = collect.add_batch(totals[0], loaded.model, batch, None, measurement=measurement)
+        totals[0] = collect.add_batch(
+            totals[0], loaded.model, batch, None, capture_step=capture_step
+        )
         return jax.block_until_ready(totals[0])
 
     return add

@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from manu_jax.importance.collect import score
     from manu_jax.importance.functions import contrast
     from manu_jax.masks import fold, unfold
-    from manu_jax.models.family import load, save_pretrained
+    from manu_jax.models.loaded import load, save_pretrained
     from manu_jax.selection import select
     from manu_jax.types import Batch, ManuError, Neurons, Output, Sample
 
 HOMES = {
-    "load": "manu_jax.models.family",
-    "save_pretrained": "manu_jax.models.family",
+    "load": "manu_jax.models.loaded",
+    "save_pretrained": "manu_jax.models.loaded",
     "score": "manu_jax.importance.collect",
     "contrast": "manu_jax.importance.functions",
     "select": "manu_jax.selection",

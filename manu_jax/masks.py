@@ -17,7 +17,8 @@ import numpy as np
 from manu_jax.arrays import read_arrays, write_arrays
 from manu_jax.fingerprint import weights_hash
 from manu_jax.folder import versions
-from manu_jax.parallel import gather, is_first_process, path_name, put_replicated
+from manu_jax.leaves import path_name
+from manu_jax.parallel import gather, is_first_process, put_replicated
 from manu_jax.types import Array, ManuError, Neurons, check_neurons
 
 FORMAT = "mask"

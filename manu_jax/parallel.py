@@ -33,6 +33,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from manu_jax.folder import explained
+from manu_jax.leaves import path_name
 from manu_jax.types import ManuError
 
 logger = logging.getLogger(__name__)
@@ -116,11 +117,6 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: sharding(path_name(path), leaf.shape, mesh), tree
     )
-
-
-def path_name(path) -> str:
-    """Return a pytree path as a dotted name without the trailing `.value` of nnx parameters."""
-    return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
 
 
 def constrain(array: jax.Array, *names: str | None) -> jax.Array:
@@ -240,20 +236,20 @@ def on_first_process(action: Callable[[], Any]) -> None:
         raise ManuError(told.decode(errors="ignore"))
 
 
-def agreed(number: int) -> int:
+def broadcast(number: int) -> int:
     """Return the first process's number on all processes, which wait for it."""
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
-def stands(path: str | os.PathLike) -> bool:
+def exists(path: str | os.PathLike) -> bool:
     """Whether a file or folder stands: the first process looks, and the others wait to see it too.
 
     So all take the same way, and read nothing that is still being written. Raises ManuError where a
     process does not come to see what the first one does.
     """
-    is_there = bool(agreed(Path(path).exists()))
+    is_there = bool(broadcast(Path(path).exists()))
     start = time.monotonic()
     while is_there and not Path(path).exists():
         if time.monotonic() - start > SHARED_SECONDS:

@@ -25,13 +25,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from manu_jax import masks, parallel
 from manu_jax.config import Preset, RunConfig, UnlearnSection
-from manu_jax.data import mllmu, safeeraser, synthetic
-from manu_jax.data.record import SETS, Benchmark, Person
-from manu_jax.data.views import forms, has_form
+from manu_jax.context import Run
+from manu_jax.data import safeeraser, synthetic
+from manu_jax.data.forms import forms, has_form
+from manu_jax.data.record import Benchmark, Person
 from manu_jax.evaluation.differences import differences
 from manu_jax.evaluation.distance import answer_kl, compare_truth_ratios
 from manu_jax.evaluation.leakage import find_leakage
@@ -40,9 +39,9 @@ from manu_jax.evaluation.metrics import bootstrap
 from manu_jax.evaluation.shots import shots_of_run
 from manu_jax.evaluation.suite import check_prompts, evaluate, evaluated_people, stored_records
 from manu_jax.fingerprint import samples_hash
-from manu_jax.folder import new_folder, versions, write_atomic
+from manu_jax.folder import new_folder, versions
 from manu_jax.importance.methods import load_scores, save_scores, scores_for
-from manu_jax.models.family import Loaded, load, read_config, save_pretrained
+from manu_jax.models.loaded import Loaded, load, read_config, save_pretrained
 from manu_jax.report.leakage import plain_interval, to_plain
 from manu_jax.report.render import people_shown, render
 from manu_jax.report.results import write_results
@@ -51,109 +50,15 @@ from manu_jax.training.memory import check_memory
 from manu_jax.training.trainer import check_loss
 from manu_jax.training.unlearner import place_of, reference_of, unlearn
 from manu_jax.training.vanilla import remove_checkpoints, train_models
-from manu_jax.types import MODALITIES, ManuError, Neurons, Sample
+from manu_jax.types import MODALITIES, RETRAINED, SETS, VANILLA, ManuError, Neurons, Sample
 
 logger = logging.getLogger(__name__)
-
-VANILLA, RETRAINED = "vanilla", "retrained"
-
-
-@dataclasses.dataclass(eq=False)
-class Run:
-    """One run: its config and folder, and what has been read from them so far."""
-
-    config: RunConfig
-    directory: Path
-    mesh: jax.sharding.Mesh | None
-
-    @classmethod
-    def begin(cls, config: RunConfig, directory: Path) -> "Run":
-        """Return the run with its mesh; one device alone needs none."""
-        sizes = config.mesh
-        mesh = parallel.make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
-        if jax.process_count() > 1 and mesh.size != jax.device_count():
-            raise ManuError(
-                f"mesh: {mesh.size} devices, but the {jax.process_count()} processes have "
-                f"{jax.device_count()}. Make the mesh span them all (one size may be −1)."
-            )
-        return cls(config, directory, None if mesh.size == 1 else mesh)
-
-    @functools.cached_property
-    def benchmark(self) -> Benchmark:
-        """The sets of people, read and checked."""
-        data = self.config.data
-        path = Path(data.path) if data.path else self.directory / "data"
-        if not (parallel.stands(path) and path.is_dir()):
-            remedy = "Give MLLMU-Bench's folder." if data.path else "Run the stage `data` first."
-            raise ManuError(f"{path}: no benchmark there. {remedy}")
-        return mllmu.load_benchmark(
-            path,
-            forget=data.forget,
-            train_path=data.train_path,
-            seed=self.config.seed,
-            test_images=data.test_images,
-        )
-
-    @functools.cached_property
-    def vanilla(self) -> Loaded:
-        """The model that knows the people to forget."""
-        return self.load_model(VANILLA, self.config.model.path)
-
-    def load_model(self, name: str, path: str | None) -> Loaded:
-        """Return a model of the run: its own where it trained one, else that of `path`."""
-        own = self.directory / name
-        is_own = parallel.stands(own)
-        if not is_own and path is None:
-            raise ManuError(f"{own}: no model there. Run the stage `train` first.")
-        return load(own if is_own else str(path), self.config.model.dtype, self.mesh)
-
-    @property
-    def has_retrained(self) -> bool:
-        return parallel.stands(self.directory / RETRAINED) or bool(self.config.model.retrained_path)
-
-    def method_folder(self, method: Preset) -> Path:
-        """Where the scores and the mask of a method are."""
-        if method.preset == self.config.method.preset:
-            return self.directory
-        return self.directory / "methods" / method.preset
-
-    @functools.cached_property
-    def forget_samples(self) -> dict[str, tuple[Sample, ...]]:
-        return self._samples("forget")
-
-    @functools.cached_property
-    def keep_samples(self) -> dict[str, tuple[Sample, ...]]:
-        return self._samples("retain", "celebrity", "general")
-
-    def _samples(self, *sets: str) -> dict[str, tuple[Sample, ...]]:
-        facts = self.benchmark.facts(*sets)
-        template = self.vanilla.template
-        return {modality: forms(facts, modality, template) for modality in MODALITIES}
-
-    def add_time(self, stage: str, seconds: float) -> None:
-        """Add to the seconds that a stage has taken, over all calls on this folder."""
-        if parallel.is_first_process():
-            times = self.times()
-            times[stage] = round(times.get(stage, 0.0) + seconds, 2)
-            write_atomic(self.directory / "times.json", json.dumps(times, indent=1) + "\n")
-
-    def times(self) -> dict[str, float]:
-        """Return the seconds of each stage so far."""
-        path = self.directory / "times.json"
-        if not path.exists():
-            return {}
-        try:
-            return {str(name): float(spent) for name, spent in json.loads(path.read_text()).items()}
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ManuError(
-                f"{path}: damaged ({error}). Delete the file and give the command again."
-            ) from error
 
 
 def make_data(run: Run) -> None:
     """Write the synthetic benchmark, unless the config names one; read it either way."""
     data = run.config.data
-    if data.path is None and not parallel.stands(run.directory / "data"):
+    if data.path is None and not parallel.exists(run.directory / "data"):
         write = functools.partial(
             synthetic.write,
             run.directory / "data",
@@ -174,11 +79,11 @@ def make_models(run: Run) -> None:
         if path is not None:
             read_config(Path(path).expanduser())
     names = [VANILLA] + [RETRAINED] * (config.train.retrained and not config.model.retrained_path)
-    missing = [name for name in names if not parallel.stands(run.directory / name)]
+    missing = [name for name in names if not parallel.exists(run.directory / name)]
     if config.train.steps and missing:
         kept = _kept_models(config)
         # Only the first process needs to see them: it copies them into the run's folder.
-        if kept is not None and parallel.agreed(all((kept / name).is_dir() for name in names)):
+        if kept is not None and parallel.broadcast(all((kept / name).is_dir() for name in names)):
             logger.info("train: models of an earlier run with the same settings, from %s", kept)
             parallel.on_first_process(functools.partial(_take, missing, kept, run.directory))
         else:
@@ -236,11 +141,11 @@ def make_masks(run: Run) -> None:
 def make_unlearned(run: Run) -> None:
     """Write the Hugging Face folders of the first method's model, and of the trained baselines."""
     path = run.directory / "unlearned"
-    if not parallel.stands(path):
+    if not parallel.exists(path):
         save_pretrained(_folded(run, run.config.method), path)
     for section in run.config.unlearn:
         path = run.directory / "methods" / section.name
-        if section.objective != "system_prompt" and not parallel.stands(path / "model"):
+        if section.objective != "system_prompt" and not parallel.exists(path / "model"):
             trained = unlearn(
                 run.vanilla,
                 section,
@@ -259,7 +164,7 @@ def make_unlearned(run: Run) -> None:
 
 def make_evaluation(run: Run) -> None:
     """Ask every model everything, and write results.json."""
-    if parallel.stands(run.directory / "results.json"):
+    if parallel.exists(run.directory / "results.json"):
         return
     begun = time.monotonic()
     rows = []
@@ -318,7 +223,7 @@ def _methods_without(run: Run, file: str) -> Iterator[tuple[Preset, Path]]:
     """Yield the methods whose folder has no such file yet, with the folder."""
     for method in run.config.methods:
         folder = run.method_folder(method)
-        if not parallel.stands(folder / file):
+        if not parallel.exists(folder / file):
             yield method, folder
 
 
@@ -338,7 +243,7 @@ def _trained(run: Run, section: UnlearnSection) -> Loaded:
         prompt = section.prompt.replace("{names}", names)
         return dataclasses.replace(run.vanilla, system_prompt=prompt)
     path = run.directory / "methods" / section.name / "model"
-    if not parallel.stands(path):
+    if not parallel.exists(path):
         raise ManuError(f"{path}: no model there. Run the stage `unlearn` first.")
     return load(path, run.config.model.dtype, run.mesh)
 

@@ -30,6 +30,15 @@ Modality = Literal["image", "text"]
 Signal = Literal["activation", "gradient"]
 MODALITIES: tuple[Modality, ...] = ("image", "text")
 
+# The sets of people; `keep` is what lies in none of the first two: retain, celebrity and general.
+Set = Literal["forget", "test", "retain", "celebrity", "general"]
+SETS: tuple[Set, ...] = ("forget", "test", "retain", "celebrity", "general")
+KEEP_SETS: tuple[Set, ...] = ("retain", "celebrity", "general")
+Task = Literal["classification", "generation", "cloze", "likelihood"]
+TASKS: tuple[Task, ...] = ("classification", "generation", "cloze", "likelihood")
+# Models of a run that no method made: the one before, and the one that never knew.
+VANILLA, RETRAINED = "vanilla", "retrained"
+
 
 class ManuError(Exception):
     """A problem that the user can mend. The message names the place, what came, and the remedy."""
@@ -43,8 +52,8 @@ def raise_faults(faults: Sequence[str], head: str, most: int = 20) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Probe:
-    """What a forward pass measures at every MLP. Static: one compiled step per probe.
+class Capture:
+    """What a forward pass measures at every MLP. Static: one compiled step per capture.
 
     reduction: how the tokens of one sample become one number per neuron. "mean" and "max" (the
         value of largest size) over the valid tokens, "answer" (mean over answer tokens), "last"
@@ -137,24 +146,24 @@ class Template:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Picture:
+class VisionInput:
     """What a vision tower takes for one image, or for one part of an image (NumPy).
 
     One object where the image is the same: what is computed for it is known by its identity.
-    patches_PC: float32, the values of each patch · places_P2: int32, the row and the column of each
-    patch in the tower's grid, or None where every picture fills that grid, row by row ·
+    patches_PC: float32, the values of each patch · patch_positions_P2: int32, the row and the column of each
+    patch in the tower's grid, or None where every vision input fills that grid, row by row ·
     num_features: rows that it becomes for the decoder, which the image's tokens take.
     """
 
     patches_PC: np.ndarray
-    places_P2: np.ndarray | None
+    patch_positions_P2: np.ndarray | None
     num_features: int
 
     @property
     def padded_patches(self) -> int:
-        """The patches that a batch has room for: of pictures of any size, few different numbers."""
+        """The patches that a batch has room for: of vision inputs of any size, few different numbers."""
         count = len(self.patches_PC)
-        if self.places_P2 is None:
+        if self.patch_positions_P2 is None:
             return count
         step = max(16, 2 ** ((count - 1).bit_length() - 3))
         return -(-count // step) * step
@@ -165,19 +174,19 @@ class Encoded:
     """A sample as numbers, unpadded, on the host (NumPy).
 
     token_ids_T int32 · loss_weights_T float32 (1 where the token itself is to be predicted) ·
-    feature_index_T int32 (the row of the sample's image features, picture after picture, that the
-    token takes; −1: none) · pictures: of its images, in order · rope_T3 and corner_index_T4, int32,
-    and corner_weights_T4, float32, or None, as in Batch.
+    feature_index_T int32 (the row of the sample's image features, vision input after vision input, that the
+    token takes; −1: none) · vision inputs: of its images, in order · rope_T3 and bilinear_index_T4, int32,
+    and bilinear_weights_T4, float32, or None, as in Batch.
     """
 
     token_ids_T: np.ndarray
     loss_weights_T: np.ndarray
     feature_index_T: np.ndarray
-    pictures: tuple[Picture, ...] = ()
+    vision_inputs: tuple[VisionInput, ...] = ()
     key: str = ""
     rope_T3: np.ndarray | None = None
-    corner_index_T4: np.ndarray | None = None
-    corner_weights_T4: np.ndarray | None = None
+    bilinear_index_T4: np.ndarray | None = None
+    bilinear_weights_T4: np.ndarray | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -185,12 +194,12 @@ class Encoded:
 
     @property
     def num_images(self) -> int:
-        return len(self.pictures)
+        return len(self.vision_inputs)
 
     @property
     def num_patches(self) -> int:
-        """Patches that the largest picture needs room for."""
-        return max((picture.padded_patches for picture in self.pictures), default=0)
+        """Patches that the largest vision input needs room for."""
+        return max((vision_input.padded_patches for vision_input in self.vision_inputs), default=0)
 
     @property
     def num_answers(self) -> int:
@@ -207,13 +216,13 @@ class Batch:
     first valid token) · loss_weights_BT float32 (weight of predicting token t, from logits t − 1) ·
     feature_index_BT int32 (row in the example's own image features [I·P], −1: none) ·
     example_weights_B float32 (0: padding example) · image_mask_BI bool and patches_BIPC float32,
-    both None in a batch without images · places_BIP2 int32 (row and column of each patch in the
-    tower's grid, −1: padding), or None where all pictures fill the grid · answer_index_BA int32, or
+    both None in a batch without images · patch_positions_BIP2 int32 (row and column of each patch in the
+    tower's grid, −1: padding), or None where all vision inputs fill the grid · answer_index_BA int32, or
     None: the positions whose logits predict the answers' tokens, filled up with T − 1, which
     predicts nothing · features_BIPE, or None: what the model's `features` gave for the patches,
     which are None then and need not be run · rope_BT3 int32, or None: positions in time, by row and
     by column, where the decoder turns its heads by three (M-RoPE); all the same for a text's token
-    · corner_index_BT4 int32 and corner_weights_BT4 float32, or both None: where an image's token is
+    · bilinear_index_BT4 int32 and bilinear_weights_BT4 float32, or both None: where an image's token is
     a weighted sum of four rows, those rows and their weights, in place of feature_index_BT's.
     """
 
@@ -225,12 +234,12 @@ class Batch:
     example_weights_B: Array
     image_mask_BI: Array | None = None
     patches_BIPC: Array | None = None
-    places_BIP2: Array | None = None
+    patch_positions_BIP2: Array | None = None
     answer_index_BA: Array | None = None
     features_BIPE: Array | None = None
     rope_BT3: Array | None = None
-    corner_index_BT4: Array | None = None
-    corner_weights_BT4: Array | None = None
+    bilinear_index_BT4: Array | None = None
+    bilinear_weights_BT4: Array | None = None
 
     @property
     def has_images(self) -> bool:
@@ -243,7 +252,7 @@ class Output:
     """What the forward pass returns.
 
     logits_BTV float32, at the processor's token positions (or those that were asked for).
-    activations: None without a probe. With a per-sample reduction: {tower: [L, B, F] float32}, one
+    activations: None without a capture. With a per-sample reduction: {tower: [L, B, F] float32}, one
         number per sample and neuron. With "position": {"tower.matrix": [L, 4, F or D]} holding mean
         |z|, share above the threshold, unbiased standard deviation and root mean square, each over
         the batch at one position, then averaged over positions ([1, 4, …] if layers are pooled).

@@ -23,14 +23,14 @@ def main(folder: Path) -> None:
     for mesh in [*(parallel.make_mesh(*sizes) for sizes in MESHES), mixed_mesh()]:
         check_batch(mesh)
     check_gather(parallel.make_mesh(2, 2, 2))
-    assert parallel.agreed(7 if first else 8) == 7
+    assert parallel.broadcast(7 if first else 8) == 7
 
     path = folder / "late"
-    assert not parallel.stands(path)
+    assert not parallel.exists(path)
     if first:
         time.sleep(0.5)
         path.mkdir()
-    assert parallel.stands(path) and path.is_dir()
+    assert parallel.exists(path) and path.is_dir()
     parallel.wait_for_all("here")
 
     done = []

@@ -15,7 +15,7 @@ from pyarrow import Table, parquet
 from manu_jax import checkpoint, run, stages
 from manu_jax.data import synthetic
 from manu_jax.importance.methods import load_scores, save_scores
-from manu_jax.models.family import save_pretrained
+from manu_jax.models.loaded import save_pretrained
 
 CONFIG = """
 cache: null

@@ -19,13 +19,14 @@ PACKAGE = ROOT / "manu_jax"
 # A file imports from its own room and from lines above its own; those of one line are siblings.
 # `selection` is arrays alone, and stands above `importance`, whose rounds select.
 LINES = (
-    ("types",),
+    ("types", "leaves"),
     ("config", "folder", "progress"),
     ("arrays", "parallel"),
     ("checkpoint", "fingerprint"),
     ("data", "models", "selection"),
     ("importance",),
     ("masks",),
+    ("context",),
     ("evaluation",),
     ("training",),
     ("report",),
@@ -33,7 +34,10 @@ LINES = (
     ("run",),
     ("compare",),
 )
+# The same inside models/, whose rooms are folders.
+MODEL_LINES = (("inputs", "hf"), ("nn",), ("families",), ("loaded",))
 LINE_OF = {room: number for number, rooms in enumerate(LINES) for room in rooms}
+MODEL_LINE_OF = {room: number for number, rooms in enumerate(MODEL_LINES) for room in rooms}
 
 # Library → where it may be imported, and whether only inside functions there.
 HOMES = {
@@ -107,6 +111,11 @@ def test_imports_go_one_way(path):
             room, own = rest[0], room_of(path)
             if room not in LINE_OF or (room != own and LINE_OF[room] >= LINE_OF[own]):
                 faults.append(f"{where}: {room} does not stand above {own}")
+            elif room == own == "models":
+                inner, own_inner = rest[1], path.relative_to(PACKAGE / "models").parts[0]
+                own_inner = own_inner.removesuffix(".py")
+                if inner != own_inner and MODEL_LINE_OF[inner] >= MODEL_LINE_OF[own_inner]:
+                    faults.append(f"{where}: models/{inner} does not stand above {own_inner}")
     assert not faults
 
 

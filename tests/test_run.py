@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from manu_jax import folder, masks, run
-from manu_jax.models.family import load
+from manu_jax.models.loaded import load
 from manu_jax.report.results import load_results
 
 TINY = """

@@ -9,11 +9,12 @@ import numpy as np
 from PIL import Image
 
 from manu_jax.config import ModelSection, TextSize, VisionSize
+from manu_jax.data.forms import forms
 from manu_jax.data.record import Fact
-from manu_jax.data.views import forms
-from manu_jax.models import fresh
-from manu_jax.models.family import FAMILIES, Loaded
-from manu_jax.parallel import path_name, tree_shardings
+from manu_jax.leaves import path_name
+from manu_jax.models.families import tiny
+from manu_jax.models.loaded import FAMILIES, Loaded
+from manu_jax.parallel import tree_shardings
 from manu_jax.training.tokenizer import train_tokenizer
 
 SIZES = ModelSection(
@@ -50,7 +51,7 @@ def loaded():
     """Weights are drawn by NumPy: to compile a random initialisation takes longer than a test."""
     texts = [sample.text for modality in ("image", "text") for sample in samples(modality)]
     tokenizer = train_tokenizer(texts * 3, SIZES.text.vocabulary)
-    hf_config = fresh.llava_config(SIZES, tokenizer)
+    hf_config = tiny.llava_config(SIZES, tokenizer)
     config = FAMILIES["llava"].config_from_hf(hf_config, "tiny")
     random = np.random.default_rng(0)
 
@@ -61,15 +62,15 @@ def loaded():
         return jnp.asarray(random.normal(size=leaf.shape) * 0.3, jnp.float32)
 
     model = jax.tree_util.tree_map_with_path(draw, FAMILIES["llava"].abstract(config))
-    processor = fresh.llava_processor(SIZES, tokenizer)
+    processor = tiny.llava_processor(SIZES, tokenizer)
     return Loaded(model, processor, FAMILIES["llava"], config, hf_config)
 
 
-def pixels(pictures):
-    """Return square pictures as transformers takes them. [I, C, Y, X] float32."""
+def pixels(vision_inputs):
+    """Return square vision inputs as transformers takes them. [I, C, Y, X] float32."""
     size = SIZES.vision.patch_size
     side = SIZES.vision.image_size // size
-    split = np.stack([p.patches_PC for p in pictures]).reshape(-1, side, side, size, size, 3)
+    split = np.stack([p.patches_PC for p in vision_inputs]).reshape(-1, side, side, size, size, 3)
     return split.transpose(0, 5, 1, 3, 2, 4).reshape(-1, 3, side * size, side * size)
 
 

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from manu_jax.data.prompts import question_prompt
-from manu_jax.data.record import TASKS, Fact, Person, Question
-from manu_jax.data.views import (
+from manu_jax.data.forms import (
     LLAVA,
     has_form,
     jitter,
     question_and_answer,
 )
+from manu_jax.data.prompts import question_prompt
+from manu_jax.data.record import TASKS, Fact, Person, Question
 from manu_jax.types import Modality, Sample, Template
 
 WORDINGS = ("plain", *TASKS)

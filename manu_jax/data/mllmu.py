@@ -26,9 +26,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from manu_jax.data.forms import is_name_question, name_in_answer
 from manu_jax.data.record import Benchmark, Fact, Person, Question, Task
 from manu_jax.data.tables import Row, TableReader, short
-from manu_jax.data.views import is_name_question, name_in_answer
 from manu_jax.types import ManuError, Modality
 
 logger = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ What is asked, in which words, is the benchmark's (arXiv 2410.22108, its code's 
 
 from collections.abc import Sequence
 
+from manu_jax.data.forms import LLAVA
 from manu_jax.data.record import Question
-from manu_jax.data.views import LLAVA
 from manu_jax.types import Template
 
 LETTER_ONLY = "Just give ONE letter representing the answer directly."

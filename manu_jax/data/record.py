@@ -14,7 +14,6 @@ from manu_jax.types import Modality
 
 Task = Literal["classification", "generation", "cloze"]
 TASKS: tuple[Task, ...] = ("classification", "generation", "cloze")
-SETS = ("forget", "test", "retain", "celebrity", "general")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from manu_jax.data import portraits
-from manu_jax.data.views import with_name
+from manu_jax.data.forms import with_name
 from manu_jax.folder import new_folder
 from manu_jax.types import ManuError
 

@@ -11,16 +11,16 @@ import numpy as np
 
 from manu_jax import parallel
 from manu_jax.data.batches import Batches
-from manu_jax.types import Batch, Encoded, Picture
+from manu_jax.types import Batch, Encoded, VisionInput
 
 STORE_BYTES = 2**31  # on the host
-AT_ONCE = 8  # pictures that go through the tower together; made a multiple of the mesh's rows
+AT_ONCE = 8  # vision inputs that go through the tower together; made a multiple of the mesh's rows
 
 
 class ImageFeatures:
-    """What a model's tower and connector give for the pictures of batches, kept on the host.
+    """What a model's tower and connector give for the vision inputs of batches, kept on the host.
 
-    A picture is known by its identity, and computed once as long as it is among the STORE_BYTES
+    A vision input is known by its identity, and computed once as long as it is among the STORE_BYTES
     last used. Batches have few images each, so those of later batches are computed along with them,
     if they need room for as many patches. All processes hold the same features: they ask for the
     same steps in the same order.
@@ -35,13 +35,13 @@ class ImageFeatures:
     def in_place_of_patches(self, batch: Batch, step: int, rows: np.ndarray) -> Batch:
         """Return these rows of a step's batch with features in place of patches.
 
-        They are 0 where there is no picture.
+        They are 0 where there is no vision input.
         """
         samples = [self._encoded[index] for index in self._batches.indices_at(step)]
-        needed = {id(picture) for sample in samples for picture in sample.pictures}
+        needed = {id(vision_input) for sample in samples for vision_input in sample.vision_inputs}
         found = {key: self._stored.pop(key) for key in needed if key in self._stored}
         while not needed <= found.keys():
-            found |= self._compute(self._next_pictures(step, needed, found))
+            found |= self._compute(self._next_vision_inputs(step, needed, found))
         self._stored |= found
         num_bytes = sum(features_PE.nbytes for features_PE in self._stored.values())
         while num_bytes > STORE_BYTES:
@@ -51,50 +51,52 @@ class ImageFeatures:
         shape = (len(rows), num_images, self._loaded.config.num_features(num_patches))
         features_BIPE = np.zeros((*shape, an_image_PE.shape[1]), an_image_PE.dtype)
         for place, row in enumerate(rows[rows < len(samples)]):
-            for number, picture in enumerate(samples[row].pictures):
-                features_PE = found[id(picture)]
+            for number, vision_input in enumerate(samples[row].vision_inputs):
+                features_PE = found[id(vision_input)]
                 features_BIPE[place, number, : len(features_PE)] = features_PE
         return dataclasses.replace(
-            batch, patches_BIPC=None, places_BIP2=None, features_BIPE=features_BIPE
+            batch, patches_BIPC=None, patch_positions_BIP2=None, features_BIPE=features_BIPE
         )
 
-    def _next_pictures(
+    def _next_vision_inputs(
         self, step: int, needed: set[int], found: dict[int, np.ndarray]
-    ) -> list[Picture]:
-        """Return the next pictures that are not there, of one padded size; a needed one first."""
-        missing: dict[int, Picture] = {}
+    ) -> list[VisionInput]:
+        """Return the next vision inputs that are not there, of one padded size; a needed one first."""
+        missing: dict[int, VisionInput] = {}
         size = None
-        for picture in self._pictures_from(step):
-            if id(picture) in found or id(picture) in self._stored:
+        for vision_input in self._vision_inputs_from(step):
+            if id(vision_input) in found or id(vision_input) in self._stored:
                 continue
-            if size is None and id(picture) in needed:
-                size = picture.padded_patches
-            if picture.padded_patches == size:
-                missing[id(picture)] = picture
+            if size is None and id(vision_input) in needed:
+                size = vision_input.padded_patches
+            if vision_input.padded_patches == size:
+                missing[id(vision_input)] = vision_input
             if len(missing) == self._at_once:
                 break
         return list(missing.values())
 
-    def _pictures_from(self, step: int) -> Iterator[Picture]:
+    def _vision_inputs_from(self, step: int) -> Iterator[VisionInput]:
         indices = map(self._batches.indices_at, range(step, len(self._batches)))
         for index in itertools.chain.from_iterable(indices):
-            yield from self._encoded[index].pictures
+            yield from self._encoded[index].vision_inputs
 
-    def _compute(self, pictures: list[Picture]) -> dict[int, np.ndarray]:
-        """Return {identity: features [P, E]} of pictures of one padded size."""
+    def _compute(self, vision_inputs: list[VisionInput]) -> dict[int, np.ndarray]:
+        """Return {identity: features [P, E]} of vision inputs of one padded size."""
         loaded, mesh = self._loaded, self._loaded.mesh
-        filled = pictures + pictures[:1] * (self._at_once - len(pictures))
+        filled = vision_inputs + vision_inputs[:1] * (self._at_once - len(vision_inputs))
         rows = parallel.batch_rows(mesh, self._at_once)
-        batch = loaded.collate_pictures([(filled[row],) for row in rows])
+        batch = loaded.collate_vision_inputs([(filled[row],) for row in rows])
         with parallel.on_mesh(mesh):
             features = _features(loaded.model, *parallel.put_batch(batch, mesh))
         features_BPE = parallel.gather(features)[:, 0]
         return {
-            id(picture): features_PE[: picture.num_features]
-            for picture, features_PE in zip(pictures, features_BPE, strict=False)
+            id(vision_input): features_PE[: vision_input.num_features]
+            for vision_input, features_PE in zip(vision_inputs, features_BPE, strict=False)
         }
 
 
 @jax.jit
-def _features(model: Any, patches_BIPC: jax.Array, places_BIP2: jax.Array | None) -> jax.Array:
-    return model.features(patches_BIPC, places_BIP2)
+def _features(
+    model: Any, patches_BIPC: jax.Array, patch_positions_BIP2: jax.Array | None
+) -> jax.Array:
+    return model.features(patches_BIPC, patch_positions_BIP2)

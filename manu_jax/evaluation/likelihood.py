@@ -10,7 +10,7 @@ import numpy as np
 
 from manu_jax.data.batches import encode_all
 from manu_jax.evaluation.batched import not_finite, run_batched
-from manu_jax.models.answers import logits_at_answers, token_log_likelihoods
+from manu_jax.models.nn.answers import logits_at_answers, token_log_likelihoods
 from manu_jax.types import Batch, ManuError, Sample, raise_faults
 
 

@@ -18,14 +18,14 @@ from typing import Any
 
 from manu_jax import parallel
 from manu_jax.config import EvaluateSection
-from manu_jax.data.record import SETS, Person
+from manu_jax.data.record import Person
 from manu_jax.evaluation.generate import greedy
 from manu_jax.evaluation.likelihood import log_likelihoods
 from manu_jax.evaluation.metrics import bootstrap
 from manu_jax.evaluation.shots import draw_shots
 from manu_jax.evaluation.tasks import TASKS, Item, Measured, Prompting, record_of
 from manu_jax.folder import write_atomic
-from manu_jax.types import MODALITIES, ManuError, Modality, raise_faults
+from manu_jax.types import MODALITIES, SETS, ManuError, Modality, raise_faults
 
 logger = logging.getLogger(__name__)
 
@@ -188,8 +188,8 @@ def _files(
 
 def _read(file: _File, section: EvaluateSection) -> list[Record]:
     """Return the records that stand; ManuError where they are not those of the file's items."""
-    path = file.path if parallel.stands(file.path) else file.partial
-    if not parallel.stands(path):
+    path = file.path if parallel.exists(file.path) else file.partial
+    if not parallel.exists(path):
         return []
     fields = _fields(file, section)
     records: list[Record] = []

@@ -22,9 +22,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from manu_jax.config import Protocol
+from manu_jax.data.forms import form, has_form
 from manu_jax.data.prompts import question_prompt
 from manu_jax.data.record import Person, Question
-from manu_jax.data.views import form, has_form
 from manu_jax.evaluation import metrics
 from manu_jax.types import Modality, Sample, Template, question_sample
 

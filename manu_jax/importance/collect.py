@@ -20,8 +20,8 @@ import numpy as np
 from manu_jax import parallel
 from manu_jax.config import Preset
 from manu_jax.data.batches import Batches, encode_all
+from manu_jax.data.forms import forms
 from manu_jax.data.record import Fact
-from manu_jax.data.views import forms
 from manu_jax.fingerprint import samples_hash, weights_hash
 from manu_jax.importance import statistics as files
 from manu_jax.importance.functions import named_preset
@@ -32,24 +32,24 @@ from manu_jax.importance.statistics import (
     Statistics,
     check_statistics,
 )
-from manu_jax.models.layers import Remat
+from manu_jax.models.nn.layers import Remat
 from manu_jax.progress import Progress
-from manu_jax.types import Batch, ManuError, Modality, Neurons, Probe, Sample, Signal
+from manu_jax.types import Batch, Capture, ManuError, Modality, Neurons, Sample, Signal
 
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Measurement:
+class CaptureStep:
     """What a scoring step computes. Static: one compiled step for each.
 
-    probe: of the activation signal; None is the gradient signal of `objective`. fade: the
+    capture: of the activation signal; None is the gradient signal of `objective`. fade: the
     attributions of a sample are multiplied by the logistic function of its objective + fade.
     remat: what a backward pass computes again.
     """
 
     towers: tuple[tuple[str, tuple[int, int]], ...]
-    probe: Probe | None
+    capture: Capture | None
     objective: str
     threshold: float
     fade: float | None
@@ -68,7 +68,7 @@ def score(
 ) -> AnyStatistics:
     """Return the statistics of facts in one form; those of several calls add.
 
-    preset: gives the settings of the measurement; its signal is replaced by `signal`. Facts that do
+    preset: gives the settings of what was captured; its signal is replaced by `signal`. Facts that do
     not have the form are left out. path: see `collect`. ManuError where none has it.
     """
     preset = named_preset(preset).model_copy(update={"signal": signal})
@@ -101,7 +101,7 @@ def collect(
         raise ManuError(
             f"scoring, {modality} form: no samples. Give at least one fact that has this form."
         )
-    measurement = measurement_of(loaded, preset, modality, fade)
+    capture_step = capture_step_of(loaded, preset, modality, fade)
     multiple = parallel.batch_multiple(loaded.mesh)
     batch_size = -(-batch_size // multiple) * multiple
     made_from = {}
@@ -113,11 +113,11 @@ def collect(
             "modality": modality,
             "batch_size": batch_size,
             "gates": _gates_hash(gates),
-            "measurement": _plain(measurement),
+            "capture_step": _plain(capture_step),
         }
-        if parallel.stands(path):
+        if parallel.exists(path):
             return _read(path, made_from)
-    total = _sums(loaded, samples, measurement, batch_size, gates, path, save_every, made_from)
+    total = _sums(loaded, samples, capture_step, batch_size, gates, path, save_every, made_from)
     total = parallel.gather(total)
     check_statistics(total, f"statistics of {len(samples):,} samples, {modality} form")
     if path is not None:
@@ -130,7 +130,7 @@ def collect(
 def _sums(
     loaded: Any,
     samples: Sequence[Sample],
-    measurement: Measurement,
+    capture_step: CaptureStep,
     batch_size: int,
     gates: Neurons | None,
     path: str | os.PathLike | None,
@@ -150,8 +150,8 @@ def _sums(
         for index in range(num_done, len(batches)):
             batch = parallel.put_batch(batches.batch_at(index), loaded.mesh)
             if total is None:
-                total = zero(loaded, batch, measurement)
-            total = add_batch(total, loaded.model, batch, gates, measurement=measurement)
+                total = zero(loaded, batch, capture_step)
+            total = add_batch(total, loaded.model, batch, gates, capture_step=capture_step)
             progress.advance()
             if path is not None and (index + 1) % save_every == 0:
                 files.save(_partial(path), total, {**made_from, "num_batches": index + 1})
@@ -159,42 +159,42 @@ def _sums(
     return total
 
 
-@functools.partial(jax.jit, static_argnames=("measurement",), donate_argnums=0)
+@functools.partial(jax.jit, static_argnames=("capture_step",), donate_argnums=0)
 def add_batch(
     total: AnyStatistics,
     model: Any,
     batch: Batch,
     gates: Neurons | None,
     *,
-    measurement: Measurement,
+    capture_step: CaptureStep,
 ) -> AnyStatistics:
     """Return the statistics with one batch; runs whole on the device."""
-    if measurement.probe is None:
+    if capture_step.capture is None:
         z_by_tower, values_B = per_example_gradients(
             model,
             batch,
-            dict(measurement.towers),
-            objective=measurement.objective,
+            dict(capture_step.towers),
+            objective=capture_step.objective,
             gates=gates,
-            remat=measurement.remat,
+            remat=capture_step.remat,
         )
-        if measurement.fade is not None:
-            weights_1B1 = jax.nn.sigmoid(values_B + measurement.fade)[None, :, None]
+        if capture_step.fade is not None:
+            weights_1B1 = jax.nn.sigmoid(values_B + capture_step.fade)[None, :, None]
             z_by_tower = {tower: z_LBF * weights_1B1 for tower, z_LBF in z_by_tower.items()}
     else:
-        z_by_tower = model(batch, gates=gates, probe=measurement.probe).activations
+        z_by_tower = model(batch, gates=gates, capture=capture_step.capture).activations
     if isinstance(total, PositionStatistics):
         return total.add(z_by_tower)
     return total.add(z_by_tower, batch.example_weights_B)
 
 
-def zero(loaded: Any, batch: Batch, measurement: Measurement) -> AnyStatistics:
+def zero(loaded: Any, batch: Batch, capture_step: CaptureStep) -> AnyStatistics:
     """Return the statistics of no samples, laid out as `add_batch` returns them."""
-    towers = dict(measurement.towers)
-    probe = measurement.probe
-    if probe is None or probe.reduction != "position":
-        return _zero_samples(measurement)
-    shapes = jax.eval_shape(lambda model, batch: model(batch, probe=probe), loaded.model, batch)
+    towers = dict(capture_step.towers)
+    capture = capture_step.capture
+    if capture is None or capture.reduction != "position":
+        return _zero_samples(capture_step)
+    shapes = jax.eval_shape(lambda model, batch: model(batch, capture=capture), loaded.model, batch)
     return PositionStatistics.zero(
         {
             key: (towers[key.partition(".")[0]][0], *shape.shape[1:])
@@ -204,14 +204,14 @@ def zero(loaded: Any, batch: Batch, measurement: Measurement) -> AnyStatistics:
     )
 
 
-@functools.partial(jax.jit, static_argnames="measurement")
-def _zero_samples(measurement: Measurement) -> Statistics:
-    return Statistics.zero(dict(measurement.towers), measurement.threshold)
+@functools.partial(jax.jit, static_argnames="capture_step")
+def _zero_samples(capture_step: CaptureStep) -> Statistics:
+    return Statistics.zero(dict(capture_step.towers), capture_step.threshold)
 
 
-def measurement_of(
+def capture_step_of(
     loaded: Any, preset: Preset, modality: Modality, fade: float | None = None
-) -> Measurement:
+) -> CaptureStep:
     """Return what a scoring step of `preset` computes on facts in one form."""
     scored = preset.scored_towers(loaded.towers, (modality,))
     missing = [tower for tower in scored if tower not in loaded.towers]
@@ -220,12 +220,12 @@ def measurement_of(
             f'preset "{preset.preset}": the model has no tower {", ".join(missing)}; '
             f"it has {', '.join(sorted(loaded.towers))}."
         )
-    probe = Probe(preset.reduction, preset.layer_pooling, preset.threshold, preset.clamp)
+    capture = Capture(preset.reduction, preset.layer_pooling, preset.threshold, preset.clamp)
     towers = tuple((tower, tuple(loaded.towers[tower])) for tower in scored)
     is_gradient = preset.signal == "gradient"
-    return Measurement(
+    return CaptureStep(
         towers,
-        None if is_gradient else probe,
+        None if is_gradient else capture,
         preset.objective if is_gradient else "",
         preset.threshold,
         fade if is_gradient else None,
@@ -241,7 +241,7 @@ def _resume(
     path: str | os.PathLike | None, made_from: Mapping[str, Any]
 ) -> tuple[AnyStatistics | None, int]:
     """Return the partial sums and the number of batches in them, where a partial file fits."""
-    if path is None or not parallel.stands(_partial(path)):
+    if path is None or not parallel.exists(_partial(path)):
         return None, 0
     total, found = files.load(_partial(path))
     num_batches = found.pop("num_batches", 0)
@@ -262,9 +262,9 @@ def _read(path: str | os.PathLike, made_from: Mapping[str, Any]) -> AnyStatistic
     return total
 
 
-def _plain(measurement: Measurement) -> Any:
-    """Return the measurement as it reads back from JSON."""
-    return json.loads(json.dumps(dataclasses.asdict(measurement)))
+def _plain(capture_step: CaptureStep) -> Any:
+    """Return what was captured as it reads back from JSON."""
+    return json.loads(json.dumps(dataclasses.asdict(capture_step)))
 
 
 def _gates_hash(gates: Neurons | None) -> str | None:

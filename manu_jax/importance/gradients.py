@@ -14,17 +14,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from manu_jax.models.answers import (
+from manu_jax.models.nn.answers import (
     Targets,
     answer_log_odds,
     answer_mean_log_likelihood,
     logits_at_answers,
 )
-from manu_jax.models.layers import Remat
+from manu_jax.models.nn.layers import Remat
 from manu_jax.types import Array, Batch, Neurons
 
 # name → (logits_BAV, targets) → [B], larger where the model knows the answer better
-ATTRIBUTED: dict[str, Callable[[jax.Array, Targets], jax.Array]] = {
+ATTRIBUTION_OBJECTIVES: dict[str, Callable[[jax.Array, Targets], jax.Array]] = {
     "log_likelihood": answer_mean_log_likelihood,
     "log_odds": answer_log_odds,
 }
@@ -79,7 +79,9 @@ def per_example_gradients_by_definition(
 
 
 def _objective(model: Any, batch: Batch, gates: Neurons, objective: str, remat: Remat) -> jax.Array:
-    return ATTRIBUTED[objective](*logits_at_answers(model, batch, gates=gates, remat=remat))
+    return ATTRIBUTION_OBJECTIVES[objective](
+        *logits_at_answers(model, batch, gates=gates, remat=remat)
+    )
 
 
 def _combine(scales: Neurons, gates: Neurons | None) -> dict[str, Array]:

@@ -21,9 +21,9 @@ import optax
 from manu_jax import parallel
 from manu_jax.config import Preset
 from manu_jax.data.batches import Batches, encode_all
-from manu_jax.importance.gradients import ATTRIBUTED
-from manu_jax.models.answers import logits_at_answers
-from manu_jax.models.layers import Remat
+from manu_jax.importance.gradients import ATTRIBUTION_OBJECTIVES
+from manu_jax.models.nn.answers import logits_at_answers
+from manu_jax.models.nn.layers import Remat
 from manu_jax.progress import Progress
 from manu_jax.selection import count, eligible_layers
 from manu_jax.types import MODALITIES, Batch, ManuError, Neurons, Sample
@@ -125,7 +125,7 @@ def _step(
         losses = {"forget": jnp.zeros(()), "keep": jnp.zeros(())}
         for modality, batch in batches.items():
             found = logits_at_answers(model, batch, gates=gates, remat=learning.remat)
-            values_B = ATTRIBUTED[learning.objective](*found)
+            values_B = ATTRIBUTION_OBJECTIVES[learning.objective](*found)
             is_forget_B = batch.example_weights_B == FORGET
             is_keep_B = batch.example_weights_B == KEEP
             text_weight = learning.text_weight if modality == "text" else 1.0

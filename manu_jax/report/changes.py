@@ -13,7 +13,8 @@ import dataclasses
 from collections.abc import Mapping
 
 from manu_jax.report.numbers import is_share, kinds_of_question, main_metrics
-from manu_jax.report.results import RETRAINED, VANILLA, Results
+from manu_jax.report.results import Results
+from manu_jax.types import RETRAINED, VANILLA
 
 FORGOTTEN = 0.9  # least `removed` that is called forgotten
 PARTLY = 0.5  # least `removed` that is called partly forgotten

@@ -18,8 +18,7 @@ from manu_jax.evaluation.leakage import find_leakage
 from manu_jax.evaluation.metrics import Interval, bootstrap
 from manu_jax.evaluation.suite import stored_records
 from manu_jax.evaluation.tasks import TASKS
-from manu_jax.report.results import RETRAINED, VANILLA
-from manu_jax.types import MODALITIES, ManuError
+from manu_jax.types import MODALITIES, RETRAINED, VANILLA, ManuError
 
 # The columns of the table: set, modality of the free answers
 COLUMNS = [(name, modality) for name in ("forget", "retain") for modality in MODALITIES]

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from manu_jax.report.leakage import signed
 from manu_jax.report.numbers import SET_TITLES, TASK_TITLES, main_metrics
-from manu_jax.report.results import RETRAINED, VANILLA, Distance, Results
-from manu_jax.types import MODALITIES
+from manu_jax.report.results import Distance, Results
+from manu_jax.types import MODALITIES, RETRAINED, VANILLA
 
 ALIKE = 0.05  # p-value from which two sets of truth ratios are not told apart
 

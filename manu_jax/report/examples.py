@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from manu_jax.evaluation.tasks import TASKS
 from manu_jax.report.inputs import Item, Place
 from manu_jax.report.numbers import kinds_of_question
-from manu_jax.report.results import RETRAINED, VANILLA, Results
+from manu_jax.report.results import Results
+from manu_jax.types import RETRAINED, VANILLA
 
 NUM_FORGET = 7
 NUM_KEEP = 3

@@ -16,7 +16,8 @@ from manu_jax.report.numbers import (
     points,
     share_right,
 )
-from manu_jax.report.results import RETRAINED, VANILLA, Results
+from manu_jax.report.results import Results
+from manu_jax.types import RETRAINED, VANILLA
 
 DAMAGE = 0.5  # loss on retain against loss on forget from which it is damage, not forgetting
 BELOW = 0.1  # r − m from which the answers avoid the truth

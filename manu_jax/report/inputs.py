@@ -11,8 +11,8 @@ import numpy as np
 
 from manu_jax import masks
 from manu_jax.evaluation.tasks import TASKS
-from manu_jax.report.results import RETRAINED, VANILLA, Results
-from manu_jax.types import ManuError
+from manu_jax.report.results import Results
+from manu_jax.types import RETRAINED, VANILLA, ManuError
 
 ITEM_KEYS = ("key", "person", "prompt", "answer", "truth", "score")
 IMAGE_STARTS = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg"}

@@ -6,8 +6,8 @@ from typing import Any
 
 from manu_jax.evaluation.tasks import TASKS
 from manu_jax.report.inputs import Item, Place
-from manu_jax.report.results import RETRAINED, SETS, VANILLA, Results, Row
-from manu_jax.types import MODALITIES
+from manu_jax.report.results import Results, Row
+from manu_jax.types import MODALITIES, RETRAINED, SETS, VANILLA
 
 NARROW_SPACE = "\u202f"
 NOT_MEASURED = "not measured"

@@ -16,7 +16,7 @@ import numpy as np
 
 from manu_jax.report.inputs import PruneCount
 from manu_jax.report.numbers import PersonChange
-from manu_jax.report.results import RETRAINED, VANILLA, SweepPoint
+from manu_jax.report.results import SweepPoint
 from manu_jax.report.svg import (
     ACCENT,
     IMAGE_COLOR,
@@ -32,6 +32,7 @@ from manu_jax.report.svg import (
     new_figure,
     to_svg,
 )
+from manu_jax.types import RETRAINED, VANILLA
 
 MARKERS = "osD^vPX*"
 MODALITY_COLORS = {"image": IMAGE_COLOR, "text": TEXT_COLOR}

@@ -29,12 +29,8 @@ from typing import Any
 from manu_jax.evaluation.leakage import Leakage
 from manu_jax.folder import write_atomic
 from manu_jax.report.leakage import from_plain
-from manu_jax.types import MODALITIES, ManuError
+from manu_jax.types import MODALITIES, SETS, TASKS, ManuError
 
-SETS = ("forget", "test", "retain", "celebrity", "general")
-TASKS = ("classification", "generation", "cloze", "likelihood")
-VANILLA = "vanilla"
-RETRAINED = "retrained"
 MAX_FAULTS = 20  # that one error lists; the rest are counted
 
 

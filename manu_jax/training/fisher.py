@@ -23,9 +23,10 @@ import jax.numpy as jnp
 
 from manu_jax import parallel
 from manu_jax.config import UnlearnSection
+from manu_jax.data.forms import forms
 from manu_jax.data.record import Fact
-from manu_jax.data.views import forms
-from manu_jax.models.family import Loaded
+from manu_jax.leaves import path_name
+from manu_jax.models.loaded import Loaded
 from manu_jax.progress import Progress
 from manu_jax.training.resume import resume, save_step
 from manu_jax.training.trainer import StepSettings, batches_of, loss_and_gradient, step_settings
@@ -79,7 +80,7 @@ def weight_mask(
 
     def compared(path: Any, forget_sum: jax.Array, keep: jax.Array, words: jax.Array) -> jax.Array:
         (_, num_forget), (_, num_keep), (_, num_words) = (found[name] for name in sets)
-        if parallel.path_name(path).startswith(LANGUAGE_MODEL):
+        if path_name(path).startswith(LANGUAGE_MODEL):
             keep, num_keep = keep + words, num_keep + num_words
         ratio = (forget_sum / num_forget + EPSILON) / (keep / num_keep + EPSILON)
         return (ratio >= section.fisher_ratio).astype(jnp.float32)

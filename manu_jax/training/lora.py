@@ -16,11 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from manu_jax import parallel
 from manu_jax.config import LoraSection
-from manu_jax.models.family import leaves
-from manu_jax.models.layers import Adapted
-from manu_jax.training.matrices import matrix_letters
+from manu_jax.leaves import leaves, matrix_letters, path_name
+from manu_jax.models.nn.layers import Adapted
 from manu_jax.types import ManuError
 
 Adapters = dict[str, dict[str, jax.Array]]
@@ -77,7 +75,7 @@ def adapted(
     """Return the model with the adapters beside its weights. key: of the dropout; None: none."""
 
     def beside(path: Any, leaf: jax.Array) -> Any:
-        name = parallel.path_name(path)
+        name = path_name(path)
         if _stem(name) not in adapters:
             return leaf
         own = None
@@ -96,7 +94,7 @@ def merged(model: Any, adapters: Adapters, section: LoraSection) -> Any:
     scale = adapter_settings(section).scale
 
     def joined(path: Any, leaf: jax.Array) -> jax.Array:
-        name = parallel.path_name(path)
+        name = path_name(path)
         if _stem(name) not in adapters:
             return leaf
         layer, inputs, _ = _letters(name)

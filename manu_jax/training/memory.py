@@ -2,10 +2,10 @@
 
 import logging
 
+from manu_jax.data.forms import forms
 from manu_jax.data.record import Benchmark
-from manu_jax.data.views import forms
 from manu_jax.evaluation.likelihood import share_right
-from manu_jax.models.family import Loaded
+from manu_jax.models.loaded import Loaded
 from manu_jax.types import MODALITIES, ManuError, Modality
 
 logger = logging.getLogger(__name__)

@@ -23,13 +23,13 @@ import jax
 import jax.numpy as jnp
 
 from manu_jax.config import Unlearning
-from manu_jax.models.answers import (
+from manu_jax.models.nn.answers import (
     Targets,
     answer_cross_entropy,
     answer_log_likelihood,
     logits_at_answers,
 )
-from manu_jax.models.layers import Remat
+from manu_jax.models.nn.layers import Remat
 from manu_jax.types import Batch
 
 # (model, its data, what the backward pass recomputes) → the loss, a scalar float32

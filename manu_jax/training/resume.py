@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from manu_jax import checkpoint, parallel
-from manu_jax.models.family import leaves
+from manu_jax.leaves import leaves
 
 logger = logging.getLogger(__name__)
 
@@ -21,9 +21,9 @@ def resume(directory: Path, state: Any) -> tuple[Any, int]:
 
     state: a pytree of the shapes, dtypes and shardings that are expected.
     """
-    step = parallel.agreed(max(_checkpoint_steps(directory), default=0))
+    step = parallel.broadcast(max(_checkpoint_steps(directory), default=0))
     path = directory / CHECKPOINT_NAME.format(step)
-    if not step or not parallel.stands(path):
+    if not step or not parallel.exists(path):
         return state, 0
     target = leaves(state)
     found = checkpoint.load(path, target)

@@ -22,11 +22,11 @@ import optax
 from manu_jax import parallel
 from manu_jax.config import OptimizerSection, TrainSection
 from manu_jax.data.batches import Batches, encode_all
-from manu_jax.models.family import Loaded
-from manu_jax.models.layers import Remat
+from manu_jax.leaves import matrix_axes, path_name
+from manu_jax.models.loaded import Loaded
+from manu_jax.models.nn.layers import Remat
 from manu_jax.progress import Progress
 from manu_jax.training import lora
-from manu_jax.training.matrices import matrix_axes
 from manu_jax.training.objectives import OBJECTIVES
 from manu_jax.training.resume import resume, save_step
 from manu_jax.types import ManuError, Sample
@@ -84,7 +84,7 @@ def train(
     def phases_at(step: int) -> list[tuple[str, Any]]:
         return [("answer", parallel.put_batch(batches.batch_at(step), loaded.mesh))]
 
-    return lower(
+    return train_loop(
         loaded,
         phases_at,
         section,
@@ -137,7 +137,7 @@ def batches_of(
     )
 
 
-def lower(
+def train_loop(
     loaded: Loaded,
     phases_at: Callable[[int], Sequence[tuple[str, Any]]],
     section: OptimizerSection,
@@ -334,7 +334,7 @@ def _matrices(weights: Any) -> Any:
     """
 
     def axes_of(path: Any, _: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
-        axes = matrix_axes(parallel.path_name(path))
+        axes = matrix_axes(path_name(path))
         return None if axes is None else optax.contrib.MuonDimensionNumbers(*axes)
 
     return jax.tree_util.tree_map_with_path(axes_of, weights)

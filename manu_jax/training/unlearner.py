@@ -18,12 +18,12 @@ import jax.numpy as jnp
 from manu_jax import parallel
 from manu_jax.config import UnlearnSection
 from manu_jax.data.batches import Batches
+from manu_jax.data.forms import forms
 from manu_jax.data.record import Fact
-from manu_jax.data.views import forms
-from manu_jax.models.family import Loaded
+from manu_jax.models.loaded import Loaded
 from manu_jax.training.fisher import weight_mask
 from manu_jax.training.objectives import RECIPES, REFUSALS, Recipe, UnlearnData
-from manu_jax.training.trainer import batches_of, lower
+from manu_jax.training.trainer import batches_of, train_loop
 from manu_jax.types import MODALITIES, Batch, ManuError, Sample
 
 
@@ -79,7 +79,7 @@ def unlearn(
             vanilla, section, forget, retain, directory=Path(directory) / "mask", seed=seed
         )
         masks = {recipe.losses[0]: mask}
-    return lower(
+    return train_loop(
         vanilla,
         phases_at,
         section,

@@ -23,10 +23,10 @@ import numpy as np
 from manu_jax import parallel
 from manu_jax.config import ModelSection, TrainSection
 from manu_jax.data.documents import documents
+from manu_jax.data.forms import forms
 from manu_jax.data.prompts import question_prompt
 from manu_jax.data.record import Benchmark, Person
-from manu_jax.data.views import forms
-from manu_jax.models.family import Loaded, create, load, save_pretrained
+from manu_jax.models.loaded import Loaded, create, load, save_pretrained
 from manu_jax.training.tokenizer import train_tokenizer
 from manu_jax.training.trainer import train
 from manu_jax.types import MODALITIES, Sample
@@ -52,7 +52,7 @@ def train_models(
     killed goes on from its last checkpoint. Checkpoints go when both models stand.
     """
     names = ["vanilla"] + ["retrained"] * section.retrained
-    missing = [name for name in names if not parallel.stands(directory / name)]
+    missing = [name for name in names if not parallel.exists(directory / name)]
     if not missing:
         return
     checkpoints = directory / CHECKPOINTS
@@ -104,7 +104,7 @@ def _base(
 ) -> Loaded:
     """Return a tiny model that knows everybody but the people to forget."""
     folder = checkpoints / "base_model"
-    if parallel.stands(folder):
+    if parallel.exists(folder):
         return load(folder, mesh=mesh)
     tokenizer = train_tokenizer(tokenizer_texts(benchmark), model.text.vocabulary)
     loaded = create(model, tokenizer, jax.random.key(seed))

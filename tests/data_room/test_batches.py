@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manu_jax.data.batches import Batches, bucket_lengths, bucketed, encode_all
-from manu_jax.types import Batch, Encoded, ManuError, Picture, question_sample
+from manu_jax.types import Batch, Encoded, ManuError, VisionInput, question_sample
 
 
 class LetterEncoder:
@@ -18,10 +18,12 @@ class LetterEncoder:
         if "!" in sample.text:
             raise ManuError(f"the letter ! in {sample.text!r}")
         tokens = np.frombuffer(sample.text.encode(), np.uint8).astype(np.int32)
-        pictures = tuple(
-            Picture(np.full((2, 3), number, np.float32), None, 1) for number in sample.images
+        vision_inputs = tuple(
+            VisionInput(np.full((2, 3), number, np.float32), None, 1) for number in sample.images
         )
-        return Encoded(tokens, np.ones(len(tokens), np.float32), -np.ones_like(tokens), pictures)
+        return Encoded(
+            tokens, np.ones(len(tokens), np.float32), -np.ones_like(tokens), vision_inputs
+        )
 
     def collate(
         self, encoded, *, length, batch_size, num_images, num_patches, num_answers, padding_side
@@ -37,8 +39,8 @@ class LetterEncoder:
             if padding_side == "left":
                 where = slice(length - item.num_tokens, length)
             tokens[b, where], mask[b, where] = item.token_ids_T, True
-            for i, picture in enumerate(item.pictures):
-                patches[b, i] = picture.patches_PC
+            for i, vision_input in enumerate(item.vision_inputs):
+                patches[b, i] = vision_input.patches_PC
         weights = (np.arange(batch_size) < len(encoded)).astype(np.float32)
         has = None if patches is None else patches.any((2, 3))
         rest = (weights, has, patches)

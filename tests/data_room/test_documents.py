@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from manu_jax.data.documents import documents
-from manu_jax.data.views import forms
+from manu_jax.data.forms import forms
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ def torch_model(tmp_path_factory):
     import torch
     from transformers import LlavaForConditionalGeneration
 
-    from manu_jax.models.family import save_pretrained
+    from manu_jax.models.loaded import save_pretrained
 
     path = tmp_path_factory.mktemp("model") / "tiny"
     save_pretrained(tiny_llava.loaded(), path)
@@ -41,8 +41,8 @@ def generated_by_torch(model, sample, new_tokens):
     loaded = tiny_llava.loaded()
     encoded = loaded.encode(sample)
     inputs = {"input_ids": torch.tensor(encoded.token_ids_T[None].astype(np.int64))}
-    if encoded.pictures:
-        inputs["pixel_values"] = torch.tensor(tiny_llava.pixels(encoded.pictures))
+    if encoded.vision_inputs:
+        inputs["pixel_values"] = torch.tensor(tiny_llava.pixels(encoded.vision_inputs))
     with torch.no_grad():
         ids = model.generate(
             **inputs,
@@ -110,9 +110,9 @@ def images_computed(monkeypatch):
     """How many images went through the tower in each of its passes."""
     counts, compute = [], features.ImageFeatures._compute
 
-    def counted(self, pictures):
-        counts.append(len(pictures))
-        return compute(self, pictures)
+    def counted(self, vision_inputs):
+        counts.append(len(vision_inputs))
+        return compute(self, vision_inputs)
 
     monkeypatch.setattr(features.ImageFeatures, "_compute", counted)
     return counts

@@ -11,8 +11,9 @@ from manu_jax.importance import statistics as files
 from manu_jax.importance.collect import collect, score
 from manu_jax.importance.gradients import per_example_gradients
 from manu_jax.importance.statistics import MOMENTS, Statistics
-from manu_jax.models.answers import answer_log_odds
-from manu_jax.types import ManuError, Probe
+from manu_jax.leaves import path_name
+from manu_jax.models.nn.answers import answer_log_odds
+from manu_jax.types import Capture, ManuError
 
 ACTIVATION = PRESETS["paper"]
 GRADIENT = PRESETS["gradient"]
@@ -43,13 +44,13 @@ def test_statistics_are_those_of_the_samples_one_by_one(preset, modality):
     assert set(total.towers) == ({"text", "vision"} if modality == "image" else {"text"})
 
     @jax.jit
-    def measure(batch):
+    def capture(batch):
         if preset is ACTIVATION:
-            return loaded.model(batch, probe=Probe()).activations
+            return loaded.model(batch, capture=Capture()).activations
         return per_example_gradients(loaded.model, batch, total.towers)[0]
 
     length = max(loaded.encode(sample).num_tokens for sample in samples)
-    rows = [measure(loaded.collate([loaded.encode(s)], length=length)) for s in samples]
+    rows = [capture(loaded.collate([loaded.encode(s)], length=length)) for s in samples]
     for tower in total.towers:
         z = np.concatenate([np.asarray(row[tower], np.float64) for row in rows], axis=1)
         for moment, terms in (("absolute", np.abs(z)), ("signed", z), ("squared", z**2)):
@@ -100,10 +101,10 @@ def test_the_scoring_step_gathers_no_activation():
     loaded = tiny.on_mesh(mesh)
     batch = parallel.put_batch(tiny.batch("image", batch_size=8), mesh)
     with jax.set_mesh(mesh):
-        measurement = collect_module.measurement_of(loaded, ACTIVATION, "image", None)
-        total = collect_module.zero(loaded, batch, measurement)
+        capture_step = collect_module.capture_step_of(loaded, ACTIVATION, "image", None)
+        total = collect_module.zero(loaded, batch, capture_step)
         lowered = collect_module.add_batch.lower(
-            total, loaded.model, batch, None, measurement=measurement
+            total, loaded.model, batch, None, capture_step=capture_step
         )
         text = lowered.compile().as_text()
     neurons = max(F for _, F in loaded.towers.values())
@@ -197,7 +198,7 @@ def test_weights_that_are_not_finite_are_an_error_that_names_the_place():
     loaded = tiny.loaded()
 
     def spoil(path, leaf):
-        is_up = parallel.path_name(path) == "text.layers.mlp.up_LDF"
+        is_up = path_name(path) == "text.layers.mlp.up_LDF"
         return leaf.at[1, 0, 3].set(np.nan) if is_up else leaf
 
     broken = loaded.replace_model(jax.tree_util.tree_map_with_path(spoil, loaded.model))

@@ -7,8 +7,8 @@ import pytest
 import tiny_llava as tiny
 
 from manu_jax.importance import gradients
-from manu_jax.models.answers import answer_log_odds
-from manu_jax.types import Picture
+from manu_jax.models.nn.answers import answer_log_odds
+from manu_jax.types import VisionInput
 
 
 @functools.cache
@@ -109,7 +109,7 @@ def test_gradients_equal_those_of_torch_hooks_and_autograd(tmp_path, modality):
     torch = pytest.importorskip("torch")
     from transformers import LlavaForConditionalGeneration
 
-    from manu_jax.models.family import save_pretrained
+    from manu_jax.models.loaded import save_pretrained
 
     loaded = tiny.loaded()
     save_pretrained(loaded, tmp_path / "model")
@@ -137,8 +137,8 @@ def test_gradients_equal_those_of_torch_hooks_and_autograd(tmp_path, modality):
         valid = batch.attention_mask_BT[b]
         inputs = {"input_ids": torch.tensor(batch.token_ids_BT[b][valid][None])}
         if modality == "image":
-            pictures = [Picture(patches, None, 0) for patches in batch.patches_BIPC[b]]
-            inputs["pixel_values"] = torch.tensor(tiny.pixels(pictures))
+            vision_inputs = [VisionInput(patches, None, 0) for patches in batch.patches_BIPC[b]]
+            inputs["pixel_values"] = torch.tensor(tiny.pixels(vision_inputs))
         logits = peer(**inputs).logits[0]
         chosen = torch.tensor(batch.loss_weights_BT[b][valid] > 0)[1:]
         log_p = torch.log_softmax(logits[:-1].double(), -1)

@@ -6,7 +6,7 @@ import tiny_llava as tiny
 from manu_jax.config import PRESETS, Preset
 from manu_jax.importance import methods
 from manu_jax.importance.methods import load_scores, save_scores, scores_for
-from manu_jax.models.answers import answer_log_odds
+from manu_jax.models.nn.answers import answer_log_odds
 from manu_jax.selection import select
 from manu_jax.types import MODALITIES, ManuError
 

@@ -11,17 +11,17 @@ from paligemma_cases import in_form_a, tokens_of_pictures, tower_of
 from PIL import Image
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
-from manu_jax.models.fresh import with_tokens
+from manu_jax.models.families.tiny import with_tokens
 
 __all__ = ["in_form_a", "tokens_of_pictures", "tower_of"]  # the same as a PaliGemma's
 
 SIDE, PATCH = 16, 4
 TOKENS = 4  # of an image; 2 × 2 patches each
 TURN, MODEL = "<start_of_turn>user\n", "<end_of_turn>\n<start_of_turn>model\n"
-MARK = "<start_of_image>"
+PLACEHOLDER = "<start_of_image>"
 PROMPTS = [
-    f"{TURN}{MARK}Where does this person live?{MODEL}",
-    f"{TURN}{MARK}{MARK}Lima or {MARK} Accra?{MODEL}",
+    f"{TURN}{PLACEHOLDER}Where does this person live?{MODEL}",
+    f"{TURN}{PLACEHOLDER}{PLACEHOLDER}Lima or {PLACEHOLDER} Accra?{MODEL}",
     f"{TURN}Where?{MODEL}",
 ]
 IMAGE_COUNTS = [1, 3, 0]
@@ -85,7 +85,7 @@ def image_lists() -> list[list[Image.Image]]:
 
 def processor(**settings):
     tokens = {"image_token": "<image_soft_token>"}
-    tokens |= {"boi_token": MARK, "eoi_token": "<end_of_image>"}
+    tokens |= {"boi_token": PLACEHOLDER, "eoi_token": "<end_of_image>"}
     tokens |= {"opening": "<start_of_turn>", "closing": "<end_of_turn>"}
     return transformers.Gemma3Processor(
         Gemma3ImageProcessorPil(size={"height": SIDE, "width": SIDE}, **settings),
@@ -131,7 +131,7 @@ def torch_inputs(folder: Path, side: str, prompts=PROMPTS, images=None):
 
 
 def pictures_of_rows(inputs) -> list[list[int]]:
-    """Return each prompt's pictures by number, in the order in which the tower sees them."""
+    """Return each prompt's vision inputs by number, in the order in which the tower sees them."""
     counts = (inputs["token_type_ids"].sum(dim=1) // TOKENS).tolist()
     ends = np.cumsum(counts)
     return [list(range(end - n, end)) for n, end in zip(counts, ends, strict=True)]

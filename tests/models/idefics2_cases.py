@@ -9,8 +9,8 @@ import transformers
 from PIL import Image
 from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2ImageProcessorPil
 
-from manu_jax.models.fresh import with_tokens
-from manu_jax.models.idefics2 import FAKE
+from manu_jax.models.families.idefics2 import FAKE
+from manu_jax.models.families.tiny import with_tokens
 
 SIDE, PATCH = 24, 4  # pixels: a grid of 6 × 6 patches
 SIZES = [(20, 13), (24, 24), (9, 17)]  # rows and columns of images; whole patches or not
@@ -119,9 +119,9 @@ def tower_of(name: str) -> str | None:
 
 
 def tokens_of_pictures(inputs, tower: str, count: int) -> np.ndarray:
-    """Return which of a tower's tokens are no padding, for each picture. [pictures, count] bool."""
+    """Return which of a tower's tokens are no padding, for each vision input. [vision inputs, count] bool."""
     mask = inputs["pixel_attention_mask"].numpy()
-    mask = mask[mask.any((2, 3))]  # the pictures that are there
+    mask = mask[mask.any((2, 3))]  # the vision inputs that are there
     if tower == "resampler":
         return np.ones((len(mask), count), bool)
     rows, columns = (size // PATCH for size in mask.shape[1:])
@@ -130,7 +130,7 @@ def tokens_of_pictures(inputs, tower: str, count: int) -> np.ndarray:
 
 
 def pictures_of_rows(inputs) -> list[list[int]]:
-    """Return each prompt's pictures by number, in the order in which the towers see them."""
+    """Return each prompt's vision inputs by number, in the order in which the towers see them."""
     counts = inputs["pixel_attention_mask"].numpy().any((2, 3)).sum(1)
     ends = np.cumsum(counts)
     return [list(range(end - n, end)) for n, end in zip(counts, ends, strict=True)]

@@ -10,9 +10,9 @@ import transformers
 from PIL import Image
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
-from manu_jax.models.fresh import with_tokens
-from manu_jax.models.idefics3 import FAKE, MARK
-from manu_jax.models.processing import Processor
+from manu_jax.models.families.idefics3 import FAKE, PLACEHOLDER
+from manu_jax.models.families.tiny import with_tokens
+from manu_jax.models.inputs.processing import Processor
 
 SIDE, PATCH = 16, 4  # pixels: 4 × 4 patches, 2 × 2 tokens a tile
 SIZES = [(20, 13), (24, 24), (9, 40), (16, 16)]  # rows and columns of images
@@ -74,7 +74,7 @@ def processor(is_split: bool) -> Processor:
     )
     tags = {f"tag_{y}_{x}": f"<row_{y}_col_{x}>" for y in (1, 2) for x in (1, 2)}
     tokens = {"fake": FAKE, "whole": "<global-img>", "end": "<end_of_utterance>", **tags}
-    return Processor(images, with_tokens(llava_cases.tokenizer(), tokens), MARK)
+    return Processor(images, with_tokens(llava_cases.tokenizer(), tokens), PLACEHOLDER)
 
 
 def write_case(name: str, folder: Path):
@@ -88,7 +88,7 @@ def write_case(name: str, folder: Path):
         text_config={"model_type": "llama", **text, **case.text},
         vision_config={**llava_cases.VISION, "image_size": SIDE, "patch_size": PATCH}
         | {"hidden_act": "gelu_pytorch_tanh", **case.vision},
-        image_token_id=made.tokenizer.convert_tokens_to_ids(MARK),
+        image_token_id=made.tokenizer.convert_tokens_to_ids(PLACEHOLDER),
         **{"scale_factor": 2, **case.whole},
     )
     model = model_of(config).eval()

@@ -91,10 +91,10 @@ CASES = {
 }
 
 
-@functools.partial(jax.jit, static_argnames="probe")
-def forward(model, batch, gates=None, probe=None):
+@functools.partial(jax.jit, static_argnames="capture")
+def forward(model, batch, gates=None, capture=None):
     """Run a model; shared by the tests, so that one shape of batch is compiled once."""
-    return model(batch, gates, probe)
+    return model(batch, gates, capture)
 
 
 def tokenizer():

@@ -25,7 +25,7 @@ WITHOUT_EFFECT = {
     "vision.layers.attention.k_bias_LKH",
     # After the last layer whose result is used
     *(
-        f"vision.unrun.{name}"
+        f"vision.unused_layers.{name}"
         for name in (
             "attention_norm_LD attention_norm_bias_LD attention.q_LDNH attention.k_LDKH "
             "attention.v_LDKH attention.o_LNHD attention.q_bias_LNH attention.k_bias_LKH "
@@ -155,7 +155,7 @@ def pictures_of_rows(inputs) -> list[list[int]]:
 
 
 def counts_of(inputs) -> np.ndarray:
-    """Return how many pictures the tower sees of each image."""
+    """Return how many vision inputs the tower sees of each image."""
     from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
     return np.array(

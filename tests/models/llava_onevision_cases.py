@@ -13,9 +13,9 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
     LlavaOnevisionImageProcessorPil,
 )
 
-from manu_jax.models.fresh import with_tokens
-from manu_jax.models.llava_onevision import MARK
-from manu_jax.models.processing import Processor
+from manu_jax.models.families.llava_onevision import PLACEHOLDER
+from manu_jax.models.families.tiny import with_tokens
+from manu_jax.models.inputs.processing import Processor
 
 __all__ = ["in_form_a", "tower_of"]
 
@@ -89,7 +89,7 @@ def processor() -> Processor:
         size={"height": SIDE, "width": SIDE}, image_grid_pinpoints=POINTS
     )
     tokens = {"start": "<|im_start|>", "end": "<|im_end|>"}
-    return Processor(images, with_tokens(llava_cases.tokenizer(), tokens), MARK)
+    return Processor(images, with_tokens(llava_cases.tokenizer(), tokens), PLACEHOLDER)
 
 
 def whole_processor(made: Processor, aspect: str = "anyres_max_2", num_image_tokens: int = 9):
@@ -112,7 +112,7 @@ def config_of(name: str, words) -> transformers.LlavaOnevisionConfig:
     return transformers.LlavaOnevisionConfig(
         text_config=CONFIGS[case.kind](**{**text, **case.text}),
         vision_config=transformers.SiglipVisionConfig(**vision),
-        image_token_index=words.convert_tokens_to_ids(MARK),
+        image_token_index=words.convert_tokens_to_ids(PLACEHOLDER),
         image_grid_pinpoints=POINTS,
         **{"vision_aspect_ratio": "anyres_max_2", **case.whole},
     )
@@ -133,7 +133,7 @@ def torch_inputs(folder: Path, side: str, prompts=PROMPTS, images=None):
     found = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
     words = transformers.AutoTokenizer.from_pretrained(folder, padding_side=side)
     config = transformers.AutoConfig.from_pretrained(folder)
-    made = whole_processor(Processor(found, words, MARK), config.vision_aspect_ratio)
+    made = whole_processor(Processor(found, words, PLACEHOLDER), config.vision_aspect_ratio)
     given = {"images": images} if images and any(images) else {}
     return made(text=prompts, return_tensors="pt", padding=True, **given)
 
@@ -154,7 +154,7 @@ def pictures_of_rows(inputs) -> list[list[int]]:
 
 
 def counts_of(inputs) -> list[int]:
-    """Return how many pictures the tower sees of each image."""
+    """Return how many vision inputs the tower sees of each image."""
     many = np.repeat(inputs["batch_num_images"].numpy() > 1, inputs["batch_num_images"].numpy())
     return [
         1 if is_one_of_many else image_size_to_num_patches(size, POINTS, SIDE)

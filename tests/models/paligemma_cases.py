@@ -10,7 +10,7 @@ import transformers
 from PIL import Image
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from manu_jax.models.fresh import with_tokens
+from manu_jax.models.families.tiny import with_tokens
 
 SIDE, PATCH = 12, 4
 PROMPTS = [
@@ -124,13 +124,13 @@ def tower_of(name: str) -> str | None:
 
 
 def tokens_of_pictures(inputs, tower: str, count: int) -> np.ndarray:
-    """Return which of a tower's tokens are no padding, for each picture. [pictures, count] bool."""
+    """Return which of a tower's tokens are no padding, for each vision input. [vision inputs, count] bool."""
     del tower
     return np.ones((len(inputs["pixel_values"]), count), bool)
 
 
 def pictures_of_rows(inputs) -> list[list[int]]:
-    """Return each prompt's pictures by number, in the order in which the tower sees them."""
+    """Return each prompt's vision inputs by number, in the order in which the tower sees them."""
     del inputs
     ends = np.cumsum(IMAGE_COUNTS)
     return [list(range(end - n, end)) for n, end in zip(IMAGE_COUNTS, ends, strict=True)]

@@ -10,8 +10,8 @@ import transformers
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from manu_jax.models.fresh import with_tokens
-from manu_jax.models.processing import Processor
+from manu_jax.models.families.tiny import with_tokens
+from manu_jax.models.inputs.processing import Processor
 
 PATCH = 4  # pixels
 SIZES = [(24, 40), (16, 16), (40, 24), (12, 70)]  # rows and columns of images: windows cut or not
@@ -150,7 +150,7 @@ def tower_of(name: str) -> str | None:
 
 
 def tokens_of_pictures(inputs, tower: str, count: int) -> np.ndarray:
-    """Return which of the packed patches are each picture's. [pictures, count] bool."""
+    """Return which of the packed patches are each vision input's. [vision inputs, count] bool."""
     del tower
     ends = inputs["image_grid_thw"].prod(dim=1).cumsum(0).numpy()
     number = np.searchsorted(ends, np.arange(count), side="right")
@@ -158,7 +158,7 @@ def tokens_of_pictures(inputs, tower: str, count: int) -> np.ndarray:
 
 
 def pictures_of_rows(inputs) -> list[list[int]]:
-    """Return each prompt's pictures by number, in the order in which the tower sees them."""
+    """Return each prompt's vision inputs by number, in the order in which the tower sees them."""
     del inputs
     ends = np.cumsum(IMAGE_COUNTS)
     return [list(range(end - n, end)) for n, end in zip(IMAGE_COUNTS, ends, strict=True)]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny_llava
 
-from manu_jax.models import answers
+from manu_jax.models.nn import answers
 from manu_jax.types import Batch
 
 B, T, V = 3, 7, 11

@@ -9,12 +9,13 @@ import pytest
 import torch
 import transformers
 
-from manu_jax.models import family
-from manu_jax.models.llava import config_from_hf
+from manu_jax import leaves as leaf_names
+from manu_jax.models import loaded as loading
+from manu_jax.models.families.llava import config_from_hf
 from manu_jax.types import ManuError
 
 DATA = Path(__file__).parents[1] / "data"
-LLAVA = family.FAMILIES["llava"]
+LLAVA = loading.FAMILIES["llava"]
 
 
 def real(size: str) -> dict:
@@ -29,7 +30,7 @@ def real(size: str) -> dict:
 def test_real_sizes_have_the_right_shapes(size, parameters, text_neurons):
     config = config_from_hf(real(size))
     model = LLAVA.abstract(config, jnp.bfloat16)
-    assert family.num_parameters(model) == parameters
+    assert loading.num_parameters(model) == parameters
     layers, neurons = LLAVA.towers(config)["text"]
     assert layers * neurons == text_neurons
     assert LLAVA.towers(config)["vision"] == (23, 4096)
@@ -44,7 +45,7 @@ def test_real_sizes_have_the_right_shapes(size, parameters, text_neurons):
 
 def test_every_leaf_of_a_real_size_has_its_tensor():
     config = config_from_hf(real("7b"))
-    shapes = family.shapes(LLAVA.abstract(config))
+    shapes = leaf_names.shapes(LLAVA.abstract(config))
     table = LLAVA.weight_table(config)
     assert {entry.path for entry in table} == set(shapes)
     names = [name for entry in table for name in entry.names(shapes[entry.path])]

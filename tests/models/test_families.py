@@ -4,6 +4,7 @@ A family is a module of cases: how its tiny models are written, and where PyTorc
 measures. Tolerances are the issue's for logits (1e-4, in float32); differences are near 1e-5.
 """
 
+import dataclasses
 import functools
 import subprocess
 import sys
@@ -26,11 +27,12 @@ from llava_cases import forward
 from parity import TOLERANCE, check_logits, greedy
 from safetensors.numpy import load_file
 
+from manu_jax import leaves as leaf_names
 from manu_jax import masks, parallel
 from manu_jax.evaluation import generate
 from manu_jax.evaluation.generate import greedy_tokens
-from manu_jax.models import family
-from manu_jax.types import Probe, Sample
+from manu_jax.models import loaded as loading
+from manu_jax.types import Capture, Sample
 
 ROOT = Path(__file__).parents[2]
 FAMILIES = {"idefics2": idefics2_cases, "qwen-vl": qwen_cases, "idefics3": idefics3_cases}
@@ -44,7 +46,7 @@ FIRST += [("gemma3", "one-key-head"), ("llava-next", "vicuna"), ("llava-onevisio
 # Of the variants the logits are compared always, the rest in `pytest -m slow` (and so in CI).
 ALL = [pytest.param(*case, marks=[] if case in FIRST else [pytest.mark.slow]) for case in CASES]
 
-# What depends on how pictures come into a batch more than on the family: these three always.
+# What depends on how vision inputs come into a batch more than on the family: these three always.
 PICTURED = [("idefics2", "whole-images"), ("qwen-vl", "2.5"), ("llava-onevision", "interpolated")]
 BY_PICTURES = [
     pytest.param(*case, marks=[] if case in PICTURED else [pytest.mark.slow]) for case in FIRST
@@ -59,7 +61,7 @@ def made(tmp_path_factory):
     def build(name, case):
         folder = tmp_path_factory.mktemp(f"{name}-{case}")
         reference = FAMILIES[name].write_case(case, folder)
-        return FAMILIES[name], folder, reference, family.load(folder)
+        return FAMILIES[name], folder, reference, loading.load(folder)
 
     return build
 
@@ -114,7 +116,7 @@ def test_activations_and_gate_gradients_of_every_tower_equal_those_of_hooks(made
     weights_BTV *= batch.attention_mask_BT[..., None]
     hooked = hook(cases, reference, inputs, weights_BTV)
     assert set(hooked) == set(loaded.towers)
-    output = forward(loaded.model, batch, probe=Probe("mean"))
+    output = forward(loaded.model, batch, capture=Capture("mean"))
     found = gate_gradients(loaded, batch, weights_BTV)
     for tower, (num_layers, _) in loaded.towers.items():
         assert len(hooked[tower]) == num_layers
@@ -155,7 +157,7 @@ def test_every_weight_changes_the_logits(made, name, case):
     before = forward(loaded.model, batch).logits_BTV[mask_BT]
     leaves, structure = jax.tree.flatten(loaded.model)
     unchanged = set()
-    for number, path in enumerate(family.shapes(loaded.model)):
+    for number, path in enumerate(leaf_names.shapes(loaded.model)):
         leaf = np.asarray(leaves[number])
         stacked = path.rsplit("_", 1)[1].startswith("L")
         for layer in range(leaf.shape[0] if stacked else 1):
@@ -173,7 +175,7 @@ def test_every_weight_changes_the_logits(made, name, case):
 @pytest.mark.parametrize(("name", "case"), ALL)
 def test_what_is_saved_equals_what_was_loaded_and_transformers_loads_it(made, tmp_path, name, case):
     cases, folder, reference, loaded = made(name, case)
-    family.save_pretrained(loaded, tmp_path / "out")
+    loading.save_pretrained(loaded, tmp_path / "out")
     before, after = load_file(folder / "model.safetensors"), load_file(only(tmp_path / "out"))
     spell = getattr(cases, "in_form_a", lambda key: key)
     assert {spell(key): x.tobytes() for key, x in before.items()} == {
@@ -193,7 +195,7 @@ def test_names_in_memory_load_as_well(made, tmp_path, name, case):
     reference.save_pretrained(tmp_path, save_original_format=False)
     loaded.processor.save_pretrained(tmp_path)
     pairs = zip(
-        jax.tree.leaves(loaded.model), jax.tree.leaves(family.load(tmp_path).model), strict=True
+        jax.tree.leaves(loaded.model), jax.tree.leaves(loading.load(tmp_path).model), strict=True
     )
     assert all(np.array_equal(one, other) for one, other in pairs)
 
@@ -202,10 +204,11 @@ def test_names_in_memory_load_as_well(made, tmp_path, name, case):
 def test_features_in_place_of_patches_give_the_same_logits(made, name, case):
     cases, _, _, loaded = made(name, case)
     batch = loaded.batch(cases.PROMPTS, cases.image_lists())
-    features = jax.jit(lambda m, b: m.features(b.patches_BIPC, b.places_BIP2))(loaded.model, batch)
-    other = jax.tree.map(lambda x: x, batch)
-    other = type(batch)(
-        **{**vars(other), "patches_BIPC": None, "places_BIP2": None, "features_BIPE": features}
+    features = jax.jit(lambda m, b: m.features(b.patches_BIPC, b.patch_positions_BIP2))(
+        loaded.model, batch
+    )
+    other = dataclasses.replace(
+        batch, patches_BIPC=None, patch_positions_BIP2=None, features_BIPE=features
     )
     np.testing.assert_allclose(
         forward(loaded.model, other).logits_BTV,
@@ -219,11 +222,11 @@ def test_a_mesh_gives_the_numbers_of_one_device(made, name, case):
     cases, folder, _, alone = made(name, case)
     prompts, images = cases.PROMPTS + cases.PROMPTS[:1], cases.image_lists()
     batch = alone.batch(prompts, images + images[:1])
-    expected = forward(alone.model, batch, None, Probe())
+    expected = forward(alone.model, batch, None, Capture())
     mesh = parallel.make_mesh(2, 2, 2)
-    split = family.load(folder, mesh=mesh)
+    split = loading.load(folder, mesh=mesh)
     with jax.set_mesh(mesh):
-        found = forward(split.model, parallel.put_batch(batch, mesh), None, Probe())
+        found = forward(split.model, parallel.put_batch(batch, mesh), None, Capture())
     np.testing.assert_allclose(found.logits_BTV, expected.logits_BTV, atol=5e-5)
     for tower in alone.towers:
         np.testing.assert_allclose(found.activations[tower], expected.activations[tower], atol=2e-5)
@@ -248,8 +251,8 @@ def test_images_of_many_sizes_go_through_the_tower_once(made, monkeypatch, name,
 @pytest.mark.parametrize(("name", "case"), FIRST)
 def test_a_converted_folder_loads_the_same_model(made, tmp_path, name, case):
     cases, _, _, loaded = made(name, case)
-    family.save_checkpoint(loaded, tmp_path / "converted")
-    again = family.load(tmp_path / "converted")
+    loading.save_checkpoint(loaded, tmp_path / "converted")
+    again = loading.load(tmp_path / "converted")
     pairs = zip(jax.tree.leaves(loaded.model), jax.tree.leaves(again.model), strict=True)
     assert all(np.array_equal(one, other) for one, other in pairs)
     prompt, images = cases.PROMPTS[0], cases.image_lists()[0]
@@ -283,7 +286,7 @@ def check_ids(inputs, batch):
 
 
 def hook(cases, reference, inputs, weights_BTV):
-    """Return {tower: [(z, ∂L/∂z) of each layer, [rows or pictures, tokens, F]]}."""
+    """Return {tower: [(z, ∂L/∂z) of each layer, [rows or vision inputs, tokens, F]]}."""
     kept: dict[str, list] = {}
 
     def keep(_, arguments, tower):
@@ -315,12 +318,12 @@ def tokens_of_rows(cases, inputs, tower, shape):
             yield chosen
         return
     valid = cases.tokens_of_pictures(inputs, tower, shape[-1])
-    for pictures in cases.pictures_of_rows(inputs):
-        if len(shape) == 1:  # all pictures' patches in one row
-            yield valid[pictures].any(axis=0)
+    for vision_inputs in cases.pictures_of_rows(inputs):
+        if len(shape) == 1:  # all vision inputs' patches in one row
+            yield valid[vision_inputs].any(axis=0)
             continue
         chosen = np.zeros(shape, bool)
-        chosen[pictures] = valid[pictures]
+        chosen[vision_inputs] = valid[vision_inputs]
         yield chosen
 
 

@@ -14,9 +14,10 @@ import transformers
 from llava_cases import forward
 from parity import check_logits
 
-from manu_jax.models import family
-from manu_jax.models.gemma3 import config_from_hf
-from manu_jax.models.rope import Rope
+from manu_jax import leaves as leaf_names
+from manu_jax.models import loaded as loading
+from manu_jax.models.families.gemma3 import config_from_hf
+from manu_jax.models.nn.rope import Rope
 from manu_jax.types import ManuError
 
 DATA = Path(__file__).parents[1] / "data"
@@ -36,18 +37,18 @@ def real(name: str) -> dict:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gemma3")
-    return cases.write_case("one-key-head", folder), family.load(folder), folder
+    return cases.write_case("one-key-head", folder), loading.load(folder), folder
 
 
 def test_an_images_tokens_see_each_other_and_no_other_image(made, monkeypatch):
     _, loaded, _ = made
     batch = loaded.batch(cases.PROMPTS, cases.image_lists())
-    block_BT = np.asarray(loaded.model.blocks(batch))
-    assert [sorted(set(row) - {-1}) for row in block_BT.tolist()] == [[0], [0, 1, 2], []]
-    counts = [(row == number).sum() for row in block_BT for number in range(row.max() + 1)]
+    group_BT = np.asarray(loaded.model.bidirectional_groups(batch))
+    assert [sorted(set(row) - {-1}) for row in group_BT.tolist()] == [[0], [0, 1, 2], []]
+    counts = [(row == number).sum() for row in group_BT for number in range(row.max() + 1)]
     assert counts == [cases.TOKENS] * 4
     joint = forward(loaded.model, batch).logits_BTV
-    monkeypatch.setattr(type(loaded.model), "blocks", lambda self, batch: None)
+    monkeypatch.setattr(type(loaded.model), "bidirectional_groups", lambda self, batch: None)
     causal = jax.jit(lambda model, batch: model(batch).logits_BTV)(loaded.model, batch)
     difference_B = np.abs(joint - causal).max(axis=(1, 2))
     assert difference_B[:2].min() > 1e-2
@@ -89,14 +90,14 @@ def test_prompts_are_those_of_the_chat_template(made):
 @pytest.mark.parametrize("name", SIZES)
 def test_released_sizes_have_the_published_counts(name):
     values = real(name)
-    chosen = family.FAMILIES["gemma3"]
+    chosen = loading.FAMILIES["gemma3"]
     config = chosen.config_from_hf(values, name)
     model = chosen.abstract(config, jnp.bfloat16)
     parameters, text, published = SIZES[name]
-    assert family.num_parameters(model) == parameters
+    assert loading.num_parameters(model) == parameters
     assert parameters == pytest.approx(published, rel=2e-3)
     assert chosen.towers(config) == {"text": text, "vision": (27, 4304)}
-    assert {entry.path for entry in chosen.weight_table(config)} == set(family.shapes(model))
+    assert {entry.path for entry in chosen.weight_table(config)} == set(leaf_names.shapes(model))
     with torch.device("meta"):
         hub = transformers.Gemma3ForConditionalGeneration(
             transformers.Gemma3Config.from_dict(values)

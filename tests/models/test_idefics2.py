@@ -1,4 +1,4 @@
-"""What is particular to Idefics2: texts around images, pictures, places in the grid, its config."""
+"""What is particular to Idefics2: texts around images, vision inputs, places in the grid, its config."""
 
 import json
 from pathlib import Path
@@ -10,11 +10,13 @@ import pytest
 import torch
 import transformers
 
-from manu_jax.models import family, idefics2
+from manu_jax import leaves as leaf_names
+from manu_jax.models import loaded as loading
+from manu_jax.models.families import idefics2
 from manu_jax.types import ManuError, Sample, question_sample
 
 FILE = Path(__file__).parents[1] / "data" / "idefics2-8b.json"
-IDEFICS2 = family.FAMILIES["idefics2"]
+IDEFICS2 = loading.FAMILIES["idefics2"]
 TEXTS = [
     "<image>",
     "<image>word",
@@ -39,7 +41,7 @@ def folder(request, tmp_path_factory):
 
 
 def test_tokens_around_images_are_those_of_the_processor(folder):
-    loaded = family.load(folder)
+    loaded = loading.load(folder)
     image = cases.image_lists()[0][0]
     for text in TEXTS:
         images = [image] * text.count("<image>")
@@ -52,23 +54,27 @@ def test_tokens_around_images_are_those_of_the_processor(folder):
 
 
 def test_pixels_are_those_of_the_processor_without_what_fills_no_patch(folder):
-    loaded = family.load(folder)
+    loaded = loading.load(folder)
     images = cases.image_lists()[1]
     inputs = cases.torch_inputs(folder, "right", ["<image>" * len(images)], [images])
     pixels_ICYX, mask_IYX = (
         inputs[name][0].numpy() for name in ("pixel_values", "pixel_attention_mask")
     )
-    pictures = [picture for image in images for picture in loaded.pictures(image)]
-    assert len(pictures) == len(pixels_ICYX)
-    for picture, pixels_CYX, mask_YX in zip(pictures, pixels_ICYX, mask_IYX, strict=True):
+    vision_inputs = [
+        vision_input for image in images for vision_input in loaded.vision_inputs(image)
+    ]
+    assert len(vision_inputs) == len(pixels_ICYX)
+    for vision_input, pixels_CYX, mask_YX in zip(vision_inputs, pixels_ICYX, mask_IYX, strict=True):
         size = cases.PATCH
         rows, columns = mask_YX[:, 0].sum() // size, mask_YX[0].sum() // size
-        for index, patch_C in enumerate(picture.patches_PC):
+        for index, patch_C in enumerate(vision_input.patches_PC):
             y, x = (place * size for place in divmod(index, columns))
             expected = pixels_CYX[:, y : y + size, x : x + size].transpose(1, 2, 0)
             np.testing.assert_array_equal(patch_C.reshape(size, size, 3), expected)
-        assert len(picture.patches_PC) == len(picture.places_P2) == rows * columns
-        assert picture.padded_patches % 16 == 0
+        assert (
+            len(vision_input.patches_PC) == len(vision_input.patch_positions_P2) == rows * columns
+        )
+        assert vision_input.padded_patches % 16 == 0
 
 
 @pytest.mark.parametrize("side", [6, 70])  # of the tests, and of the released models
@@ -77,11 +83,11 @@ def test_places_in_the_grid_are_those_of_pytorch(side):
         edges = torch.arange(1 / side, 1.0, 1 / side)
         share = torch.arange(count, dtype=torch.float32) * (1.0 / torch.tensor(count))
         expected = torch.bucketize(torch.clamp(share, max=1 - 1e-6), edges, right=True)
-        np.testing.assert_array_equal(idefics2._places(count, side), expected)
+        np.testing.assert_array_equal(idefics2._grid_positions(count, side), expected)
 
 
 def test_answers_keep_their_loss_beside_images(folder):
-    loaded = family.load(folder)
+    loaded = loading.load(folder)
     image = cases.image_lists()[0][0]
     prompt = loaded.template.prompt("Where?", "image")
     assert prompt == "User:<image>Where?<end_of_utterance>\nAssistant:"
@@ -95,7 +101,7 @@ def test_answers_keep_their_loss_beside_images(folder):
 def test_the_released_size_has_the_published_counts():
     config = idefics2.config_from_hf(real())
     model = IDEFICS2.abstract(config, jnp.bfloat16)
-    assert family.num_parameters(model) == 8_402_768_112
+    assert loading.num_parameters(model) == 8_402_768_112
     assert IDEFICS2.towers(config) == {
         "text": (32, 14336),
         "vision": (27, 4304),
@@ -106,7 +112,7 @@ def test_the_released_size_has_the_published_counts():
         hub = transformers.Idefics2ForConditionalGeneration(
             transformers.Idefics2Config.from_dict(real())
         )
-    shapes = family.shapes(model)
+    shapes = leaf_names.shapes(model)
     table = IDEFICS2.weight_table(config)
     assert {entry.path for entry in table} == set(shapes)
     names = [name for entry in table for name in entry.names(shapes[entry.path])]
@@ -136,7 +142,7 @@ def test_a_field_that_is_not_handled_is_refused_by_name(section, field, value):
 
 
 def test_an_image_token_count_that_does_not_fit_is_refused(folder, tmp_path):
-    loaded = family.load(folder)
+    loaded = loading.load(folder)
     loaded.processor.image_token = "<unk>"
     sample = Sample((("<unk>", False),), tuple(cases.image_lists()[0]))
     with pytest.raises(ManuError, match="0 image tokens for .* image features"):

@@ -10,8 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from manu_jax.models import family, idefics3
-from manu_jax.models.fresh import with_tokens
+from manu_jax import leaves as leaf_names
+from manu_jax.models import loaded as loading
+from manu_jax.models.families import idefics3
+from manu_jax.models.families.tiny import with_tokens
 from manu_jax.types import ManuError, Sample
 
 DATA = Path(__file__).parents[1] / "data"
@@ -37,17 +39,17 @@ def folder(tmp_path_factory):
 
 
 def test_tiles_and_pixels_are_those_of_the_image_processor(folder):
-    loaded = family.load(folder)
+    loaded = loading.load(folder)
     images = cases.image_lists()[1]
     inputs = cases.torch_inputs(folder, "right", [cases.PROMPTS[1]], [images])
     sample = Sample(((cases.PROMPTS[1], False),), tuple(images))
     encoded = loaded.encode(sample)
     assert encoded.token_ids_T.tolist() == inputs["input_ids"][0].tolist()
     pixels_ICYX = inputs["pixel_values"][0].numpy()
-    assert len(encoded.pictures) == len(pixels_ICYX) > len(images)
+    assert len(encoded.vision_inputs) == len(pixels_ICYX) > len(images)
     size = cases.PATCH
-    for picture, pixels_CYX in zip(encoded.pictures, pixels_ICYX, strict=True):
-        for index, patch_C in enumerate(picture.patches_PC):
+    for vision_input, pixels_CYX in zip(encoded.vision_inputs, pixels_ICYX, strict=True):
+        for index, patch_C in enumerate(vision_input.patches_PC):
             y, x = (place * size for place in divmod(index, cases.SIDE // size))
             expected = pixels_CYX[:, y : y + size, x : x + size].transpose(1, 2, 0)
             np.testing.assert_array_equal(patch_C.reshape(size, size, 3), expected)
@@ -67,7 +69,7 @@ def test_the_grid_is_what_the_image_processor_does(is_split):
 
 
 def test_smolvlms_tokenizer_gives_its_template(folder):
-    loaded = family.load(folder)
+    loaded = loading.load(folder)
     ending = "User:<image>Where?<end_of_utterance>\nAssistant:"
     assert loaded.template.prompt("Where?", "image") == ending
     other = with_tokens(cases.processor(True).tokenizer, {"start": "<|im_start|>"})
@@ -80,13 +82,13 @@ def test_smolvlms_tokenizer_gives_its_template(folder):
 @pytest.mark.parametrize("name", SIZES)
 def test_released_sizes_have_the_published_counts(name):
     values = real(name)
-    chosen = family.FAMILIES[values["model_type"]]
+    chosen = loading.FAMILIES[values["model_type"]]
     config = chosen.config_from_hf(values, name)
     model = chosen.abstract(config, jnp.bfloat16)
     parameters, text, vision = SIZES[name]
-    assert family.num_parameters(model) == parameters
+    assert loading.num_parameters(model) == parameters
     assert chosen.towers(config) == {"text": text, "vision": vision}
-    shapes = family.shapes(model)
+    shapes = leaf_names.shapes(model)
     table = chosen.weight_table(config)
     assert {entry.path for entry in table} == set(shapes)
     config_of, model_of = cases.CLASSES[values["model_type"]]
@@ -117,7 +119,7 @@ def test_a_field_that_is_not_handled_is_refused_by_name(section, field, value):
 
 
 def test_tiles_of_another_size_are_refused(folder):
-    loaded = family.load(folder)
+    loaded = loading.load(folder)
     loaded.processor.image_processor.max_image_size = {"longest_edge": 8}
     with pytest.raises(ManuError, match="gives 8 × 8 pixels, the model takes 16 × 16"):
-        loaded.pictures(cases.image_lists()[0][0])
+        loaded.vision_inputs(cases.image_lists()[0][0])

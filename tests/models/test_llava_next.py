@@ -14,8 +14,10 @@ import transformers
 from PIL import Image
 from transformers.models.llava_next import modeling_llava_next
 
-from manu_jax.models import family, llava_next
-from manu_jax.models.fresh import with_tokens
+from manu_jax import leaves as leaf_names
+from manu_jax.models import loaded as loading
+from manu_jax.models.families import llava_next
+from manu_jax.models.families.tiny import with_tokens
 from manu_jax.types import ManuError, Sample
 
 DATA = Path(__file__).parents[1] / "data"
@@ -41,7 +43,7 @@ def folder(tmp_path_factory):
 
 
 def test_tiles_and_pixels_are_those_of_the_image_processor(folder):
-    loaded = family.load(folder)
+    loaded = loading.load(folder)
     images = cases.image_lists()[1]
     inputs = cases.torch_inputs(folder, "right", [cases.PROMPTS[1]], [images])
     sample = Sample(((cases.PROMPTS[1], False),), tuple(images))
@@ -53,10 +55,10 @@ def test_tiles_and_pixels_are_those_of_the_image_processor(folder):
         for pixels_ICYX, count in zip(inputs["pixel_values"].numpy(), counts, strict=True)
         for pixels_CYX in pixels_ICYX[:count]
     ]
-    assert len(encoded.pictures) == len(expected) > 2 * len(images)
+    assert len(encoded.vision_inputs) == len(expected) > 2 * len(images)
     size = cases.PATCH
-    for picture, pixels_CYX in zip(encoded.pictures, expected, strict=True):
-        for index, patch_C in enumerate(picture.patches_PC):
+    for vision_input, pixels_CYX in zip(encoded.vision_inputs, expected, strict=True):
+        for index, patch_C in enumerate(vision_input.patches_PC):
             y, x = (place * size for place in divmod(index, cases.SIDE // size))
             patch_YXC = pixels_CYX[:, y : y + size, x : x + size].transpose(1, 2, 0)
             np.testing.assert_array_equal(patch_C.reshape(size, size, 3), patch_YXC)
@@ -111,7 +113,7 @@ def test_tokens_take_the_rows_that_transformers_packs_for_any_size(folder, is_re
 
 
 def test_an_image_of_which_no_pixel_would_remain_is_refused(folder):
-    loaded = family.load(folder)
+    loaded = loading.load(folder)
     image = Image.new("RGB", (1, 3000))
     with pytest.raises(ManuError, match="1 × 3000 pixels is too narrow.*Crop it"):
         loaded.encode(Sample((("USER: <image>", False),), (image,)))
@@ -125,13 +127,13 @@ def test_an_image_of_which_no_pixel_would_remain_is_refused(folder):
     ],
 )
 def test_an_image_processor_of_another_model_is_refused(folder, settings, message):
-    loaded = family.load(folder)
+    loaded = loading.load(folder)
     processor = loaded.processor.image_processor.__class__(
         **{**loaded.processor.image_processor.to_dict(), **settings}
     )
     loaded.processor.image_processor = processor
     with pytest.raises(ManuError, match=message):
-        loaded.pictures(cases.image_lists()[0][0])
+        loaded.vision_inputs(cases.image_lists()[0][0])
 
 
 def test_what_transformers_cannot_pack_is_refused(folder):
@@ -149,12 +151,12 @@ def test_what_transformers_cannot_pack_is_refused(folder):
 
 
 def test_the_tokenizer_tells_the_template(folder, tmp_path):
-    loaded = family.load(folder)
+    loaded = loading.load(folder)
     assert loaded.template.prompt("Where?", "image") == "USER: <image>\nWhere?\nASSISTANT:"
     other = cases.processor()
     other.chat_template = "{{ '[INST] ' + messages[0].content + ' [/INST]' }}"
-    family.save_pretrained(dataclasses.replace(loaded, processor=other, path=None), tmp_path / "a")
-    template = family.load(tmp_path / "a").template
+    loading.save_pretrained(dataclasses.replace(loaded, processor=other, path=None), tmp_path / "a")
+    template = loading.load(tmp_path / "a").template
     assert template.prompt("Where?", "image") == "[INST] <image>\nWhere? [/INST]"
     assert (
         template.prompt("Where?", "text") + template.reply("Oslo") == "[INST] Where? [/INST] Oslo"
@@ -193,13 +195,13 @@ def test_a_tokenizer_with_tokens_for_turns_has_prompts_of_them(tokens, expected)
 @pytest.mark.parametrize("name", SIZES)
 def test_released_sizes_have_the_published_counts(name):
     values = real(name)
-    chosen = family.FAMILIES["llava_next"]
+    chosen = loading.FAMILIES["llava_next"]
     config = chosen.config_from_hf(values, name)
     model = chosen.abstract(config, jnp.bfloat16)
     parameters, text = SIZES[name]
-    assert family.num_parameters(model) == parameters
+    assert loading.num_parameters(model) == parameters
     assert chosen.towers(config) == {"text": text, "vision": (23, 4096)}
-    shapes = family.shapes(model)
+    shapes = leaf_names.shapes(model)
     table = chosen.weight_table(config)
     assert {entry.path for entry in table} == set(shapes)
     with torch.device("meta"):

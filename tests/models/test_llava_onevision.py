@@ -16,7 +16,9 @@ from parity import check_logits
 from PIL import Image
 from transformers.models.llava_onevision import modeling_llava_onevision
 
-from manu_jax.models import family, llava_next, llava_onevision
+from manu_jax import leaves as leaf_names
+from manu_jax.models import loaded as loading
+from manu_jax.models.families import llava_next, llava_onevision
 from manu_jax.types import ManuError, Sample, question_sample
 
 DATA = Path(__file__).parents[1] / "data"
@@ -41,7 +43,7 @@ def folder(tmp_path_factory):
 
 
 def test_images_of_any_shape_alone_in_their_texts_give_the_logits_of_transformers(folder):
-    loaded, images = family.load(folder), images_of([(15, 38), (40, 17), (5, 7), (9, 60)])
+    loaded, images = loading.load(folder), images_of([(15, 38), (40, 17), (5, 7), (9, 60)])
     lists, prompts = [[image] for image in images], cases.PROMPTS[:1] * 4
     inputs = cases.torch_inputs(folder, "left", prompts, lists)
     batch = loaded.batch(prompts, lists, padding_side="left")
@@ -55,7 +57,7 @@ def test_images_of_any_shape_alone_in_their_texts_give_the_logits_of_transformer
 @pytest.mark.parametrize("number", [0, 1])
 def test_tiles_and_pixels_are_those_of_the_image_processor(folder, number):
     """One image in tiles; several of one text whole, and padded to squares."""
-    loaded = family.load(folder)
+    loaded = loading.load(folder)
     prompt, images = cases.PROMPTS[number], cases.image_lists()[number]
     inputs = cases.torch_inputs(folder, "right", [prompt], [images])
     sample = Sample(((prompt, False),), tuple(images))
@@ -69,8 +71,8 @@ def test_tiles_and_pixels_are_those_of_the_image_processor(folder, number):
         for pixels_CYX in pixels_ICYX[:count]
     ]
     size = cases.PATCH
-    for picture, pixels_CYX in zip(encoded.pictures, expected, strict=True):
-        for index, patch_C in enumerate(picture.patches_PC):
+    for vision_input, pixels_CYX in zip(encoded.vision_inputs, expected, strict=True):
+        for index, patch_C in enumerate(vision_input.patches_PC):
             y, x = (place * size for place in divmod(index, cases.SIDE // size))
             patch_YXC = pixels_CYX[:, y : y + size, x : x + size].transpose(1, 2, 0)
             np.testing.assert_array_equal(patch_C.reshape(size, size, 3), patch_YXC)
@@ -79,11 +81,14 @@ def test_tiles_and_pixels_are_those_of_the_image_processor(folder, number):
 
 
 def test_an_image_has_other_pictures_alone_than_beside_others(folder):
-    loaded = family.load(folder)
+    loaded = loading.load(folder)
     image, other = cases.image_lists()[1][:2]
     alone, beside = Sample((("<image>", False),), (image,)), ((("<image><image>", False),))
     counts = [
-        [len(loaded.encode(sample).pictures) for sample in (alone, Sample(beside, (image, other)))]
+        [
+            len(loaded.encode(sample).vision_inputs)
+            for sample in (alone, Sample(beside, (image, other)))
+        ]
         for _ in range(2)  # the second time they come from the cache
     ]
     assert counts == [[4, 2]] * 2
@@ -110,7 +115,7 @@ def test_tokens_are_the_sums_that_transformers_packs_for_any_size(folder, is_rea
             continue
         images = [Image.new("L", (width, height))]
         (index_J4,) = llava_onevision.feature_rows(images, config)
-        (weights_J4,) = llava_onevision.corner_weights(images, config)
+        (weights_J4,) = llava_onevision.bilinear_weights(images, config)
         count = rows * columns + 1
         numbers_IP = random.normal(size=(count, P + 1)).astype(np.float32)
         numbers_IP[:, P] = newline = 7.0
@@ -130,7 +135,7 @@ def test_tokens_are_the_sums_that_transformers_packs_for_any_size(folder, is_rea
 
 
 def test_an_answers_end_is_an_end_of_text(folder):
-    loaded = family.load(folder)
+    loaded = loading.load(folder)
     template = loaded.template
     assert template.prompt("Where?", "image") == (
         "<|im_start|>user <image>\nWhere?<|im_end|><|im_start|>assistant\n"
@@ -146,13 +151,13 @@ def test_an_answers_end_is_an_end_of_text(folder):
 @pytest.mark.parametrize("name", SIZES)
 def test_released_sizes_have_the_published_counts(name):
     values = real(name)
-    chosen = family.FAMILIES["llava_onevision"]
+    chosen = loading.FAMILIES["llava_onevision"]
     config = chosen.config_from_hf(values, name)
     model = chosen.abstract(config, jnp.bfloat16)
     parameters, text = SIZES[name]
-    assert family.num_parameters(model) == parameters
+    assert loading.num_parameters(model) == parameters
     assert chosen.towers(config) == {"text": text, "vision": (26, 4304)}
-    shapes = family.shapes(model)
+    shapes = leaf_names.shapes(model)
     table = chosen.weight_table(config)
     assert {entry.path for entry in table} == set(shapes)
     with torch.device("meta"):

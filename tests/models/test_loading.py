@@ -12,7 +12,8 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from manu_jax.models import export, family
+from manu_jax.models import loaded as loading
+from manu_jax.models.hf import export
 from manu_jax.types import ManuError
 
 PROMPT = "USER: <image>\nWhere?\nASSISTANT:"
@@ -62,7 +63,7 @@ def test_all_four_spellings_load_alike(case, tmp_path, form):
     folder, _ = case()
     other = copied(folder, tmp_path)
     rewrite(other, lambda found: {renamed(name, form): x for name, x in found.items()})
-    assert equal_models(family.load(folder).model, family.load(other).model)
+    assert equal_models(loading.load(folder).model, loading.load(other).model)
 
 
 def test_what_transformers_writes_with_its_own_names_loads(case, tmp_path, words):
@@ -70,13 +71,13 @@ def test_what_transformers_writes_with_its_own_names_loads(case, tmp_path, words
     model.save_pretrained(tmp_path, save_original_format=False)
     llava_cases.save_processor(tmp_path, words)
     assert any(name.startswith("model.language_model.") for name in tensors_of(tmp_path))
-    assert equal_models(family.load(folder).model, family.load(tmp_path).model)
+    assert equal_models(loading.load(folder).model, loading.load(tmp_path).model)
 
 
 @pytest.mark.parametrize("name", ["one-key-head-tied", "biases-llama3-rope"])
 def test_what_is_saved_equals_what_was_loaded_bit_for_bit(case, tmp_path, name):
     folder, reference = case(name)
-    family.save_pretrained(family.load(folder), tmp_path / "out")
+    loading.save_pretrained(loading.load(folder), tmp_path / "out")
     before, after = tensors_of(folder), tensors_of(tmp_path / "out")
     assert {renamed(name, "A") for name in before} == set(after)
     for key, array in before.items():
@@ -99,9 +100,9 @@ def test_half_precision_comes_and_goes_unchanged(case, tmp_path, words, kind):
     model = llava_cases.build_torch(llava_cases.CASES["all-key-heads"], words)
     model.to(getattr(torch, kind)).save_pretrained(tmp_path / "in")
     llava_cases.save_processor(tmp_path / "in", words)
-    loaded = family.load(tmp_path / "in")
+    loaded = loading.load(tmp_path / "in")
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(loaded.model)} == {kind}
-    family.save_pretrained(loaded, tmp_path / "out")
+    loading.save_pretrained(loaded, tmp_path / "out")
     before, after = tensors_of(tmp_path / "in"), tensors_of(tmp_path / "out")
     assert all(x.tobytes() == after[renamed(key, "A")].tobytes() for key, x in before.items())
     assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == kind
@@ -109,7 +110,7 @@ def test_half_precision_comes_and_goes_unchanged(case, tmp_path, words, kind):
 
 def test_logits_of_half_precision_are_near_those_of_single(case):
     folder, _ = case()
-    half, whole = family.load(folder, "bfloat16"), family.load(folder)
+    half, whole = loading.load(folder, "bfloat16"), loading.load(folder)
     batch = whole.batch(llava_cases.PROMPTS, llava_cases.image_lists())
     one = llava_cases.forward(half.model, batch).logits_BTV
     two = llava_cases.forward(whole.model, batch).logits_BTV
@@ -121,13 +122,13 @@ def test_logits_of_half_precision_are_near_those_of_single(case):
 
 def test_dtype_converts_on_loading(case, tmp_path):
     folder, _ = case()
-    loaded = family.load(folder, "bfloat16")
-    family.save_pretrained(loaded, tmp_path / "out")
+    loaded = loading.load(folder, "bfloat16")
+    loading.save_pretrained(loaded, tmp_path / "out")
     assert {str(x.dtype) for x in tensors_of(tmp_path / "out").values()} == {"bfloat16"}
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["dtype"] == config["torch_dtype"] == "bfloat16"
     with pytest.raises(ManuError, match="float64.*known: float32"):
-        family.load(folder, "float64")
+        loading.load(folder, "float64")
 
 
 def test_several_files_with_an_index_load_and_are_written(case, tmp_path, words):
@@ -135,15 +136,15 @@ def test_several_files_with_an_index_load_and_are_written(case, tmp_path, words)
     model.save_pretrained(tmp_path / "in", max_shard_size="20KB")
     llava_cases.save_processor(tmp_path / "in", words)
     assert len(list((tmp_path / "in").glob("*.safetensors"))) > 2
-    loaded = family.load(tmp_path / "in")
-    assert equal_models(family.load(folder).model, loaded.model)
+    loaded = loading.load(tmp_path / "in")
+    assert equal_models(loading.load(folder).model, loaded.model)
     out = tmp_path / "out"
     out.mkdir()
-    family.write_small_files(loaded, out)
+    loading.write_small_files(loaded, out)
     table = loaded.family.weight_table(loaded.config)
     export.write_tensors(export.export_tensors(loaded.model, table), out, 30_000)
     assert len(list(out.glob("model-0000?-of-0000?.safetensors"))) > 2
-    assert equal_models(loaded.model, family.load(out).model)
+    assert equal_models(loaded.model, loading.load(out).model)
     again = transformers.LlavaForConditionalGeneration.from_pretrained(out)
     assert torch.equal(again.lm_head.weight, model.lm_head.weight)
 
@@ -154,10 +155,10 @@ def test_a_tied_models_repeated_head_is_accepted_if_it_is_the_embedding(case, tm
     other = copied(folder, tmp_path)
     assert head not in tensors_of(other)
     rewrite(other, lambda found: {**found, head: found[embedding]})
-    assert equal_models(family.load(folder).model, family.load(other).model)
+    assert equal_models(loading.load(folder).model, loading.load(other).model)
     rewrite(other, lambda found: {**found, head: found[embedding] + 1})
     with pytest.raises(ManuError, match="ties language_model.lm_head.weight"):
-        family.load(other)
+        loading.load(other)
 
 
 def test_buffers_of_older_files_are_not_weights(case, tmp_path):
@@ -168,7 +169,7 @@ def test_buffers_of_older_files_are_not_weights(case, tmp_path):
         "vision_tower.embeddings.position_ids": np.zeros((1, 10), np.float32),
     }
     rewrite(other, lambda found: found | extra)
-    assert equal_models(family.load(folder).model, family.load(other).model)
+    assert equal_models(loading.load(folder).model, loading.load(other).model)
 
 
 def test_unused_missing_and_misshaped_tensors_are_one_error_that_names_all(case, tmp_path):
@@ -184,7 +185,7 @@ def test_unused_missing_and_misshaped_tensors_are_one_error_that_names_all(case,
 
     rewrite(other, change)
     with pytest.raises(ManuError) as caught:
-        family.load(other)
+        loading.load(other)
     message = str(caught.value)
     assert all(name in message for name in [*gone, *extra])
     assert "2 missing" in message and "2 left over" in message
@@ -206,7 +207,7 @@ def test_nan_and_infinite_weights_are_refused_by_name(case, tmp_path):
 
         rewrite(other, change)
         with pytest.raises(ManuError, match="NaN or infinite") as caught:
-            family.load(other)
+            loading.load(other)
         assert names[number] in str(caught.value) and names[1 - number] not in str(caught.value)
 
 
@@ -216,58 +217,58 @@ def test_a_truncated_file_is_named(case, tmp_path):
     for size in (file.stat().st_size - 100, 5):
         file.write_bytes(file.read_bytes()[:size])
         with pytest.raises(ManuError, match="model.safetensors is damaged or cut short"):
-            family.load(other)
+            loading.load(other)
 
 
 def test_a_folder_without_weights_is_refused(case, tmp_path):
     other = copied(case()[0], tmp_path)
     (other / "model.safetensors").rename(other / "pytorch_model.bin")
     with pytest.raises(ManuError, match="no .*safetensors.*pytorch_model.bin; pickles are never"):
-        family.load(other)
+        loading.load(other)
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
     (other / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ManuError, match="not there: model-00001-of-00002.safetensors"):
-        family.load(other)
+        loading.load(other)
     (other / "model.safetensors.index.json").write_text("{")
     with pytest.raises(ManuError, match="not a safetensors index"):
-        family.load(other)
+        loading.load(other)
 
 
 def test_missing_empty_and_foreign_folders_are_refused(case, tmp_path):
     with pytest.raises(ManuError, match="no such folder"):
-        family.load(tmp_path / "nowhere")
+        loading.load(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ManuError, match="no config.json; the folder holds nothing"):
-        family.load(tmp_path / "empty")
+        loading.load(tmp_path / "empty")
     other = copied(case()[0], tmp_path)
     edit_config(other, model_type="bert")
     with pytest.raises(ManuError, match="model_type 'bert'; known: llava"):
-        family.load(other)
+        loading.load(other)
     (other / "config.json").write_text('{"model_type": ')
     with pytest.raises(ManuError, match="config.json: can't be read as JSON"):
-        family.load(other)
+        loading.load(other)
 
 
 def test_missing_processor_files_are_refused(case, tmp_path):
     other = copied(case()[0], tmp_path)
     (other / "processor_config.json").unlink()
     with pytest.raises(ManuError, match="image processor"):
-        family.load(other)
+        loading.load(other)
     other = copied(case()[0], tmp_path / "two")
     (other / "tokenizer.json").unlink()
     with pytest.raises(ManuError, match="tokenizer"):
-        family.load(other)
+        loading.load(other)
 
 
 def test_an_image_token_that_is_not_the_tokenizers_is_refused(case, tmp_path):
     other = copied(case()[0], tmp_path)
     edit_config(other, image_token_index=7)
     with pytest.raises(ManuError, match="image token is 4, config.json says 7"):
-        family.load(other)
+        loading.load(other)
 
 
 def test_nothing_is_written_where_saving_fails(case, tmp_path, monkeypatch):
-    loaded = family.load(case()[0])
+    loaded = loading.load(case()[0])
     target = tmp_path / "out"
 
     def fail(*_):
@@ -275,5 +276,5 @@ def test_nothing_is_written_where_saving_fails(case, tmp_path, monkeypatch):
 
     monkeypatch.setattr(export, "_write_shard", fail)
     with pytest.raises(ManuError, match="out: the disk is full"):
-        family.save_pretrained(loaded, target)
+        loading.save_pretrained(loaded, target)
     assert list(tmp_path.iterdir()) == []

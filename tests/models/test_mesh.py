@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from llava_cases import forward
 
+from manu_jax import leaves as leaf_names
 from manu_jax import parallel
-from manu_jax.models import family, weights
-from manu_jax.types import Probe
+from manu_jax.models import loaded as loading
+from manu_jax.models.hf import weights
+from manu_jax.types import Capture
 
 MESHES = [(8, 1, 1), (2, 2, 2), (1, 2, 4)]
 ROWS = 8  # divides over data × fsdp of every mesh
@@ -42,14 +44,14 @@ def make_batch(loaded):
 
 @pytest.mark.parametrize("sizes", MESHES)
 def test_a_mesh_gives_the_numbers_of_one_device_and_gathers_no_activation(folder, sizes):
-    alone = family.load(folder)
+    alone = loading.load(folder)
     batch = make_batch(alone)
-    expected = forward(alone.model, batch, None, Probe())
+    expected = forward(alone.model, batch, None, Capture())
     mesh = parallel.make_mesh(*sizes)
-    split = family.load(folder, mesh=mesh)
+    split = loading.load(folder, mesh=mesh)
     with jax.set_mesh(mesh):
         inputs = parallel.put_batch(batch, mesh)
-        compiled = forward.lower(split.model, inputs, None, Probe()).compile()
+        compiled = forward.lower(split.model, inputs, None, Capture()).compile()
         found = compiled(split.model, inputs, None)
     # Sums over other orders: float32 rounding over some 40 terms, logits of size 10.
     np.testing.assert_allclose(found.logits_BTV, expected.logits_BTV, atol=2e-5)
@@ -64,8 +66,8 @@ def test_a_mesh_gives_the_numbers_of_one_device_and_gathers_no_activation(folder
 
 def test_weights_lie_as_the_table_of_shardings_says(folder):
     mesh = parallel.make_mesh(1, 2, 4)
-    loaded = family.load(folder, mesh=mesh)
-    leaves = family.leaves(loaded.model)
+    loaded = loading.load(folder, mesh=mesh)
+    leaves = leaf_names.leaves(loaded.model)
     for name, leaf in leaves.items():
         assert leaf.sharding == parallel.sharding(name, leaf.shape, mesh), name
     for name in ("gate_LDF", "up_LDF", "down_LFD"):
@@ -87,7 +89,7 @@ def test_each_device_reads_only_what_it_holds(folder, monkeypatch):
 
     monkeypatch.setattr(weights._Reader, "read", record)
     mesh = parallel.make_mesh(1, 2, 4)
-    loaded = family.load(folder, mesh=mesh)
+    loaded = loading.load(folder, mesh=mesh)
     sizes = loaded.config.text
     assert (sizes.num_neurons, sizes.width) == (40, 24)
     assert read["language_model.model.layers.0.mlp.up_proj.weight"] == {
@@ -96,17 +98,17 @@ def test_each_device_reads_only_what_it_holds(folder, monkeypatch):
         for second in (0, 12)
     }
     # Eight devices of one process: together they read every number once, and none twice.
-    assert sum(numbers) == family.num_parameters(loaded.model)
+    assert sum(numbers) == loading.num_parameters(loaded.model)
     # One device's share of the file, as a process with one device would read it.
     held = sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(loaded.model))
-    assert held < family.num_parameters(loaded.model) / 3
+    assert held < loading.num_parameters(loaded.model) / 3
 
 
 def weight_sizes(loaded):
     """Return how many numbers the weights have: all layers or one, whole or split over tensor."""
     mesh = loaded.mesh
-    for name, leaf in family.leaves(loaded.model).items():
-        shape = leaf.shape[1:] if "layers" in name or "unrun" in name else leaf.shape
+    for name, leaf in leaf_names.leaves(loaded.model).items():
+        shape = leaf.shape[1:] if "layers" in name or "unused_layers" in name else leaf.shape
         for parts in (1, mesh.shape["tensor"]):
             yield math.prod(shape) // parts
             yield math.prod(leaf.shape) // parts

@@ -13,8 +13,9 @@ import transformers
 from llava_cases import forward
 from parity import TOLERANCE
 
-from manu_jax.models import family
-from manu_jax.models.paligemma import config_from_hf
+from manu_jax import leaves as leaf_names
+from manu_jax.models import loaded as loading
+from manu_jax.models.families.paligemma import config_from_hf
 from manu_jax.types import ManuError, Sample, question_sample
 
 DATA = Path(__file__).parents[1] / "data"
@@ -36,7 +37,7 @@ def real(name: str) -> dict:
 @pytest.fixture(scope="module", params=["gemma", "gemma2"])
 def made(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("paligemma")
-    return cases.write_case(request.param, folder), family.load(folder), folder
+    return cases.write_case(request.param, folder), loading.load(folder), folder
 
 
 def test_an_answer_looks_back_alone_and_its_prompt_both_ways(made):
@@ -84,13 +85,13 @@ def test_an_image_token_beyond_the_vocabulary_changes_nothing(made):
 @pytest.mark.parametrize("name", SIZES)
 def test_released_sizes_have_the_published_counts(name):
     values = real(name)
-    chosen = family.FAMILIES["paligemma"]
+    chosen = loading.FAMILIES["paligemma"]
     config = chosen.config_from_hf(values, name)
     model = chosen.abstract(config, jnp.bfloat16)
     parameters, text = SIZES[name]
-    assert family.num_parameters(model) == parameters
+    assert loading.num_parameters(model) == parameters
     assert chosen.towers(config) == {"text": text, "vision": (27, 4304)}
-    shapes = family.shapes(model)
+    shapes = leaf_names.shapes(model)
     assert {entry.path for entry in chosen.weight_table(config)} == set(shapes)
     with torch.device("meta"):
         hub = transformers.PaliGemmaForConditionalGeneration(

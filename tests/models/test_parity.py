@@ -9,10 +9,11 @@ import torch
 from llava_cases import forward
 from parity import TOLERANCE, check_logits, greedy
 
-from manu_jax.models import family
-from manu_jax.models.pictures import patches_of
-from manu_jax.models.probe import text_weights
-from manu_jax.types import Probe, Sample
+from manu_jax import leaves as leaf_names
+from manu_jax.models import loaded as loading
+from manu_jax.models.inputs.vision_inputs import patches_of
+from manu_jax.models.nn.capture import text_weights
+from manu_jax.types import Capture, Sample
 
 # Of different lengths, so that the statistic sees padding.
 TWO = [llava_cases.PROMPTS[0], llava_cases.PROMPTS[0].replace("live", "live in Oslo")]
@@ -21,7 +22,7 @@ TWO = [llava_cases.PROMPTS[0], llava_cases.PROMPTS[0].replace("live", "live in O
 @pytest.mark.parametrize("name", llava_cases.CASES)
 def test_logits_equal_those_of_transformers(case, name):
     folder, reference = case(name)
-    loaded = family.load(folder)
+    loaded = loading.load(folder)
     images = llava_cases.image_lists()
     for side in ("left", "right"):
         inputs = llava_cases.torch_inputs(folder, side, images=images)
@@ -32,7 +33,7 @@ def test_logits_equal_those_of_transformers(case, name):
 
 def test_a_text_only_batch_runs_no_tower_and_has_the_same_logits(case):
     folder, reference = case()
-    loaded = family.load(folder)
+    loaded = loading.load(folder)
     prompts = ["USER: Where?\nASSISTANT:", "USER: Lima or Accra?\nASSISTANT:"]
     inputs = llava_cases.torch_inputs(folder, "right", prompts)
     batch = loaded.batch(prompts)
@@ -46,7 +47,7 @@ def test_a_text_only_batch_runs_no_tower_and_has_the_same_logits(case):
 
 def test_greedy_tokens_and_each_steps_logits_equal_those_of_generate(case):
     folder, reference = case("qwen2-two-windows")
-    loaded = family.load(folder)
+    loaded = loading.load(folder)
     images, steps = llava_cases.image_lists(), 8  # longer than the window
     inputs = llava_cases.torch_inputs(folder, "left", images=images)
     length = inputs["input_ids"].shape[1]
@@ -70,7 +71,7 @@ def test_greedy_tokens_and_each_steps_logits_equal_those_of_generate(case):
 @pytest.mark.parametrize("reduction", ["mean", "max"])
 def test_activations_equal_those_of_forward_hooks(case, reduction):
     folder, reference = case()
-    loaded = family.load(folder)
+    loaded = loading.load(folder)
     images, answers = llava_cases.image_lists(), [" Oslo.", " Lima.", " She lives"]
     batch = loaded.batch(llava_cases.PROMPTS, images, answers)
     prompts = [p + a for p, a in zip(llava_cases.PROMPTS, answers, strict=True)]
@@ -78,7 +79,7 @@ def test_activations_equal_those_of_forward_hooks(case, reduction):
     check_inputs(inputs, batch)
     hooked = hook(reference, inputs)
     valid_BT = batch.attention_mask_BT
-    output = forward(loaded.model, batch, probe=Probe(reduction=reduction))
+    output = forward(loaded.model, batch, capture=Capture(reduction=reduction))
     expected = np.stack(
         [[reduce(z[row][valid_BT[row]], reduction) for row in range(3)] for z in hooked["text"]]
     )
@@ -93,9 +94,10 @@ def test_activations_equal_those_of_forward_hooks(case, reduction):
 
 
 def test_answer_and_last_are_means_over_the_answers_and_the_last_tokens(case):
-    loaded = family.load(case()[0])
+    loaded = loading.load(case()[0])
     weights = jax.jit(
-        lambda batch, reduction: text_weights(batch, Probe(reduction)).weights_BT, static_argnums=1
+        lambda batch, reduction: text_weights(batch, Capture(reduction)).weights_BT,
+        static_argnums=1,
     )
     for side in ("right", "left"):
         batch = loaded.batch(
@@ -114,17 +116,17 @@ def test_answer_and_last_are_means_over_the_answers_and_the_last_tokens(case):
 @pytest.mark.parametrize("pooling", ["none", "all"])
 def test_the_position_statistic_equals_that_of_hooked_matrices(case, pooling):
     folder, reference = case()
-    loaded = family.load(folder)
+    loaded = loading.load(folder)
     images = [[image] for image in llava_cases.random_images(2)]
     inputs = llava_cases.torch_inputs(folder, "right", TWO, images)
     samples = [Sample(((prompt, False),), tuple(i)) for prompt, i in zip(TWO, images, strict=True)]
     encoded = [loaded.encode(sample) for sample in samples]
     check_inputs(inputs, loaded.collate(encoded))
-    probe = Probe(reduction="position", layer_pooling=pooling, threshold=0.1, clamp=0.4)
+    capture = Capture(reduction="position", layer_pooling=pooling, threshold=0.1, clamp=0.4)
     names = ("text.gate_proj", "text.up_proj", "text.down_proj", "vision.fc1", "vision.fc2")
     # Padding examples do not count, padding tokens do.
     batch = loaded.collate(encoded, batch_size=4)
-    found = forward(loaded.model, batch, probe=probe).activations
+    found = forward(loaded.model, batch, capture=capture).activations
     assert sorted(found) == sorted(names)
     hooked = hook_matrices(reference, inputs, loaded.towers)
     for name in names:
@@ -138,13 +140,13 @@ def test_the_position_statistic_equals_that_of_hooked_matrices(case, pooling):
 
 def test_every_weight_changes_the_logits(case):
     folder, _ = case("biases-llama3-rope")
-    loaded = family.load(folder)
+    loaded = loading.load(folder)
     batch = loaded.batch(llava_cases.PROMPTS, llava_cases.image_lists())
     mask_BT = batch.attention_mask_BT
     before = forward(loaded.model, batch).logits_BTV[mask_BT]
     leaves, structure = jax.tree.flatten(loaded.model)
     unchanged = set()
-    for number, name in enumerate(family.shapes(loaded.model)):
+    for number, name in enumerate(leaf_names.shapes(loaded.model)):
         leaf = np.asarray(leaves[number])
         for layer in range(leaf.shape[0] if "layers" in name else 1):
             noise = np.random.default_rng(0).normal(0, 0.3, leaf.shape).astype(leaf.dtype)
@@ -156,7 +158,9 @@ def test_every_weight_changes_the_logits(case):
                 unchanged.add(name)
     # A bias on a key adds the same to all of a query's scores, where no rotation tells keys apart.
     never = {"vision.layers.attention.k_bias_LKH"}
-    never |= {name for name in family.shapes(loaded.model) if name.startswith("vision.unrun.")}
+    never |= {
+        name for name in leaf_names.shapes(loaded.model) if name.startswith("vision.unused_layers.")
+    }
     never |= {"vision.post_norm_D", "vision.post_norm_bias_D"}
     assert unchanged == never
 

@@ -6,13 +6,14 @@ import llava_cases
 import numpy as np
 import pytest
 
-from manu_jax.models import family, pictures
+from manu_jax.models import loaded as loading
+from manu_jax.models.inputs import vision_inputs
 from manu_jax.types import ManuError, Sample, question_sample
 
 
 @pytest.fixture(scope="module")
 def loaded(case):
-    return family.load(case()[0])
+    return loading.load(case()[0])
 
 
 def test_only_the_answers_tokens_carry_loss(loaded):
@@ -45,7 +46,7 @@ def test_image_tokens_take_the_features_in_order(loaded):
     rows = encoded.feature_index_T[encoded.feature_index_T >= 0]
     np.testing.assert_array_equal(rows, np.arange(2 * loaded.config.tokens_per_image))
     assert encoded.num_images == 2
-    assert not np.array_equal(*(picture.patches_PC for picture in encoded.pictures))
+    assert not np.array_equal(*(vision_input.patches_PC for vision_input in encoded.vision_inputs))
 
 
 def test_an_images_picture_is_made_once(loaded, monkeypatch):
@@ -60,15 +61,17 @@ def test_an_images_picture_is_made_once(loaded, monkeypatch):
     first = loaded.encode(Sample((("<image> a", False),), (image,)))
     second = loaded.replace_model(loaded.model).encode(Sample((("<image> b", False),), (image,)))
     assert len(calls) == 1
-    assert first.pictures[0] is second.pictures[0]
+    assert first.vision_inputs[0] is second.vision_inputs[0]
 
 
 def test_the_cache_of_pictures_is_bounded(loaded, monkeypatch):
-    monkeypatch.setattr(pictures, "CACHE_BYTES", 3 * 12 * 12 * 3 * 4)
-    cache = pictures.PictureCache()
+    monkeypatch.setattr(vision_inputs, "CACHE_BYTES", 3 * 12 * 12 * 3 * 4)
+    cache = vision_inputs.VisionInputCache()
     images = llava_cases.random_images(8)
     for image in images:
-        cache.pictures(image, lambda x: loaded.family.pictures(x, loaded.processor, loaded.config))
+        cache.vision_inputs(
+            image, lambda x: loaded.family.vision_inputs(x, loaded.processor, loaded.config)
+        )
     assert list(cache._entries) == [id(image) for image in images[-3:]]
 
 
@@ -133,7 +136,7 @@ def test_an_image_processor_of_another_size_is_refused(loaded):
     other = dataclasses.replace(
         loaded,
         config=dataclasses.replace(loaded.config, vision=larger),
-        cache=pictures.PictureCache(),
+        cache=vision_inputs.VisionInputCache(),
     )
     sample = Sample((("<image>", False),), tuple(llava_cases.random_images(1)))
     with pytest.raises(ManuError, match="gives 12 × 12 pixels, the model takes 24 × 24"):

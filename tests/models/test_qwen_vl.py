@@ -9,7 +9,9 @@ import pytest
 import qwen_cases as cases
 import torch
 
-from manu_jax.models import family, qwen_vl
+from manu_jax import leaves as leaf_names
+from manu_jax.models import loaded as loading
+from manu_jax.models.families import qwen_vl
 from manu_jax.types import ManuError, Sample, question_sample
 
 DATA = Path(__file__).parents[1] / "data"
@@ -32,7 +34,7 @@ def real(name: str) -> dict:
 @pytest.fixture(scope="module", params=["2.5", "2"])
 def made(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("qwen")
-    return cases.write_case(request.param, folder), family.load(folder), folder
+    return cases.write_case(request.param, folder), loading.load(folder), folder
 
 
 def test_positions_are_those_of_get_rope_index(made):
@@ -57,11 +59,11 @@ def test_patches_and_counts_are_those_of_the_image_processor(made):
     inputs = cases.torch_inputs(folder, "right", [prompt], [images])
     sample = Sample(((prompt, False),), tuple(images))
     encoded = loaded.encode(sample)
-    joined = np.concatenate([picture.patches_PC for picture in encoded.pictures])
+    joined = np.concatenate([vision_input.patches_PC for vision_input in encoded.vision_inputs])
     np.testing.assert_array_equal(joined, inputs["pixel_values"].numpy())
     is_image_T = encoded.token_ids_T == loaded.config.image_token
     assert loaded.count_tokens([sample]) == [((~is_image_T).sum(), is_image_T.sum())]
-    assert len({picture.num_features for picture in encoded.pictures}) > 1
+    assert len({vision_input.num_features for vision_input in encoded.vision_inputs}) > 1
 
 
 def test_each_token_of_an_image_takes_its_own_feature_in_a_padded_batch(made):
@@ -73,8 +75,8 @@ def test_each_token_of_an_image_takes_its_own_feature_in_a_padded_batch(made):
     rows = batch.feature_index_BT[0][batch.feature_index_BT[0] >= 0]
     expected = [
         number * room + index
-        for number, picture in enumerate(encoded.pictures)
-        for index in range(picture.num_features)
+        for number, vision_input in enumerate(encoded.vision_inputs)
+        for index in range(vision_input.num_features)
     ]
     assert rows.tolist() == expected
 
@@ -96,13 +98,13 @@ IMAGE = cases.image_lists()[0][0]
 @pytest.mark.parametrize("name", SIZES)
 def test_released_sizes_have_the_published_counts(name):
     values = real(name)
-    chosen = family.FAMILIES[values["model_type"]]
+    chosen = loading.FAMILIES[values["model_type"]]
     config = chosen.config_from_hf(values, name)
     model = chosen.abstract(config, jnp.bfloat16)
     parameters, text, vision = SIZES[name]
-    assert family.num_parameters(model) == parameters
+    assert loading.num_parameters(model) == parameters
     assert chosen.towers(config) == {"text": text, "vision": vision}
-    shapes = family.shapes(model)
+    shapes = leaf_names.shapes(model)
     table = chosen.weight_table(config)
     assert {entry.path for entry in table} == set(shapes)
     config_of, model_of = cases.CLASSES[values["model_type"]]
@@ -123,7 +125,7 @@ def test_released_sizes_have_the_published_counts(name):
 def test_a_config_in_sections_says_what_a_flat_one_says(name):
     values = real(name)
     config_of, _ = cases.CLASSES[values["model_type"]]
-    chosen = family.FAMILIES[values["model_type"]]
+    chosen = loading.FAMILIES[values["model_type"]]
     nested = json.loads(config_of.from_dict(values).to_json_string(use_diff=False))
     assert "hidden_size" in nested["text_config"]
     assert chosen.config_from_hf(nested, name) == chosen.config_from_hf(values, name)
@@ -154,6 +156,6 @@ def test_an_image_processor_of_another_patch_is_refused(made):
     loaded.processor.image_processor.patch_size = 8
     try:
         with pytest.raises(ManuError, match="patches of 384 values .* the model takes 96"):
-            loaded.family.pictures(IMAGE, loaded.processor, loaded.config)
+            loaded.family.vision_inputs(IMAGE, loaded.processor, loaded.config)
     finally:
         loaded.processor.image_processor.patch_size = cases.PATCH

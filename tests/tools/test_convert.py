@@ -9,7 +9,7 @@ import numpy as np
 import to_hf
 from safetensors.numpy import load_file, save_file
 
-from manu_jax.models import family
+from manu_jax.models import loaded as loading
 from manu_jax.parallel import make_mesh
 
 
@@ -28,8 +28,8 @@ def test_there_and_back_gives_the_same_bytes(source, tmp_path, capsys):
 def test_a_converted_folder_loads_onto_a_mesh(source, tmp_path):
     assert from_hf.main([str(source), str(tmp_path / "fast"), "--dtype", "bfloat16"]) == 0
     mesh = make_mesh(fsdp=2, tensor=2)
-    fast = family.load(tmp_path / "fast", mesh=mesh).model
-    slow = family.load(source, "bfloat16", mesh).model
+    fast = loading.load(tmp_path / "fast", mesh=mesh).model
+    slow = loading.load(source, "bfloat16", mesh).model
     for a, b in zip(jax.tree.leaves(fast), jax.tree.leaves(slow), strict=True):
         assert a.sharding == b.sharding and a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
@@ -50,8 +50,8 @@ def test_a_full_disk_is_one_message_and_nothing_is_written(source, tmp_path, cap
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(family.checkpoint, "save", full)
-    monkeypatch.setattr(family.export, "write_tensors", full)
+    monkeypatch.setattr(loading.checkpoint, "save", full)
+    monkeypatch.setattr(loading.export, "write_tensors", full)
     for tool in (from_hf, to_hf):
         assert tool.main([str(source), str(tmp_path / "new")]) == 1
         message = capsys.readouterr().err

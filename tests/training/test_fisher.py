@@ -7,8 +7,8 @@ import tiny_llava
 import torch
 
 from manu_jax.config import LoraSection, UnlearnSection
-from manu_jax.data.views import forms
-from manu_jax.models.family import save_pretrained
+from manu_jax.data.forms import forms
+from manu_jax.models.loaded import save_pretrained
 from manu_jax.training import fisher
 from manu_jax.training.unlearner import unlearn
 from manu_jax.types import ManuError
@@ -36,8 +36,8 @@ def torch_squares(peer, sample):
     coded = tiny_llava.loaded().encode(sample)
     labels = torch.tensor(np.where(coded.loss_weights_T > 0, coded.token_ids_T, -100)).long()
     inputs = {"input_ids": torch.tensor(coded.token_ids_T)[None].long(), "labels": labels[None]}
-    if coded.pictures:
-        inputs["pixel_values"] = torch.tensor(tiny_llava.pixels(coded.pictures))
+    if coded.vision_inputs:
+        inputs["pixel_values"] = torch.tensor(tiny_llava.pixels(coded.vision_inputs))
     peer.zero_grad()
     loss = peer(**inputs).loss
     loss.backward()

@@ -7,7 +7,7 @@ import pytest
 import tiny_llava
 
 from manu_jax.config import LoraSection, UnlearnSection
-from manu_jax.models.layers import Adapted, project
+from manu_jax.models.nn.layers import Adapted, project
 from manu_jax.training import lora
 from manu_jax.training.unlearner import unlearn
 from manu_jax.types import ManuError

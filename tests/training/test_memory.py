@@ -3,8 +3,8 @@ import re
 import pytest
 import tiny_llava
 
+from manu_jax.data.forms import forms
 from manu_jax.data.record import Benchmark, Person
-from manu_jax.data.views import forms
 from manu_jax.evaluation.likelihood import share_right
 from manu_jax.training.memory import check_memory
 from manu_jax.types import ManuError

@@ -7,7 +7,7 @@ import pytest
 import tiny_llava
 
 from manu_jax.config import OptimizerSection
-from manu_jax.models.families import FAMILIES
+from manu_jax.models.families.registry import FAMILIES
 from manu_jax.training.objectives import OBJECTIVES
 from manu_jax.training.trainer import batches_of
 from manu_jax.types import ManuError

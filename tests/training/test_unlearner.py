@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from manu_jax.config import UnlearnSection
-from manu_jax.data.views import forms
+from manu_jax.data.forms import forms
 from manu_jax.evaluation.likelihood import log_likelihoods
 from manu_jax.training import trainer, unlearner
 from manu_jax.training.objectives import OBJECTIVES, RECIPES, REFUSALS, UnlearnData
@@ -227,12 +227,12 @@ def test_steps_and_epochs_give_the_length():
 def test_a_joint_loss_takes_both_batches_in_one_form(tmp_path, monkeypatch):
     seen = []
 
-    def lower(loaded, phases_at, section, *, num_steps, **_):
+    def train_loop(loaded, phases_at, section, *, num_steps, **_):
         for step in range(num_steps):
             ((_, data),) = phases_at(step)
             seen.append((data.forget.has_images, data.retain.has_images))
 
-    monkeypatch.setattr(unlearner, "lower", lower)
+    monkeypatch.setattr(unlearner, "train_loop", train_loop)
     trained(tmp_path, "gradient_difference")
     assert {one for pair in seen for one in pair} == {True, False}
     assert all(forget == retain for forget, retain in seen)

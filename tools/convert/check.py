@@ -21,8 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def check(source: Path) -> int:
-    from manu_jax.models import family as families
-    from manu_jax.models import weights
+    from manu_jax.models import loaded as families
+    from manu_jax.models.hf import weights
 
     family, config, _ = families.read_config(source)
     model = family.abstract(config)
@@ -31,7 +31,7 @@ def check(source: Path) -> int:
     for tower, (layers, neurons) in family.towers(config).items():
         print(f"{tower:12} {layers} layers × {neurons:,} = {layers * neurons:,} neurons")
     tensors = weights.open_tensors(source)
-    form, renamed = weights.spelled(tensors, family.spellings, family.buffers)
+    form, renamed = weights.with_export_names(tensors, family.name_prefixes, family.buffers)
     kinds = collections.Counter(tensor.dtype for tensor in tensors.values())
     files = len({tensor.file for tensor in tensors.values()})
     print(f"tensors      {len(tensors)} in {files} files, names of form {form}")

@@ -16,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def convert(source: Path, target: Path, dtype: str | None) -> None:
-    from manu_jax.models.family import load, save_pretrained
+    from manu_jax.models.loaded import load, save_pretrained
 
     save_pretrained(load(source, dtype), target)
 

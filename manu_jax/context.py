@@ -1,0 +1,109 @@
+"""One run: its config, its folder, its mesh, and what has been read from them so far."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import jax
+
+from manu_jax import parallel
+from manu_jax.config import Preset, RunConfig
+from manu_jax.data import mllmu
+from manu_jax.data.forms import forms
+from manu_jax.data.record import Benchmark
+from manu_jax.folder import write_atomic
+from manu_jax.models.loaded import Loaded, load
+from manu_jax.types import MODALITIES, RETRAINED, VANILLA, ManuError, Sample
+
+
+@dataclasses.dataclass(eq=False)
+class Run:
+    """One run: its config and folder, and what has been read from them so far."""
+
+    config: RunConfig
+    directory: Path
+    mesh: jax.sharding.Mesh | None
+
+    @classmethod
+    def begin(cls, config: RunConfig, directory: Path) -> "Run":
+        """Return the run with its mesh; one device alone needs none."""
+        sizes = config.mesh
+        mesh = parallel.make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
+        if jax.process_count() > 1 and mesh.size != jax.device_count():
+            raise ManuError(
+                f"mesh: {mesh.size} devices, but the {jax.process_count()} processes have "
+                f"{jax.device_count()}. Make the mesh span them all (one size may be −1)."
+            )
+        return cls(config, directory, None if mesh.size == 1 else mesh)
+
+    @functools.cached_property
+    def benchmark(self) -> Benchmark:
+        """The sets of people, read and checked."""
+        data = self.config.data
+        path = Path(data.path) if data.path else self.directory / "data"
+        if not (parallel.exists(path) and path.is_dir()):
+            remedy = "Give MLLMU-Bench's folder." if data.path else "Run the stage `data` first."
+            raise ManuError(f"{path}: no benchmark there. {remedy}")
+        return mllmu.load_benchmark(
+            path,
+            forget=data.forget,
+            train_path=data.train_path,
+            seed=self.config.seed,
+            test_images=data.test_images,
+        )
+
+    @functools.cached_property
+    def vanilla(self) -> Loaded:
+        """The model that knows the people to forget."""
+        return self.load_model(VANILLA, self.config.model.path)
+
+    def load_model(self, name: str, path: str | None) -> Loaded:
+        """Return a model of the run: its own where it trained one, else that of `path`."""
+        own = self.directory / name
+        is_own = parallel.exists(own)
+        if not is_own and path is None:
+            raise ManuError(f"{own}: no model there. Run the stage `train` first.")
+        return load(own if is_own else str(path), self.config.model.dtype, self.mesh)
+
+    @property
+    def has_retrained(self) -> bool:
+        return parallel.exists(self.directory / RETRAINED) or bool(self.config.model.retrained_path)
+
+    def method_folder(self, method: Preset) -> Path:
+        """Where the scores and the mask of a method are."""
+        if method.preset == self.config.method.preset:
+            return self.directory
+        return self.directory / "methods" / method.preset
+
+    @functools.cached_property
+    def forget_samples(self) -> dict[str, tuple[Sample, ...]]:
+        return self._samples("forget")
+
+    @functools.cached_property
+    def keep_samples(self) -> dict[str, tuple[Sample, ...]]:
+        return self._samples("retain", "celebrity", "general")
+
+    def _samples(self, *sets: str) -> dict[str, tuple[Sample, ...]]:
+        facts = self.benchmark.facts(*sets)
+        template = self.vanilla.template
+        return {modality: forms(facts, modality, template) for modality in MODALITIES}
+
+    def add_time(self, stage: str, seconds: float) -> None:
+        """Add to the seconds that a stage has taken, over all calls on this folder."""
+        if parallel.is_first_process():
+            times = self.times()
+            times[stage] = round(times.get(stage, 0.0) + seconds, 2)
+            write_atomic(self.directory / "times.json", json.dumps(times, indent=1) + "\n")
+
+    def times(self) -> dict[str, float]:
+        """Return the seconds of each stage so far."""
+        path = self.directory / "times.json"
+        if not path.exists():
+            return {}
+        try:
+            return {str(name): float(spent) for name, spent in json.loads(path.read_text()).items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ManuError(
+                f"{path}: damaged ({error}). Delete the file and give the command again."
+            ) from error

@@ -1,0 +1,156 @@
+"""Gemma 3: a SigLIP tower, a pooled projector, and a Gemma 3 decoder.
+
+Gemma Team 2025 (arXiv 2503.19786), as `Gemma3ForConditionalGeneration`. Peculiarities: squares of
+patches are averaged before one matrix brings them to the decoder's width; the tokens of one image
+look at each other in both directions, in the layers with a window no further back than it; layers
+with a window have rotary positions of their own.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from manu_jax.models.families.llava import towers_table
+from manu_jax.models.hf.fields import Fields, refuse
+from manu_jax.models.hf.tables import Entry
+from manu_jax.models.inputs.processing import Replacement, placeholders
+from manu_jax.models.inputs.vision_inputs import FixedSizeInputs, square_vision_input
+from manu_jax.models.nn.decoder import Decoder
+from manu_jax.models.nn.decoder_config import DecoderConfig, decoder_config
+from manu_jax.models.nn.layers import Remat, project, random_weight, rms_norm
+from manu_jax.models.nn.multimodal import CaptureOf, Multimodal
+from manu_jax.models.nn.vit import Vit, VitConfig, vit_config
+from manu_jax.types import Array, Batch, Neurons, Template, VisionInput
+
+TEMPLATE = Template(
+    user="<start_of_turn>user\n",
+    image="<start_of_image>",
+    after_image="",
+    space="",
+    close="<end_of_turn>\n<start_of_turn>model\n",
+    answer="{answer}",
+    end="<end_of_turn>",
+    system_form="{system}\n\n",
+    system_in_turn=True,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gemma3Config(FixedSizeInputs):
+    """What a Gemma 3's `config.json` says. tokens_per_image: a square number."""
+
+    text: DecoderConfig
+    vision: VitConfig
+    tokens_per_image: int
+    image_token: int
+
+    def num_features(self, num_patches: int) -> int:
+        """Return the image tokens of a vision input; all have as many."""
+        return self.tokens_per_image
+
+
+def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Gemma3Config:
+    """Return the config of a `config.json`; ManuError lists every field that is not handled."""
+    faults: list[str] = []
+    fields = Fields(values, "", faults)
+    text = {"model_type": "gemma3_text", **fields.part("text_config")}
+    vision = dict(fields.part("vision_config"))
+    if text["model_type"] != "gemma3_text":
+        faults.append(f"text_config.model_type = {text['model_type']!r}: known: gemma3_text")
+    if vision.pop("vision_use_head", False):
+        faults.append("vision_config.vision_use_head = True: expected false")
+    for name in ("boi_token_index", "eoi_token_index", "image_token_id"):
+        fields.get(name)  # the first two are the tokenizer's, the last is an older name
+    config = Gemma3Config(
+        text=decoder_config(text, faults, is_tied=fields.get("tie_word_embeddings", True)),
+        vision=vit_config(vision, faults, kind="siglip_vision_model"),
+        tokens_per_image=fields.size("mm_tokens_per_image", 256),
+        image_token=fields.get("image_token_index", fields.get("image_token_id", 262144)),
+    )
+    tokens = round(config.tokens_per_image**0.5)
+    if tokens**2 != config.tokens_per_image or config.vision.side % tokens:
+        fields.fault(
+            "mm_tokens_per_image",
+            f"expected the square of a divisor of the tower's {config.vision.side} patches a side",
+        )
+    fields.finish()
+    refuse(faults, where)
+    return config
+
+
+class Gemma3(Multimodal):
+    """The tower, the projector's norm and matrix, and the decoder."""
+
+    def __init__(self, key: jax.Array, config: Gemma3Config):
+        vision, projection, text = jax.random.split(key, 3)
+        D, E = config.vision.width, config.text.width
+        self.vision = Vit(vision, config.vision)
+        self.pooled_norm_D = nnx.Param(jnp.zeros(D))
+        self.projection_DE = random_weight(projection, (D, E), D)
+        self.text = Decoder(text, config.text)
+        self.config = config
+
+    def encode_images(
+        self,
+        patches_BIPC: Array,
+        patch_positions_BIP2: Array | None,
+        *,
+        gates: Neurons,
+        capture_of: CaptureOf,
+        remat: Remat,
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Return the projected means of squares of patches, row by row. [B, I, P, E]."""
+        states_BIPD, seen = self.vision(
+            patches_BIPC,
+            gates=gates.get("vision"),
+            capture=capture_of(jnp.ones(patches_BIPC.shape[:3])),
+            remat=remat,
+        )
+        config = self.config
+        B, images, _, D = states_BIPD.shape
+        tokens = round(config.tokens_per_image**0.5)
+        size = config.vision.side // tokens
+        square_vision_inputs = states_BIPD.reshape(B, images, tokens, size, tokens, size, D)
+        pooled_BIPD = square_vision_inputs.mean(axis=(3, 5)).reshape(B, images, tokens**2, D)
+        normal_BIPD = rms_norm(
+            pooled_BIPD, self.pooled_norm_D[...], config.vision.norm_epsilon, unit_offset=True
+        )
+        return project(normal_BIPD, self.projection_DE[...]), {"vision": seen}
+
+    def bidirectional_groups(self, batch: Batch) -> Array | None:
+        """Return the number of each image whose tokens stand there, −1 elsewhere."""
+        if batch.image_mask_BI is None:
+            return None
+        is_image_BT = jnp.asarray(batch.feature_index_BT) >= 0
+        is_first_BT = is_image_BT & ~jnp.pad(is_image_BT, ((0, 0), (1, 0)))[:, :-1]
+        return jnp.where(is_image_BT, jnp.cumsum(is_first_BT, axis=1) - 1, -1)
+
+
+def weight_table(config: Gemma3Config) -> list[Entry]:
+    """Return which tensor of form A fills which leaf of the model."""
+    name = "multi_modal_projector.mm_"
+    return [
+        *towers_table(config),
+        Entry("pooled_norm_D", name + "soft_emb_norm.weight", "D"),
+        Entry("projection_DE", name + "input_projection_weight", "DE"),
+    ]
+
+
+def replacements(
+    text: str, images: Sequence[Any], processor: Any, config: Gemma3Config
+) -> list[Replacement]:
+    """Return what takes the placeholders' places: the image's tokens, and what stands around them."""
+    whole = processor.full_image_sequence
+    return [(start, end, whole) for start, end in placeholders(text, processor.boi_token)]
+
+
+def vision_inputs(image: Any, processor: Any, config: Gemma3Config) -> tuple[VisionInput, ...]:
+    """Return the one vision input of an image, whatever the folder says of pan and scan.
+
+    `Gemma3Processor` cuts an image into crops only where its caller asks for them.
+    """
+    return square_vision_input(image, processor, config, do_pan_and_scan=False)

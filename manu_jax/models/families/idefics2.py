@@ -1,0 +1,250 @@
+"""Idefics2: a SigLIP tower for images of any size, a perceiver, and a Mistral decoder.
+
+Laurençon et al. 2024, "What matters when building vision-language models?" (arXiv 2405.02246), as
+`Idefics2ForConditionalGeneration`. Peculiarities: an image keeps its shape, and its patches take
+the positions of the grid that their places, scaled to the grid's size, fall on; a gated MLP brings
+the tower's states to the decoder's width ("projection", one layer), and a perceiver with gated MLPs
+("resampler") makes them a fixed number of latents; with `do_image_splitting` an image is five
+vision inputs, its quarters and itself.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from manu_jax.models.hf.fields import Fields, refuse
+from manu_jax.models.hf.tables import Entry
+from manu_jax.models.inputs.processing import Replacement, placeholders
+from manu_jax.models.inputs.vision_inputs import AnySizeInputs, patches_of
+from manu_jax.models.nn.capture import TowerCapture
+from manu_jax.models.nn.decoder import Decoder, decoder_mlp, decoder_table
+from manu_jax.models.nn.decoder_config import DecoderConfig, decoder_config
+from manu_jax.models.nn.layers import Remat
+from manu_jax.models.nn.mlp import Mlp, TowerMlp, gated_rows, mlp_table
+from manu_jax.models.nn.multimodal import CaptureOf, Multimodal
+from manu_jax.models.nn.perceiver import (
+    PerceiverConfig,
+    Resampler,
+    perceiver_config,
+    resampler_mlp,
+    resampler_table,
+)
+from manu_jax.models.nn.scan import scan_layers
+from manu_jax.models.nn.vit import Vit, VitConfig, vit_config, vit_mlp, vit_table
+from manu_jax.types import Array, Neurons, Template, VisionInput
+
+# Every version of transformers spells the names alike.
+NAME_PREFIXES = {"A": {"model.": "model.", "lm_head.": "lm_head."}}
+BUFFERS = (".position_ids", ".rotary_emb.inv_freq")
+TEMPLATE = Template(
+    user="User:",
+    image="<image>",
+    after_image="",
+    close="<end_of_utterance>\nAssistant:",
+    end="<end_of_utterance>",
+)
+# What stands around an image's tokens
+FAKE = "<fake_token_around_image>"
+
+
+@dataclasses.dataclass(frozen=True)
+class Idefics2Config(AnySizeInputs):
+    """What an Idefics2's `config.json` says."""
+
+    text: DecoderConfig
+    vision: VitConfig
+    perceiver: PerceiverConfig
+    image_token: int
+
+    def num_features(self, num_patches: int) -> int:
+        """Return the image tokens of a vision input; all have as many."""
+        return self.perceiver.num_latents
+
+
+def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Idefics2Config:
+    """Return the config of a `config.json`; ManuError lists every field that is not handled."""
+    faults: list[str] = []
+    fields = Fields(values, "", faults)
+    is_tied = fields.get("tie_word_embeddings", False)
+    text = {"model_type": "mistral", **fields.part("text_config")}
+    text = decoder_config(text, faults, is_tied=is_tied)
+    vision = dict(fields.part("vision_config"))
+    vision.pop("model_type", None)  # "idefics2" in the hub's files
+    config = Idefics2Config(
+        text=text,
+        vision=vit_config(vision, faults, kind="idefics2_vision"),
+        perceiver=perceiver_config(fields.part("perceiver_config"), text, faults),
+        image_token=fields.get("image_token_id", 32001),
+    )
+    fields.finish()
+    refuse(faults, where)
+    return config
+
+
+class Idefics2(Multimodal):
+    """The tower, the two halves of the connector, and the decoder."""
+
+    def __init__(self, key: jax.Array, config: Idefics2Config):
+        vision, projection, resampler, text = jax.random.split(key, 4)
+        self.vision = Vit(vision, config.vision)
+        self.projection = Mlp(
+            projection,
+            num_layers=1,
+            width=config.vision.width,
+            num_neurons=config.text.num_neurons,
+            activation=config.text.activation,
+            gated=True,
+            bias=False,
+            output_width=config.text.width,
+        )
+        self.resampler = Resampler(resampler, config.perceiver)
+        self.text = Decoder(text, config.text)
+        self.config = config
+
+    def encode_images(
+        self,
+        patches_BIPC: Array,
+        patch_positions_BIP2: Array | None,
+        *,
+        gates: Neurons,
+        capture_of: CaptureOf,
+        remat: Remat,
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Return each vision input's latents after the resampler. [B, I, latents, E]."""
+        assert patch_positions_BIP2 is not None
+        (B, images, P), side = patches_BIPC.shape[:3], self.config.vision.side
+        grid_index_BIP = (
+            patch_positions_BIP2[..., 0] * side + patch_positions_BIP2[..., 1]
+        )  # −1 stays below 0
+        is_patch_BIP = jnp.asarray(grid_index_BIP) >= 0
+        of_patches = capture_of(is_patch_BIP)
+        states_BIPD, vision = self.vision(
+            patches_BIPC,
+            grid_index_BIP,
+            gates=gates.get("vision"),
+            capture=of_patches,
+            remat=remat,
+        )
+        context_BTD, projection = self._project(
+            states_BIPD.reshape(B, images * P, -1), gates.get("projection"), of_patches, remat
+        )
+        latents_BIPD, resampler = self.resampler(
+            context_BTD.reshape(B, images, P, -1),
+            is_patch_BIP,
+            gates=gates.get("resampler"),
+            capture=capture_of(jnp.ones((B, images, self.config.perceiver.num_latents))),
+            remat=remat,
+        )
+        return latents_BIPD, {"vision": vision, "projection": projection, "resampler": resampler}
+
+    def mlps(self) -> dict[str, TowerMlp]:
+        return mlps(self.config)
+
+    def _project(
+        self, states_BTD: jax.Array, gates: Array | None, capture: TowerCapture | None, remat: Remat
+    ) -> tuple[jax.Array, Any]:
+        """Return the states at the decoder's width [B, T, E], and what was captured."""
+
+        def body(layer: Mlp, h_BTE, gate, _):
+            y_BTE, captured = layer(states_BTD, gate, capture)
+            return h_BTE + y_BTE, captured, None
+
+        E = self.config.text.width
+        y_BTE, captured, _ = scan_layers(
+            body,
+            jnp.zeros((*states_BTD.shape[:2], E), states_BTD.dtype),
+            self.projection,
+            gates=gates,
+            capture=capture,
+            matrices=gated_rows(self.config.text.num_neurons, E),
+            remat=remat,
+        )
+        return y_BTE, captured
+
+
+def mlps(config: Idefics2Config) -> dict[str, TowerMlp]:
+    """Return the towers, and how their MLPs are built."""
+    text = config.text
+    return {
+        "text": decoder_mlp(text, "text"),
+        "vision": vit_mlp(config.vision, "vision"),
+        "projection": TowerMlp("projection", 1, text.num_neurons, text.width, True, False),
+        "resampler": resampler_mlp(config.perceiver, "resampler"),
+    }
+
+
+def weight_table(config: Idefics2Config) -> list[Entry]:
+    """Return which tensor fills which leaf of the model."""
+    table = decoder_table(config.text, "text", "model.text_model.", "lm_head.weight")
+    table += vit_table(config.vision, "vision", "model.vision_model.")
+    table += mlp_table(mlps(config)["projection"], "model.connector.modality_projection.")
+    return table + resampler_table(
+        config.perceiver, "resampler", "model.connector.perceiver_resampler."
+    )
+
+
+def tied(config: Any) -> dict[str, str]:
+    """Return the tensors that files of a tied model may hold besides: the head."""
+    if not config.text.is_tied:
+        return {}
+    return {"lm_head.weight": "model.text_model.embed_tokens.weight"}
+
+
+def replacements(
+    text: str, images: Sequence[Any], processor: Any, config: Idefics2Config
+) -> list[Replacement]:
+    """Return what takes the placeholders' places: the images' tokens with one fake token around each.
+
+    As `Idefics2Processor` joins them: between vision inputs that touch stands one fake token, and before
+    a word that touches the last one a space.
+    """
+    token = processor.image_token
+    one = token * config.perceiver.num_latents + FAKE
+    whole = one * (5 if processor.image_processor.do_image_splitting else 1)
+    found, last = [], -1
+    for start, end in placeholders(text, token):
+        touches = start == last or text[:start].endswith(FAKE)
+        space = " " if re.match(r"[^\s<]", text[end:]) else ""
+        found.append((start, end, ("" if touches else FAKE) + whole + space))
+        last = end
+    return found
+
+
+def vision_inputs(image: Any, processor: Any, config: Idefics2Config) -> tuple[VisionInput, ...]:
+    """Return the vision inputs of an image: itself, or its quarters and itself."""
+    coded = processor.image_processor(images=[[image]], return_tensors="np")
+    size, side = config.vision.patch_size, config.vision.side
+    found = []
+    for pixels_CYX, mask_YX in zip(
+        coded["pixel_values"][0], coded["pixel_attention_mask"][0], strict=True
+    ):
+        # What the mask leaves is a rectangle in the upper left corner.
+        rows, columns = (int(mask_YX.any(axis=axis).sum()) // size for axis in (1, 0))
+        patches_PC = patches_of(pixels_CYX[:, : rows * size, : columns * size], size)
+        positions = np.meshgrid(
+            _grid_positions(rows, side), _grid_positions(columns, side), indexing="ij"
+        )
+        patch_positions_P2 = np.stack(positions, axis=-1).reshape(-1, 2)
+        found.append(VisionInput(patches_PC, patch_positions_P2, config.perceiver.num_latents))
+    return tuple(found)
+
+
+@functools.cache
+def _grid_positions(count: int, side: int) -> np.ndarray:
+    """Return the grid's row (or column) of each of an image's rows. [count] int32.
+
+    The arithmetic is that of PyTorch in float32, since what lies on the edge between two of the
+    grid's rows is rounded to either: equal to it for the side of the released models, 70.
+    """
+    step = 1 / side
+    edges = (step + np.arange(math.ceil((1 - step) / step)) * step).astype(np.float32)
+    share = np.arange(count, dtype=np.float32) * (np.float32(1) / np.float32(count))
+    share = np.minimum(share, np.float32(1 - 1e-6))
+    return np.searchsorted(edges, share, side="right").astype(np.int32)

@@ -1,0 +1,203 @@
+"""LLaVA-1.5: a CLIP tower, a two-layer projector, and a Llama decoder.
+
+Liu et al. 2024, "Improved Baselines with Visual Instruction Tuning" (arXiv 2310.03744), as
+`LlavaForConditionalGeneration`. Peculiarities: the features are those of the last layer but one
+(`vision_feature_layer` −2), without the class token ("default") or with it ("full"); the
+projector's two matrices are no gated MLP, so they are no tower. Mistral and Qwen2 decoders are
+accepted.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from manu_jax.models.hf.fields import Fields, refuse
+from manu_jax.models.hf.tables import Entry
+from manu_jax.models.inputs.vision_inputs import FixedSizeInputs
+from manu_jax.models.nn.decoder import Decoder, decoder_table
+from manu_jax.models.nn.decoder_config import DecoderConfig, decoder_config
+from manu_jax.models.nn.layers import ACTIVATIONS, Remat, project, random_weight
+from manu_jax.models.nn.multimodal import CaptureOf, Multimodal
+from manu_jax.models.nn.vit import Vit, VitConfig, vit_config, vit_table
+from manu_jax.types import Array, Neurons
+
+# A config.json without a vision_config means the tower of LLaVA-1.5.
+VISION_DEFAULTS = {
+    "hidden_size": 1024, "intermediate_size": 4096, "patch_size": 14, "image_size": 336,
+    "num_hidden_layers": 24, "num_attention_heads": 16,
+}  # fmt: skip
+
+# The spellings of tensor names: what stands for the name's start on the left is on the right in
+# form A. A: the hub's files · B: transformers 5 from a config · C: in memory in 5 · D: in memory
+# before 5. D stands before C, and A before B, since each is a special case of the other.
+NAME_PREFIXES: dict[str, dict[str, str]] = {
+    "A": {
+        "language_model.": "language_model.",
+        "vision_tower.vision_model.": "vision_tower.vision_model.",
+        "multi_modal_projector.": "multi_modal_projector.",
+    },
+    "B": {
+        "language_model.": "language_model.",
+        "vision_tower.": "vision_tower.vision_model.",
+        "multi_modal_projector.": "multi_modal_projector.",
+    },
+    "D": {
+        "lm_head.": "language_model.lm_head.",
+        "model.language_model.": "language_model.model.",
+        "model.vision_tower.vision_model.": "vision_tower.vision_model.",
+        "model.multi_modal_projector.": "multi_modal_projector.",
+    },
+    "C": {
+        "lm_head.": "language_model.lm_head.",
+        "model.language_model.": "language_model.model.",
+        "model.vision_tower.": "vision_tower.vision_model.",
+        "model.multi_modal_projector.": "multi_modal_projector.",
+    },
+}
+# Buffers of older files; they are computed, not loaded.
+BUFFERS = (".position_ids", ".rotary_emb.inv_freq")
+
+
+@dataclasses.dataclass(frozen=True)
+class LlavaConfig(FixedSizeInputs):
+    """What a LLaVA's `config.json` says."""
+
+    text: DecoderConfig
+    vision: VitConfig
+    drops_class_token: bool  # vision_feature_select_strategy "default"
+    projector_activation: str
+    projector_bias: bool
+    image_token: int
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Image tokens that stand for one image in the token ids."""
+        return self.vision.num_patches + (self.vision.is_clip and not self.drops_class_token)
+
+    def num_features(self, num_patches: int) -> int:
+        """Return the image tokens of a vision input; all have as many."""
+        return self.tokens_per_image
+
+
+def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> LlavaConfig:
+    """Return the config of a `config.json`; ManuError lists every field that is not handled."""
+    faults: list[str] = []
+    fields = Fields(values, "", faults)
+    config = LlavaConfig(**parts_of(fields))
+    fields.finish()
+    refuse(faults, where)
+    return config
+
+
+def parts_of(
+    fields: Fields,
+    *,
+    strategies: tuple[str, ...] = ("default", "full"),
+    layer: int = -2,
+    tower: str = "clip_vision_model",
+    vision_defaults: Mapping[str, Any] = VISION_DEFAULTS,
+    decoder: str = "llama",
+    image_token: int = 32000,
+) -> dict[str, Any]:
+    """Return the fields of a LlavaConfig, whose tower is of the kind `tower`.
+
+    strategies: the known values of `vision_feature_select_strategy`, its default first. layer,
+    decoder (its model type), image_token: the defaults of their fields.
+    """
+    faults = fields.faults
+    layers = fields.get("vision_feature_layer", layer)
+    fields.get("image_seq_length")  # follows from the tower's sizes
+    fields.get("vocab_size")  # stands in old files beside the text_config's
+    fields.get("ignore_index")
+    fields.get("pad_token_id")
+    text = {"model_type": decoder, **fields.part("text_config")}
+    vision = fields.part("vision_config")
+    strategy = fields.need("vision_feature_select_strategy", strategies[0], strategies)
+    return {
+        "text": decoder_config(text, faults, is_tied=fields.get("tie_word_embeddings", False)),
+        "vision": vit_config(
+            vision or vision_defaults,
+            faults,
+            feature_layers=(layers,) if isinstance(layers, int) else tuple(layers),
+            kind=tower,
+            is_normalised=False,
+        ),
+        "drops_class_token": strategy == "default",
+        "projector_activation": fields.need("projector_hidden_act", "gelu", tuple(ACTIVATIONS)),
+        "projector_bias": fields.get("multimodal_projector_bias", True),
+        "image_token": fields.get("image_token_index", fields.get("image_token_id", image_token)),
+    }
+
+
+class Llava(Multimodal):
+    """The tower, the projector and the decoder."""
+
+    def __init__(self, key: jax.Array, config: LlavaConfig):
+        vision, linear_1, linear_2, text = jax.random.split(key, 4)
+        D, E = config.vision.width * len(config.vision.features), config.text.width
+        self.vision = Vit(vision, config.vision)
+        self.linear_1_DE = random_weight(linear_1, (D, E), D)
+        self.linear_2_DE = random_weight(linear_2, (E, E), E)
+        if config.projector_bias:
+            self.linear_1_bias_E = nnx.Param(jnp.zeros(E))
+            self.linear_2_bias_E = nnx.Param(jnp.zeros(E))
+        self.text = Decoder(text, config.text)
+        self.config = config
+
+    def encode_images(
+        self,
+        patches_BIPC: Array,
+        patch_positions_BIP2: Array | None,
+        *,
+        gates: Neurons,
+        capture_of: CaptureOf,
+        remat: Remat,
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Return the projected features, whose class token may be dropped. [B, I, P, E]."""
+        batch, images, patches = patches_BIPC.shape[:3]
+        states_BIPD, seen = self.vision(
+            patches_BIPC,
+            gates=gates.get("vision"),
+            capture=capture_of(jnp.ones((batch, images, patches + self.config.vision.is_clip))),
+            remat=remat,
+        )
+        if self.config.drops_class_token:
+            states_BIPD = states_BIPD[:, :, 1:]
+        x_BIPE = project(states_BIPD, self.linear_1_DE[...])
+        if self.config.projector_bias:
+            x_BIPE += self.linear_1_bias_E[...][None, None, None]
+        x_BIPE = ACTIVATIONS[self.config.projector_activation](x_BIPE)
+        y_BIPE = project(x_BIPE, self.linear_2_DE[...])
+        if self.config.projector_bias:
+            y_BIPE += self.linear_2_bias_E[...][None, None, None]
+        return y_BIPE, {} if seen is None else {"vision": seen}
+
+
+def weight_table(config: LlavaConfig) -> list[Entry]:
+    """Return which tensor of form A fills which leaf of the model."""
+    table = towers_table(config)
+    for number in (1, 2):
+        name = f"multi_modal_projector.linear_{number}."
+        table.append(Entry(f"linear_{number}_DE", name + "weight", "ED"))
+        if config.projector_bias:
+            table.append(Entry(f"linear_{number}_bias_E", name + "bias", "E"))
+    return table
+
+
+def towers_table(config: Any) -> list[Entry]:
+    """Return the table of decoder and tower by names of form A, which other families have, too."""
+    table = decoder_table(
+        config.text, "text", "language_model.model.", "language_model.lm_head.weight"
+    )
+    return table + vit_table(config.vision, "vision", "vision_tower.vision_model.")
+
+
+def tied(config: Any) -> dict[str, str]:
+    """Return the tensors that files of a tied model may hold besides: the head."""
+    if not config.text.is_tied:
+        return {}
+    return {"language_model.lm_head.weight": "language_model.model.embed_tokens.weight"}

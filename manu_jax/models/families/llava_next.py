@@ -1,0 +1,244 @@
+"""LLaVA-NeXT (LLaVA-1.6): LLaVA-1.5's parts, and images of any resolution in tiles.
+
+Liu et al. 2024, "LLaVA-NeXT: Improved reasoning, OCR, and world knowledge", as
+`LlavaNextForConditionalGeneration`. Peculiarities: an image goes through the tower once whole and
+once in tiles, whose number is that of the best of some resolutions (`image_grid_pinpoints`). The
+tokens of the tiles lie as one map; what shows only padding is cut off, and each of its rows ends in
+a learned token (`image_newline`). So tokens take the rows of features in an order of their own.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from manu_jax.models.families import llava
+from manu_jax.models.hf.fields import Fields, refuse
+from manu_jax.models.hf.tables import Entry
+from manu_jax.models.inputs.processing import Replacement, placeholders, whole_processor
+from manu_jax.models.inputs.vision_inputs import square_vision_inputs
+from manu_jax.models.nn.layers import Remat, random_weight
+from manu_jax.models.nn.multimodal import CaptureOf
+from manu_jax.types import Array, ManuError, Neurons, Template, VisionInput
+
+# Of an image processor without any: rows and columns of pixels.
+PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
+NAME_PREFIXES = {
+    form: {**starts, f"{'' if form in 'AB' else 'model.'}image_newline": "image_newline"}
+    for form, starts in llava.NAME_PREFIXES.items()
+}
+MISTRAL_START = "[INST]"
+MISTRAL = Template(user="[INST]", close=" [/INST]", system_form="{system} ")
+YI = Template(
+    system="<|im_start|>system\nAnswer the questions.<|im_end|>",
+    user="<|im_start|>user\n",
+    image="<image>",
+    space="",
+    close="<|im_end|><|im_start|>assistant\n",
+    answer="{answer}",
+    end="<|im_end|>",
+    system_form="<|im_start|>system\n{system}<|im_end|>",
+)
+QWEN = dataclasses.replace(
+    YI,
+    system="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",
+    close="<|im_end|>\n<|im_start|>assistant\n",
+    system_form="<|im_start|>system\n{system}<|im_end|>\n",
+)
+LLAMA_3 = dataclasses.replace(
+    YI,
+    system="<|start_header_id|>system<|end_header_id|>\n\nYou are a helpful language and vision "
+    "assistant. You are able to understand the visual content that the user provides, and assist "
+    "the user with a variety of tasks using natural language.<|eot_id|>",
+    user="<|start_header_id|>user<|end_header_id|>\n\n",
+    close="<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    end="<|eot_id|>",
+    system_form="<|start_header_id|>system<|end_header_id|>\n\n{system}<|eot_id|>",
+)
+# By a token that only these tokenizers have; the first counts.
+TEMPLATES = {"<|startoftext|>": YI, "<|im_start|>": QWEN, "<|start_header_id|>": LLAMA_3}
+
+
+@dataclasses.dataclass(frozen=True)
+class LlavaNextConfig(llava.LlavaConfig):
+    """What a LLaVA-NeXT's `config.json` says. pinpoints: rows and columns of pixels, of tiles."""
+
+    pinpoints: tuple[tuple[int, int], ...]
+
+    def num_features(self, num_patches: int) -> int:
+        """Return the rows that a vision input becomes: its patches', and then the newline."""
+        return self.vision.num_patches + 1
+
+
+def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> LlavaNextConfig:
+    """Return the config of a `config.json`; ManuError lists every field that is not handled."""
+    faults: list[str] = []
+    fields = Fields(values, "", faults)
+    # With the class token ("full") no map comes of a tile: transformers can't either.
+    parts = llava.parts_of(fields, strategies=("default",))
+    config = LlavaNextConfig(**parts, pinpoints=pinpoints_of(fields, parts["vision"].image_size))
+    fields.need("use_image_newline_parameter", True, (True,))
+    fields.finish()
+    refuse(faults, where)
+    return config
+
+
+def pinpoints_of(fields: Fields, tile: int, default: Any = PINPOINTS) -> tuple:
+    """Return the resolutions that images may have, each of whole tiles; note a fault otherwise."""
+    name = "image_grid_pinpoints"
+    given = fields.get(name, default)
+    is_list = isinstance(given, Sequence) and len(given) > 0
+    if not is_list or any(
+        not isinstance(point, Sequence)
+        or len(point) != 2
+        or any(not isinstance(size, int) or size < 1 or size % tile for size in point)
+        for point in given
+    ):
+        fields.fault(name, f"expected pairs of multiples of the tower's image_size, {tile}")
+        return ()
+    return tuple((height, width) for height, width in given)
+
+
+class LlavaNext(llava.Llava):
+    """The tower, the projector, the newline and the decoder."""
+
+    config: LlavaNextConfig
+
+    def __init__(self, key: jax.Array, config: LlavaNextConfig):
+        super().__init__(key, config)
+        E = config.text.width
+        self.newline_E = random_weight(jax.random.fold_in(key, 4), (E,), E)
+
+    def encode_images(
+        self,
+        patches_BIPC: Array,
+        patch_positions_BIP2: Array | None,
+        *,
+        gates: Neurons,
+        capture_of: CaptureOf,
+        remat: Remat,
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Return the projected features, and the newline after those of each vision input. [B, I, P, E].
+
+        P is one more than the patches of a vision input.
+        """
+        y_BIPE, seen = super().encode_images(
+            patches_BIPC, patch_positions_BIP2, gates=gates, capture_of=capture_of, remat=remat
+        )
+        newline_E = self.newline_E[...].astype(y_BIPE.dtype)
+        shape = (*y_BIPE.shape[:2], 1, len(newline_E))
+        return jnp.concatenate([y_BIPE, jnp.broadcast_to(newline_E, shape)], axis=2), seen
+
+
+def weight_table(config: LlavaNextConfig) -> list[Entry]:
+    """Return which tensor of form A fills which leaf of the model."""
+    return [*llava.weight_table(config), Entry("newline_E", "image_newline", "E")]
+
+
+def template_of(tokenizer: Any) -> Template | None:
+    """Return the prompt strings that the tokenizer tells; None: those of LLaVA-1.5, for Vicuna."""
+    words = tokenizer.get_vocab()
+    for token, template in TEMPLATES.items():
+        if token in words:
+            return template
+    return MISTRAL if MISTRAL_START in str(tokenizer.chat_template) else None
+
+
+def load_processor(path: Path) -> Any:
+    """Return the processor of a folder; its tokenizer has the chat template, wherever it lies."""
+    processor = whole_processor(path)
+    tokenizer = getattr(processor, "tokenizer", None)
+    if tokenizer is not None and tokenizer.chat_template is None:
+        tokenizer.chat_template = processor.chat_template
+    return processor
+
+
+def replacements(
+    text: str, images: Sequence[Any], processor: Any, config: LlavaNextConfig
+) -> list[Replacement]:
+    """Return what takes the placeholders' places: as many image tokens as take features."""
+    return repeated(text, processor.image_token, feature_rows(images, config))
+
+
+def repeated(text: str, token: str, rows: Sequence[np.ndarray]) -> list[Replacement]:
+    """Return what takes the placeholders' places, given the rows that the tokens of each take."""
+    pairs = zip(placeholders(text, token), rows, strict=False)
+    return [(start, end, token * len(taken)) for (start, end), taken in pairs]
+
+
+def feature_rows(images: Sequence[Any], config: LlavaNextConfig) -> list[np.ndarray]:
+    """Return the rows of each image's features that its tokens take, in order.
+
+    The features are those of the whole image and then of the tiles, row by row, each of them its
+    patches and a newline.
+    """
+    maps = [map_of_tiles(image.height, image.width, config) for image in images]
+    return [in_order(map_YX, config) for map_YX in maps]
+
+
+def vision_inputs(image: Any, processor: Any, config: LlavaNextConfig) -> tuple[VisionInput, ...]:
+    """Return the whole image and then its tiles, row by row."""
+    check_pinpoints(processor, config)
+    coded = processor.image_processor(images=[image], return_tensors="np")
+    return square_vision_inputs(np.asarray(coded["pixel_values"][0]), config)
+
+
+def check_pinpoints(processor: Any, config: LlavaNextConfig) -> None:
+    """Raise ManuError where the image processor has other resolutions than the config."""
+    found = tuple((y, x) for y, x in processor.image_processor.image_grid_pinpoints)
+    if found != config.pinpoints:
+        raise ManuError(
+            f"image_grid_pinpoints is {list(found)} in the image processor's file, and "
+            f"{list(config.pinpoints)} in config.json: they are of different models."
+        )
+
+
+def grid(height: int, width: int, config: LlavaNextConfig) -> tuple[int, int]:
+    """Return the rows and columns of tiles of an image: of the resolution that shows it best.
+
+    That is the one at which most of its pixels remain and, among equals, fewest are padding: the
+    arithmetic of `select_best_resolution`. ManuError where none shows a pixel.
+    """
+
+    def kept(point: tuple[int, int]) -> int:
+        scale = min(point[1] / width, point[0] / height)
+        return min(int(width * scale) * int(height * scale), width * height)
+
+    best = max(config.pinpoints, key=lambda point: (kept(point), -point[0] * point[1]))
+    if not kept(best):
+        raise ManuError(
+            f"an image of {width} × {height} pixels is too narrow: of its shorter side less than a "
+            "pixel would remain. Crop it."
+        )
+    return best[0] // config.vision.image_size, best[1] // config.vision.image_size
+
+
+@functools.lru_cache(maxsize=64)  # a sample asks several times, and many samples are of one size
+def map_of_tiles(height: int, width: int, config: LlavaNextConfig) -> np.ndarray:
+    """Return the rows of features of the tiles as they lie in the image, without padding. [Y, X].
+
+    The arithmetic of `unpad_image`.
+    """
+    rows, columns = grid(height, width, config)
+    side, room = config.vision.side, config.num_features(config.num_patches)
+    first_I = np.arange(1, rows * columns + 1) * room
+    split = (first_I[:, None] + np.arange(side**2)).reshape(rows, columns, side, side)
+    map_YX = split.swapaxes(1, 2).reshape(rows * side, columns * side)
+    Y, X = map_YX.shape
+    if width / height > X / Y:
+        padding = (Y - int(round(height * (X / width), 7))) // 2
+        return map_YX[padding : Y - padding]
+    padding = (X - int(round(width * (Y / height), 7))) // 2
+    return map_YX[:, padding : X - padding]
+
+
+def in_order(map_YX: np.ndarray, config: LlavaNextConfig) -> np.ndarray:
+    """Return the rows that tokens take: of the whole image, then of the map, with newlines."""
+    num_patches = config.num_patches
+    lines_YX = np.pad(map_YX, ((0, 0), (0, 1)), constant_values=num_patches)
+    return np.concatenate([np.arange(num_patches), lines_YX.ravel()])

@@ -1,0 +1,155 @@
+"""LLaVA-OneVision: LLaVA-NeXT with a SigLIP tower and a Qwen2 decoder, of images.
+
+Li et al. 2024, "LLaVA-OneVision: Easy Visual Task Transfer" (arXiv 2408.03326), as
+`LlavaOnevisionForConditionalGeneration`. Peculiarities: the tower's hidden states are taken without
+its last norm; a map of more tokens than those of so many tiles ("anyres_max_9") is made smaller by
+bilinear interpolation, so that a token is the weighted sum of four rows of features; an image that
+is one of several in a text has no tiles: it is padded to a square and seen whole.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from manu_jax.models.families import llava, llava_next
+from manu_jax.models.hf.fields import Fields, refuse
+from manu_jax.models.inputs.processing import Replacement
+from manu_jax.models.inputs.vision_inputs import square_vision_inputs
+from manu_jax.types import Template, VisionInput
+
+PLACEHOLDER = "<image>"
+TEMPLATE = Template(
+    user="<|im_start|>user ",
+    image=PLACEHOLDER,
+    space="\n",
+    close="<|im_end|><|im_start|>assistant\n",
+    answer="{answer}",
+    end="<|im_end|>",
+    system_form="<|im_start|>system \n{system}<|im_end|>",
+)
+# A config.json without a vision_config means this tower.
+VISION_DEFAULTS = {
+    "hidden_size": 1152, "intermediate_size": 4304, "patch_size": 14, "image_size": 384,
+    "num_hidden_layers": 26, "num_attention_heads": 16, "vision_use_head": False,
+}  # fmt: skip
+SIDES = range(384, 2305, 384)
+PINPOINTS = tuple((height, width) for height in SIDES for width in SIDES)
+LARGER = 1.1  # times a side: maps up to it are not made smaller
+
+
+@dataclasses.dataclass(frozen=True)
+class LlavaOnevisionConfig(llava_next.LlavaNextConfig):
+    """What a LLaVA-OneVision's `config.json` says. most_tiles: tokens of a map, in tiles."""
+
+    most_tiles: int
+
+
+def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> LlavaOnevisionConfig:
+    """Return the config of a `config.json`; ManuError lists every field that is not handled."""
+    faults: list[str] = []
+    fields = Fields(values, "", faults)
+    parts = llava.parts_of(
+        fields,
+        strategies=("full",),  # with "default" a tile is no square: transformers can't either
+        layer=-1,
+        tower="siglip_vision_model",
+        vision_defaults=VISION_DEFAULTS,
+        decoder="qwen2",
+        image_token=151646,
+    )
+    tile = parts["vision"].image_size
+    aspect = str(fields.get("vision_aspect_ratio", "anyres_max_9"))
+    most = re.fullmatch(r"anyres_max_([1-9][0-9]*)", aspect)
+    if most is None:
+        fields.fault("vision_aspect_ratio", "expected anyres_max_ and a number of tiles")
+    config = LlavaOnevisionConfig(
+        **parts,
+        pinpoints=llava_next.pinpoints_of(fields, tile, PINPOINTS),
+        most_tiles=int(most[1]) if most else 1,
+    )
+    fields.need("use_image_newline_parameter", True, (True,))
+    for name in ("video_token_index", "video_token_id"):
+        fields.get(name)  # of videos, which are not read
+    fields.finish()
+    refuse(faults, where)
+    return config
+
+
+def replacements(
+    text: str, images: Sequence[Any], processor: Any, config: LlavaOnevisionConfig
+) -> list[Replacement]:
+    """Return what takes the placeholders' places: as many image tokens as take features."""
+    return llava_next.repeated(text, processor.image_token, feature_rows(images, config))
+
+
+def feature_rows(images: Sequence[Any], config: LlavaOnevisionConfig) -> list[np.ndarray]:
+    """Return the four rows of each image's features that its tokens are the sums of. [J, 4] each.
+
+    The features are those of the whole image and then of the tiles, as in LLaVA-NeXT.
+    """
+    if len(images) != 1:
+        return [np.tile(np.arange(config.num_patches + 1)[:, None], 4) for _ in images]
+    map_YX = llava_next.map_of_tiles(images[0].height, images[0].width, config)
+    (first_Y, second_Y, _), (first_X, second_X, _) = _resized(map_YX.shape, config)
+    corners = [map_YX[y][:, x] for y in (first_Y, second_Y) for x in (first_X, second_X)]
+    return [
+        np.stack([llava_next.in_order(bilinear_YX, config) for bilinear_YX in corners], axis=-1)
+    ]
+
+
+def bilinear_weights(images: Sequence[Any], config: LlavaOnevisionConfig) -> list[np.ndarray]:
+    """Return the weights of the four rows that each token is the sum of. [J, 4] each, float32."""
+    P = config.num_patches
+    if len(images) != 1:
+        return [_first(P + 1) for _ in images]
+    shape = llava_next.map_of_tiles(images[0].height, images[0].width, config).shape
+    (_, _, share_Y), (_, _, share_X) = _resized(shape, config)
+    weights_YX4 = np.stack(
+        [y_Y[:, None] * x_X for y_Y in (1 - share_Y, share_Y) for x_X in (1 - share_X, share_X)],
+        axis=-1,
+    )
+    newlines_YX4 = _first(len(share_Y))[:, None]
+    lines_YX4 = np.concatenate([weights_YX4, newlines_YX4], axis=1)
+    return [np.concatenate([_first(P), lines_YX4.reshape(-1, 4)])]
+
+
+def vision_inputs_of_many(
+    image: Any, processor: Any, config: LlavaOnevisionConfig
+) -> tuple[VisionInput, ...]:
+    """Return the one vision input of an image that stands beside others: padded to a square."""
+    # The image processor does so where a text has two images; the second is not used.
+    coded = processor.image_processor(images=[[image, image]], return_tensors="np")
+    return square_vision_inputs(np.asarray(coded["pixel_values"][0]), config)
+
+
+def _resized(shape: tuple[int, ...], config: LlavaOnevisionConfig) -> tuple[tuple, tuple]:
+    """Return the neighbours of the rows, and of the columns, of a map as large as it may be."""
+    Y, X = shape
+    ratio = math.sqrt(Y * X / (config.most_tiles * config.num_patches))
+    if ratio <= LARGER:
+        return _neighbours(Y, Y), _neighbours(X, X)
+    return _neighbours(Y, int(Y // ratio)), _neighbours(X, int(X // ratio))
+
+
+def _neighbours(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the two old places that each new one lies between, and the share of the second.
+
+    The arithmetic of `torch.nn.functional.interpolate`, in float32, with ends that are not aligned.
+    """
+    if size == new_size:
+        same = np.arange(size)
+        return same, same, np.zeros(size, np.float32)
+    scale = np.float32(size) / np.float32(new_size)
+    place = scale * (np.arange(new_size, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5)
+    place = np.maximum(place, np.float32(0))
+    first = np.minimum(place.astype(int), size - 1)
+    return first, np.minimum(first + 1, size - 1), np.clip(place - first.astype(np.float32), 0, 1)
+
+
+def _first(count: int) -> np.ndarray:
+    """Return the weights of tokens that are the first of their four rows. [count, 4]."""
+    return np.tile(np.eye(4, dtype=np.float32)[0], (count, 1))

@@ -1,0 +1,143 @@
+"""PaliGemma and PaliGemma 2: a SigLIP tower, one matrix, and a Gemma or Gemma 2 decoder.
+
+Beyer et al. 2024 (arXiv 2407.07726) and Steiner et al. 2024 (arXiv 2412.03555), as
+`PaliGemmaForConditionalGeneration`. Peculiarities: what comes before the answer, the image and the
+question, looks at itself in both directions, and the answer looks back alone.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from manu_jax.models.families.llava import towers_table
+from manu_jax.models.hf.fields import Fields, refuse
+from manu_jax.models.hf.tables import Entry
+from manu_jax.models.inputs.vision_inputs import FixedSizeInputs
+from manu_jax.models.nn.decoder import Decoder
+from manu_jax.models.nn.decoder_config import DecoderConfig, decoder_config
+from manu_jax.models.nn.layers import Remat, project, random_weight
+from manu_jax.models.nn.multimodal import CaptureOf, Multimodal
+from manu_jax.models.nn.vit import Vit, VitConfig, vit_config
+from manu_jax.types import Array, Batch, Neurons, Template
+
+TEMPLATE = Template(
+    user="",
+    image="<image><bos>",
+    no_image="<bos>",
+    after_image="",
+    space="",
+    close="\n",
+    answer="{answer}",
+    end="<eos>",
+    system_form="{system}\n",
+)
+DECODERS = ("gemma", "gemma2")
+# Fields that follow from the others
+DERIVED = ("num_image_tokens", "projection_dim", "projector_hidden_act")
+
+
+@dataclasses.dataclass(frozen=True)
+class PaliGemmaConfig(FixedSizeInputs):
+    """What a PaliGemma's `config.json` says."""
+
+    text: DecoderConfig
+    vision: VitConfig
+    image_token: int
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Image tokens that stand for one image in the token ids."""
+        return self.vision.num_patches
+
+    def num_features(self, num_patches: int) -> int:
+        """Return the image tokens of a vision input; all have as many."""
+        return self.tokens_per_image
+
+
+def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> PaliGemmaConfig:
+    """Return the config of a `config.json`; ManuError lists every field that is not handled."""
+    faults: list[str] = []
+    fields = Fields(values, "", faults)
+    text = {"model_type": "gemma", **fields.part("text_config")}
+    vision = dict(fields.part("vision_config"))
+    if text["model_type"] not in DECODERS:
+        faults.append(
+            f"text_config.model_type = {text['model_type']!r}: known: {', '.join(DECODERS)}"
+        )
+    if vision.pop("vision_use_head", False):
+        faults.append("vision_config.vision_use_head = True: expected false")
+    if text.pop("use_bidirectional_attention", None) is False:
+        faults.append("text_config.use_bidirectional_attention = False: expected true")
+    for section in (text, vision):
+        for name in DERIVED:
+            section.pop(name, None)
+    for name in (*DERIVED, "hidden_size", "vocab_size", "ignore_index", "image_seq_length"):
+        fields.get(name)
+    is_tied = fields.get("tie_word_embeddings", True)
+    config = PaliGemmaConfig(
+        text=decoder_config(text, faults, is_tied=is_tied),
+        vision=vit_config(vision, faults, kind="siglip_vision_model"),
+        image_token=fields.get("image_token_index", fields.get("image_token_id", 256000)),
+    )
+    fields.finish()
+    refuse(faults, where)
+    return config
+
+
+class PaliGemma(Multimodal):
+    """The tower, the projector's one matrix, and the decoder."""
+
+    def __init__(self, key: jax.Array, config: PaliGemmaConfig):
+        vision, projection, text = jax.random.split(key, 3)
+        D, E = config.vision.width, config.text.width
+        self.vision = Vit(vision, config.vision)
+        self.projection_DE = random_weight(projection, (D, E), D)
+        self.projection_bias_E = nnx.Param(jnp.zeros(E))
+        self.text = Decoder(text, config.text)
+        self.config = config
+
+    def encode_images(
+        self,
+        patches_BIPC: Array,
+        patch_positions_BIP2: Array | None,
+        *,
+        gates: Neurons,
+        capture_of: CaptureOf,
+        remat: Remat,
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Return the projected patches. [B, I, P, E]."""
+        states_BIPD, seen = self.vision(
+            patches_BIPC,
+            gates=gates.get("vision"),
+            capture=capture_of(jnp.ones(patches_BIPC.shape[:3])),
+            remat=remat,
+        )
+        y_BIPE = project(states_BIPD, self.projection_DE[...])
+        return y_BIPE + self.projection_bias_E[...][None, None, None], {"vision": seen}
+
+    def bidirectional_groups(self, batch: Batch) -> Array:
+        """Return 0 for what comes before the first token that carries loss, −1 from there on."""
+        is_answer_BT = jnp.asarray(batch.loss_weights_BT) > 0
+        return jnp.where(jnp.cumsum(is_answer_BT, axis=1) == 0, 0, -1)
+
+
+def weight_table(config: PaliGemmaConfig) -> list[Entry]:
+    """Return which tensor of form A fills which leaf of the model."""
+    name = "multi_modal_projector.linear."
+    return [
+        *towers_table(config),
+        Entry("projection_DE", name + "weight", "ED"),
+        Entry("projection_bias_E", name + "bias", "E"),
+    ]
+
+
+def template_of(tokenizer: Any) -> Template:
+    """Return the prompt strings with the tokenizer's own tokens of beginning and end."""
+    begin = tokenizer.bos_token
+    return dataclasses.replace(
+        TEMPLATE, image=f"<image>{begin}", no_image=begin, end=tokenizer.eos_token
+    )

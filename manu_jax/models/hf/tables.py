@@ -1,0 +1,43 @@
+"""Which tensor of a Hugging Face file fills which leaf, and where the neurons of a tower lie.
+
+An Entry's axes are the letters of the tensor on disk; letters in parentheses share one dimension.
+The leaf's own letters end its path, so `Entry("…q_LDNH", "…q_proj.weight", "(NH)D")` says all there
+is to say about reading, slicing and writing that weight.
+"""
+
+import dataclasses
+import re
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One leaf of the model and the tensor, or the tensors of its layers, that fill it.
+
+    name: the tensor's name in the family's export form; `{layer}` is the layer's number, which is
+    `first_layer` plus the index on the leaf's L axis. A stack of one may have no number.
+    """
+
+    path: str
+    name: str
+    axes: str
+    first_layer: int = 0
+
+    @property
+    def letters(self) -> str:
+        """The leaf's letters without L."""
+        return self.path.rsplit("_", 1)[1].removeprefix("L")
+
+    @property
+    def is_stacked(self) -> bool:
+        return self.path.rsplit("_", 1)[1].startswith("L")
+
+    @property
+    def groups(self) -> list[str]:
+        """The letters of each dimension on disk: "(NH)D" → ["NH", "D"]."""
+        return [group.strip("()") for group in re.findall(r"\([A-Z]+\)|[A-Z]", self.axes)]
+
+    def names(self, shape: tuple[int, ...]) -> list[str]:
+        """Return the tensor's names, layer by layer, for a leaf of that shape."""
+        if not self.is_stacked:
+            return [self.name]
+        return [self.name.format(layer=self.first_layer + index) for index in range(shape[0])]

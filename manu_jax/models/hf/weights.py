@@ -1,0 +1,330 @@
+"""Safetensors to sharded leaves.
+
+A leaf is filled by `jax.make_array_from_callback`: each device reads from the files only the slice
+that it holds. Every tensor on disk is used exactly once and every leaf is filled, or one error
+lists all that is missing, left over and misshaped.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from manu_jax import parallel
+from manu_jax.leaves import path_name
+from manu_jax.models.hf.tables import Entry
+from manu_jax.types import ManuError
+
+INDEX = "model.safetensors.index.json"
+DTYPES = {"F32": np.dtype("float32"), "F16": np.dtype("float16"), "BF16": ml_dtypes.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor on disk: where it is and what its header says."""
+
+    file: Path
+    stored_name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A folder's tensors against a model's: what fits, and what does not."""
+
+    missing: tuple[str, ...]
+    left_over: tuple[str, ...]
+    misshaped: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        return not (self.missing or self.left_over or self.misshaped)
+
+    def refuse(self, where: str) -> None:
+        """Raise one ManuError with everything that does not fit; return where all does."""
+        lists = {
+            "missing": self.missing,
+            "left over": self.left_over,
+            "of another shape": self.misshaped,
+        }
+        if not self.fits:
+            listed = "\n".join(
+                f"  {len(names)} {what}: {', '.join(names)}"
+                for what, names in lists.items()
+                if names
+            )
+            raise ManuError(
+                f"{where}: its tensors do not fit its config.json:\n{listed}\n"
+                "Is the download complete, and config.json the one that came with it?"
+            )
+
+
+def open_tensors(path: Path) -> dict[str, Tensor]:
+    """Return {name as stored: Tensor} of all safetensors files of a folder.
+
+    Raises ManuError for a folder without them, a file that the index names and that is not there,
+    a damaged file, and a name that two files hold.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    found: dict[str, Tensor] = {}
+    faults = []
+    for file in _weight_files(path):
+        try:
+            with safe_open(file, "numpy") as opened:
+                for name in opened.keys():
+                    piece = opened.get_slice(name)
+                    if name in found:
+                        faults.append(f"{name} stands in {found[name].file.name} and {file.name}")
+                    if piece.get_dtype() not in DTYPES:
+                        faults.append(
+                            f"{name} in {file.name} is {piece.get_dtype()}; "
+                            f"known: {', '.join(DTYPES)}"
+                        )
+                    found[name] = Tensor(file, name, tuple(piece.get_shape()), piece.get_dtype())
+        except (SafetensorError, OSError) as error:
+            faults.append(f"{file.name} is damaged or cut short ({error})")
+    if faults:
+        listed = "\n".join(f"  {fault}" for fault in faults)
+        raise ManuError(f"{path}: its weights can't be read:\n{listed}\nDownload the files again.")
+    return found
+
+
+def with_export_names(
+    tensors: Mapping[str, Tensor],
+    name_prefixes: Mapping[str, Mapping[str, str]],
+    ignored: Sequence[str],
+) -> tuple[str, dict[str, Tensor]]:
+    """Return the form of a folder's names, and its tensors under the names of the export form.
+
+    The form is the first that explains the most names; names that it does not explain stay as they
+    are. Names that end in one of `ignored` are left out.
+    """
+    names = [name for name in tensors if not name.endswith(tuple(ignored))]
+
+    def explained(form: str) -> int:
+        return sum(name.startswith(tuple(name_prefixes[form])) for name in names)
+
+    form = max(name_prefixes, key=explained)
+    # A longer start wins; forms whose starts contain one another differ in their longest.
+    starts = sorted(name_prefixes[form], key=len, reverse=True)
+    renamed = {}
+    for name in names:
+        start = next((start for start in starts if name.startswith(start)), None)
+        new = name if start is None else name_prefixes[form][start] + name[len(start) :]
+        renamed[new] = tensors[name]
+    return form, renamed
+
+
+def without_repeats(tensors: Mapping[str, Tensor], tied: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return the tensors without the repeats of a tied model ({repeat: other}).
+
+    Raises ManuError where a repeat holds other numbers.
+    """
+    kept = dict(tensors)
+    with _Reader() as reader:
+        for repeat, other in tied.items():
+            if repeat not in kept:
+                continue
+            if other not in kept:
+                kept[other] = kept.pop(repeat)
+                continue
+            one, two = (reader.read(kept[name], (slice(None),)) for name in (repeat, other))
+            if one.shape != two.shape or one.tobytes() != two.tobytes():
+                raise ManuError(
+                    f"{kept[repeat].file.parent}: config.json ties {repeat} to {other}, and the "
+                    "files hold different numbers for them. Set tie_word_embeddings to false."
+                )
+            del kept[repeat]
+    return kept
+
+
+def compare(
+    tensors: Mapping[str, Tensor], table: Sequence[Entry], shapes: Mapping[str, tuple[int, ...]]
+) -> Comparison:
+    """Return what is missing, left over and misshaped, without reading a weight.
+
+    shapes: {path: shape} of the model's leaves.
+    """
+    unfilled = set(shapes) - {entry.path for entry in table}
+    if unfilled:
+        raise ValueError(f"leaves without an entry in the weight table: {sorted(unfilled)}")
+    wanted = {
+        name: _stored_shape(entry, shapes[entry.path])
+        for entry in table
+        for name in entry.names(shapes[entry.path])
+    }
+    misshaped = [
+        f"{tensors[name].stored_name} is {list(tensors[name].shape)}, expected {list(shape)}"
+        for name, shape in wanted.items()
+        if name in tensors and tensors[name].shape != shape
+    ]
+    left_over = [tensors[name].stored_name for name in tensors if name not in wanted]
+    return Comparison(
+        tuple(name for name in wanted if name not in tensors), tuple(left_over), tuple(misshaped)
+    )
+
+
+def stored_dtype(tensors: Mapping[str, Tensor]) -> Any:
+    """Return the one dtype that holds all tensors of a folder exactly."""
+    kinds = sorted({tensor.dtype for tensor in tensors.values()})
+    return DTYPES[kinds[0]] if len(kinds) == 1 else DTYPES["F32"]
+
+
+def fill(
+    model: Any,
+    tensors: Mapping[str, Tensor],
+    table: Sequence[Entry],
+    *,
+    dtype: Any,
+    mesh: jax.sharding.Mesh | None,
+) -> Any:
+    """Return the abstract `model` with every leaf read from disk, placed on the mesh.
+
+    Raises ManuError that lists all tensors with NaN or infinite numbers.
+    """
+    entries = {entry.path: entry for entry in table}
+    bad: set[str] = set()
+    with _Reader() as reader:
+
+        def leaf(path, shape):
+            name = path_name(path)
+            return _read_leaf(
+                entries[name], shape.shape, tensors, reader, dtype=dtype, mesh=mesh, bad=bad
+            )
+
+        filled = jax.tree_util.tree_map_with_path(leaf, model)
+    if bad:
+        raise ManuError(
+            "weights with NaN or infinite numbers:\n"
+            + "\n".join(f"  {name}" for name in sorted(bad))
+            + "\nThe file is damaged, or the training that wrote it had diverged."
+        )
+    return filled
+
+
+class _Reader:
+    """Files opened once; reads the slices of tensors."""
+
+    def __init__(self):
+        self._opened: dict[Path, Any] = {}
+
+    def __enter__(self) -> "_Reader":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for opened in self._opened.values():
+            opened.__exit__(None, None, None)
+
+    def read(self, tensor: Tensor, index: tuple[slice, ...]) -> np.ndarray:
+        from safetensors import safe_open
+
+        if tensor.file not in self._opened:
+            self._opened[tensor.file] = safe_open(tensor.file, "numpy").__enter__()
+        opened = self._opened[tensor.file]
+        return opened.get_slice(tensor.stored_name)[index]
+
+
+def _read_leaf(
+    entry: Entry,
+    shape: tuple[int, ...],
+    tensors: Mapping[str, Tensor],
+    reader: _Reader,
+    *,
+    dtype: Any,
+    mesh: jax.sharding.Mesh | None,
+    bad: set[str],
+) -> jax.Array:
+    names = entry.names(shape)
+    done: dict[Any, np.ndarray] = {}
+
+    def read(index: Any) -> np.ndarray:
+        bounds = tuple(piece.indices(size)[:2] for piece, size in zip(index, shape, strict=True))
+        if bounds not in done:
+            layers, own = (bounds[0], bounds[1:]) if entry.is_stacked else ((0, 1), bounds)
+            pieces = []
+            for name in names[slice(*layers)]:
+                stored = reader.read(tensors[name], _stored_index(entry, shape, own))
+                if not _is_finite(stored):
+                    bad.add(tensors[name].stored_name)
+                pieces.append(_from_stored(stored, entry, own).astype(dtype, copy=False))
+            done[bounds] = np.stack(pieces) if entry.is_stacked else pieces[0]
+        return done[bounds]
+
+    if mesh is None:
+        return jax.device_put(read((slice(None),) * len(shape)))
+    return jax.make_array_from_callback(shape, parallel.sharding(entry.path, shape, mesh), read)
+
+
+def _sizes(entry: Entry, shape: tuple[int, ...]) -> dict[str, int]:
+    own = shape[1:] if entry.is_stacked else shape
+    return dict(zip(entry.letters, own, strict=True))
+
+
+def _stored_shape(entry: Entry, shape: tuple[int, ...]) -> tuple[int, ...]:
+    sizes = _sizes(entry, shape)
+    return tuple(math.prod(sizes[letter] for letter in group) for group in entry.groups)
+
+
+def _stored_index(entry: Entry, shape, own: Sequence[tuple[int, int]]) -> tuple[slice, ...]:
+    """Return which part of the tensor on disk holds the part `own` of the leaf.
+
+    Of letters that share a dimension only the first may be cut.
+    """
+    sizes, bounds = _sizes(entry, shape), dict(zip(entry.letters, own, strict=True))
+    index = []
+    for first, *rest in entry.groups:
+        if any(bounds[letter] != (0, sizes[letter]) for letter in rest):
+            raise ValueError(f"{entry.path}: cut along {rest}, which is inside a joint dimension")
+        step = math.prod(sizes[letter] for letter in rest)
+        index.append(slice(bounds[first][0] * step, bounds[first][1] * step))
+    return tuple(index)
+
+
+def _from_stored(stored: np.ndarray, entry: Entry, own: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Return a piece as the leaf has it: joint dimensions split, axes in the leaf's order."""
+    sizes = {letter: end - start for letter, (start, end) in zip(entry.letters, own, strict=True)}
+    order = "".join(entry.groups)
+    split = stored.reshape([sizes[letter] for letter in order])
+    return split.transpose([order.index(letter) for letter in entry.letters])
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    if array.dtype == ml_dtypes.bfloat16:
+        # All eight exponent bits set: infinity or NaN. NumPy has no fast isfinite for this dtype.
+        return not np.any((array.view(np.uint16) & np.uint16(0x7F80)) == 0x7F80)
+    return bool(np.isfinite(array).all())
+
+
+def _weight_files(path: Path) -> list[Path]:
+    index = path / INDEX
+    if index.exists():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ManuError(f"{index}: not a safetensors index ({error!r}). Get it anew.") from None
+        absent = [name for name in names if not (path / name).is_file()]
+        if absent:
+            raise ManuError(
+                f"{path}: {INDEX} names {len(names)} files, of which are not there: "
+                f"{', '.join(absent)}. Is the download complete?"
+            )
+        return [path / name for name in names]
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        others = sorted(file.name for file in path.glob("*.bin"))
+        hint = (
+            f" It has {', '.join(others)}; pickles are never read: convert them with "
+            "`save_pretrained(..., safe_serialization=True)` where you trust them."
+            if others
+            else " Give a folder as `save_pretrained` or the hub lays it out."
+        )
+        raise ManuError(f"{path}: no *.safetensors file.{hint}")
+    return files

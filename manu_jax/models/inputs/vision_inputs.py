@@ -1,0 +1,159 @@
+"""What a vision tower takes for an image: vision inputs, how they are made, kept, and put in a batch."""
+
+import collections
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from manu_jax.types import ManuError, VisionInput
+
+CACHE_BYTES = 2**29
+
+
+class VisionInputSizes(Protocol):
+    """What a family's config says of its vision inputs.
+
+    patch_values: numbers of a patch. num_patches: of a vision input; where they are of any size, what a
+    batch without a vision input has room for. of_any_size: a batch says where each patch has its place.
+    """
+
+    @property
+    def patch_values(self) -> int: ...
+
+    @property
+    def num_patches(self) -> int: ...
+
+    @property
+    def of_any_size(self) -> bool: ...
+
+    def num_features(self, num_patches: int) -> int:
+        """Return the features that a vision input with room for so many patches becomes."""
+        ...
+
+
+class FixedSizeInputs:
+    """The VisionInputSizes of a config whose vision inputs all fill its tower's grid."""
+
+    vision: Any
+
+    @property
+    def patch_values(self) -> int:
+        return self.vision.patch_values
+
+    @property
+    def num_patches(self) -> int:
+        return self.vision.num_patches
+
+    @property
+    def of_any_size(self) -> bool:
+        return False
+
+
+class AnySizeInputs:
+    """The VisionInputSizes of a config whose vision inputs are of any size."""
+
+    vision: Any
+
+    @property
+    def patch_values(self) -> int:
+        return self.vision.patch_values
+
+    @property
+    def num_patches(self) -> int:
+        return 16  # what the smallest vision input is padded to
+
+    @property
+    def of_any_size(self) -> bool:
+        return True
+
+
+class VisionInputCache:
+    """Pictures of the images last used, up to CACHE_BYTES. An image is known by its identity."""
+
+    def __init__(self):
+        self._entries: collections.OrderedDict[Any, tuple[Any, tuple[VisionInput, ...]]]
+        self._entries = collections.OrderedDict()
+        self._bytes = 0
+
+    def vision_inputs(
+        self,
+        image: Any,
+        make: Callable[[Any], tuple[VisionInput, ...]],
+        *,
+        is_one_of_many: bool = False,
+    ) -> tuple[VisionInput, ...]:
+        """Return what `make` gives for the image, as one of many or alone."""
+        key = (id(image), "many") if is_one_of_many else id(image)
+        if key in self._entries:
+            self._entries.move_to_end(key)
+            return self._entries[key][1]
+        made = make(image)
+        # The entry keeps the image alive, so that its id is not given to another one.
+        self._entries[key] = (image, made)
+        self._bytes += _num_bytes(made)
+        while self._bytes > CACHE_BYTES and len(self._entries) > 1:
+            self._bytes -= _num_bytes(self._entries.popitem(last=False)[1][1])
+        return made
+
+
+def patches_of(pixels_CYX: np.ndarray, size: int) -> np.ndarray:
+    """Return an image's patches of `size` by `size` pixels, row by row. [P, size · size · C].
+
+    Rows and columns that fill no patch are lost, as in a convolution.
+    """
+    C, Y, X = pixels_CYX.shape
+    rows, columns = Y // size, X // size
+    kept_CYX = np.asarray(pixels_CYX, np.float32)[:, : rows * size, : columns * size]
+    split = kept_CYX.reshape(C, rows, size, columns, size).transpose(1, 3, 2, 4, 0)
+    return np.ascontiguousarray(split.reshape(rows * columns, size * size * C))
+
+
+def square_vision_input(
+    image: Any, processor: Any, config: Any, **settings: Any
+) -> tuple[VisionInput, ...]:
+    """Return the one vision input of an image, as large as the tower's grid.
+
+    settings: of the image processor, in place of the folder's.
+    """
+    coded = processor.image_processor(images=[image], return_tensors="np", **settings)
+    return square_vision_inputs(np.asarray(coded["pixel_values"]), config)
+
+
+def square_vision_inputs(pixels_ICYX: np.ndarray, config: Any) -> tuple[VisionInput, ...]:
+    """Return the vision inputs that a processor makes of an image, each as large as the tower's grid."""
+    size = config.vision.image_size
+    if pixels_ICYX.shape[1:] != (3, size, size):
+        raise ManuError(
+            f"the image processor gives {pixels_ICYX.shape[2]} × {pixels_ICYX.shape[3]} pixels, "
+            f"the model takes {size} × {size}: config.json and the image processor's file are of "
+            "different models."
+        )
+    num_features = config.num_features(config.num_patches)
+    return tuple(
+        VisionInput(patches_of(pixels_CYX, config.vision.patch_size), None, num_features)
+        for pixels_CYX in pixels_ICYX
+    )
+
+
+def collate_vision_inputs(
+    rows: Sequence[Sequence[VisionInput]],
+    sizes: VisionInputSizes,
+    num_images: int,
+    num_patches: int,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the patches [B, I, P, C] of vision inputs, and their places [B, I, P, 2] or None."""
+    shape = (len(rows), num_images, num_patches)
+    patches_BIPC = np.zeros((*shape, sizes.patch_values), np.float32)
+    patch_positions_BIP2 = np.full((*shape, 2), -1, np.int32) if sizes.of_any_size else None
+    for row, vision_inputs in enumerate(rows):
+        for number, vision_input in enumerate(vision_inputs):
+            count = len(vision_input.patches_PC)
+            patches_BIPC[row, number, :count] = vision_input.patches_PC
+            if patch_positions_BIP2 is not None and vision_input.patch_positions_P2 is not None:
+                patch_positions_BIP2[row, number, :count] = vision_input.patch_positions_P2
+    return patches_BIPC, patch_positions_BIP2
+
+
+def _num_bytes(vision_inputs: Sequence[VisionInput]) -> int:
+    return sum(vision_input.patches_PC.nbytes for vision_input in vision_inputs)

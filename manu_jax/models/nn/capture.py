@@ -1,0 +1,133 @@
+"""What a Capture measures inside one MLP: a number per sample and neuron, or the position statistic.
+
+A tower prepares the weights of its tokens once (`text_weights`, `image_weights`); every MLP then
+reduces its activations with them at once, so that no layer's activations outlive the layer.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from manu_jax.types import Array, Batch, Capture
+
+
+class TowerCapture(NamedTuple):
+    """A capture with the weights of one tower's tokens.
+
+    weights_BT float32: the per-sample reductions' weights (they sum to 1, or to 0 without tokens;
+        for "max": 1 on valid tokens). rows_BI float32: weight (0 or 1) of each row of "position",
+        where the T tokens of an example are I rows, one after the other.
+    """
+
+    spec: Capture
+    weights_BT: jax.Array
+    rows_BI: jax.Array
+
+
+class Moments(NamedTuple):
+    """Sums over rows at each position: count, Σ|z|, how many above τ, mean, Σ(z − mean)²."""
+
+    num_rows: jax.Array
+    absolute_TF: jax.Array
+    above_TF: jax.Array
+    mean_TF: jax.Array
+    squares_TF: jax.Array
+
+
+def text_weights(batch: Batch, capture: Capture) -> TowerCapture:
+    """Return the weights of a text tower's tokens: the valid, the answer's, or the last valid."""
+    valid_BT = jnp.asarray(batch.attention_mask_BT, jnp.float32)
+    rows_B1 = jnp.asarray(batch.example_weights_B > 0, jnp.float32)[:, None]
+    if capture.reduction == "last":
+        num_tokens = valid_BT.shape[1]
+        last_B1 = num_tokens - 1 - jnp.argmax(valid_BT[:, ::-1], axis=1, keepdims=True)
+        valid_BT = valid_BT * (jnp.arange(num_tokens)[None] == last_B1)
+    elif capture.reduction == "answer":
+        # The token that carries loss is the answer's own; it was predicted one position earlier.
+        valid_BT = valid_BT * (batch.loss_weights_BT > 0)
+    return TowerCapture(capture, _normalised(valid_BT, capture), rows_B1)
+
+
+def image_weights(batch: Batch, capture: Capture, is_token_BIP: Array) -> TowerCapture:
+    """Return the weights of an image tower's tokens: all of all of the example's images.
+
+    is_token_BIP: False where an image that is there has padding. "answer" and "last" have no
+    meaning there; like "mean" they are the mean over the tokens.
+    """
+    images_BI = jnp.asarray(batch.image_mask_BI, jnp.float32)
+    valid_BT = (images_BI[..., None] * is_token_BIP).reshape(len(images_BI), -1)
+    rows_BI = images_BI * (batch.example_weights_B > 0)[:, None]
+    return TowerCapture(capture, _normalised(valid_BT, capture), rows_BI)
+
+
+def reduce_tokens(z_BTF: jax.Array, capture: TowerCapture) -> jax.Array:
+    """Return one number per sample and neuron. [B, F] float32."""
+    if capture.spec.reduction == "max":
+        z_BTF = z_BTF.astype(jnp.float32) * capture.weights_BT[..., None]
+        highest_BF, lowest_BF = z_BTF.max(axis=1), z_BTF.min(axis=1)
+        return jnp.where(highest_BF >= -lowest_BF, highest_BF, lowest_BF)
+    return jnp.einsum(
+        "BT,BTF->BF",
+        capture.weights_BT.astype(z_BTF.dtype),
+        z_BTF,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def position_moments(z_BTF: jax.Array, capture: TowerCapture) -> Moments:
+    """Return the sums over the batch's rows at each token position, padding tokens included."""
+    num_rows = capture.rows_BI.size
+    weights_B = capture.rows_BI.reshape(num_rows)
+    z_BTF = z_BTF.reshape(num_rows, -1, z_BTF.shape[-1]).astype(jnp.float32)
+    z_BTF = jnp.clip(z_BTF, -capture.spec.clamp, capture.spec.clamp)
+    size_BTF = jnp.abs(z_BTF)
+    total = weights_B.sum()
+    above_BTF = (size_BTF > capture.spec.threshold).astype(jnp.float32)
+    mean_TF = jnp.einsum("B,BTF->TF", weights_B, z_BTF) / jnp.maximum(total, 1)
+    return Moments(
+        total,
+        jnp.einsum("B,BTF->TF", weights_B, size_BTF),
+        jnp.einsum("B,BTF->TF", weights_B, above_BTF),
+        mean_TF,
+        jnp.einsum("B,BTF->TF", weights_B, jnp.square(z_BTF - mean_TF[None])),
+    )
+
+
+def zero_moments(num_tokens: int, num_neurons: int) -> Moments:
+    """Return the moments of no rows."""
+    zero_TF = jnp.zeros((num_tokens, num_neurons))
+    return Moments(jnp.zeros(()), zero_TF, zero_TF, zero_TF, zero_TF)
+
+
+def add_moments(a: Moments, b: Moments) -> Moments:
+    """Return the moments of the rows of both (Chan's update: no difference of large sums)."""
+    total = a.num_rows + b.num_rows
+    share = b.num_rows / jnp.maximum(total, 1)
+    difference_TF = b.mean_TF - a.mean_TF
+    return Moments(
+        total,
+        a.absolute_TF + b.absolute_TF,
+        a.above_TF + b.above_TF,
+        a.mean_TF + difference_TF * share,
+        a.squares_TF + b.squares_TF + jnp.square(difference_TF) * (a.num_rows * share),
+    )
+
+
+def position_statistic(moments: Moments) -> jax.Array:
+    """Return mean |z|, share above τ, unbiased deviation and root mean square. [4, F].
+
+    Each is taken over the rows at one position and then averaged over the positions; one row alone
+    has deviation 0.
+    """
+    rows = jnp.maximum(moments.num_rows, 1)
+    spread_TF = jnp.sqrt(moments.squares_TF / jnp.maximum(moments.num_rows - 1, 1))
+    energy_TF = moments.squares_TF / rows + jnp.square(moments.mean_TF)
+    columns = (moments.absolute_TF / rows, moments.above_TF / rows, spread_TF, jnp.sqrt(energy_TF))
+    return jnp.stack([column_TF.mean(axis=0) for column_TF in columns])
+
+
+def _normalised(valid_BT: jax.Array, capture: Capture) -> jax.Array:
+    if capture.reduction == "max":
+        return valid_BT
+    return valid_BT / jnp.maximum(valid_BT.sum(axis=1, keepdims=True), 1)

@@ -1,0 +1,234 @@
+"""The parts that towers are made of: norms, attention, and the one MLP.
+
+Parameters are stacked over layers (`up_LDF`); a scan hands each step the slice of its layer, still
+in the module's form. Inside a layer the slice is unpacked under its own letters (`up_DF`).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Remat = Literal["all", "dots", "none"]
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_new": jax.nn.gelu,
+    "gelu_pytorch_tanh": jax.nn.gelu,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+}
+
+# What the backward pass recomputes: everything in a layer, all but the plain matmuls, nothing.
+REMATS: dict[str, Callable[[Callable], Callable]] = {
+    "all": lambda body: jax.checkpoint(body, prevent_cse=False),
+    "dots": lambda body: jax.checkpoint(
+        body,
+        prevent_cse=False,
+        policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    ),
+    "none": lambda body: body,
+}
+
+
+def random_weight(key: jax.Array, shape: tuple[int, ...], fan_in: int) -> nnx.Param:
+    """Return a parameter of normal numbers with variance 1 / fan_in.
+
+    What a layer adds to the residual stream is given a fan-in 2 L times as large, so that L layers
+    together add as much as one would (Radford et al. 2019, section 2.3).
+    """
+    return nnx.Param(jax.random.normal(key, shape) * fan_in**-0.5)
+
+
+def rms_norm(
+    x_BTD: jax.Array, scale_D: jax.Array, epsilon: float, *, unit_offset: bool = False
+) -> jax.Array:
+    """Return x scaled to root mean square 1 (in float32), times the scale.
+
+    x may have further axes before the last. unit_offset: the scale is what is added to 1, and
+    multiplied before the cast (Gemma).
+    """
+    wide_BTD = x_BTD.astype(jnp.float32)
+    mean_BT1 = jnp.mean(jnp.square(wide_BTD), axis=-1, keepdims=True)
+    normal_BTD = wide_BTD * jax.lax.rsqrt(mean_BT1 + epsilon)
+    scale = jnp.expand_dims(scale_D, range(x_BTD.ndim - 1))
+    if unit_offset:
+        return (normal_BTD * (1 + scale.astype(jnp.float32))).astype(x_BTD.dtype)
+    return scale * normal_BTD.astype(x_BTD.dtype)
+
+
+def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
+    """Return x squeezed into ± cap by a tanh; None: as it is."""
+    return x if cap is None else jnp.tanh(x / cap) * cap
+
+
+def layer_norm(
+    x_BTD: jax.Array, scale_D: jax.Array, bias_D: jax.Array, epsilon: float
+) -> jax.Array:
+    """Return x with mean 0 and variance 1 (in float32), times the scale, plus the bias."""
+    wide_BTD = x_BTD.astype(jnp.float32)
+    centred_BTD = wide_BTD - jnp.mean(wide_BTD, axis=-1, keepdims=True)
+    variance_BT1 = jnp.mean(jnp.square(centred_BTD), axis=-1, keepdims=True)
+    normal_BTD = centred_BTD * jax.lax.rsqrt(variance_BT1 + epsilon)
+    return (normal_BTD * scale_D[None, None] + bias_D[None, None]).astype(x_BTD.dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+    """A weight with a low-rank adapter beside it (LoRA, Hu et al. 2021, arXiv 2106.09685).
+
+    It stands in a module where the weight stood: `project` adds scale · dropout(x)·A·B to x·W.
+    weight_DE: W. down_DR, up_RE: A and B, with the input axes and the output axes of W. key: of the
+    dropout, None where nothing is dropped. In a stack of layers all have the leading axis L.
+    """
+
+    weight_DE: jax.Array
+    down_DR: jax.Array
+    up_RE: jax.Array
+    key: jax.Array | None
+    scale: float = dataclasses.field(metadata={"static": True})
+    # The share of the adapter's inputs that are 0
+    dropout: float = dataclasses.field(metadata={"static": True})
+
+    def __getitem__(self, index: Any) -> "Adapted":
+        """Return itself: modules unpack their parameters by `[...]`."""
+        if index is not ...:
+            raise TypeError("a weight with an adapter has no parts")
+        return self
+
+
+def project(
+    x_BTD: jax.Array, weight_DE: jax.Array | Adapted, *, inputs: int = 1, dtype: Any = None
+) -> jax.Array:
+    """Return x times the weight, over the last `inputs` axes of x and the first ones of the weight.
+
+    One product of two matrices, all tokens in one axis: with more axes the backward pass on CPU
+    copies its operands transposed and takes nearly twice as long. dtype: of the result.
+    """
+    if isinstance(weight_DE, Adapted):
+        y_BTE = project(x_BTD, weight_DE.weight_DE, inputs=inputs, dtype=dtype)
+        if weight_DE.key is not None:
+            kept = 1 - weight_DE.dropout
+            is_kept_BTD = jax.random.bernoulli(weight_DE.key, kept, x_BTD.shape)
+            x_BTD = jnp.where(is_kept_BTD, x_BTD / kept, 0)
+        low_BTR = project(x_BTD, weight_DE.down_DR, inputs=inputs)
+        return y_BTE + weight_DE.scale * project(low_BTR, weight_DE.up_RE, dtype=dtype)
+    leading, summed = x_BTD.shape[:-inputs], weight_DE.shape[:inputs]
+    y_TE = jnp.einsum(
+        "TD,DE->TE",
+        x_BTD.reshape(math.prod(leading), math.prod(summed)),
+        weight_DE.reshape(math.prod(summed), -1),
+        preferred_element_type=dtype,
+    )
+    return y_TE.reshape(*leading, *weight_DE.shape[inputs:])
+
+
+def attend(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    mask_BTS: jax.Array | None,
+    **scores: float | None,
+) -> jax.Array:
+    """Return softmax(q·k / √H)·v, with the softmax in float32. [B, T, N, H].
+
+    Each key head serves N / K query heads. mask_BTS: True where a query may look; a query that may
+    look nowhere (a padding token) gets the plain mean of all values. scores: as `attend_by_head`.
+    """
+    k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
+    return attend_by_head(q_BTNH, k_BKSH, v_BKSH, mask_BTS, **scores)
+
+
+def attend_by_head(
+    q_BTNH: jax.Array,
+    k_BKSH: jax.Array,
+    v_BKSH: jax.Array,
+    mask_BTS: jax.Array | None,
+    *,
+    scale: float | None = None,
+    cap: float | None = None,
+) -> jax.Array:
+    """Return the same from keys and values that have their heads before their tokens.
+
+    scale: of the scores, H**-0.5 if None. cap: the scores are soft-capped.
+    """
+    B, T, N, H = q_BTNH.shape
+    K = k_BKSH.shape[1]
+    scaled_BTNH = q_BTNH * jnp.asarray(scale or H**-0.5, q_BTNH.dtype)
+    # Heads before tokens, so that the big products with [T, S] are plain matrix products: otherwise
+    # the backward pass on CPU copies the scores transposed and takes half as long again.
+    q_BKRH = scaled_BTNH.swapaxes(1, 2).reshape(B, K, N // K * T, H)
+    scores_BKRS = jnp.matmul(q_BKRH, k_BKSH.mT, preferred_element_type=jnp.float32)
+    scores_BKRS = soft_cap(scores_BKRS, cap)
+    if mask_BTS is not None:
+        lowest = jnp.finfo(jnp.float32).min
+        scores_BNTS = scores_BKRS.reshape(B, N, T, -1)
+        scores_BNTS = jnp.where(mask_BTS[:, None], scores_BNTS, lowest)
+        scores_BKRS = scores_BNTS.reshape(scores_BKRS.shape)
+    highest = jax.lax.stop_gradient(scores_BKRS.max(axis=-1, keepdims=True))
+    weights_BKRS = jnp.exp(scores_BKRS - highest)
+    mixed_BKRH = jnp.matmul(
+        weights_BKRS.astype(v_BKSH.dtype), v_BKSH, preferred_element_type=jnp.float32
+    )
+    # Divided after the sum over S: one pass less over the [T, S] scores.
+    mixed_BKRH = mixed_BKRH / weights_BKRS.sum(axis=-1, keepdims=True)
+    return mixed_BKRH.astype(q_BTNH.dtype).reshape(B, N, T, H).swapaxes(1, 2)
+
+
+class Attention(nnx.Module):
+    """The four projections of attention, for a stack of layers."""
+
+    def __init__(
+        self,
+        key: jax.Array,
+        *,
+        num_layers: int,
+        width: int,
+        num_heads: int,
+        num_key_heads: int,
+        head_size: int,
+        qkv_bias: bool,
+        output_bias: bool,
+    ):
+        q, k, v, o = jax.random.split(key, 4)
+        L, D, N, K, H = num_layers, width, num_heads, num_key_heads, head_size
+        self.q_LDNH = random_weight(q, (L, D, N, H), D)
+        self.k_LDKH = random_weight(k, (L, D, K, H), D)
+        self.v_LDKH = random_weight(v, (L, D, K, H), D)
+        self.o_LNHD = random_weight(o, (L, N, H, D), 2 * L * N * H)
+        if qkv_bias:
+            self.q_bias_LNH = nnx.Param(jnp.zeros((L, N, H)))
+            self.k_bias_LKH = nnx.Param(jnp.zeros((L, K, H)))
+            self.v_bias_LKH = nnx.Param(jnp.zeros((L, K, H)))
+        if output_bias:
+            self.o_bias_LD = nnx.Param(jnp.zeros((L, D)))
+        self.qkv_bias, self.output_bias = qkv_bias, output_bias
+
+    def qkv(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return queries [B, T, N, H], keys and values [B, T, K, H] of one layer."""
+        return self.queries(x_BTD), *self.keys_and_values(x_BTD)
+
+    def queries(self, x_BTD: jax.Array) -> jax.Array:
+        """Return the queries of one layer. [B, T, N, H]."""
+        q_BTNH = project(x_BTD, self.q_LDNH[...])
+        return q_BTNH + self.q_bias_LNH[...][None, None] if self.qkv_bias else q_BTNH
+
+    def keys_and_values(self, x_BSD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return the keys and values of one layer. Each [B, S, K, H]."""
+        k_BSKH = project(x_BSD, self.k_LDKH[...])
+        v_BSKH = project(x_BSD, self.v_LDKH[...])
+        if self.qkv_bias:
+            k_BSKH += self.k_bias_LKH[...][None, None]
+            v_BSKH += self.v_bias_LKH[...][None, None]
+        return k_BSKH, v_BSKH
+
+    def output(self, mixed_BTNH: jax.Array) -> jax.Array:
+        """Return the heads' results joined. [B, T, D]."""
+        y_BTD = project(mixed_BTNH, self.o_LNHD[...], inputs=2)
+        return y_BTD + self.o_bias_LD[...][None, None] if self.output_bias else y_BTD

@@ -1,0 +1,334 @@
+"""The vision towers CLIP and SigLIP: patches, positions, pre-norm layers with plain MLPs.
+
+CLIP (Radford et al. 2021, arXiv 2103.00020), as `CLIPVisionModel`: a class token, a norm before the
+layers, and hidden states as the result. SigLIP (Zhai et al. 2023, arXiv 2303.15343), as
+`SiglipVisionModel` without its head and the towers of Idefics2 and Idefics3: a bias on the patches,
+and the normalised last state as the result (LLaVA-OneVision: hidden states as they are). Layers
+after the last one whose result is used are never run: their weights are kept, so that a model is
+written as it was read, but their neurons are not neurons of the model.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from manu_jax.models.hf.fields import Fields
+from manu_jax.models.hf.tables import Entry
+from manu_jax.models.nn.capture import TowerCapture
+from manu_jax.models.nn.layers import (
+    ACTIVATIONS,
+    Attention,
+    Remat,
+    attend,
+    layer_norm,
+    project,
+    random_weight,
+)
+from manu_jax.models.nn.mlp import Mlp, TowerMlp
+from manu_jax.models.nn.scan import scan_layers
+from manu_jax.parallel import constrain
+from manu_jax.types import Array
+
+# Of a new tower, beside patches of variance 1. With 0.02 it sees a bag of patches for long.
+EMBEDDING_SCALE = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class VitConfig:
+    """Sizes of a tower. `features`: which hidden states are its result; 0 is the embeddings.
+
+    is_clip: CLIP, otherwise SigLIP. is_normalised: the result goes through the last norm.
+    image_size: of the grid of positions; vision inputs may be smaller.
+    """
+
+    image_size: int  # pixels a side
+    patch_size: int  # pixels a side
+    width: int
+    num_layers: int
+    num_heads: int
+    num_neurons: int
+    activation: str
+    norm_epsilon: float
+    features: tuple[int, ...]  # each in [0, num_layers]
+    is_clip: bool = True
+    is_normalised: bool = False
+
+    @property
+    def side(self) -> int:
+        """Patches a side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers of a patch."""
+        return self.patch_size**2 * 3
+
+    @property
+    def num_patches(self) -> int:
+        return self.side**2
+
+    @property
+    def num_used_layers(self) -> int:
+        """Layers that run."""
+        return max(self.features)
+
+
+# What a config.json leaves out, per model type, beside what all have in common.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "clip_vision_model": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "patch_size": 32},
+    "siglip_vision_model": {
+        "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "patch_size": 16,
+    },
+    "idefics2_vision": {
+        "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "patch_size": 32,
+    },
+}  # fmt: skip
+DEFAULTS["idefics3_vision"] = DEFAULTS["smolvlm_vision"] = DEFAULTS["idefics2_vision"]
+
+
+def vit_config(
+    values: Mapping[str, Any],
+    faults: list[str],
+    *,
+    feature_layers: tuple[int, ...] = (-1,),
+    kind: str = "clip_vision_model",
+    is_normalised: bool = True,
+    section: str = "vision_config.",
+) -> VitConfig:
+    """Return the config of a `vision_config`; what it asks for and we lack is added to `faults`.
+
+    feature_layers: indices of hidden states; negative ones count from the last. kind: the model
+    type, one of DEFAULTS. is_normalised: a SigLIP's result goes through its last norm.
+    """
+    fields = Fields(values, section, faults)
+    fields.need("model_type", kind, (kind,))
+    fields.need("num_channels", 3, (3,))
+    fields.get("vocab_size")  # stands in old files; a vision tower has no vocabulary
+    num_layers = fields.size("num_hidden_layers", 12)
+    width, num_heads = fields.size("hidden_size", 768), fields.size("num_attention_heads", 12)
+    fields.divides("hidden_size", width, "num_attention_heads", num_heads)
+    states = range(num_layers + 1)
+    for layer in feature_layers:
+        if not -len(states) <= layer < len(states):
+            faults.append(
+                f"vision_feature_layer = {layer!r}: the tower has {num_layers} layers, "
+                f"so it lies in [{-len(states)}, {len(states) - 1}]"
+            )
+    config = VitConfig(
+        image_size=fields.size("image_size", 224),
+        patch_size=fields.size("patch_size", DEFAULTS[kind]["patch_size"]),
+        width=width,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_neurons=fields.size("intermediate_size", 3072),
+        activation=fields.need("hidden_act", DEFAULTS[kind]["hidden_act"], tuple(ACTIVATIONS)),
+        norm_epsilon=fields.get("layer_norm_eps", DEFAULTS[kind]["layer_norm_eps"]),
+        features=tuple(layer % len(states) for layer in feature_layers),
+        is_clip=kind == "clip_vision_model",
+        is_normalised=kind != "clip_vision_model" and is_normalised,
+    )
+    fields.finish()
+    return config
+
+
+class VitLayers(nnx.Module):
+    """A stack of vision layers; called on the slice of one."""
+
+    def __init__(self, key: jax.Array, config: VitConfig, num_layers: int):
+        attention, mlp = jax.random.split(key)
+        L, D = num_layers, config.width
+        self.attention_norm_LD = nnx.Param(jnp.ones((L, D)))
+        self.attention_norm_bias_LD = nnx.Param(jnp.zeros((L, D)))
+        self.attention = Attention(
+            attention,
+            num_layers=L,
+            width=D,
+            num_heads=config.num_heads,
+            num_key_heads=config.num_heads,
+            head_size=D // config.num_heads,
+            qkv_bias=True,
+            output_bias=True,
+        )
+        self.mlp_norm_LD = nnx.Param(jnp.ones((L, D)))
+        self.mlp_norm_bias_LD = nnx.Param(jnp.zeros((L, D)))
+        self.mlp = Mlp(
+            mlp,
+            num_layers=L,
+            width=D,
+            num_neurons=config.num_neurons,
+            activation=config.activation,
+            gated=False,
+            bias=True,
+        )
+        self.epsilon = config.norm_epsilon
+
+    def __call__(
+        self,
+        h_BTD: jax.Array,
+        num_images: int,
+        is_patch_BIP: jax.Array | None,
+        gate: jax.Array | None,
+        capture: TowerCapture | None,
+    ) -> tuple[jax.Array, Any]:
+        """Return the residual stream after one layer, and what was captured.
+
+        The T tokens of an example are its images' tokens, one image after the other; attention
+        stays within an image, and looks at no padding.
+        """
+        x_BTD = layer_norm(
+            h_BTD, self.attention_norm_LD[...], self.attention_norm_bias_LD[...], self.epsilon
+        )
+        qkv = self.attention.qkv(x_BTD)
+        each = [x.reshape(x.shape[0] * num_images, -1, *x.shape[2:]) for x in qkv]
+        mask_B1S = None if is_patch_BIP is None else is_patch_BIP.reshape(len(each[0]), 1, -1)
+        mixed_BTNH = attend(*each, mask_BTS=mask_B1S).reshape(qkv[0].shape)
+        h_BTD = h_BTD + self.attention.output(mixed_BTNH)
+        x_BTD = layer_norm(h_BTD, self.mlp_norm_LD[...], self.mlp_norm_bias_LD[...], self.epsilon)
+        y_BTD, captured = self.mlp(x_BTD, gate, capture)
+        return constrain(h_BTD + y_BTD, "batch", None, None), captured
+
+
+class Vit(nnx.Module):
+    """Pictures to the hidden states that the config names."""
+
+    def __init__(self, key: jax.Array, config: VitConfig):
+        patch, label, position, layers, unused_layers = jax.random.split(key, 5)
+        D, size = config.width, config.patch_size
+        self.patch_YXCD = random_weight(patch, (size, size, 3, D), size * size * 3)
+        num_positions = config.num_patches + config.is_clip
+        self.position_PD = nnx.Param(
+            jax.random.normal(position, (num_positions, D)) * EMBEDDING_SCALE
+        )
+        if config.is_clip:
+            self.class_D = nnx.Param(jax.random.normal(label, (D,)) * EMBEDDING_SCALE)
+            self.pre_norm_D = nnx.Param(jnp.ones(D))
+            self.pre_norm_bias_D = nnx.Param(jnp.zeros(D))
+        else:
+            self.patch_bias_D = nnx.Param(jnp.zeros(D))
+        if config.num_used_layers:
+            self.layers = VitLayers(layers, config, config.num_used_layers)
+        if config.num_layers > config.num_used_layers:
+            self.unused_layers = VitLayers(
+                unused_layers, config, config.num_layers - config.num_used_layers
+            )
+        # CLIP: of the pooled output, which is not used
+        self.post_norm_D = nnx.Param(jnp.ones(D))
+        self.post_norm_bias_D = nnx.Param(jnp.zeros(D))
+        self.config = config
+
+    def __call__(
+        self,
+        patches_BIPC: Array,
+        grid_index_BIP: Array | None = None,
+        *,
+        gates: Array | None = None,
+        capture: TowerCapture | None = None,
+        remat: Remat = "all",
+    ) -> tuple[jax.Array, Any]:
+        """Return the named hidden states side by side [B, I, P, D·n], and what was captured.
+
+        grid_index_BIP: the place of each patch in the grid, row by row, −1: padding; None: each
+        vision input fills the grid. CLIP's class token comes before the patches.
+        """
+        config = self.config
+        batch, images = patches_BIPC.shape[:2]
+        h_BTD = self._embed(patches_BIPC, grid_index_BIP).reshape(batch, -1, config.width)
+        is_patch_BIP = None if grid_index_BIP is None else jnp.asarray(grid_index_BIP) >= 0
+        if config.is_clip:
+            h_BTD = layer_norm(
+                h_BTD, self.pre_norm_D[...], self.pre_norm_bias_D[...], config.norm_epsilon
+            )
+        start_BTD = h_BTD
+        keep_all = len(config.features) > 1
+
+        def body(layer: VitLayers, h_BTD, gate, _):
+            h_BTD, captured = layer(h_BTD, images, is_patch_BIP, gate, capture)
+            return h_BTD, captured, h_BTD if keep_all else None
+
+        captured, states = None, None
+        if config.num_used_layers:
+            h_BTD, captured, states = scan_layers(
+                body,
+                h_BTD,
+                self.layers,
+                gates=gates,
+                capture=capture,
+                matrices={"fc1": config.num_neurons, "fc2": config.width},
+                remat=remat,
+            )
+        if states is not None:
+            chosen = [start_BTD if index == 0 else states[index - 1] for index in config.features]
+            h_BTD = jnp.concatenate(chosen, axis=-1)
+        if config.is_normalised:
+            h_BTD = layer_norm(
+                h_BTD, self.post_norm_D[...], self.post_norm_bias_D[...], config.norm_epsilon
+            )
+        return h_BTD.reshape(batch, images, -1, h_BTD.shape[-1]), captured
+
+    def _embed(self, patches_BIPC: Array, grid_index_BIP: Array | None) -> jax.Array:
+        weight_YXCD, positions_PD = self.patch_YXCD[...], self.position_PD[...]
+        weight_CD = weight_YXCD.reshape(-1, weight_YXCD.shape[-1])
+        h_BIPD = project(jnp.asarray(patches_BIPC).astype(weight_CD.dtype), weight_CD)
+        if self.config.is_clip:
+            shape = (*h_BIPD.shape[:2], 1, h_BIPD.shape[-1])
+            first = jnp.broadcast_to(self.class_D[...], shape)
+            return jnp.concatenate([first, h_BIPD], axis=2) + positions_PD[None, None]
+        h_BIPD += self.patch_bias_D[...][None, None, None]
+        if grid_index_BIP is None:
+            return h_BIPD + positions_PD[None, None]
+        return h_BIPD + positions_PD[jnp.maximum(grid_index_BIP, 0)]
+
+
+def vit_mlp(config: VitConfig, path: str) -> TowerMlp:
+    """Return how the MLPs of a tower's layers that run are built."""
+    sizes = (config.num_used_layers, config.num_neurons, config.width)
+    return TowerMlp(path + ".layers.mlp", *sizes, gated=False, bias=True)
+
+
+def vit_table(config: VitConfig, path: str, root: str) -> list[Entry]:
+    """Return the table of a vision tower, of the layers that run and of those that do not."""
+    embeddings, layer = root + "embeddings.", root + "encoder.layers.{layer}."
+    attention, mlp = layer + "self_attn.", layer + "mlp."
+    table = [
+        Entry(path + ".patch_YXCD", embeddings + "patch_embedding.weight", "DCYX"),
+        Entry(path + ".position_PD", embeddings + "position_embedding.weight", "PD"),
+        Entry(path + ".post_norm_D", root + "post_layernorm.weight", "D"),
+        Entry(path + ".post_norm_bias_D", root + "post_layernorm.bias", "D"),
+    ]
+    if config.is_clip:
+        table += [
+            Entry(path + ".class_D", embeddings + "class_embedding", "D"),
+            Entry(path + ".pre_norm_D", root + "pre_layrnorm.weight", "D"),
+            Entry(path + ".pre_norm_bias_D", root + "pre_layrnorm.bias", "D"),
+        ]
+    else:
+        table.append(Entry(path + ".patch_bias_D", embeddings + "patch_embedding.bias", "D"))
+    stacks = []
+    if config.num_used_layers:
+        stacks.append((path + ".layers.", 0))
+    if config.num_layers > config.num_used_layers:
+        stacks.append((path + ".unused_layers.", config.num_used_layers))
+    for layers, first in stacks:
+        table += [
+            Entry(layers + "attention_norm_LD", layer + "layer_norm1.weight", "D", first),
+            Entry(layers + "attention_norm_bias_LD", layer + "layer_norm1.bias", "D", first),
+            Entry(layers + "mlp_norm_LD", layer + "layer_norm2.weight", "D", first),
+            Entry(layers + "mlp_norm_bias_LD", layer + "layer_norm2.bias", "D", first),
+            Entry(layers + "attention.q_LDNH", attention + "q_proj.weight", "(NH)D", first),
+            Entry(layers + "attention.k_LDKH", attention + "k_proj.weight", "(KH)D", first),
+            Entry(layers + "attention.v_LDKH", attention + "v_proj.weight", "(KH)D", first),
+            Entry(layers + "attention.o_LNHD", attention + "out_proj.weight", "D(NH)", first),
+            Entry(layers + "attention.q_bias_LNH", attention + "q_proj.bias", "(NH)", first),
+            Entry(layers + "attention.k_bias_LKH", attention + "k_proj.bias", "(KH)", first),
+            Entry(layers + "attention.v_bias_LKH", attention + "v_proj.bias", "(KH)", first),
+            Entry(layers + "attention.o_bias_LD", attention + "out_proj.bias", "D", first),
+            Entry(layers + "mlp.up_LDF", mlp + "fc1.weight", "FD", first),
+            Entry(layers + "mlp.up_bias_LF", mlp + "fc1.bias", "F", first),
+            Entry(layers + "mlp.down_LFD", mlp + "fc2.weight", "DF", first),
+            Entry(layers + "mlp.down_bias_LD", mlp + "fc2.bias", "D", first),
+        ]
+    return table
