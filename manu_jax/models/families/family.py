@@ -22,12 +22,11 @@ from manu_jax.types import Template, VisionInput
 class Family:
     """What is particular about one architecture.
 
-    - config_from_hf: the config, given the values of a `config.json` and the name of their place,
-      which errors begin with.
+    - config_from_hf: the config, given the values of a `config.json` and its path for errors.
     - build: a model with random weights, given a key and the config.
-    - name_prefixes: {who writes these names: {prefix of a name: prefix of the export name}}. The
-      export names are those that weight_table has and `save_pretrained` writes.
-    - buffers: endings of names; such tensors are computed, and those of a file are ignored.
+    - name_prefixes: {who writes these names: {prefix of a name: prefix of the export name}}. Export
+      names are those in weight_table, which `save_pretrained` writes.
+    - buffers: endings of the names of tensors that are computed; those in a file are ignored.
     - tied: {name that files of a tied model may also hold: name of the tensor that it repeats}.
     - replacements: what replaces each placeholder in a text, given the text, its images, the
       processor and the config.
@@ -42,9 +41,9 @@ class Family:
     - template_of: the prompt strings, given the tokenizer, if the models of the family differ in
       them; it may return None for `template`.
     - prompt_sees_ahead: the tokens before an answer attend to each other in both directions.
-    - tiny_config, tiny_processor: the `config.json` and the processor of a model that the run
-      trains itself, given its sizes and a tokenizer; of tiny_config, the processor's tokenizer.
-    - check_sizes: the faults of such sizes, a sentence each.
+    - tiny_config: the `config.json` of a model that the run trains from scratch, given its sizes
+      and its processor's tokenizer. tiny_processor: its processor, given its sizes and a tokenizer.
+    - check_sizes: what is wrong with such sizes, a sentence each.
     """
 
     name: str
@@ -72,7 +71,7 @@ class Family:
     prompt_sees_ahead: bool = False
 
     def abstract(self, config: Any, dtype: Any = jnp.float32) -> Any:
-        """Return the model of shapes; nothing is computed or allocated."""
+        """Return the model with shapes in place of arrays; nothing is computed or allocated."""
         model = jax.eval_shape(lambda: self.build(jax.random.key(0), config))
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), model)
 
@@ -93,7 +92,7 @@ class Family:
         }
 
     def matrix_rows(self, config: Any) -> dict[str, tuple[int, int]]:
-        """Return {"tower.matrix": (layers, output rows)}: the sizes of what "position" measures."""
+        """Return {"tower.matrix": (layers, output rows)}, the sizes that "position" measures."""
         return {
             f"{name}.{matrix}": rows
             for name, mlp in self.mlps(config).items()

@@ -147,7 +147,7 @@ def weight_table(config: Idefics3Config) -> list[Entry]:
 
 
 def template_of(tokenizer: Any) -> Template:
-    """Return the prompt strings; if the tokenizer has SmolVLM's opening token, they begin with it."""
+    """Return the prompt strings; they begin with SmolVLM's first token if the tokenizer has it."""
     if SMOLVLM_START not in tokenizer.get_vocab():
         return TEMPLATE
     form = SMOLVLM_START + TEMPLATE.system_form

@@ -35,9 +35,9 @@ VISION_DEFAULTS = {
     "num_hidden_layers": 24, "num_attention_heads": 16,
 }  # fmt: skip
 
-# {who writes these names: {prefix of a name: prefix of the export name}}. The first that explains
-# the most names counts, so "hub" stands before "transformers 5", which explains all its names too,
-# and "transformers 4 in-memory" before that of 5.
+# {who writes these names: {prefix of a name: prefix of the export name}}. The entry that matches
+# most names of a folder counts, and the first of equals. The prefixes of "transformers 5" match the
+# hub's names, too, so they come second; its in-memory ones likewise match those of 4.
 NAME_PREFIXES: dict[str, dict[str, str]] = {
     "hub": {
         "language_model.": "language_model.",
@@ -79,7 +79,7 @@ class LlavaConfig(FixedSizeInputs):
 
     @property
     def tokens_per_image(self) -> int:
-        """Image tokens that stand for one image in the token ids."""
+        """Number of image tokens of an image."""
         return self.vision.num_patches + (self.vision.is_clip and not self.drops_class_token)
 
     def num_features(self, num_patches: int) -> int:

@@ -202,10 +202,10 @@ def check_pinpoints(processor: Any, config: LlavaNextConfig) -> None:
 
 
 def grid(height: int, width: int, config: LlavaNextConfig) -> tuple[int, int]:
-    """Return the rows and columns of tiles of an image: of the resolution that shows it best.
+    """Return the rows and columns of tiles of an image, by the resolution that fits it best.
 
-    That is the one at which most of its pixels remain and, among equals, fewest are padding: the
-    arithmetic of `select_best_resolution`. ManuError where none shows a pixel.
+    That one keeps the most of the image's pixels and, among equals, has the least padding. The
+    arithmetic is that of `select_best_resolution`. Raises ManuError if no pixel would remain.
     """
 
     def kept(point: tuple[int, int]) -> int:
@@ -221,11 +221,11 @@ def grid(height: int, width: int, config: LlavaNextConfig) -> tuple[int, int]:
     return best[0] // config.vision.image_size, best[1] // config.vision.image_size
 
 
-@functools.lru_cache(maxsize=64)  # a sample asks several times, and many samples are of one size
+@functools.lru_cache(maxsize=64)  # called several times a sample; many images have one size
 def map_of_tiles(height: int, width: int, config: LlavaNextConfig) -> np.ndarray:
-    """Return the rows of features of the tiles as they lie in the image, without padding. [Y, X].
+    """Return the tiles' rows of features, laid out as in the image, without padding. [Y, X].
 
-    The arithmetic of `unpad_image`.
+    The arithmetic is that of `unpad_image`.
     """
     rows, columns = grid(height, width, config)
     side, room = config.vision.side, config.num_features(config.num_patches)
@@ -241,7 +241,7 @@ def map_of_tiles(height: int, width: int, config: LlavaNextConfig) -> np.ndarray
 
 
 def in_order(map_YX: np.ndarray, config: LlavaNextConfig) -> np.ndarray:
-    """Return the rows that tokens take: of the whole image, then of the map, with newlines."""
+    """Return each token's row of features: the whole image's, then the map's with newlines."""
     num_patches = config.num_patches
     lines_YX = np.pad(map_YX, ((0, 0), (0, 1)), constant_values=num_patches)
     return np.concatenate([np.arange(num_patches), lines_YX.ravel()])

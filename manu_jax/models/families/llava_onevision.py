@@ -143,7 +143,7 @@ def vision_inputs_of_many(
 
 
 def _resized(shape: tuple[int, ...], config: LlavaOnevisionConfig) -> tuple[tuple, tuple]:
-    """Return the neighbours of the rows, and of the columns, of a map as large as it may be."""
+    """Return the `_neighbours` of a map's rows and of its columns, shrunk to the allowed size."""
     Y, X = shape
     ratio = math.sqrt(Y * X / (config.most_tiles * config.num_patches))
     if ratio <= LARGER:
@@ -152,9 +152,9 @@ def _resized(shape: tuple[int, ...], config: LlavaOnevisionConfig) -> tuple[tupl
 
 
 def _neighbours(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the two old places that each new one lies between, and the share of the second.
+    """Return the two old positions around each new one, and the weight of the second.
 
-    The arithmetic of `torch.nn.functional.interpolate`, in float32, with ends that are not aligned.
+    The arithmetic is that of `torch.nn.functional.interpolate` without `align_corners`, in float32.
     """
     if size == new_size:
         same = np.arange(size)
@@ -167,7 +167,7 @@ def _neighbours(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def _first(count: int) -> np.ndarray:
-    """Return the weights of tokens that are the first of their four rows. [count, 4]."""
+    """Return the weights of tokens that equal the first of their four rows. [count, 4]."""
     return np.tile(np.eye(4, dtype=np.float32)[0], (count, 1))
 
 

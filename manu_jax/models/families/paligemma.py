@@ -54,7 +54,7 @@ class PaliGemmaConfig(FixedSizeInputs):
 
     @property
     def tokens_per_image(self) -> int:
-        """Image tokens that stand for one image in the token ids."""
+        """Number of image tokens of an image."""
         return self.vision.num_patches
 
     def num_features(self, num_patches: int) -> int:

@@ -48,8 +48,8 @@ from manu_jax.models.nn.qwen_vision import (
 from manu_jax.types import Array, ManuError, Neurons, Template, VisionInput
 
 PLACEHOLDER = "<|image_pad|>"
-# transformers writes the hub's names. "in-memory" stands first, because "hub" explains its names,
-# too.
+# transformers writes the hub's names. The prefixes of "hub" match all in-memory names, too, so they
+# come second.
 NAME_PREFIXES: dict[str, dict[str, str]] = {
     "in-memory": {
         "model.language_model.": "model.",

@@ -24,7 +24,7 @@ def shared_config(name: str, model_type: str, *, is_tied: bool = False) -> dict[
 def text_config(model_type: str, section: ModelSection, tokenizer: Any) -> dict[str, Any]:
     """Return the `text_config` of a decoder of the section's sizes.
 
-    RoPE's base stands in it twice: under its old and its new name.
+    It gives RoPE's base twice, under the old and the new name.
     """
     text = section.text
     return {
@@ -88,7 +88,7 @@ def with_tokens(tokenizer: Any, tokens: Mapping[str, str], *, begins: bool = Tru
 
 
 def any_sizes(section: ModelSection) -> list[str]:
-    """Return no fault: the family takes all sizes that a ModelSection may have."""
+    """Return no fault: the family allows all sizes that a ModelSection allows."""
     return []
 
 
