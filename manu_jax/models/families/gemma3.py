@@ -1,9 +1,9 @@
 """Gemma 3: a SigLIP tower, a pooled projector, and a Gemma 3 decoder.
 
 Gemma Team 2025 (arXiv 2503.19786), as `Gemma3ForConditionalGeneration`. Peculiarities: squares of
-patches are averaged, and one matrix projects them to the decoder's width; the tokens of one image
-attend to each other in both directions (in layers with a window, inside it); layers with a window
-have rotary positions of their own.
+patches are averaged before one matrix brings them to the decoder's width; the tokens of one image
+attend to each other in both directions, within the window in layers that have one; layers with a
+window have rotary positions of their own.
 """
 
 import dataclasses
@@ -73,7 +73,7 @@ def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Gem
     if vision.pop("vision_use_head", False):
         faults.append("vision_config.vision_use_head = True: expected false")
     for name in ("boi_token_index", "eoi_token_index", "image_token_id"):
-        fields.get(name)  # the tokenizer has the first two; the last is an older name
+        fields.get(name)  # the first two are the tokenizer's, the last is an older name
     config = Gemma3Config(
         text=decoder_config(text, faults, is_tied=fields.get("tie_word_embeddings", True)),
         vision=vit_config(vision, faults, kind="siglip_vision_model"),

@@ -247,10 +247,10 @@ def vision_inputs(image: Any, processor: Any, config: Idefics2Config) -> tuple[V
 
 @functools.cache
 def _grid_positions(count: int, side: int) -> np.ndarray:
-    """Return the grid's row (or column) for each row of an image. [count] int32.
+    """Return the grid's row (or column) of each of an image's rows. [count] int32.
 
-    The arithmetic is PyTorch's, in float32, because rounding decides on the edge between two of the
-    grid's rows. The results are equal to PyTorch's for the released models' side, 70.
+    The arithmetic is PyTorch's in float32, because a row on the edge between two of the grid's rows
+    is rounded to either. It equals PyTorch's for the side of the released models, 70.
     """
     step = 1 / side
     edges = (step + np.arange(math.ceil((1 - step) / step)) * step).astype(np.float32)

@@ -95,7 +95,7 @@ def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Ide
     side = f"a tower of {config.vision.side} patches a side"
     fields.divides(side, config.vision.side, "scale_factor", config.shuffle)
     for name in ("image_seq_len", "vocab_size", "_pad_token_id"):
-        fields.get(name)  # they follow from other fields, or change nothing
+        fields.get(name)  # follow from the others, or change nothing
     fields.finish()
     refuse(faults, where)
     return config

@@ -3,8 +3,8 @@
 Liu et al. 2024, "Improved Baselines with Visual Instruction Tuning" (arXiv 2310.03744), as
 `LlavaForConditionalGeneration`. Peculiarities: the features are those of the last layer but one
 (`vision_feature_layer` −2), without the class token ("default") or with it ("full"); the
-projector's two matrices are not a gated MLP, so they are not a tower. The decoder may also be a
-Mistral or a Qwen2.
+projector's two matrices are no gated MLP, so they are no tower. Mistral and Qwen2 decoders are
+accepted.
 """
 
 import dataclasses
@@ -79,7 +79,7 @@ class LlavaConfig(FixedSizeInputs):
 
     @property
     def tokens_per_image(self) -> int:
-        """Number of image tokens of an image."""
+        """Image tokens that stand for one image in the token ids."""
         return self.vision.num_patches + (self.vision.is_clip and not self.drops_class_token)
 
     def num_features(self, num_patches: int) -> int:
@@ -107,15 +107,15 @@ def parts_of(
     decoder: str = "llama",
     image_token: int = 32000,
 ) -> dict[str, Any]:
-    """Return the fields of a LlavaConfig.
+    """Return the fields of a LlavaConfig, whose tower is of the kind `tower`.
 
-    strategies: the known values of `vision_feature_select_strategy`, its default first. tower: the
-    vision tower's model type. layer, decoder (a model type), image_token: defaults.
+    strategies: the known values of `vision_feature_select_strategy`, its default first. layer,
+    decoder (its model type), image_token: the defaults of their fields.
     """
     faults = fields.faults
     layers = fields.get("vision_feature_layer", layer)
     fields.get("image_seq_length")  # follows from the tower's sizes
-    fields.get("vocab_size")  # in old files, beside that of the text_config
+    fields.get("vocab_size")  # stands in old files beside the text_config's
     fields.get("ignore_index")
     fields.get("pad_token_id")
     text = {"model_type": decoder, **fields.part("text_config")}

@@ -221,9 +221,9 @@ def grid(height: int, width: int, config: LlavaNextConfig) -> tuple[int, int]:
     return best[0] // config.vision.image_size, best[1] // config.vision.image_size
 
 
-@functools.lru_cache(maxsize=64)  # called several times a sample; many images have one size
+@functools.lru_cache(maxsize=64)  # asked several times a sample; many images are of one size
 def map_of_tiles(height: int, width: int, config: LlavaNextConfig) -> np.ndarray:
-    """Return the tiles' rows of features, laid out as in the image, without padding. [Y, X].
+    """Return the rows of the tiles' features where they lie in the image, without padding. [Y, X].
 
     The arithmetic is that of `unpad_image`.
     """

@@ -89,7 +89,7 @@ def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Lla
     )
     fields.need("use_image_newline_parameter", True, (True,))
     for name in ("video_token_index", "video_token_id"):
-        fields.get(name)  # for videos
+        fields.get(name)  # of videos, which are not read
     fields.finish()
     refuse(faults, where)
     return config
@@ -143,7 +143,7 @@ def vision_inputs_of_many(
 
 
 def _resized(shape: tuple[int, ...], config: LlavaOnevisionConfig) -> tuple[tuple, tuple]:
-    """Return the `_neighbours` of a map's rows and of its columns, shrunk to the allowed size."""
+    """Return the neighbours of the rows and of the columns of a map, made smaller if too large."""
     Y, X = shape
     ratio = math.sqrt(Y * X / (config.most_tiles * config.num_patches))
     if ratio <= LARGER:
@@ -154,7 +154,7 @@ def _resized(shape: tuple[int, ...], config: LlavaOnevisionConfig) -> tuple[tupl
 def _neighbours(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the two old positions around each new one, and the weight of the second.
 
-    The arithmetic is that of `torch.nn.functional.interpolate` without `align_corners`, in float32.
+    The arithmetic of `torch.nn.functional.interpolate` in float32, with align_corners=False.
     """
     if size == new_size:
         same = np.arange(size)
@@ -167,7 +167,7 @@ def _neighbours(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def _first(count: int) -> np.ndarray:
-    """Return the weights of tokens that equal the first of their four rows. [count, 4]."""
+    """Return the weights of tokens that are their first row alone. [count, 4]."""
     return np.tile(np.eye(4, dtype=np.float32)[0], (count, 1))
 
 

@@ -1,8 +1,8 @@
 """PaliGemma and PaliGemma 2: a SigLIP tower, one matrix, and a Gemma or Gemma 2 decoder.
 
 Beyer et al. 2024 (arXiv 2407.07726) and Steiner et al. 2024 (arXiv 2412.03555), as
-`PaliGemmaForConditionalGeneration`. Peculiarities: the tokens before the answer, those of the image
-and the question, attend to each other in both directions; those of the answer only look back.
+`PaliGemmaForConditionalGeneration`. Peculiarity: the tokens before the answer, those of the image
+and the question, attend to each other in both directions; the answer's attend backwards only.
 """
 
 import dataclasses
