@@ -1,10 +1,12 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from manu_jax import config
 from manu_jax.compare import load_compare_config
-from manu_jax.config import load_config, read_yaml
+from manu_jax.config import ModelSection, load_config, read_yaml
+from manu_jax.models.families.registry import FAMILIES
 from manu_jax.types import ManuError
 
 MINIMAL = "train: {steps: 5}\n"
@@ -147,3 +149,64 @@ def test_a_merged_yaml_mapping_may_be_changed_and_a_key_given_twice_may_not(tmp_
     assert parsed("a: &one {x: 1, y: 2}\nb: {<<: *one, y: 3}\n")["b"] == {"x": 1, "y": 3}
     with pytest.raises(ManuError, match="'y' is given twice"):
         parsed("a: &one {x: 1}\nb: {<<: *one, y: 3, y: 4}\n")
+
+
+def test_an_unknown_family_names_the_known_ones(tmp_path):
+    message = error_of(tmp_path, overrides=["model.family=llama"])
+    assert f"model.family: unknown family 'llama'; known: {', '.join(FAMILIES)}" in message
+
+
+# Each breaks one rule; other sizes are as in EVEN, which every family takes.
+EVEN = ["model.vision.patch_size=14"]
+UNEVEN = {
+    "vision.image_size has to be a multiple of 2 · vision.patch_size": "model.vision.patch_size=8",
+    "vision.width has to be a multiple of 4 · vision.num_heads": "model.vision.num_heads=64",
+    "vision.num_neurons has to be a multiple of vision.width": "model.vision.num_neurons=500",
+    "text.width has to be a multiple of connector.num_heads": "model.connector.num_heads=3",
+}
+RULES = {  # numbers of UNEVEN
+    "llava": [],
+    "llava_next": [],
+    "llava_onevision": [],
+    "paligemma": [],
+    "gemma3": [0],
+    "idefics2": [3],
+    "qwen2_vl": [0, 1, 2],
+    "qwen2_5_vl": [0, 1],
+    "idefics3": [0],
+    "smolvlm": [0],
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_family_has_its_rules_for_sizes(tmp_path, family):
+    usual = [f"model.family={family}", *EVEN]
+    assert load(tmp_path, overrides=usual).model.family == family
+    for number, (fault, size) in enumerate(UNEVEN.items()):
+        if number in RULES[family]:
+            assert f"model: {fault}; got " in error_of(tmp_path, overrides=[*usual, size])
+        else:
+            assert load(tmp_path, overrides=[*usual, size]).model.family == family
+
+
+def test_all_faults_of_sizes_come_in_one_error(tmp_path):
+    both = ["model.family=qwen2_5_vl", "model.vision.patch_size=56", "model.vision.num_heads=64"]
+    message = error_of(tmp_path, overrides=both)
+    assert "4 · vision.num_heads; got 128 and 256; vision.image_size has to be" in message
+
+
+def test_a_family_from_outside_the_package_is_known_to_the_config(monkeypatch, tmp_path):
+    faults = ["vision.width is too narrow"]
+    dummy = dataclasses.replace(
+        FAMILIES["llava"], model_type="dummy", check_sizes=lambda section: faults
+    )
+    monkeypatch.setitem(FAMILIES, "dummy", dummy)
+    message = error_of(tmp_path, overrides=["model.family=dummy"])
+    assert "model: vision.width is too narrow" in message
+    faults.clear()
+    assert load(tmp_path, overrides=["model.family=dummy"]).model.family == "dummy"
+
+
+def test_the_default_sizes_fit_the_default_family():
+    section = ModelSection()
+    assert FAMILIES[section.family].check_sizes(section) == []

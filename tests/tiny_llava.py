@@ -12,7 +12,7 @@ from manu_jax.config import ModelSection, TextSize, VisionSize
 from manu_jax.data.forms import forms
 from manu_jax.data.record import Fact
 from manu_jax.leaves import path_name
-from manu_jax.models.families import tiny
+from manu_jax.models.families import llava
 from manu_jax.models.loaded import FAMILIES, Loaded
 from manu_jax.parallel import tree_shardings
 from manu_jax.training.tokenizer import train_tokenizer
@@ -51,7 +51,7 @@ def loaded():
     """Weights are drawn by NumPy: to compile a random initialisation takes longer than a test."""
     texts = [sample.text for modality in ("image", "text") for sample in samples(modality)]
     tokenizer = train_tokenizer(texts * 3, SIZES.text.vocabulary)
-    hf_config = tiny.llava_config(SIZES, tokenizer)
+    hf_config = llava.tiny_config(SIZES, tokenizer)
     config = FAMILIES["llava"].config_from_hf(hf_config, "tiny")
     random = np.random.default_rng(0)
 
@@ -62,7 +62,7 @@ def loaded():
         return jnp.asarray(random.normal(size=leaf.shape) * 0.3, jnp.float32)
 
     model = jax.tree_util.tree_map_with_path(draw, FAMILIES["llava"].abstract(config))
-    processor = tiny.llava_processor(SIZES, tokenizer)
+    processor = llava.tiny_processor(SIZES, tokenizer)
     return Loaded(model, processor, FAMILIES["llava"], config, hf_config)
 
 

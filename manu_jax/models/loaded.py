@@ -240,7 +240,7 @@ def load(
 
 
 def save_pretrained(loaded: Loaded, path: str | os.PathLike) -> None:
-    """Write a Hugging Face folder (names of form A) that `transformers` loads; all or nothing.
+    """Write a Hugging Face folder that `transformers` loads, by the export names; all or nothing.
 
     config.json, the tokenizer's and the processor's files are those that the model came with.
     """
@@ -268,8 +268,8 @@ def create(section: ModelSection, tokenizer: Any, key: jax.Array) -> Loaded:
     The processor's tokenizer may have more tokens, which the family needs.
     """
     chosen = FAMILIES[section.family]
-    processor = chosen.new_processor(section, tokenizer)
-    hf_config = chosen.new_config(section, processor.tokenizer)
+    processor = chosen.tiny_processor(section, tokenizer)
+    hf_config = chosen.tiny_config(section, processor.tokenizer)
     config = chosen.config_from_hf(hf_config, "model")
     return Loaded(_random_model(key, config, chosen.build), processor, chosen, config, hf_config)
 

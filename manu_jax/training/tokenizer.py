@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer, trained on the texts of the run itself."""
+"""A byte-level BPE tokenizer, trained on the run's own texts."""
 
 import re
 from collections.abc import Iterable
@@ -14,11 +14,11 @@ NUM_BYTES = 256
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> "PreTrainedTokenizerFast":
-    """Return a tokenizer of at most `vocabulary` tokens that writes and reads any text exactly.
+    """Return a tokenizer of at most `vocabulary` tokens that encodes any text without loss.
 
-    The special tokens come first, then the 256 bytes, then the merges. A text begins with "<s>",
-    as with LLaVA-1.5's own tokenizer; "</s>" closes an answer. The same texts in the same order
-    give the same tokenizer. Raises ManuError where `vocabulary` leaves no room for a merge.
+    The special tokens come first, then the 256 bytes, then the merges. It puts "<s>" before a text,
+    as LLaVA-1.5's does; "</s>" ends an answer. The same texts in the same order give the same
+    tokenizer. Raises ManuError if `vocabulary` leaves no room for a merge.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -38,7 +38,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> "PreTrainedTokeniz
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    # A special token is a token already: its letters are not to be learnt as text.
+    # The letters of a special token are not text to learn merges from.
     special = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
     pieces = (piece for text in texts for piece in special.split(text))
     tokenizer.train_from_iterator(pieces, trainer)

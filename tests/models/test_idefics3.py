@@ -115,7 +115,7 @@ def test_a_field_that_is_not_handled_is_refused_by_name(section, field, value):
     values = real("smolvlm-256m-instruct")
     (values[section] if section else values)[field] = value
     with pytest.raises(ManuError, match=field):
-        idefics3.idefics3_config(values)
+        idefics3.config_from_hf(values)
 
 
 def test_tiles_of_another_size_are_refused(folder):

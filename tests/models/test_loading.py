@@ -1,4 +1,4 @@
-"""Folders in every form and dtype come in; the same bytes go out; the rest is refused."""
+"""Folders with all names and dtypes come in; the same bytes go out; the rest is refused."""
 
 import json
 import shutil
@@ -13,7 +13,9 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 from manu_jax.models import loaded as loading
+from manu_jax.models.families.llava import NAME_PREFIXES
 from manu_jax.models.hf import export
+from manu_jax.models.hf.weights import open_tensors, with_export_names
 from manu_jax.types import ManuError
 
 PROMPT = "USER: <image>\nWhere?\nASSISTANT:"
@@ -46,11 +48,11 @@ def equal_models(one, two) -> bool:
     return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)
 
 
-def renamed(name: str, form: str) -> str:
-    """Spell a name of form B (transformers 5, from a config) as another form does."""
-    if form in "AD":
+def renamed(name: str, names: str = "hub") -> str:
+    """Return a name as transformers 5 writes it under one of the NAME_PREFIXES."""
+    if names in ("hub", "transformers 4 in-memory"):
         name = name.replace("vision_tower.", "vision_tower.vision_model.")
-    if form in "CD":
+    if names.endswith("in-memory"):
         name = name.replace("language_model.lm_head.", "lm_head.")
         name = name.replace("language_model.model.", "model.language_model.")
         if name.startswith(("vision_tower.", "multi_modal_projector.")):
@@ -58,11 +60,12 @@ def renamed(name: str, form: str) -> str:
     return name
 
 
-@pytest.mark.parametrize("form", "ABCD")
-def test_all_four_spellings_load_alike(case, tmp_path, form):
+@pytest.mark.parametrize("names", NAME_PREFIXES)
+def test_all_names_load_alike(case, tmp_path, names):
     folder, _ = case()
     other = copied(folder, tmp_path)
-    rewrite(other, lambda found: {renamed(name, form): x for name, x in found.items()})
+    rewrite(other, lambda found: {renamed(name, names): x for name, x in found.items()})
+    assert with_export_names(open_tensors(other), NAME_PREFIXES, ())[0] == names
     assert equal_models(loading.load(folder).model, loading.load(other).model)
 
 
@@ -79,9 +82,9 @@ def test_what_is_saved_equals_what_was_loaded_bit_for_bit(case, tmp_path, name):
     folder, reference = case(name)
     loading.save_pretrained(loading.load(folder), tmp_path / "out")
     before, after = tensors_of(folder), tensors_of(tmp_path / "out")
-    assert {renamed(name, "A") for name in before} == set(after)
+    assert {renamed(name) for name in before} == set(after)
     for key, array in before.items():
-        assert array.tobytes() == after[renamed(key, "A")].tobytes(), key
+        assert array.tobytes() == after[renamed(key)].tobytes(), key
     again, info = transformers.LlavaForConditionalGeneration.from_pretrained(
         tmp_path / "out", output_loading_info=True
     )
@@ -104,7 +107,7 @@ def test_half_precision_comes_and_goes_unchanged(case, tmp_path, words, kind):
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(loaded.model)} == {kind}
     loading.save_pretrained(loaded, tmp_path / "out")
     before, after = tensors_of(tmp_path / "in"), tensors_of(tmp_path / "out")
-    assert all(x.tobytes() == after[renamed(key, "A")].tobytes() for key, x in before.items())
+    assert all(x.tobytes() == after[renamed(key)].tobytes() for key, x in before.items())
     assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == kind
 
 

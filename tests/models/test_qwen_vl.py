@@ -148,7 +148,7 @@ def test_a_field_that_is_not_handled_is_refused_by_name(section, field, value):
     values = real("qwen2.5-vl-7b")
     (values[section] if section else values)[field] = value
     with pytest.raises(ManuError, match="merger's width" if field == "out_hidden_size" else field):
-        qwen_vl.qwen2_5_config(values)
+        qwen_vl.QWEN2_5_VL.config_from_hf(values)
 
 
 def test_an_image_processor_of_another_patch_is_refused(made):

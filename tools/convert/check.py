@@ -1,7 +1,7 @@
 """Tell whether a model folder can be loaded, without loading it: python tools/convert/check.py SRC
 
-Prints the family, the sizes, the towers with their neurons, the form of the tensors' names, and
-what is missing, left over or of another shape. The exit status is 0 where all fits, else 1.
+Prints the family, the sizes, the towers with their neurons, whose names the tensors have, and what
+is missing, left over or of another shape. The exit status is 0 where all fits, else 1.
 """
 
 import argparse
@@ -31,10 +31,10 @@ def check(source: Path) -> int:
     for tower, (layers, neurons) in family.towers(config).items():
         print(f"{tower:12} {layers} layers × {neurons:,} = {layers * neurons:,} neurons")
     tensors = weights.open_tensors(source)
-    form, renamed = weights.with_export_names(tensors, family.name_prefixes, family.buffers)
+    names, renamed = weights.with_export_names(tensors, family.name_prefixes, family.buffers)
     kinds = collections.Counter(tensor.dtype for tensor in tensors.values())
     files = len({tensor.file for tensor in tensors.values()})
-    print(f"tensors      {len(tensors)} in {files} files, names of form {form}")
+    print(f"tensors      {len(tensors)} in {files} files, {names} names")
     print(f"dtypes       {', '.join(f'{kind}: {count}' for kind, count in sorted(kinds.items()))}")
     comparison = weights.compare(
         weights.without_repeats(renamed, family.tied(config)),

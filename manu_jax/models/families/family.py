@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from manu_jax.config import ModelSection
+from manu_jax.models.families import tiny
 from manu_jax.models.hf.tables import Entry
 from manu_jax.models.inputs import processing
 from manu_jax.models.nn.mlp import TowerMlp, matrix_rows, neuron_leaves, row_leaves
@@ -20,18 +22,28 @@ from manu_jax.types import Template, VisionInput
 class Family:
     """What is particular about one architecture.
 
-    spellings: {form: {start of a name: the start that stands for it in the export form, "A"}}.
-    tied: {name that files may hold besides: the tensor that it repeats}. replacements and vision inputs: what
-    takes the places of an image's placeholder in a text, and what the tower takes for an image, given
-    (text and images, or the image), the processor and the config. placeholder: the processor's attribute
-    that holds the placeholder. feature_rows: which rows of each image's features, vision input after vision input,
-    its tokens take, given the images and the config, [J], or [J, 4] where a token is the sum of
-    four with the weights that bilinear_weights gives; None: all, in order. vision_inputs_of_many: as
-    vision inputs, of an image that is not the only one of its text, where that differs. rope_positions:
-    the three positions of each token, given which are images' tokens, the vision inputs and the config;
-    None: a token has one. template_of: the prompt strings by the tokenizer, where not all models of
-    the family have the same; it may return None for the usual ones. prompt_sees_ahead: the tokens
-    before an answer look at each other in both directions.
+    - config_from_hf: the config, given the values of a `config.json` and its path for errors.
+    - build: a model with random weights, given a key and the config.
+    - name_prefixes: {who writes these names: {prefix of a name: prefix of the export name}}. Export
+      names are those in weight_table, which `save_pretrained` writes.
+    - buffers: endings of the names of tensors that are computed; those in a file are ignored.
+    - tied: {name that files of a tied model may also hold: name of the tensor that it repeats}.
+    - replacements: what replaces each placeholder in a text, given the text, its images, the
+      processor and the config.
+    - vision_inputs: what the vision tower gets for an image, given the image, the processor and the
+      config. vision_inputs_of_many: the same for one of several images of a text, if it differs.
+    - placeholder: the processor's attribute that holds the placeholder.
+    - feature_rows: which rows of each image's features its tokens take, given the images and the
+      config: [J], or [J, 4] where a token is the sum of four rows with the weights that
+      bilinear_weights gives; None: all rows, in order.
+    - rope_positions: the three positions of each token, given which tokens are an image's, the
+      vision inputs and the config; None: a token has one position.
+    - template_of: the prompt strings, given the tokenizer, if the models of the family differ in
+      them; it may return None for `template`.
+    - prompt_sees_ahead: the tokens before an answer attend to each other in both directions.
+    - tiny_config: the `config.json` of a model that the run trains from scratch, given its sizes
+      and its processor's tokenizer. tiny_processor: its processor, given its sizes and a tokenizer.
+    - check_sizes: what is wrong with such sizes, a sentence each.
     """
 
     name: str
@@ -44,9 +56,10 @@ class Family:
     tied: Callable[[Any], dict[str, str]]
     replacements: Callable[[str, Sequence[Any], Any, Any], Sequence[processing.Replacement]]
     vision_inputs: Callable[[Any, Any, Any], tuple[VisionInput, ...]]
-    new_config: Callable[..., dict[str, Any]]
-    new_processor: Callable[..., Any]
+    tiny_config: Callable[[ModelSection, Any], dict[str, Any]]
+    tiny_processor: Callable[[ModelSection, Any], Any]
     template: Template
+    check_sizes: Callable[[ModelSection], list[str]] = tiny.any_sizes
     mlps: Callable[[Any], dict[str, TowerMlp]] = text_and_vision_mlps
     placeholder: str = "image_token"
     load_processor: Callable[[Path], Any] = processing.whole_processor
@@ -58,7 +71,7 @@ class Family:
     prompt_sees_ahead: bool = False
 
     def abstract(self, config: Any, dtype: Any = jnp.float32) -> Any:
-        """Return the model of shapes; nothing is computed or allocated."""
+        """Return the model with shapes in place of arrays; nothing is computed or allocated."""
         model = jax.eval_shape(lambda: self.build(jax.random.key(0), config))
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), model)
 
@@ -79,7 +92,7 @@ class Family:
         }
 
     def matrix_rows(self, config: Any) -> dict[str, tuple[int, int]]:
-        """Return {"tower.matrix": (layers, output rows)}: the sizes of what "position" measures."""
+        """Return {"tower.matrix": (layers, output rows)}, the sizes that "position" measures."""
         return {
             f"{name}.{matrix}": rows
             for name, mlp in self.mlps(config).items()

@@ -2,8 +2,8 @@
 
 Gemma Team 2025 (arXiv 2503.19786), as `Gemma3ForConditionalGeneration`. Peculiarities: squares of
 patches are averaged before one matrix brings them to the decoder's width; the tokens of one image
-look at each other in both directions, in the layers with a window no further back than it; layers
-with a window have rotary positions of their own.
+attend to each other in both directions, within the window in layers that have one; layers with a
+window have rotary positions of their own.
 """
 
 import dataclasses
@@ -14,7 +14,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from manu_jax.models.families.llava import towers_table
+from manu_jax.config import ModelSection
+from manu_jax.models.families import llava
+from manu_jax.models.families.family import Family
+from manu_jax.models.families.tiny import (
+    shared_config,
+    siglip_config,
+    text_config,
+    whole_squares,
+    with_tokens,
+)
 from manu_jax.models.hf.fields import Fields, refuse
 from manu_jax.models.hf.tables import Entry
 from manu_jax.models.inputs.processing import Replacement, placeholders
@@ -41,7 +50,7 @@ TEMPLATE = Template(
 
 @dataclasses.dataclass(frozen=True)
 class Gemma3Config(FixedSizeInputs):
-    """What a Gemma 3's `config.json` says. tokens_per_image: a square number."""
+    """What the `config.json` of a Gemma 3 says. tokens_per_image: a square number."""
 
     text: DecoderConfig
     vision: VitConfig
@@ -49,7 +58,7 @@ class Gemma3Config(FixedSizeInputs):
     image_token: int
 
     def num_features(self, num_patches: int) -> int:
-        """Return the image tokens of a vision input; all have as many."""
+        """Return the number of image tokens of a vision input; all have the same."""
         return self.tokens_per_image
 
 
@@ -131,10 +140,10 @@ class Gemma3(Multimodal):
 
 
 def weight_table(config: Gemma3Config) -> list[Entry]:
-    """Return which tensor of form A fills which leaf of the model."""
+    """Return which tensor, by its export name, fills which leaf of the model."""
     name = "multi_modal_projector.mm_"
     return [
-        *towers_table(config),
+        *llava.towers_table(config),
         Entry("pooled_norm_D", name + "soft_emb_norm.weight", "D"),
         Entry("projection_DE", name + "input_projection_weight", "DE"),
     ]
@@ -154,3 +163,77 @@ def vision_inputs(image: Any, processor: Any, config: Gemma3Config) -> tuple[Vis
     `Gemma3Processor` cuts an image into crops only where its caller asks for them.
     """
     return square_vision_input(image, processor, config, do_pan_and_scan=False)
+
+
+def tiny_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
+    """Return the `config.json` of a Gemma 3 of these sizes; an image token is of 2 × 2 patches.
+
+    Every second layer looks back on 1/16 of the context. The rotary positions have the names that
+    the hub's files use.
+    """
+    text = text_config("gemma3_text", section, tokenizer)
+    del text["rope_parameters"]
+    return {
+        **shared_config("Gemma3", "gemma3", is_tied=True),
+        "image_token_index": tokenizer.convert_tokens_to_ids(tokenizer.image_token),
+        "boi_token_index": tokenizer.convert_tokens_to_ids(tokenizer.boi_token),
+        "eoi_token_index": tokenizer.convert_tokens_to_ids(tokenizer.eoi_token),
+        "mm_tokens_per_image": _tiny_tokens(section),
+        "text_config": {
+            **text,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "query_pre_attn_scalar": text["head_dim"],
+            "rope_local_base_freq": 10000.0,
+            "sliding_window": section.text.context // 16,
+            "sliding_window_pattern": 2,
+            "tie_word_embeddings": True,
+        },
+        "vision_config": {
+            **siglip_config("siglip_vision_model", section),
+            "vision_use_head": False,
+        },
+    }
+
+
+def tiny_processor(section: ModelSection, tokenizer: Any) -> Any:
+    """Return a Gemma3Processor for whole images of the section's size."""
+    from transformers import Gemma3Processor
+    from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+    size = section.vision.image_size
+    tokens = {
+        "image_token": "<image_soft_token>",
+        "boi_token": "<start_of_image>",
+        "eoi_token": "<end_of_image>",
+        "turn_start_token": "<start_of_turn>",
+        "turn_end_token": "<end_of_turn>",
+    }
+    return Gemma3Processor(
+        Gemma3ImageProcessorPil(size={"height": size, "width": size}),
+        with_tokens(tokenizer, tokens),
+        image_seq_length=_tiny_tokens(section),
+    )
+
+
+def _tiny_tokens(section: ModelSection) -> int:
+    """Return the image tokens of an image."""
+    return (section.vision.image_size // section.vision.patch_size // 2) ** 2
+
+
+FAMILY = Family(
+    name="Gemma 3",
+    model_type="gemma3",
+    config_from_hf=config_from_hf,
+    build=Gemma3,
+    weight_table=weight_table,
+    name_prefixes=llava.NAME_PREFIXES,
+    buffers=llava.BUFFERS,
+    tied=llava.tied,
+    replacements=replacements,
+    vision_inputs=vision_inputs,
+    tiny_config=tiny_config,
+    tiny_processor=tiny_processor,
+    check_sizes=whole_squares,
+    template=TEMPLATE,
+    placeholder="boi_token",
+)

@@ -1,11 +1,11 @@
 """Idefics2: a SigLIP tower for images of any size, a perceiver, and a Mistral decoder.
 
 Laurençon et al. 2024, "What matters when building vision-language models?" (arXiv 2405.02246), as
-`Idefics2ForConditionalGeneration`. Peculiarities: an image keeps its shape, and its patches take
-the positions of the grid that their places, scaled to the grid's size, fall on; a gated MLP brings
-the tower's states to the decoder's width ("projection", one layer), and a perceiver with gated MLPs
-("resampler") makes them a fixed number of latents; with `do_image_splitting` an image is five
-vision inputs, its quarters and itself.
+`Idefics2ForConditionalGeneration`. Peculiarities: an image keeps its shape; scaled to the grid of
+positions, each of its patches has the position of the cell that it falls into. A gated MLP
+("projection", one layer) projects the tower's states to the decoder's width, and a perceiver with
+gated MLPs ("resampler") turns them into a fixed number of latents. With `do_image_splitting` an
+image is five vision inputs, its quarters and itself.
 """
 
 import dataclasses
@@ -19,6 +19,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from manu_jax.config import ModelSection
+from manu_jax.models.families.family import Family
+from manu_jax.models.families.tiny import (
+    multiple_of,
+    shared_config,
+    siglip_config,
+    text_config,
+    with_tokens,
+)
 from manu_jax.models.hf.fields import Fields, refuse
 from manu_jax.models.hf.tables import Entry
 from manu_jax.models.inputs.processing import Replacement, placeholders
@@ -40,8 +49,8 @@ from manu_jax.models.nn.scan import scan_layers
 from manu_jax.models.nn.vit import Vit, VitConfig, vit_config, vit_mlp, vit_table
 from manu_jax.types import Array, Neurons, Template, VisionInput
 
-# Every version of transformers spells the names alike.
-NAME_PREFIXES = {"A": {"model.": "model.", "lm_head.": "lm_head."}}
+# All versions of transformers write the hub's names.
+NAME_PREFIXES = {"hub": {"model.": "model.", "lm_head.": "lm_head."}}
 BUFFERS = (".position_ids", ".rotary_emb.inv_freq")
 TEMPLATE = Template(
     user="User:",
@@ -50,13 +59,13 @@ TEMPLATE = Template(
     close="<end_of_utterance>\nAssistant:",
     end="<end_of_utterance>",
 )
-# What stands around an image's tokens
+# Before and after an image's tokens
 FAKE = "<fake_token_around_image>"
 
 
 @dataclasses.dataclass(frozen=True)
 class Idefics2Config(AnySizeInputs):
-    """What an Idefics2's `config.json` says."""
+    """What the `config.json` of an Idefics2 says."""
 
     text: DecoderConfig
     vision: VitConfig
@@ -64,7 +73,7 @@ class Idefics2Config(AnySizeInputs):
     image_token: int
 
     def num_features(self, num_patches: int) -> int:
-        """Return the image tokens of a vision input; all have as many."""
+        """Return the number of image tokens of a vision input; all have the same."""
         return self.perceiver.num_latents
 
 
@@ -191,7 +200,7 @@ def weight_table(config: Idefics2Config) -> list[Entry]:
 
 
 def tied(config: Any) -> dict[str, str]:
-    """Return the tensors that files of a tied model may hold besides: the head."""
+    """Return {the head: the embedding that it repeats} of a tied model."""
     if not config.text.is_tied:
         return {}
     return {"lm_head.weight": "model.text_model.embed_tokens.weight"}
@@ -240,11 +249,76 @@ def vision_inputs(image: Any, processor: Any, config: Idefics2Config) -> tuple[V
 def _grid_positions(count: int, side: int) -> np.ndarray:
     """Return the grid's row (or column) of each of an image's rows. [count] int32.
 
-    The arithmetic is that of PyTorch in float32, since what lies on the edge between two of the
-    grid's rows is rounded to either: equal to it for the side of the released models, 70.
+    The arithmetic is PyTorch's in float32, because a row on the edge between two of the grid's rows
+    is rounded to either. It equals PyTorch's for the side of the released models, 70.
     """
     step = 1 / side
     edges = (step + np.arange(math.ceil((1 - step) / step)) * step).astype(np.float32)
     share = np.arange(count, dtype=np.float32) * (np.float32(1) / np.float32(count))
     share = np.minimum(share, np.float32(1 - 1e-6))
     return np.searchsorted(edges, share, side="right").astype(np.int32)
+
+
+def tiny_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
+    """Return the `config.json` of an Idefics2 of these sizes, without a sliding window."""
+    connector = section.connector
+    return {
+        **shared_config("Idefics2", "idefics2"),
+        "image_token_id": tokenizer.convert_tokens_to_ids("<image>"),
+        "text_config": {
+            **text_config("mistral", section, tokenizer),
+            "sliding_window": None,
+        },
+        "vision_config": siglip_config("idefics2_vision", section),
+        "perceiver_config": {
+            "model_type": "idefics2_perceiver",
+            "hidden_act": "silu",
+            "hidden_size": section.text.width,
+            "rms_norm_eps": 1e-6,
+            "resampler_n_latents": connector.num_latents,
+            "resampler_depth": connector.num_layers,
+            "resampler_n_heads": connector.num_heads,
+            "resampler_head_dim": section.text.width // connector.num_heads,
+            "num_key_value_heads": connector.num_heads,
+        },
+    }
+
+
+def tiny_processor(section: ModelSection, tokenizer: Any) -> Any:
+    """Return an Idefics2Processor for images of the section's size."""
+    from transformers import Idefics2Processor
+    from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2ImageProcessorPil
+
+    size = section.vision.image_size
+    return Idefics2Processor(
+        image_processor=Idefics2ImageProcessorPil(
+            size={"shortest_edge": size, "longest_edge": size}, do_image_splitting=False
+        ),
+        tokenizer=with_tokens(tokenizer, {"image_boundary_token": FAKE}),
+        image_seq_len=section.connector.num_latents,
+    )
+
+
+def check_sizes(section: ModelSection) -> list[str]:
+    """Return the fault of a resampler whose heads do not divide its width, if any."""
+    heads = section.connector.num_heads
+    return multiple_of("text.width", section.text.width, of="connector.num_heads", part=heads)
+
+
+FAMILY = Family(
+    name="Idefics2",
+    model_type="idefics2",
+    config_from_hf=config_from_hf,
+    build=Idefics2,
+    mlps=mlps,
+    weight_table=weight_table,
+    name_prefixes=NAME_PREFIXES,
+    buffers=BUFFERS,
+    tied=tied,
+    replacements=replacements,
+    vision_inputs=vision_inputs,
+    tiny_config=tiny_config,
+    tiny_processor=tiny_processor,
+    check_sizes=check_sizes,
+    template=TEMPLATE,
+)

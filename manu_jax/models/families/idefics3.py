@@ -1,9 +1,9 @@
 """Idefics3 and SmolVLM: a SigLIP tower, pixel shuffle and one matrix, and a Llama decoder.
 
 Laurençon et al. 2024 (arXiv 2408.12637) and Marafioti et al. 2025 (arXiv 2504.05299), as
-`Idefics3ForConditionalGeneration` and `SmolVLMForConditionalGeneration`, of images. Peculiarities:
-an image is split into tiles of the tower's size, which stand in the text with their row and column,
-and a last tile that shows it whole; the first SmolVLMs call themselves "idefics3".
+`Idefics3ForConditionalGeneration` and `SmolVLMForConditionalGeneration`; images only, no videos.
+Peculiarities: an image is split into tiles of the tower's size, which the text names by row and
+column, and one more tile that shows it whole. The first SmolVLMs have the model type "idefics3".
 """
 
 import dataclasses
@@ -16,10 +16,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from manu_jax.config import ModelSection
+from manu_jax.models.families import idefics2
+from manu_jax.models.families.family import Family
 from manu_jax.models.families.idefics2 import FAKE
+from manu_jax.models.families.tiny import (
+    shared_config,
+    siglip_config,
+    text_config,
+    whole_squares,
+    with_tokens,
+)
 from manu_jax.models.hf.fields import Fields, refuse
 from manu_jax.models.hf.tables import Entry
-from manu_jax.models.inputs.processing import Replacement, placeholders
+from manu_jax.models.inputs.processing import (
+    Processor,
+    Replacement,
+    placeholders,
+    processor_without_videos,
+)
 from manu_jax.models.inputs.vision_inputs import FixedSizeInputs, square_vision_inputs
 from manu_jax.models.nn.decoder import Decoder, decoder_table
 from manu_jax.models.nn.decoder_config import DecoderConfig, decoder_config
@@ -29,7 +44,7 @@ from manu_jax.models.nn.vit import Vit, VitConfig, vit_config, vit_table
 from manu_jax.types import Array, Neurons, Template, VisionInput
 
 PLACEHOLDER = "<image>"
-LARGEST = 4096  # pixels a side of a resized image
+LARGEST = 4096  # a resized image has at most so many pixels a side
 TEMPLATE = Template(
     user="User:",
     image=PLACEHOLDER,
@@ -39,7 +54,7 @@ TEMPLATE = Template(
     system_form="System: {system}<end_of_utterance>\n",
 )
 SMOLVLM_START = "<|im_start|>"
-# Left in released files by the code that trained them; transformers reads none of them.
+# Fields that training left in the released files; transformers reads none of them.
 LEFT_OVER = frozenset(
     "_flash_attn_2_enabled is_llama_config neftune_noise_alpha perceiver_config "
     "pixel_shuffle_factor qk_layer_norms rope_interleaved transformers.js_config use_resampler "
@@ -49,7 +64,7 @@ LEFT_OVER = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Idefics3Config(FixedSizeInputs):
-    """What an Idefics3's or SmolVLM's `config.json` says. shuffle: patches a side of a token."""
+    """What the `config.json` of an Idefics3 or SmolVLM says. shuffle: a token's patches a side."""
 
     text: DecoderConfig
     vision: VitConfig
@@ -57,28 +72,23 @@ class Idefics3Config(FixedSizeInputs):
     image_token: int
 
     def num_features(self, num_patches: int) -> int:
-        """Return the image tokens of a tile; all have as many."""
+        """Return the number of image tokens of a tile; all have the same."""
         return (self.vision.side // self.shuffle) ** 2
 
 
-def config_from_hf(
-    values: Mapping[str, Any], where: str = "config.json", *, kind: str
-) -> Idefics3Config:
-    """Return the config of a `config.json`; ManuError lists every field that is not handled.
-
-    kind: "idefics3" or "smolvlm".
-    """
+def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Idefics3Config:
+    """Return the config of a `config.json`; ManuError lists every field that is not handled."""
     faults: list[str] = []
     fields = Fields(values, "", faults)
     given = fields.part("text_config")
     is_tied = bool(fields.get("tie_word_embeddings", given.get("tie_word_embeddings", False)))
     text = {k: v for k, v in given.items() if k not in LEFT_OVER}
     vision = {k: v for k, v in fields.part("vision_config").items() if k not in LEFT_OVER}
-    vision.pop("model_type", None)  # "idefics3" or "smolvlm_vision", by the file's age
+    vision.pop("model_type", None)  # "idefics3", "idefics3_vision" or "smolvlm_vision"
     vision = {"hidden_size": 1152, "num_attention_heads": 16, **vision}
     config = Idefics3Config(
         text=decoder_config({"model_type": "llama", **text}, faults, is_tied=is_tied),
-        vision=vit_config(vision, faults, kind=f"{kind}_vision"),
+        vision=vit_config(vision, faults, kind="idefics2_vision"),
         shuffle=fields.size("scale_factor", 2),
         image_token=fields.get("image_token_id", 128257),
     )
@@ -89,10 +99,6 @@ def config_from_hf(
     fields.finish()
     refuse(faults, where)
     return config
-
-
-idefics3_config = functools.partial(config_from_hf, kind="idefics3")
-smolvlm_config = functools.partial(config_from_hf, kind="smolvlm")
 
 
 class Idefics3(Multimodal):
@@ -141,7 +147,7 @@ def weight_table(config: Idefics3Config) -> list[Entry]:
 
 
 def template_of(tokenizer: Any) -> Template:
-    """Return the prompt strings: SmolVLM's tokenizers have a token that opens a conversation."""
+    """Return the prompt strings; they begin with SmolVLM's first token if the tokenizer has it."""
     if SMOLVLM_START not in tokenizer.get_vocab():
         return TEMPLATE
     form = SMOLVLM_START + TEMPLATE.system_form
@@ -168,8 +174,8 @@ def replacements(
 def grid(height: int, width: int, image_processor: Any) -> tuple[int, int]:
     """Return the rows and columns of tiles that an image is split into; (0, 0): it stays whole.
 
-    The arithmetic of `Idefics3ImageProcessor`; its `get_number_of_image_patches` differs from what
-    it does for some sizes.
+    The arithmetic is that of `Idefics3ImageProcessor`, whose `get_number_of_image_patches` is wrong
+    for some sizes.
     """
     if not image_processor.do_image_splitting:
         return 0, 0
@@ -202,3 +208,52 @@ def vision_inputs(image: Any, processor: Any, config: Idefics3Config) -> tuple[V
     """Return the tiles of an image, row by row, and then the whole of it."""
     coded = processor.image_processor(images=[[image]], return_tensors="np")
     return square_vision_inputs(np.asarray(coded["pixel_values"][0]), config)
+
+
+def tiny_config(section: ModelSection, tokenizer: Any, *, name: str) -> dict[str, Any]:
+    """Return the `config.json` of an "Idefics3" or "SmolVLM" (`name`) of these sizes."""
+    kind = name.lower()
+    return {
+        **shared_config(name, kind),
+        "image_token_id": tokenizer.convert_tokens_to_ids(PLACEHOLDER),
+        "scale_factor": 2,
+        "text_config": text_config("llama", section, tokenizer),
+        "vision_config": siglip_config(f"{kind}_vision", section),
+    }
+
+
+def tiny_processor(section: ModelSection, tokenizer: Any) -> Any:
+    """Return a processor for images of the section's size, which are not split."""
+    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+    size = {"longest_edge": section.vision.image_size}
+    images = Idefics3ImageProcessorPil(size=size, max_image_size=size, do_image_splitting=False)
+    tokens = {"fake": FAKE, "whole": "<global-img>", "end": TEMPLATE.end}
+    return Processor(images, with_tokens(tokenizer, tokens), PLACEHOLDER)
+
+
+IDEFICS3 = Family(
+    name="Idefics3",
+    model_type="idefics3",
+    config_from_hf=config_from_hf,
+    build=Idefics3,
+    weight_table=weight_table,
+    name_prefixes=idefics2.NAME_PREFIXES,
+    buffers=idefics2.BUFFERS,
+    tied=idefics2.tied,
+    replacements=replacements,
+    vision_inputs=vision_inputs,
+    tiny_config=functools.partial(tiny_config, name="Idefics3"),
+    tiny_processor=tiny_processor,
+    check_sizes=whole_squares,
+    template=TEMPLATE,
+    template_of=template_of,
+    load_processor=functools.partial(processor_without_videos, image_token=PLACEHOLDER),
+)
+SMOLVLM = dataclasses.replace(
+    IDEFICS3,
+    name="SmolVLM",
+    model_type="smolvlm",
+    tiny_config=functools.partial(tiny_config, name="SmolVLM"),
+)
+FAMILIES = (IDEFICS3, SMOLVLM)

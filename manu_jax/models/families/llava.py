@@ -15,56 +15,60 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from manu_jax.config import ModelSection
+from manu_jax.models.families.family import Family
+from manu_jax.models.families.tiny import shared_config, text_config
 from manu_jax.models.hf.fields import Fields, refuse
 from manu_jax.models.hf.tables import Entry
-from manu_jax.models.inputs.vision_inputs import FixedSizeInputs
+from manu_jax.models.inputs.processing import repeated_token
+from manu_jax.models.inputs.vision_inputs import FixedSizeInputs, square_vision_input
 from manu_jax.models.nn.decoder import Decoder, decoder_table
 from manu_jax.models.nn.decoder_config import DecoderConfig, decoder_config
 from manu_jax.models.nn.layers import ACTIVATIONS, Remat, project, random_weight
 from manu_jax.models.nn.multimodal import CaptureOf, Multimodal
 from manu_jax.models.nn.vit import Vit, VitConfig, vit_config, vit_table
-from manu_jax.types import Array, Neurons
+from manu_jax.types import Array, Neurons, Template
 
-# A config.json without a vision_config means the tower of LLaVA-1.5.
+# The tower of a config.json without a vision_config
 VISION_DEFAULTS = {
     "hidden_size": 1024, "intermediate_size": 4096, "patch_size": 14, "image_size": 336,
     "num_hidden_layers": 24, "num_attention_heads": 16,
 }  # fmt: skip
 
-# The spellings of tensor names: what stands for the name's start on the left is on the right in
-# form A. A: the hub's files · B: transformers 5 from a config · C: in memory in 5 · D: in memory
-# before 5. D stands before C, and A before B, since each is a special case of the other.
+# {who writes these names: {prefix of a name: prefix of the export name}}. The entry that matches
+# most names of a folder counts, and the first of equals. The prefixes of "transformers 5" match the
+# hub's names, too, so they come second; its in-memory ones likewise match those of 4.
 NAME_PREFIXES: dict[str, dict[str, str]] = {
-    "A": {
+    "hub": {
         "language_model.": "language_model.",
         "vision_tower.vision_model.": "vision_tower.vision_model.",
         "multi_modal_projector.": "multi_modal_projector.",
     },
-    "B": {
+    "transformers 5": {  # of a model that was built from a config
         "language_model.": "language_model.",
         "vision_tower.": "vision_tower.vision_model.",
         "multi_modal_projector.": "multi_modal_projector.",
     },
-    "D": {
+    "transformers 4 in-memory": {
         "lm_head.": "language_model.lm_head.",
         "model.language_model.": "language_model.model.",
         "model.vision_tower.vision_model.": "vision_tower.vision_model.",
         "model.multi_modal_projector.": "multi_modal_projector.",
     },
-    "C": {
+    "transformers 5 in-memory": {
         "lm_head.": "language_model.lm_head.",
         "model.language_model.": "language_model.model.",
         "model.vision_tower.": "vision_tower.vision_model.",
         "model.multi_modal_projector.": "multi_modal_projector.",
     },
 }
-# Buffers of older files; they are computed, not loaded.
+# In older files; computed, not loaded
 BUFFERS = (".position_ids", ".rotary_emb.inv_freq")
 
 
 @dataclasses.dataclass(frozen=True)
 class LlavaConfig(FixedSizeInputs):
-    """What a LLaVA's `config.json` says."""
+    """What the `config.json` of a LLaVA says."""
 
     text: DecoderConfig
     vision: VitConfig
@@ -79,7 +83,7 @@ class LlavaConfig(FixedSizeInputs):
         return self.vision.num_patches + (self.vision.is_clip and not self.drops_class_token)
 
     def num_features(self, num_patches: int) -> int:
-        """Return the image tokens of a vision input; all have as many."""
+        """Return the number of image tokens of a vision input; all have the same."""
         return self.tokens_per_image
 
 
@@ -178,7 +182,7 @@ class Llava(Multimodal):
 
 
 def weight_table(config: LlavaConfig) -> list[Entry]:
-    """Return which tensor of form A fills which leaf of the model."""
+    """Return which tensor, by its export name, fills which leaf of the model."""
     table = towers_table(config)
     for number in (1, 2):
         name = f"multi_modal_projector.linear_{number}."
@@ -189,7 +193,7 @@ def weight_table(config: LlavaConfig) -> list[Entry]:
 
 
 def towers_table(config: Any) -> list[Entry]:
-    """Return the table of decoder and tower by names of form A, which other families have, too."""
+    """Return the table of the decoder and the tower; other families have the same names."""
     table = decoder_table(
         config.text, "text", "language_model.model.", "language_model.lm_head.weight"
     )
@@ -197,7 +201,66 @@ def towers_table(config: Any) -> list[Entry]:
 
 
 def tied(config: Any) -> dict[str, str]:
-    """Return the tensors that files of a tied model may hold besides: the head."""
+    """Return {the head: the embedding that it repeats} of a tied model."""
     if not config.text.is_tied:
         return {}
     return {"language_model.lm_head.weight": "language_model.model.embed_tokens.weight"}
+
+
+def tiny_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
+    """Return the `config.json` of a LLaVA-1.5 of these sizes."""
+    vision = section.vision
+    return {
+        **shared_config("Llava", "llava"),
+        "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),
+        "image_seq_length": (vision.image_size // vision.patch_size) ** 2,
+        "projector_hidden_act": "gelu",
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+        "text_config": text_config("llama", section, tokenizer),
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "hidden_size": vision.width,
+            "intermediate_size": vision.num_neurons,
+            "num_hidden_layers": vision.num_layers,
+            "num_attention_heads": vision.num_heads,
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            "hidden_act": "quick_gelu",
+            "layer_norm_eps": 1e-5,
+        },
+    }
+
+
+def tiny_processor(section: ModelSection, tokenizer: Any) -> Any:
+    """Return a LlavaProcessor for images of the section's size."""
+    from transformers import LlavaProcessor
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    size = section.vision.image_size
+    return LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(
+            size={"shortest_edge": size}, crop_size={"height": size, "width": size}
+        ),
+        tokenizer=tokenizer,
+        patch_size=section.vision.patch_size,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+
+
+FAMILY = Family(
+    name="LLaVA-1.5",
+    model_type="llava",
+    config_from_hf=config_from_hf,
+    build=Llava,
+    weight_table=weight_table,
+    name_prefixes=NAME_PREFIXES,
+    buffers=BUFFERS,
+    tied=tied,
+    replacements=repeated_token,
+    vision_inputs=square_vision_input,
+    tiny_config=tiny_config,
+    tiny_processor=tiny_processor,
+    template=Template(),
+)

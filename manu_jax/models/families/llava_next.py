@@ -1,10 +1,10 @@
 """LLaVA-NeXT (LLaVA-1.6): LLaVA-1.5's parts, and images of any resolution in tiles.
 
 Liu et al. 2024, "LLaVA-NeXT: Improved reasoning, OCR, and world knowledge", as
-`LlavaNextForConditionalGeneration`. Peculiarities: an image goes through the tower once whole and
-once in tiles, whose number is that of the best of some resolutions (`image_grid_pinpoints`). The
-tokens of the tiles lie as one map; what shows only padding is cut off, and each of its rows ends in
-a learned token (`image_newline`). So tokens take the rows of features in an order of their own.
+`LlavaNextForConditionalGeneration`. Peculiarities: the tower sees an image once whole and once in
+tiles; the best of several resolutions (`image_grid_pinpoints`) decides how many. The tokens of the
+tiles form one map without the padding, and each row of the map ends in a learned token
+(`image_newline`). So the order of the tokens is not that of the features.
 """
 
 import dataclasses
@@ -17,7 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from manu_jax.config import ModelSection
 from manu_jax.models.families import llava
+from manu_jax.models.families.family import Family
+from manu_jax.models.families.tiny import shared_config
 from manu_jax.models.hf.fields import Fields, refuse
 from manu_jax.models.hf.tables import Entry
 from manu_jax.models.inputs.processing import Replacement, placeholders, whole_processor
@@ -26,11 +29,11 @@ from manu_jax.models.nn.layers import Remat, random_weight
 from manu_jax.models.nn.multimodal import CaptureOf
 from manu_jax.types import Array, ManuError, Neurons, Template, VisionInput
 
-# Of an image processor without any: rows and columns of pixels.
+# Rows and columns of pixels, where the config.json names none
 PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 NAME_PREFIXES = {
-    form: {**starts, f"{'' if form in 'AB' else 'model.'}image_newline": "image_newline"}
-    for form, starts in llava.NAME_PREFIXES.items()
+    names: {**prefixes, "model." * ("in-memory" in names) + "image_newline": "image_newline"}
+    for names, prefixes in llava.NAME_PREFIXES.items()
 }
 MISTRAL_START = "[INST]"
 MISTRAL = Template(user="[INST]", close=" [/INST]", system_form="{system} ")
@@ -60,18 +63,18 @@ LLAMA_3 = dataclasses.replace(
     end="<|eot_id|>",
     system_form="<|start_header_id|>system<|end_header_id|>\n\n{system}<|eot_id|>",
 )
-# By a token that only these tokenizers have; the first counts.
+# {token that only tokenizers of this template have: template}; the first match counts.
 TEMPLATES = {"<|startoftext|>": YI, "<|im_start|>": QWEN, "<|start_header_id|>": LLAMA_3}
 
 
 @dataclasses.dataclass(frozen=True)
 class LlavaNextConfig(llava.LlavaConfig):
-    """What a LLaVA-NeXT's `config.json` says. pinpoints: rows and columns of pixels, of tiles."""
+    """What the `config.json` of a LLaVA-NeXT says. pinpoints: (height, width) in pixels."""
 
     pinpoints: tuple[tuple[int, int], ...]
 
     def num_features(self, num_patches: int) -> int:
-        """Return the rows that a vision input becomes: its patches', and then the newline."""
+        """Return the number of rows of a vision input's features: its patches and the newline."""
         return self.vision.num_patches + 1
 
 
@@ -79,7 +82,7 @@ def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Lla
     """Return the config of a `config.json`; ManuError lists every field that is not handled."""
     faults: list[str] = []
     fields = Fields(values, "", faults)
-    # With the class token ("full") no map comes of a tile: transformers can't either.
+    # With the class token ("full") a tile is not a map; transformers can't read it either.
     parts = llava.parts_of(fields, strategies=("default",))
     config = LlavaNextConfig(**parts, pinpoints=pinpoints_of(fields, parts["vision"].image_size))
     fields.need("use_image_newline_parameter", True, (True,))
@@ -89,7 +92,7 @@ def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Lla
 
 
 def pinpoints_of(fields: Fields, tile: int, default: Any = PINPOINTS) -> tuple:
-    """Return the resolutions that images may have, each of whole tiles; note a fault otherwise."""
+    """Return the resolutions that images may have; one that is not of whole tiles is a fault."""
     name = "image_grid_pinpoints"
     given = fields.get(name, default)
     is_list = isinstance(given, Sequence) and len(given) > 0
@@ -136,21 +139,21 @@ class LlavaNext(llava.Llava):
 
 
 def weight_table(config: LlavaNextConfig) -> list[Entry]:
-    """Return which tensor of form A fills which leaf of the model."""
+    """Return which tensor, by its export name, fills which leaf of the model."""
     return [*llava.weight_table(config), Entry("newline_E", "image_newline", "E")]
 
 
 def template_of(tokenizer: Any) -> Template | None:
-    """Return the prompt strings that the tokenizer tells; None: those of LLaVA-1.5, for Vicuna."""
-    words = tokenizer.get_vocab()
+    """Return the prompt strings that fit the tokenizer; None: Vicuna's, those of LLaVA-1.5."""
+    vocabulary = tokenizer.get_vocab()
     for token, template in TEMPLATES.items():
-        if token in words:
+        if token in vocabulary:
             return template
     return MISTRAL if MISTRAL_START in str(tokenizer.chat_template) else None
 
 
 def load_processor(path: Path) -> Any:
-    """Return the processor of a folder; its tokenizer has the chat template, wherever it lies."""
+    """Return the processor of a folder, whose tokenizer gets the processor's chat template."""
     processor = whole_processor(path)
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is not None and tokenizer.chat_template is None:
@@ -199,10 +202,10 @@ def check_pinpoints(processor: Any, config: LlavaNextConfig) -> None:
 
 
 def grid(height: int, width: int, config: LlavaNextConfig) -> tuple[int, int]:
-    """Return the rows and columns of tiles of an image: of the resolution that shows it best.
+    """Return the rows and columns of tiles of an image, by the resolution that fits it best.
 
-    That is the one at which most of its pixels remain and, among equals, fewest are padding: the
-    arithmetic of `select_best_resolution`. ManuError where none shows a pixel.
+    That one keeps the most of the image's pixels and, among equals, has the least padding. The
+    arithmetic is that of `select_best_resolution`. Raises ManuError if no pixel would remain.
     """
 
     def kept(point: tuple[int, int]) -> int:
@@ -218,11 +221,11 @@ def grid(height: int, width: int, config: LlavaNextConfig) -> tuple[int, int]:
     return best[0] // config.vision.image_size, best[1] // config.vision.image_size
 
 
-@functools.lru_cache(maxsize=64)  # a sample asks several times, and many samples are of one size
+@functools.lru_cache(maxsize=64)  # asked several times a sample; many images are of one size
 def map_of_tiles(height: int, width: int, config: LlavaNextConfig) -> np.ndarray:
-    """Return the rows of features of the tiles as they lie in the image, without padding. [Y, X].
+    """Return the rows of the tiles' features where they lie in the image, without padding. [Y, X].
 
-    The arithmetic of `unpad_image`.
+    The arithmetic is that of `unpad_image`.
     """
     rows, columns = grid(height, width, config)
     side, room = config.vision.side, config.num_features(config.num_patches)
@@ -238,7 +241,57 @@ def map_of_tiles(height: int, width: int, config: LlavaNextConfig) -> np.ndarray
 
 
 def in_order(map_YX: np.ndarray, config: LlavaNextConfig) -> np.ndarray:
-    """Return the rows that tokens take: of the whole image, then of the map, with newlines."""
+    """Return each token's row of features: the whole image's, then the map's with newlines."""
     num_patches = config.num_patches
     lines_YX = np.pad(map_YX, ((0, 0), (0, 1)), constant_values=num_patches)
     return np.concatenate([np.arange(num_patches), lines_YX.ravel()])
+
+
+def tiny_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
+    """Return the `config.json` of a LLaVA-NeXT of these sizes: an image is one tile and a whole."""
+    return {
+        **llava.tiny_config(section, tokenizer),
+        **shared_config("LlavaNext", "llava_next"),
+        "image_grid_pinpoints": [[section.vision.image_size] * 2],
+    }
+
+
+def tiny_processor(section: ModelSection, tokenizer: Any) -> Any:
+    """Return a LlavaNextProcessor of one tile of the section's size."""
+    from transformers import LlavaNextProcessor
+    from transformers.models.llava_next.image_processing_pil_llava_next import (
+        LlavaNextImageProcessorPil,
+    )
+
+    size = section.vision.image_size
+    return LlavaNextProcessor(
+        image_processor=LlavaNextImageProcessorPil(
+            size={"shortest_edge": size},
+            crop_size={"height": size, "width": size},
+            image_grid_pinpoints=[[size, size]],
+        ),
+        tokenizer=tokenizer,
+        patch_size=section.vision.patch_size,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+
+
+FAMILY = Family(
+    name="LLaVA-NeXT",
+    model_type="llava_next",
+    config_from_hf=config_from_hf,
+    build=LlavaNext,
+    weight_table=weight_table,
+    name_prefixes=NAME_PREFIXES,
+    buffers=llava.BUFFERS,
+    tied=llava.tied,
+    replacements=replacements,
+    vision_inputs=vision_inputs,
+    feature_rows=feature_rows,
+    tiny_config=tiny_config,
+    tiny_processor=tiny_processor,
+    template=Template(),
+    template_of=template_of,
+    load_processor=load_processor,
+)

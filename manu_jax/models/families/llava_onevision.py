@@ -1,13 +1,14 @@
-"""LLaVA-OneVision: LLaVA-NeXT with a SigLIP tower and a Qwen2 decoder, of images.
+"""LLaVA-OneVision: LLaVA-NeXT with a SigLIP tower and a Qwen2 decoder; images only, no videos.
 
 Li et al. 2024, "LLaVA-OneVision: Easy Visual Task Transfer" (arXiv 2408.03326), as
-`LlavaOnevisionForConditionalGeneration`. Peculiarities: the tower's hidden states are taken without
-its last norm; a map of more tokens than those of so many tiles ("anyres_max_9") is made smaller by
-bilinear interpolation, so that a token is the weighted sum of four rows of features; an image that
-is one of several in a text has no tiles: it is padded to a square and seen whole.
+`LlavaOnevisionForConditionalGeneration`. Peculiarities: the features are the tower's hidden states
+before its last norm; a map with more tokens than so many tiles have ("anyres_max_9": nine) shrinks
+by bilinear interpolation, so a token is the weighted sum of four rows of features; an image that is
+one of several in a text has no tiles: it is padded to a square.
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -15,9 +16,21 @@ from typing import Any
 
 import numpy as np
 
+from manu_jax.config import ModelSection
 from manu_jax.models.families import llava, llava_next
+from manu_jax.models.families.family import Family
+from manu_jax.models.families.tiny import (
+    shared_config,
+    siglip_config,
+    text_config,
+    with_tokens,
+)
 from manu_jax.models.hf.fields import Fields, refuse
-from manu_jax.models.inputs.processing import Replacement
+from manu_jax.models.inputs.processing import (
+    Processor,
+    Replacement,
+    processor_without_videos,
+)
 from manu_jax.models.inputs.vision_inputs import square_vision_inputs
 from manu_jax.types import Template, VisionInput
 
@@ -31,19 +44,22 @@ TEMPLATE = Template(
     end="<|im_end|>",
     system_form="<|im_start|>system \n{system}<|im_end|>",
 )
-# A config.json without a vision_config means this tower.
+# The tower of a config.json without a vision_config
 VISION_DEFAULTS = {
     "hidden_size": 1152, "intermediate_size": 4304, "patch_size": 14, "image_size": 384,
     "num_hidden_layers": 26, "num_attention_heads": 16, "vision_use_head": False,
 }  # fmt: skip
 SIDES = range(384, 2305, 384)
 PINPOINTS = tuple((height, width) for height in SIDES for width in SIDES)
-LARGER = 1.1  # times a side: maps up to it are not made smaller
+LARGER = 1.1  # a map whose side is at most so many times the allowed one does not shrink
 
 
 @dataclasses.dataclass(frozen=True)
 class LlavaOnevisionConfig(llava_next.LlavaNextConfig):
-    """What a LLaVA-OneVision's `config.json` says. most_tiles: tokens of a map, in tiles."""
+    """What the `config.json` of a LLaVA-OneVision says.
+
+    most_tiles: the tokens that a map may have, as a number of tiles.
+    """
 
     most_tiles: int
 
@@ -54,7 +70,7 @@ def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Lla
     fields = Fields(values, "", faults)
     parts = llava.parts_of(
         fields,
-        strategies=("full",),  # with "default" a tile is no square: transformers can't either
+        strategies=("full",),  # "default" leaves no square; transformers can't read it either
         layer=-1,
         tower="siglip_vision_model",
         vision_defaults=VISION_DEFAULTS,
@@ -127,7 +143,7 @@ def vision_inputs_of_many(
 
 
 def _resized(shape: tuple[int, ...], config: LlavaOnevisionConfig) -> tuple[tuple, tuple]:
-    """Return the neighbours of the rows, and of the columns, of a map as large as it may be."""
+    """Return the neighbours of the rows and of the columns of a map, made smaller if too large."""
     Y, X = shape
     ratio = math.sqrt(Y * X / (config.most_tiles * config.num_patches))
     if ratio <= LARGER:
@@ -136,9 +152,9 @@ def _resized(shape: tuple[int, ...], config: LlavaOnevisionConfig) -> tuple[tupl
 
 
 def _neighbours(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the two old places that each new one lies between, and the share of the second.
+    """Return the two old positions around each new one, and the weight of the second.
 
-    The arithmetic of `torch.nn.functional.interpolate`, in float32, with ends that are not aligned.
+    The arithmetic of `torch.nn.functional.interpolate` in float32, with align_corners=False.
     """
     if size == new_size:
         same = np.arange(size)
@@ -151,5 +167,59 @@ def _neighbours(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def _first(count: int) -> np.ndarray:
-    """Return the weights of tokens that are the first of their four rows. [count, 4]."""
+    """Return the weights of tokens that are their first row alone. [count, 4]."""
     return np.tile(np.eye(4, dtype=np.float32)[0], (count, 1))
+
+
+def tiny_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
+    """Return the `config.json` of a LLaVA-OneVision of these sizes.
+
+    An image that is alone in its text is one tile and a whole.
+    """
+    return {
+        **llava_next.tiny_config(section, tokenizer),
+        **shared_config("LlavaOnevision", "llava_onevision"),
+        "vision_aspect_ratio": "anyres_max_9",
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+        "text_config": text_config("qwen2", section, tokenizer),
+        "vision_config": {
+            **siglip_config("siglip_vision_model", section),
+            "vision_use_head": False,
+        },
+    }
+
+
+def tiny_processor(section: ModelSection, tokenizer: Any) -> Any:
+    """Return a processor of one tile of the section's size; its tokenizer has more tokens."""
+    from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+        LlavaOnevisionImageProcessorPil,
+    )
+
+    size = section.vision.image_size
+    images = LlavaOnevisionImageProcessorPil(
+        size={"height": size, "width": size}, image_grid_pinpoints=[[size, size]]
+    )
+    tokens = {"turn_start_token": "<|im_start|>", "turn_end_token": "<|im_end|>"}
+    return Processor(images, with_tokens(tokenizer, tokens), PLACEHOLDER)
+
+
+FAMILY = Family(
+    name="LLaVA-OneVision",
+    model_type="llava_onevision",
+    config_from_hf=config_from_hf,
+    build=llava_next.LlavaNext,
+    weight_table=llava_next.weight_table,
+    name_prefixes=llava_next.NAME_PREFIXES,
+    buffers=llava.BUFFERS,
+    tied=llava.tied,
+    replacements=replacements,
+    vision_inputs=llava_next.vision_inputs,
+    vision_inputs_of_many=vision_inputs_of_many,
+    feature_rows=feature_rows,
+    bilinear_weights=bilinear_weights,
+    tiny_config=tiny_config,
+    tiny_processor=tiny_processor,
+    template=TEMPLATE,
+    load_processor=functools.partial(processor_without_videos, image_token=PLACEHOLDER),
+)

@@ -1,8 +1,8 @@
 """PaliGemma and PaliGemma 2: a SigLIP tower, one matrix, and a Gemma or Gemma 2 decoder.
 
 Beyer et al. 2024 (arXiv 2407.07726) and Steiner et al. 2024 (arXiv 2412.03555), as
-`PaliGemmaForConditionalGeneration`. Peculiarities: what comes before the answer, the image and the
-question, looks at itself in both directions, and the answer looks back alone.
+`PaliGemmaForConditionalGeneration`. Peculiarity: the tokens before the answer, those of the image
+and the question, attend to each other in both directions; the answer's attend backwards only.
 """
 
 import dataclasses
@@ -13,10 +13,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from manu_jax.models.families.llava import towers_table
+from manu_jax.config import ModelSection
+from manu_jax.models.families import llava
+from manu_jax.models.families.family import Family
+from manu_jax.models.families.tiny import shared_config, siglip_config, text_config, with_tokens
 from manu_jax.models.hf.fields import Fields, refuse
 from manu_jax.models.hf.tables import Entry
-from manu_jax.models.inputs.vision_inputs import FixedSizeInputs
+from manu_jax.models.inputs.processing import repeated_token
+from manu_jax.models.inputs.vision_inputs import FixedSizeInputs, square_vision_input
 from manu_jax.models.nn.decoder import Decoder
 from manu_jax.models.nn.decoder_config import DecoderConfig, decoder_config
 from manu_jax.models.nn.layers import Remat, project, random_weight
@@ -42,7 +46,7 @@ DERIVED = ("num_image_tokens", "projection_dim", "projector_hidden_act")
 
 @dataclasses.dataclass(frozen=True)
 class PaliGemmaConfig(FixedSizeInputs):
-    """What a PaliGemma's `config.json` says."""
+    """What the `config.json` of a PaliGemma says."""
 
     text: DecoderConfig
     vision: VitConfig
@@ -50,11 +54,11 @@ class PaliGemmaConfig(FixedSizeInputs):
 
     @property
     def tokens_per_image(self) -> int:
-        """Image tokens that stand for one image in the token ids."""
+        """Number of image tokens of an image."""
         return self.vision.num_patches
 
     def num_features(self, num_patches: int) -> int:
-        """Return the image tokens of a vision input; all have as many."""
+        """Return the number of image tokens of a vision input; all have the same."""
         return self.tokens_per_image
 
 
@@ -126,18 +130,69 @@ class PaliGemma(Multimodal):
 
 
 def weight_table(config: PaliGemmaConfig) -> list[Entry]:
-    """Return which tensor of form A fills which leaf of the model."""
+    """Return which tensor, by its export name, fills which leaf of the model."""
     name = "multi_modal_projector.linear."
     return [
-        *towers_table(config),
+        *llava.towers_table(config),
         Entry("projection_DE", name + "weight", "ED"),
         Entry("projection_bias_E", name + "bias", "E"),
     ]
 
 
 def template_of(tokenizer: Any) -> Template:
-    """Return the prompt strings with the tokenizer's own tokens of beginning and end."""
+    """Return the prompt strings with the tokenizer's own tokens for beginning and end."""
     begin = tokenizer.bos_token
     return dataclasses.replace(
         TEMPLATE, image=f"<image>{begin}", no_image=begin, end=tokenizer.eos_token
     )
+
+
+def tiny_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
+    """Return the `config.json` of a PaliGemma of these sizes, whose head is its embedding."""
+    width = section.text.width
+    return {
+        **shared_config("PaliGemma", "paligemma", is_tied=True),
+        "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),
+        "projection_dim": width,
+        "hidden_size": width,
+        "text_config": {
+            **text_config("gemma", section, tokenizer),
+            "hidden_act": "gelu_pytorch_tanh",
+            "tie_word_embeddings": True,
+        },
+        "vision_config": {
+            **siglip_config("siglip_vision_model", section),
+            "projection_dim": width,
+            "vision_use_head": False,
+        },
+    }
+
+
+def tiny_processor(section: ModelSection, tokenizer: Any) -> Any:
+    """Return a PaliGemmaProcessor for images of the section's size."""
+    from transformers import PaliGemmaProcessor
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    size = section.vision.image_size
+    images: Any = SiglipImageProcessorPil(size={"height": size, "width": size})
+    images.image_seq_length = (size // section.vision.patch_size) ** 2
+    return PaliGemmaProcessor(images, with_tokens(tokenizer, {}, begins=False))
+
+
+FAMILY = Family(
+    name="PaliGemma",
+    model_type="paligemma",
+    config_from_hf=config_from_hf,
+    build=PaliGemma,
+    weight_table=weight_table,
+    name_prefixes=llava.NAME_PREFIXES,
+    buffers=llava.BUFFERS,
+    tied=llava.tied,
+    replacements=repeated_token,
+    vision_inputs=square_vision_input,
+    tiny_config=tiny_config,
+    tiny_processor=tiny_processor,
+    template=TEMPLATE,
+    template_of=template_of,
+    prompt_sees_ahead=True,
+)

@@ -1,9 +1,9 @@
 """Qwen2-VL and Qwen2.5-VL: a tower for images of any size, and a Qwen2 decoder with M-RoPE.
 
 Wang et al. 2024 (arXiv 2409.12191) and Bai et al. 2025 (arXiv 2502.13923), as
-`Qwen2VLForConditionalGeneration` and `Qwen2_5_VLForConditionalGeneration`, of images; videos are
-not handled. Peculiarities: an image becomes as many tokens as it has groups of patches; a token of
-an image has positions in time, by row and by column, and what follows goes on after the largest.
+`Qwen2VLForConditionalGeneration` and `Qwen2_5_VLForConditionalGeneration`; images only, no videos.
+Peculiarities: an image becomes one token for each group of patches; an image token has a position
+in time, a row and a column, and the next text token's position is one more than the largest.
 """
 
 import dataclasses
@@ -15,9 +15,23 @@ from typing import Any
 import jax
 import numpy as np
 
+from manu_jax.config import ModelSection
+from manu_jax.models.families.family import Family
+from manu_jax.models.families.tiny import (
+    multiple_of,
+    shared_config,
+    text_config,
+    whole_squares,
+    with_tokens,
+)
 from manu_jax.models.hf.fields import Fields, refuse
 from manu_jax.models.hf.tables import Entry
-from manu_jax.models.inputs.processing import Replacement, placeholders
+from manu_jax.models.inputs.processing import (
+    Processor,
+    Replacement,
+    placeholders,
+    processor_without_videos,
+)
 from manu_jax.models.inputs.vision_inputs import AnySizeInputs
 from manu_jax.models.nn.decoder import Decoder, decoder_mlp, decoder_table
 from manu_jax.models.nn.decoder_config import DecoderConfig, decoder_config
@@ -33,17 +47,22 @@ from manu_jax.models.nn.qwen_vision import (
 )
 from manu_jax.types import Array, ManuError, Neurons, Template, VisionInput
 
-# A: the hub's files, and those that transformers writes · C: in memory. C stands first, since A
-# explains whatever begins with `model.`.
+PLACEHOLDER = "<|image_pad|>"
+# transformers writes the hub's names. The prefixes of "hub" match all in-memory names, too, so they
+# come second.
 NAME_PREFIXES: dict[str, dict[str, str]] = {
-    "C": {"model.language_model.": "model.", "model.visual.": "visual.", "lm_head.": "lm_head."},
-    "A": {"model.": "model.", "visual.": "visual.", "lm_head.": "lm_head."},
+    "in-memory": {
+        "model.language_model.": "model.",
+        "model.visual.": "visual.",
+        "lm_head.": "lm_head.",
+    },
+    "hub": {"model.": "model.", "visual.": "visual.", "lm_head.": "lm_head."},
 }
 BUFFERS = (".rotary_emb.inv_freq", ".rotary_pos_emb.inv_freq")
 TEMPLATE = Template(
     system="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",
     user="<|im_start|>user\n",
-    image="<|vision_start|><|image_pad|><|vision_end|>",
+    image=f"<|vision_start|>{PLACEHOLDER}<|vision_end|>",
     after_image="",
     space="",
     close="<|im_end|>\n<|im_start|>assistant\n",
@@ -51,7 +70,7 @@ TEMPLATE = Template(
     end="<|im_end|>",
     system_form="<|im_start|>system\n{system}<|im_end|>\n",
 )
-# Fields of the whole config; all others of a flat file are the decoder's.
+# Fields of the whole model; in a file without a text_config, all others are the decoder's.
 WHOLE = frozenset(
     "vision_config text_config image_token_id video_token_id vision_start_token_id "
     "vision_end_token_id vision_token_id tie_word_embeddings architectures model_type".split()
@@ -60,14 +79,14 @@ WHOLE = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class QwenVLConfig(AnySizeInputs):
-    """What a Qwen2-VL's or Qwen2.5-VL's `config.json` says."""
+    """What the `config.json` of a Qwen2-VL or Qwen2.5-VL says."""
 
     text: DecoderConfig
     vision: QwenVisionConfig
     image_token: int
 
     def num_features(self, num_patches: int) -> int:
-        """Return the image tokens of a vision input of so many patches."""
+        """Return the number of image tokens of a vision input."""
         return num_patches // self.vision.merge**2
 
 
@@ -76,8 +95,8 @@ def config_from_hf(
 ) -> QwenVLConfig:
     """Return the config of a `config.json`; ManuError lists every field that is not handled.
 
-    kind: "qwen2_vl" or "qwen2_5_vl". The hub's files hold the decoder's fields beside the others,
-    those of transformers 5 in a text_config.
+    kind: "qwen2_vl" or "qwen2_5_vl". The decoder's fields stand beside the others in the hub's
+    files, and in a text_config in those of transformers 5.
     """
     faults: list[str] = []
     given = values.get("text_config")
@@ -91,7 +110,7 @@ def config_from_hf(
     section = "" if given is None else "text_config."
     config = QwenVLConfig(
         text=decoder_config(
-            {**text, "model_type": f"{kind}_text"},
+            {**text, "model_type": "qwen2_vl_text"},
             faults,
             is_tied=fields.get("tie_word_embeddings", False),
             section=section,
@@ -108,10 +127,6 @@ def config_from_hf(
     fields.finish()
     refuse(faults, where)
     return config
-
-
-qwen2_config = functools.partial(config_from_hf, kind="qwen2_vl")
-qwen2_5_config = functools.partial(config_from_hf, kind="qwen2_5_vl")
 
 
 class QwenVL(Multimodal):
@@ -156,13 +171,13 @@ def mlps(config: QwenVLConfig) -> dict[str, TowerMlp]:
 
 
 def weight_table(config: QwenVLConfig) -> list[Entry]:
-    """Return which tensor of form A fills which leaf of the model."""
+    """Return which tensor, by its export name, fills which leaf of the model."""
     table = decoder_table(config.text, "text", "model.", "lm_head.weight")
     return table + qwen_vision_table(config.vision, "vision", "visual.")
 
 
 def tied(config: QwenVLConfig) -> dict[str, str]:
-    """Return the tensors that files of a tied model may hold besides: the head."""
+    """Return {the head: the embedding that it repeats} of a tied model."""
     return {"lm_head.weight": "model.embed_tokens.weight"} if config.text.is_tied else {}
 
 
@@ -216,3 +231,126 @@ def rope_positions(
             pieces.append(np.repeat(np.arange(position, position + count)[:, None], 3, axis=1))
             position += count
     return np.concatenate(pieces).astype(np.int32)
+
+
+def tiny_qwen2_vl(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
+    """Return the `config.json` of a Qwen2-VL of these sizes."""
+    vision = {
+        "embed_dim": section.vision.width,
+        "hidden_size": section.text.width,
+        "mlp_ratio": section.vision.num_neurons // section.vision.width,
+        "hidden_act": "quick_gelu",
+    }
+    return {
+        **shared_config("Qwen2VL", "qwen2_vl"),
+        **_tiny_parts(section, tokenizer, kind="qwen2_vl", vision=vision),
+    }
+
+
+def tiny_qwen2_5_vl(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
+    """Return the `config.json` of a Qwen2.5-VL of these sizes.
+
+    The windows of its tower have 2 × 2 tokens; the last layer attends to the whole image.
+    """
+    vision = {
+        "hidden_size": section.vision.width,
+        "out_hidden_size": section.text.width,
+        "intermediate_size": section.vision.num_neurons,
+        "hidden_act": "silu",
+        "window_size": 4 * section.vision.patch_size,
+        "fullatt_block_indexes": [section.vision.num_layers - 1],
+    }
+    return {
+        **shared_config("Qwen2_5_VL", "qwen2_5_vl"),
+        **_tiny_parts(section, tokenizer, kind="qwen2_5_vl", vision=vision),
+    }
+
+
+def tiny_processor(section: ModelSection, tokenizer: Any) -> Any:
+    """Return a processor that scales images to as many pixels as the section's have."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    area = section.vision.image_size**2
+    images = Qwen2VLImageProcessorPil(
+        patch_size=section.vision.patch_size, size={"shortest_edge": area, "longest_edge": area}
+    )
+    tokens = {
+        "vision_start_token": "<|vision_start|>",
+        "vision_end_token": "<|vision_end|>",
+        "turn_start_token": "<|im_start|>",
+        "turn_end_token": "<|im_end|>",
+        "image_token": PLACEHOLDER,
+    }
+    return Processor(images, with_tokens(tokenizer, tokens), PLACEHOLDER)
+
+
+def check_qwen2_vl(section: ModelSection) -> list[str]:
+    """Return the faults of a Qwen2-VL's sizes; its `config.json` holds the MLP's ratio."""
+    vision = section.vision
+    ratio = multiple_of(
+        "vision.num_neurons", vision.num_neurons, of="vision.width", part=vision.width
+    )
+    return check_qwen2_5_vl(section) + ratio
+
+
+def check_qwen2_5_vl(section: ModelSection) -> list[str]:
+    """Return the faults of a Qwen2.5-VL's sizes; a head's channels are split into four."""
+    vision, of = section.vision, "4 · vision.num_heads"
+    heads = multiple_of("vision.width", vision.width, of=of, part=4 * vision.num_heads)
+    return heads + whole_squares(section)
+
+
+def _tiny_parts(
+    section: ModelSection, tokenizer: Any, *, kind: str, vision: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the fields that both models have; vision: those of the tower that differ."""
+    head_size = section.text.width // section.text.num_heads
+    # Time, rows and columns have 16, 24 and 24 of 64 rotary pairs, as in the released models.
+    side = head_size // 4 - head_size // 16
+    sections = [head_size // 2 - 2 * side, side, side]
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections}
+    return {
+        "image_token_id": tokenizer.convert_tokens_to_ids(PLACEHOLDER),
+        "text_config": {
+            **text_config(f"{kind}_text", section, tokenizer),
+            "rope_parameters": rope,
+            "rope_scaling": rope,
+        },
+        "vision_config": {
+            "model_type": kind,
+            "depth": section.vision.num_layers,
+            "num_heads": section.vision.num_heads,
+            "patch_size": section.vision.patch_size,
+            **vision,
+        },
+    }
+
+
+QWEN2_VL = Family(
+    name="Qwen2-VL",
+    model_type="qwen2_vl",
+    config_from_hf=functools.partial(config_from_hf, kind="qwen2_vl"),
+    build=QwenVL,
+    mlps=mlps,
+    weight_table=weight_table,
+    name_prefixes=NAME_PREFIXES,
+    buffers=BUFFERS,
+    tied=tied,
+    replacements=replacements,
+    vision_inputs=vision_inputs,
+    rope_positions=rope_positions,
+    tiny_config=tiny_qwen2_vl,
+    tiny_processor=tiny_processor,
+    check_sizes=check_qwen2_vl,
+    template=TEMPLATE,
+    load_processor=functools.partial(processor_without_videos, image_token=PLACEHOLDER),
+)
+QWEN2_5_VL = dataclasses.replace(
+    QWEN2_VL,
+    name="Qwen2.5-VL",
+    model_type="qwen2_5_vl",
+    config_from_hf=functools.partial(config_from_hf, kind="qwen2_5_vl"),
+    tiny_config=tiny_qwen2_5_vl,
+    check_sizes=check_qwen2_5_vl,
+)
+FAMILIES = (QWEN2_VL, QWEN2_5_VL)

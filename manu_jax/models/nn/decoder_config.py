@@ -49,8 +49,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 131072, "head_dim": 256, "rope_theta": 1e6,
     },
 }  # fmt: skip
-DEFAULTS["qwen2_5_vl_text"] = DEFAULTS["qwen2_vl_text"]
-QWEN2 = ("qwen2", "qwen2_vl_text", "qwen2_5_vl_text")
+QWEN2 = ("qwen2", "qwen2_vl_text")
 GEMMA = ("gemma", "gemma2", "gemma3_text")
 
 

@@ -87,7 +87,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "patch_size": 32,
     },
 }  # fmt: skip
-DEFAULTS["idefics3_vision"] = DEFAULTS["smolvlm_vision"] = DEFAULTS["idefics2_vision"]
 
 
 def vit_config(
