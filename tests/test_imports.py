@@ -19,8 +19,9 @@ PACKAGE = ROOT / "manu_jax"
 # A file imports from its own room and from lines above its own; those of one line are siblings.
 # `selection` is arrays alone, and stands above `importance`, whose rounds select.
 LINES = (
-    ("types", "leaves"),
-    ("config", "folder", "progress"),
+    ("types", "leaves", "yaml12"),
+    ("folder", "progress"),
+    ("config",),
     ("arrays", "parallel"),
     ("checkpoint", "fingerprint"),
     ("data", "models", "selection"),
@@ -51,7 +52,8 @@ HOMES = {
     "orbax": (("manu_jax/checkpoint.py",), True),
 }
 # Strings, words and pictures in, numbers out: these never touch a device.
-WITHOUT_JAX = ("evaluation/metrics.py", "selection.py", "config.py", "folder.py")
+WITHOUT_JAX = ("evaluation/metrics.py", "selection.py", "folder.py", "yaml12.py")
+WITHOUT_JAX += tuple(f"config/{file.name}" for file in sorted((PACKAGE / "config").glob("*.py")))
 PACKAGE_FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -4,7 +4,7 @@ import pytest
 import tiny_llava as tiny
 
 from manu_jax import parallel
-from manu_jax.config import PRESETS, Preset
+from manu_jax.config import StatisticsMethod, named_method
 from manu_jax.data.batches import bucket_lengths
 from manu_jax.importance import collect as collect_module
 from manu_jax.importance import statistics as files
@@ -15,8 +15,8 @@ from manu_jax.leaves import path_name
 from manu_jax.models.nn.answers import answer_log_odds
 from manu_jax.types import Capture, ManuError
 
-ACTIVATION = PRESETS["paper"]
-GRADIENT = PRESETS["gradient"]
+ACTIVATION = named_method("paper")
+GRADIENT = named_method("gradient")
 
 
 def assert_close(left, right, tolerance=3e-6):
@@ -165,7 +165,7 @@ def test_facts_that_are_forgotten_fade_by_the_logistic_of_their_log_odds():
 
 def test_position_statistics_have_the_rows_of_each_matrix():
     loaded = tiny.loaded()
-    preset = PRESETS["official-code"]
+    preset = named_method("official-code")
     rows = loaded.family.matrix_rows(loaded.config)
     for modality, tower in (("image", "vision"), ("text", "text")):
         samples = tiny.samples(modality)
@@ -189,7 +189,7 @@ def test_score_takes_facts_and_leaves_out_those_without_the_form():
 
 
 def test_a_tower_that_the_model_lacks_is_an_error():
-    preset = Preset(towers={"image": ("text", "connector"), "text": ("text",)})
+    preset = StatisticsMethod(towers={"image": ("text", "connector"), "text": ("text",)})
     with pytest.raises(ManuError, match="no tower connector"):
         collect(tiny.loaded(), tiny.samples("image"), preset, modality="image")
 
