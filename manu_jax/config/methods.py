@@ -188,10 +188,10 @@ def method_of(value: Any) -> MethodSettings:
     given = _from_earlier_keys(dict(value), methods)
     preset = given.pop("preset", None if "kind" in given else "paper")
     start = {} if preset is None else {"name": preset, **_preset(preset)}
-    kind = given.get("kind", start.get("kind"))
+    kind = str(given.get("kind", start.get("kind")))
     if kind not in methods:
         listed = ", ".join(repr(one) for one in methods)
-        raise ValueError(f"unknown kind {kind!r}{near(str(kind), methods)} (known: {listed})")
+        raise ValueError(f"unknown kind {kind!r}{near(kind, methods)} (known: {listed})")
     if start and kind != start["kind"]:
         raise ValueError(
             f"kind is {kind!r}, but the preset {preset!r} is of the kind {start['kind']!r}: leave "
@@ -217,10 +217,10 @@ def named_method(preset: str | MethodSettings, **changes: Any) -> MethodSettings
 
 
 def _preset(name: Any) -> dict[str, Any]:
-    if name not in PRESETS:
+    if str(name) not in PRESETS:
         listed = ", ".join(repr(one) for one in PRESETS)
         raise ValueError(f"unknown preset {name!r}{near(str(name), PRESETS)} (known: {listed})")
-    return PRESETS[name]
+    return PRESETS[str(name)]
 
 
 def _from_earlier_keys(given: dict[str, Any], methods: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,16 +231,15 @@ def _from_earlier_keys(given: dict[str, Any], methods: Mapping[str, Any]) -> dic
     """
     if "base" in given:
         base = given.pop("base")
-        if "preset" in given:
-            given.setdefault("name", given["preset"])
-        logger.warning(
-            "method %s: the keys base and preset are now preset and name; write "
-            "{preset: %s, name: %s}. The earlier keys are read in this release only.",
-            *(given.get("name", base), base, given.get("name", base)),
-        )
+        name = given.setdefault("name", given.get("preset", base))
         given["preset"] = base
-    elif given.keys() >= RESOLVED_BEFORE and given["kind"] in methods:
-        known = methods[given["kind"]].settings.model_fields
-        given = {"name": given["preset"], **given}
-        given = {key: value for key, value in given.items() if key in known}
+        notice = f"{{preset: {base}, name: {name}}}"
+        logger.warning(
+            "method %s: base and preset are now preset and name. Write %s.", name, notice
+        )
+    elif given.keys() >= RESOLVED_BEFORE and str(given["kind"]) in methods:
+        given.setdefault("name", given.pop("preset"))
+        own = methods[str(given["kind"])].settings.model_fields
+        others = {key for method in methods.values() for key in method.settings.model_fields}
+        given = {key: value for key, value in given.items() if key in own or key not in others}
     return given

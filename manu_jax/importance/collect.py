@@ -59,7 +59,7 @@ class CaptureStep:
 
     @property
     def is_of_batches(self) -> bool:
-        """Whether the statistics depend on which samples are in a batch, and not on samples alone."""
+        """Whether a statistic is a function of a whole batch, and not of each sample."""
         return self.capture is not None and self.capture.reduction == "position"
 
 
@@ -216,7 +216,7 @@ def capture_step_of(
             f"it has {', '.join(sorted(loaded.towers))}."
         )
     capture = Capture(method.reduction, method.layer_pooling, method.threshold, method.clamp)
-    towers = tuple((tower, tuple(loaded.towers[tower])) for tower in scored)
+    towers = tuple((tower, loaded.towers[tower]) for tower in scored)
     is_gradient = method.signal == "gradient"
     return CaptureStep(
         towers,

@@ -151,7 +151,7 @@ Pair = tuple[AnyStatistics, AnyStatistics]  # image form, text form
 
 
 def _ratio(forget: Pair, keep: Pair, method: StatisticsMethod) -> dict[str, np.ndarray]:
-    """S = I(D_f) / (I(D_r) + ε), I the weighted sum of the functions, D_r what is kept (the paper)."""
+    """S = I(D_f) / (I(D_r) + ε), I the weighted sum of the functions (the paper)."""
     sums = [_weighted_sum(importance(*pair, method), method) for pair in (forget, keep)]
     return {tower: sums[0][tower] / (sums[1][tower] + method.epsilon) for tower in sums[0]}
 

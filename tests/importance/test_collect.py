@@ -13,7 +13,7 @@ from manu_jax.importance.gradients import per_example_gradients
 from manu_jax.importance.statistics import MOMENTS, Statistics
 from manu_jax.leaves import path_name
 from manu_jax.models.nn.answers import answer_log_odds
-from manu_jax.types import Capture, ManuError
+from manu_jax.types import MODALITIES, Capture, ManuError
 
 ACTIVATION = named_method("paper")
 GRADIENT = named_method("gradient")
@@ -94,6 +94,38 @@ def test_a_mesh_gives_the_numbers_of_one_device(sizes, preset):
     spread = collect(loaded, samples, preset, modality="image", batch_size=4)
     alone = collect(tiny.loaded(), samples, preset, modality="image", batch_size=4)
     assert_close(spread, alone, 1e-5)
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_statistics_of_batches_keep_their_batch_on_any_mesh(sizes, modality, tmp_path):
+    # Four samples and two make two statistics, whatever the mesh; a batch of eight would make one.
+    preset, samples = named_method("official-code"), tiny.samples(modality)
+    loaded = tiny.on_mesh(parallel.make_mesh(*sizes))
+    settings = dict(modality=modality, batch_size=4)
+    spread = collect(loaded, samples, preset, **settings, path=tmp_path / "s")
+    alone = collect(tiny.loaded(), samples, preset, **settings)
+    assert float(spread.num_current) == float(alone.num_current) == 2
+    assert spread.means().keys() == alone.means().keys()
+    for key, values in alone.means().items():
+        # float32 sums over rows in another order; the share above τ is exact or next to τ
+        np.testing.assert_allclose(spread.means()[key], values, rtol=2e-5, atol=1e-6)
+    # So one device goes on with what a mesh has collected.
+    again = collect(tiny.loaded(), samples, preset, **settings, path=tmp_path / "s")
+    np.testing.assert_array_equal(again.num_current, spread.num_current)
+    with pytest.raises(ManuError, match="differing: batch_size"):
+        collect(
+            tiny.loaded(), samples, preset, modality=modality, batch_size=6, path=tmp_path / "s"
+        )
+
+
+def test_sums_over_samples_are_read_again_whatever_the_batch(tmp_path, monkeypatch):
+    loaded, samples = tiny.loaded(), tiny.samples("text")
+    settings = dict(modality="text", path=tmp_path / "s.safetensors")
+    first = collect(loaded, samples, ACTIVATION, batch_size=4, **settings)
+    monkeypatch.setattr(collect_module, "add_batch", None)  # not called again
+    again = collect(loaded, samples, ACTIVATION, batch_size=8, **settings)
+    np.testing.assert_array_equal(first.signed["text"].high, again.signed["text"].high)
 
 
 def test_the_scoring_step_gathers_no_activation():

@@ -112,6 +112,20 @@ def test_official_code_scores_each_tower_from_its_own_form():
         np.testing.assert_allclose(scores[key], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_function_that_positions_lack_is_an_error(monkeypatch):
+    monkeypatch.setitem(FUNCTIONS, "mine", lambda multi, text, method: multi.signed_LF)
+    sets = [position_statistics(i, key)[1] for i, key in enumerate(("vision.fc1", "text.up_proj"))]
+    method = named_method("official-code", functions={"mine": 1.0, "rms": 1.0})
+    with pytest.raises(ManuError, match="statistics by position have no mine; they have absolute"):
+        contrast(*sets, *sets, preset=method)
+
+
+def test_a_preset_without_statistics_is_an_error():
+    sets = [statistics_of(samples(i, 4, ("text",))) for i in range(4)]
+    with pytest.raises(ManuError, match="preset \"learned\" is of the kind 'learned'"):
+        contrast(*sets, preset="learned")
+
+
 def test_gain_minus_harm_weighs_forms_and_ignores_negative_harm():
     sets = [samples(i, 12, ("text",)) for i in range(4)]
     preset = named_method("gradient").model_copy(update={"text_weight": 3.0, "harm_weight": 0.5})
