@@ -66,7 +66,7 @@ def test_a_method_starts_from_a_preset_and_may_have_a_name_of_its_own(tmp_path):
 
 def test_the_earlier_keys_of_a_method_are_read_with_a_notice(tmp_path, caplog):
     old = load(tmp_path, MINIMAL + "compare: [{base: paper, preset: paper-5, alpha: 0.05}]\n")
-    assert "write {preset: paper, name: paper-5}" in caplog.text
+    assert "Write {preset: paper, name: paper-5}" in caplog.text
     caplog.clear()
     new = load(tmp_path, MINIMAL + "compare: [{preset: paper, name: paper-5, alpha: 0.05}]\n")
     assert old == new and not caplog.text
