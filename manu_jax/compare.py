@@ -130,7 +130,8 @@ def compare(config: CompareConfig, where: str = "compare") -> Path:
     for seed, share in config.cells:
         cell = Cell(seed, share, folder / "cells" / f"seed-{seed}.forget-{share}")
         place = f"{where}, {cell.folder.name}"
-        runs.append(_run_config(config, methods, seed, share, cell.folder, where=place))
+        own = _run_config(config, methods, seed=seed, share=share, output=cell.folder, where=place)
+        runs.append(own)
         write_atomic(cell.folder.with_name(f"{cell.folder.name}.yaml"), to_yaml(runs[-1]))
         cells.append(cell)
     for cell, own in zip(cells, runs, strict=True):
@@ -183,9 +184,14 @@ def _tuned(config: CompareConfig, folder: Path, where: str) -> dict[str, dict[st
         "kl": False,
     }
     section = _run_config(
-        config, trials, tuning.seed, tuning.share, folder / "tuning",
-        where=f"{where}, tuning", evaluate=evaluate,
-    )  # fmt: skip
+        config,
+        trials,
+        seed=tuning.seed,
+        share=tuning.share,
+        output=folder / "tuning",
+        where=f"{where}, tuning",
+        evaluate=evaluate,
+    )
     logger.info("compare: %d trials of %d methods", len(trials), len(config.methods))
     run(section)
     rows = json.loads((folder / "tuning" / "results.json").read_text())["rows"]
@@ -221,10 +227,10 @@ def _score(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, float]:
 def _run_config(
     config: CompareConfig,
     methods: Sequence[tuple[MethodSection, int, str]],
+    *,
     seed: int,
     share: int,
     output: Path,
-    *,
     where: str,
     evaluate: Mapping[str, Any] | None = None,
 ) -> RunConfig:

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -133,6 +135,17 @@ def test_override_below_a_value_is_an_error(tmp_path):
 
 def test_model_must_be_given_or_trained(tmp_path):
     assert "model.path is not set" in error_of(tmp_path, "seed: 1\n")
+
+
+def test_registries_are_imported_when_a_name_is_checked_and_not_before():
+    code = (
+        "import sys; from manu_jax.config import *; MethodSettings, RunConfig(model={'path': 'm'}); "
+        "rooms = ('importance', 'training', 'data', 'models', 'evaluation'); "
+        "print([m for m in sys.modules if m.split('.')[:1] == ['manu_jax'] and "
+        "any(f'manu_jax.{room}' == m for room in rooms)])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (found.returncode, found.stdout.strip()) == (0, "[]"), found.stderr
 
 
 def test_config_is_frozen(tmp_path):
@@ -282,7 +295,9 @@ def runs_of(path, folder):
     whole = load_compare_config(path, [f"output={folder / 'compare'}"])
     trials = [(one, 1, f"{one.name}.1") for one in whole.methods]
     return [
-        compare._run_config(whole, trials, seed, share, folder / "cell", where="compare")
+        compare._run_config(
+            whole, trials, seed=seed, share=share, output=folder / "cell", where="compare"
+        )
         for seed, share in whole.cells[:2]
     ]
 
