@@ -143,7 +143,7 @@ def build_jax(name: str, folder: Path, inputs: dict[str, np.ndarray]) -> Callabl
     import jax
     import jax.numpy as jnp
 
-    from manu_jax.config import PRESETS
+    from manu_jax.config import named_method
     from manu_jax.importance import collect
     from manu_jax.types import Batch
 
@@ -160,8 +160,8 @@ def build_jax(name: str, folder: Path, inputs: dict[str, np.ndarray]) -> Callabl
     if name == "jax forward":
         forward = jax.jit(lambda model, batch: model(batch).logits_BTV)
         return lambda: forward(loaded.model, batch).block_until_ready()
-    preset = PRESETS["gradient" if name == "jax gradient" else "paper"]
-    capture_step = collect.capture_step_of(loaded, preset, "image")
+    method = named_method("gradient" if name == "jax gradient" else "paper")
+    capture_step = collect.capture_step_of(loaded, method, "image")
     totals = [collect.zero(loaded, batch, capture_step)]
 
     def add():

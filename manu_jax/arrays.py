@@ -3,13 +3,12 @@
 import hashlib
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from manu_jax.folder import write_atomic
+from manu_jax.folder import expand_path, write_atomic
 from manu_jax.types import ManuError
 
 PREFIX = "manu_jax."  # of the format's name in the metadata
@@ -24,13 +23,14 @@ def write_arrays(
     """Write host arrays of a named form ("mask", "scores", "statistics"), atomically."""
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     marks = {"format": PREFIX + form, "sha256": _hash(arrays)}
-    write_atomic(path, safetensors.numpy.save(arrays, {**metadata, **marks}))
+    write_atomic(expand_path(path), safetensors.numpy.save(arrays, {**metadata, **marks}))
 
 
 def read_arrays(path: str | os.PathLike, form: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Return what `write_arrays` wrote; ManuError where missing, damaged or of another form."""
     remedy = "Delete the file and give the command again."
-    if not Path(path).is_file():
+    path = expand_path(path)
+    if not path.is_file():
         raise ManuError(f"{form} {path}: there is no such file. Run the stage that makes it first.")
     try:
         with safetensors.safe_open(path, "numpy") as file:

@@ -29,6 +29,7 @@ import pydantic
 
 from manu_jax.config import (
     Count,
+    FilePath,
     RunConfig,
     Section,
     read_yaml,
@@ -36,7 +37,7 @@ from manu_jax.config import (
     validate,
     validate_config,
 )
-from manu_jax.folder import write_atomic
+from manu_jax.folder import expand_path, write_atomic
 from manu_jax.report.comparison import Cell, compare_cells, to_markdown
 from manu_jax.run import exit_status, run
 from manu_jax.types import MODALITIES, ManuError
@@ -49,8 +50,8 @@ RESERVED = ("method", "compare", "unlearn", "output", "seed")  # of `run`: the c
 class MethodSection(Section):
     """A method and its trials. One of `mask` and `unlearn` says what it is.
 
-    mask: a preset's name, or a mapping with `preset`, as in a run's `compare`. unlearn: a mapping
-    as in a run's `unlearn`, without its name. trials: what each trial changes in it.
+    mask: a mapping as in a run's `compare`, unlearn: one as in a run's `unlearn`, both without a
+    name. trials: what each trial changes in it.
     """
 
     name: str = pydantic.Field(min_length=1, pattern=r"^[\w-]+$")
@@ -70,10 +71,7 @@ class MethodSection(Section):
 
     def piece(self, trial: int, name: str) -> dict[str, Any]:
         """Return the piece of a run's config, under another name."""
-        settings = self.settings(trial)
-        if self.mask is None:
-            return {**settings, "name": name}
-        return {**settings, "base": settings.get("preset", "paper"), "preset": name}
+        return {**self.settings(trial), "name": name}
 
 
 class TuningSection(Section):
@@ -88,7 +86,9 @@ class CompareConfig(Section):
     """A comparison. The score of a trial is the share of retained minus that of forgotten facts
     that the model recalls, mean over both forms."""
 
-    output: str = "runs/compare"
+    sections_by_key = {"run": RunConfig}
+
+    output: FilePath = "runs/compare"
     seeds: Annotated[tuple[int, ...], pydantic.Field(min_length=1)] = (1, 2, 3)
     shares: Annotated[tuple[Literal[5, 10, 15], ...], pydantic.Field(min_length=1)] = (5, 10, 15)
     tuning: TuningSection = TuningSection()
@@ -123,14 +123,15 @@ class CompareConfig(Section):
 
 def compare(config: CompareConfig, where: str = "compare") -> Path:
     """Run the comparison, or what is left of it; return its folder."""
-    folder = Path(config.output)
+    folder = expand_path(config.output)
     chosen = _tuned(config, folder, where)
     methods = [(one, chosen[one.name]["trial"], one.name) for one in config.methods]
     cells, runs = [], []
     for seed, share in config.cells:
         cell = Cell(seed, share, folder / "cells" / f"seed-{seed}.forget-{share}")
         place = f"{where}, {cell.folder.name}"
-        runs.append(_run_config(config, methods, seed, share, cell.folder, where=place))
+        own = _run_config(config, methods, seed=seed, share=share, output=cell.folder, where=place)
+        runs.append(own)
         write_atomic(cell.folder.with_name(f"{cell.folder.name}.yaml"), to_yaml(runs[-1]))
         cells.append(cell)
     for cell, own in zip(cells, runs, strict=True):
@@ -145,7 +146,8 @@ def compare(config: CompareConfig, where: str = "compare") -> Path:
 
 def load_compare_config(path: str | Path, overrides: Sequence[str] = ()) -> CompareConfig:
     """Return the comparison of a YAML file with overrides; all its faults in one ManuError."""
-    return validate(CompareConfig, read_yaml(path, overrides), f"config {path}")
+    values = read_yaml(path, overrides, kind=CompareConfig)
+    return validate(CompareConfig, values, f"config {path}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -182,9 +184,14 @@ def _tuned(config: CompareConfig, folder: Path, where: str) -> dict[str, dict[st
         "kl": False,
     }
     section = _run_config(
-        config, trials, tuning.seed, tuning.share, folder / "tuning",
-        where=f"{where}, tuning", evaluate=evaluate,
-    )  # fmt: skip
+        config,
+        trials,
+        seed=tuning.seed,
+        share=tuning.share,
+        output=folder / "tuning",
+        where=f"{where}, tuning",
+        evaluate=evaluate,
+    )
     logger.info("compare: %d trials of %d methods", len(trials), len(config.methods))
     run(section)
     rows = json.loads((folder / "tuning" / "results.json").read_text())["rows"]
@@ -220,10 +227,10 @@ def _score(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, float]:
 def _run_config(
     config: CompareConfig,
     methods: Sequence[tuple[MethodSection, int, str]],
+    *,
     seed: int,
     share: int,
     output: Path,
-    *,
     where: str,
     evaluate: Mapping[str, Any] | None = None,
 ) -> RunConfig:

@@ -8,13 +8,13 @@ from pathlib import Path
 import jax
 
 from manu_jax import parallel
-from manu_jax.config import Preset, RunConfig
+from manu_jax.config import MethodSettings, RunConfig
 from manu_jax.data import mllmu
 from manu_jax.data.forms import forms
 from manu_jax.data.record import Benchmark
-from manu_jax.folder import write_atomic
+from manu_jax.folder import expand_path, write_atomic
 from manu_jax.models.loaded import Loaded, load
-from manu_jax.types import MODALITIES, RETRAINED, VANILLA, ManuError, Sample
+from manu_jax.types import MODALITIES, RETRAINED, VANILLA, ManuError, Modality, Sample
 
 
 @dataclasses.dataclass(eq=False)
@@ -41,7 +41,7 @@ class Run:
     def benchmark(self) -> Benchmark:
         """The sets of people, read and checked."""
         data = self.config.data
-        path = Path(data.path) if data.path else self.directory / "data"
+        path = expand_path(data.path) if data.path else self.directory / "data"
         if not (parallel.exists(path) and path.is_dir()):
             remedy = "Give MLLMU-Bench's folder." if data.path else "Run the stage `data` first."
             raise ManuError(f"{path}: no benchmark there. {remedy}")
@@ -70,21 +70,21 @@ class Run:
     def has_retrained(self) -> bool:
         return parallel.exists(self.directory / RETRAINED) or bool(self.config.model.retrained_path)
 
-    def method_folder(self, method: Preset) -> Path:
+    def method_folder(self, method: MethodSettings) -> Path:
         """Where the scores and the mask of a method are."""
-        if method.preset == self.config.method.preset:
+        if method.name == self.config.method.name:
             return self.directory
-        return self.directory / "methods" / method.preset
+        return self.directory / "methods" / method.name
 
     @functools.cached_property
-    def forget_samples(self) -> dict[str, tuple[Sample, ...]]:
+    def forget_samples(self) -> dict[Modality, tuple[Sample, ...]]:
         return self._samples("forget")
 
     @functools.cached_property
-    def keep_samples(self) -> dict[str, tuple[Sample, ...]]:
+    def keep_samples(self) -> dict[Modality, tuple[Sample, ...]]:
         return self._samples("retain", "celebrity", "general")
 
-    def _samples(self, *sets: str) -> dict[str, tuple[Sample, ...]]:
+    def _samples(self, *sets: str) -> dict[Modality, tuple[Sample, ...]]:
         facts = self.benchmark.facts(*sets)
         template = self.vanilla.template
         return {modality: forms(facts, modality, template) for modality in MODALITIES}

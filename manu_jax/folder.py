@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from manu_jax.types import ManuError
+from manu_jax.yaml12 import read_yaml_text, yaml_text
 
 PART = ".part"
 CHECKPOINT_PART = ".orbax-checkpoint-tmp"  # Orbax's own, and how it may go on
@@ -38,6 +39,17 @@ PACKAGES = (
     "datasets",
     "numpy",
 )
+
+
+def expand_path(path: str | os.PathLike) -> Path:
+    """Return a path that the user gave, with `~` and `~user` as home folders.
+
+    Every path of a config, a command line or a call goes through here, once, where it is used.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ManuError(f"path {path}: {error} Give the whole path.") from error
 
 
 def write_atomic(path: str | os.PathLike, content: bytes | str) -> None:
@@ -177,14 +189,14 @@ def _settle_config(
                 + "\nGive another folder with --output, or delete this one."
             )
     else:
-        write_atomic(file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        write_atomic(file, yaml_text(config))
     if not (path / "versions.json").exists():
         write_atomic(path / "versions.json", json.dumps(versions(), indent=1) + "\n")
 
 
 def _read_config(file: Path) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        config = read_yaml_text(file.read_text(encoding="utf-8"))
         if isinstance(config, dict):
             return config
         fault = f"it holds {config!r:.60}"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from manu_jax.config import RunConfig, load_config, validate_config
-from manu_jax.folder import explained, owned_folder
+from manu_jax.folder import expand_path, explained, owned_folder
 from manu_jax.types import ManuError
 
 logger = logging.getLogger("manu_jax")
@@ -68,10 +68,10 @@ def run(config: RunConfig, only: Sequence[str] | None = None) -> Path:
     unknown = [name for name in only or () if name not in STAGES]
     if unknown:
         raise ManuError(f"--only {','.join(unknown)}: no such stage; known: {', '.join(STAGES)}.")
-    directory = Path(config.output)
+    directory = expand_path(config.output)
     with contextlib.ExitStack() as stack:
         # One process owns the folder for all.
-        folder = owned_folder(directory, config.model_dump(mode="json"), _with_defaults)
+        folder = owned_folder(directory, config.model_dump(mode="json"), with_defaults)
         parallel.on_first_process(lambda: stack.enter_context(folder))
         current = Run.begin(config, directory)
         for name in only or STAGES:
@@ -84,7 +84,8 @@ def run(config: RunConfig, only: Sequence[str] | None = None) -> Path:
     return directory
 
 
-def _with_defaults(values: dict[str, Any], where: str) -> dict[str, Any]:
+def with_defaults(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return a stored config as plain values of this release, with the keys that came after it."""
     return validate_config(values, where).model_dump(mode="json")
 
 
@@ -99,7 +100,7 @@ def _prepare_jax(config: RunConfig) -> None:
     if not parallel.is_first_process():
         logger.setLevel(logging.WARNING)  # the first one tells how far all are
     if config.cache:
-        folder = Path(config.cache).expanduser() / "compiled"
+        folder = expand_path(config.cache) / "compiled"
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -6,28 +6,35 @@ is 29. The order does not depend on α, so a smaller α always gives a part of a
 """
 
 import decimal
+import typing
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from manu_jax.config import Layers, Scope
 from manu_jax.types import ManuError, Neurons
 
-Scope = Literal["all", "tower", "layer"]
-SCOPES = ("all", "tower", "layer")
+SCOPES: tuple[Scope, ...] = typing.get_args(Scope)
+# (first, end): first is included and may be negative, −3 is the third last; end is not, None is the
+# end.
+LayerRange = Layers | tuple[int, int | None]
 
 
 def select(
-    scores: Neurons, alpha: float, scope: Scope = "all", layers: Mapping[str, Any] | None = None
+    scores: Neurons,
+    alpha: float,
+    scope: Scope = "all",
+    *,
+    layers: Mapping[str, LayerRange] | None = None,
 ) -> Neurons:
     """Return the mask (bool, True: removed) of the top share `alpha` of neurons by score.
 
     scores: {tower: [L, F]}, or {"tower.matrix": [L, rows]} for rows of single matrices, which group
     by tower. alpha: in [0, 1); 0 chooses none. scope: over what the top share is taken. layers:
-    {tower: range of layers}; neurons outside are not eligible, a tower not named has all its
-    layers. A range is a pair (first, end) or has these as attributes: first is included and may be
-    negative (−3: from the third last), end is not included, None is the end. Raises ManuError where
-    a score is NaN, a tower or layer is not there, or alpha or scope is out of range.
+    {tower: range of layers}; neurons outside are not eligible, a tower that is not named has all
+    its layers. Raises ManuError where a score is NaN, a tower or layer is not there, or alpha or
+    scope is out of range.
     """
     if not 0 <= alpha < 1:
         raise ManuError(f"alpha: expected a share of neurons in (0, 1), got {alpha}.")
@@ -59,7 +66,7 @@ def count(alpha: float, num_eligible: int) -> int:
     return int(decimal.Decimal(repr(float(alpha))) * num_eligible)
 
 
-def eligible_layers(scores: Neurons, layers: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def eligible_layers(scores: Neurons, layers: Mapping[str, LayerRange]) -> dict[str, np.ndarray]:
     """Return which layers a choice may take from, {tower: [L] bool}; `layers` as in `select`."""
     faults = []
     towers = {key.partition(".")[0] for key in scores}
@@ -71,7 +78,7 @@ def eligible_layers(scores: Neurons, layers: Mapping[str, Any]) -> dict[str, np.
     for key, values_LF in scores.items():
         num_layers = len(values_LF)
         given = layers.get(key.partition(".")[0], (0, None))
-        first, end = given if isinstance(given, tuple | list) else (given.first, given.end)
+        first, end = (given.first, given.end) if isinstance(given, Layers) else given
         start = first + num_layers if first < 0 else first
         stop = num_layers if end is None else end + num_layers if end < 0 else end
         if not 0 <= start < stop <= num_layers:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from manu_jax import masks, parallel
-from manu_jax.config import Preset, RunConfig, UnlearnSection
+from manu_jax.config import MethodSettings, RunConfig, UnlearnSection
 from manu_jax.context import Run
 from manu_jax.data import safeeraser, synthetic
 from manu_jax.data.forms import forms, has_form
@@ -39,7 +39,8 @@ from manu_jax.evaluation.metrics import bootstrap
 from manu_jax.evaluation.shots import shots_of_run
 from manu_jax.evaluation.suite import check_prompts, evaluate, evaluated_people, stored_records
 from manu_jax.fingerprint import samples_hash
-from manu_jax.folder import new_folder, versions
+from manu_jax.folder import expand_path, new_folder, versions
+from manu_jax.importance.job import ScoringJob
 from manu_jax.importance.methods import load_scores, save_scores, scores_for
 from manu_jax.models.loaded import Loaded, load, read_config, save_pretrained
 from manu_jax.report.leakage import plain_interval, to_plain
@@ -77,7 +78,7 @@ def make_models(run: Run) -> None:
     config = run.config
     for path in (config.model.path, config.model.retrained_path):
         if path is not None:
-            read_config(Path(path).expanduser())
+            read_config(expand_path(path))
     names = [VANILLA] + [RETRAINED] * (config.train.retrained and not config.model.retrained_path)
     missing = [name for name in names if not parallel.exists(run.directory / name)]
     if config.train.steps and missing:
@@ -108,17 +109,18 @@ def make_models(run: Run) -> None:
 def make_scores(run: Run) -> None:
     """Score the neurons by every method of the config."""
     for method, folder in _methods_without(run, "scores.safetensors"):
-        logger.info("scores: %s", method.preset)
-        scores = scores_for(
+        logger.info("scores: %s", method.name)
+        job = ScoringJob(
             run.vanilla,
             method,
             run.forget_samples,
             run.keep_samples,
             batch_size=run.config.score_batch,
             seed=run.config.seed,
-            directory=run.directory / "statistics" / method.preset,
+            directory=run.directory / "statistics" / method.name,
         )
-        made_from = {"preset": method.model_dump(mode="json"), "seed": run.config.seed}
+        scores = scores_for(job)
+        made_from = {"method": method.model_dump(mode="json"), "seed": run.config.seed}
         save_scores(folder / "scores.safetensors", scores, made_from)
 
 
@@ -130,12 +132,12 @@ def make_masks(run: Run) -> None:
             folder / "mask.safetensors",
             mask,
             run.vanilla,
-            preset=method.preset,
+            preset=method.name,
             alpha=method.alpha,
             data=samples_hash(run.forget_samples["image"] + run.forget_samples["text"]),
         )
         for line in masks.describe(mask):
-            logger.info("masks: %s: %s", method.preset, line)
+            logger.info("masks: %s: %s", method.name, line)
 
 
 def make_unlearned(run: Run) -> None:
@@ -191,7 +193,7 @@ def make_evaluation(run: Run) -> None:
         rows,
         models=models,
         distances=distances,
-        headline=run.config.method.preset,
+        headline=run.config.method.name,
         request={
             "people": [{"id": person.id, "name": person.name} for person in forget],
             "share": run.config.data.forget,
@@ -219,7 +221,7 @@ STAGES: dict[str, Callable[[Run], None]] = {
 }
 
 
-def _methods_without(run: Run, file: str) -> Iterator[tuple[Preset, Path]]:
+def _methods_without(run: Run, file: str) -> Iterator[tuple[MethodSettings, Path]]:
     """Yield the methods whose folder has no such file yet, with the folder."""
     for method in run.config.methods:
         folder = run.method_folder(method)
@@ -227,12 +229,11 @@ def _methods_without(run: Run, file: str) -> Iterator[tuple[Preset, Path]]:
             yield method, folder
 
 
-def _mask(method: Preset, scores: Neurons, alpha: float) -> Neurons:
-    layers = {tower: (part.first, part.end) for tower, part in method.layers.items()}
-    return select(scores, alpha, method.scope, layers)
+def _mask(method: MethodSettings, scores: Neurons, alpha: float) -> Neurons:
+    return select(scores, alpha, method.scope, layers=method.layers)
 
 
-def _folded(run: Run, method: Preset) -> Loaded:
+def _folded(run: Run, method: MethodSettings) -> Loaded:
     mask, _ = masks.load(run.method_folder(method) / "mask.safetensors", run.vanilla)
     return masks.fold(run.vanilla, mask)
 
@@ -271,7 +272,7 @@ def _models(run: Run) -> Iterator[tuple[str, Callable[[], Loaded]]]:
     """Yield the name of each model to compare and how to get it; one is in memory at a time."""
     yield VANILLA, lambda: run.vanilla
     for method in run.config.methods:
-        yield method.preset, functools.partial(_folded, run, method)
+        yield method.name, functools.partial(_folded, run, method)
     for section in run.config.unlearn:
         yield section.name, functools.partial(_trained, run, section)
     if run.has_retrained:
@@ -316,7 +317,7 @@ def _sweep(run: Run) -> list[dict[str, Any]]:
         scores, _ = load_scores(run.method_folder(method) / "scores.safetensors")
         for alpha in run.config.sweep.alphas:
             mask = _mask(method, scores, alpha)
-            measure(method.preset, alpha, masks.fold(run.vanilla, mask))
+            measure(method.name, alpha, masks.fold(run.vanilla, mask))
     if run.has_retrained:
         measure(RETRAINED, 0.0, run.load_model(RETRAINED, run.config.model.retrained_path))
     return points
@@ -429,7 +430,7 @@ def _kept_models(config: RunConfig) -> Path | None:
         versions(),
     ]
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
-    return Path(config.cache).expanduser() / "models" / digest
+    return expand_path(config.cache) / "models" / digest
 
 
 def _keep(names: Sequence[str], directory: Path, kept: Path) -> None:

@@ -97,7 +97,7 @@ class Case:
         ("evaluate.shots={clozes: 1}", "evaluate.shots.clozes: unknown key; did you mean cloze"),
         ("data.test_images=two", "data.test_images: Input should be 'one' or 'all'"),
         ("evaluate.sets=[forgot]", "'forget', 'test', 'retain'"),
-        ("method.functions={abs: 1}", "'absolute', 'frequency'"),
+        ("method={functions: {abs: 1}}", "'absolute', 'frequency'"),
         ("model.text.num_heads=3", "width has to be a multiple of 2 · num_heads"),
     ],
 )

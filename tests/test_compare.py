@@ -52,7 +52,7 @@ def declared_run(config, only=None):
     folder = Path(config.output)
     if (folder / "results.json").exists():
         return folder
-    names = [one.preset for one in config.methods] + [one.name for one in config.unlearn]
+    names = [one.name for one in config.methods] + [one.name for one in config.unlearn]
     rows = []
     for model in ("vanilla", *names, "retrained"):
         for part, count in (("forget", 1), ("retain", 2)):

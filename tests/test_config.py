@@ -1,13 +1,25 @@
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from manu_jax import config
-from manu_jax.compare import load_compare_config
-from manu_jax.config import ModelSection, load_config, read_yaml
+from manu_jax import compare, config, run
+from manu_jax.compare import CompareConfig, load_compare_config
+from manu_jax.config import (
+    PRESETS,
+    ModelSection,
+    RunConfig,
+    load_config,
+    named_method,
+    read_yaml,
+    to_yaml,
+)
+from manu_jax.folder import expand_path, owned_folder
 from manu_jax.models.families.registry import FAMILIES
 from manu_jax.types import ManuError
+from manu_jax.yaml12 import read_yaml_text, yaml_text
 
 MINIMAL = "train: {steps: 5}\n"
 
@@ -58,16 +70,51 @@ def test_unknown_preset_names_the_known_ones(tmp_path):
     assert "unknown preset 'papper'" in message and "paper" in message
 
 
-def test_preset_takes_changes_and_a_base(tmp_path):
-    run = load(tmp_path, MINIMAL + "compare: [{base: paper, preset: paper-5, alpha: 0.05}]\n")
-    assert run.compare[0].preset == "paper-5"
-    assert run.compare[0].functions == config.PRESETS["paper"].functions
-    assert run.compare[0].alpha == 0.05
+def test_a_method_starts_from_a_preset_and_may_have_a_name_of_its_own(tmp_path):
+    run = load(tmp_path, MINIMAL + "compare: [{preset: gradient, name: gradient-30, alpha: 0.3}]\n")
+    assert run.compare[0] == named_method("gradient", name="gradient-30", alpha=0.3)
+    assert run.compare[0].signal == "gradient" and run.method.name == "paper"
+
+
+def test_the_earlier_keys_of_a_method_are_read_with_a_notice(tmp_path, caplog):
+    old = load(tmp_path, MINIMAL + "compare: [{base: paper, preset: paper-5, alpha: 0.05}]\n")
+    assert "Write {preset: paper, name: paper-5}" in caplog.text
+    caplog.clear()
+    new = load(tmp_path, MINIMAL + "compare: [{preset: paper, name: paper-5, alpha: 0.05}]\n")
+    assert old == new and not caplog.text
 
 
 def test_override_of_a_preset_given_by_name(tmp_path):
     run = load(tmp_path, MINIMAL + "method: gradient\n", ["method.alpha=0.25"])
-    assert run.method.preset == "gradient" and run.method.alpha == 0.25
+    assert run.method.name == "gradient" and run.method.alpha == 0.25
+
+
+@pytest.mark.parametrize(
+    ("method", "part"),
+    [
+        ("{preset: learned, functions: {rms: 1}}", "method.functions: unknown key"),
+        ("{preset: paper, forget_margin: 2}", "method.forget_margin: unknown key"),
+        ("{preset: random, steps: 3}", "method.steps: unknown key"),
+        ("{preset: learned, scope: tower}", "chosen over all towers together"),
+        ("{preset: learned, kind: random}", "the preset 'learned' is of the kind 'learned'"),
+        ("{kind: larned}", "unknown kind 'larned'; did you mean learned"),
+        ("{name: a/b}", "method.name"),
+        ("{signal: gradeint}", "'activation' or 'gradient'"),
+        ("{combine: rati}", "unknown combination 'rati'; did you mean ratio"),
+        ("{objective: log_odd}", "unknown objective 'log_odd'; did you mean log_odds"),
+        ("{functions: {abs: 1}}", "method.functions.abs: unknown importance function 'abs'"),
+        ("[paper]", "expected a preset's name or a mapping"),
+    ],
+)
+def test_a_method_has_the_fields_of_its_kind_and_names_that_registries_know(tmp_path, method, part):
+    assert part in error_of(tmp_path, MINIMAL + f"method: {method}\n")
+
+
+def test_faults_of_all_methods_come_in_one_error(tmp_path):
+    text = MINIMAL + "method: {alpha: 2}\ncompare: [random, {preset: learned, step: 1}]\n"
+    message = error_of(tmp_path, text)
+    assert "method.alpha: Input should be less than 1" in message
+    assert "compare.1.step: unknown key; did you mean steps" in message
 
 
 def test_two_methods_of_one_name_are_an_error(tmp_path):
@@ -100,6 +147,16 @@ def test_model_must_be_given_or_trained(tmp_path):
     assert "model.path is not set" in error_of(tmp_path, "seed: 1\n")
 
 
+def test_registries_are_imported_when_a_name_is_checked_and_not_before():
+    code = (
+        "import sys; from manu_jax.config import RunConfig; RunConfig(model={'path': 'm'}); "
+        "rooms = {'importance', 'training', 'data', 'models', 'evaluation'}; "
+        "print(sorted(rooms & {name.split('.')[1] for name in sys.modules if 'manu_jax.' in name}))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (found.returncode, found.stdout.strip()) == (0, "[]"), found.stderr
+
+
 def test_config_is_frozen(tmp_path):
     with pytest.raises(ValueError, match="frozen"):
         load(tmp_path).seed = 3
@@ -114,7 +171,103 @@ def test_names_of_trained_baselines_are_their_own(tmp_path, name):
 
 def test_an_unknown_objective_names_the_known_ones(tmp_path):
     message = error_of(tmp_path, MINIMAL + "unlearn: [{name: a, objective: nop}]\n")
-    assert "unlearn.0.objective" in message and "'npo'" in message
+    assert "unlearn.0.objective: unknown objective 'nop'; did you mean npo?" in message
+    assert "'system_prompt'" in message
+
+
+def test_an_unknown_benchmark_names_the_known_ones(tmp_path):
+    message = error_of(tmp_path, overrides=["data.benchmark=mlmu"])
+    assert "unknown benchmark 'mlmu'; did you mean mllmu? (known: 'synthetic', 'mllmu'" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("010", 10),
+        ("0o10", 8),
+        ("1e3", 1000.0),
+        ("1:30", "1:30"),
+        ("yes", "yes"),
+        ("on", "on"),
+        ("2001-01-01", "2001-01-01"),
+        ("True", True),
+        ("~", None),
+        ("-.inf", float("-inf")),
+    ],
+)
+def test_yaml_is_read_as_version_1_2_and_written_so_that_it_reads_back(text, value):
+    assert read_yaml_text(text) == value and type(read_yaml_text(text)) is type(value)
+    for written in ({"a": value}, {"a": text}, {"a": f"{text} # not a comment"}):
+        assert read_yaml_text(yaml_text(written)) == written
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "&a [*a]", "a: &a {b: *a}", "!!int x", "!!binary x", "!!python/name:os.system", "[" * 3000,
+        '"\\UFFFFFFFF"', "!!set {a}", "<<: 3", "9" * 5000, "? [1]\n: 2", "a: 1\na: 2", "\0",
+    ],
+)  # fmt: skip
+def test_what_is_not_plain_yaml_is_an_error(tmp_path, text):
+    assert "run.yaml" in error_of(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("seed=yes", "seed: expected a whole number, got 'yes'"),
+        ("seed=true", "seed: expected a whole number, got True"),
+        ("seed=1:30", "seed: expected a whole number, got '1:30'"),
+        ("train.learning_rate=fast", "train.learning_rate: expected a number, got 'fast'"),
+        ("train.retrained=yes", "train.retrained: expected true or false, got 'yes'"),
+        ("train.retrained=1", "train.retrained: expected true or false, got 1"),
+        ("sweep.alphas=[true]", "sweep.alphas: expected a number, got True"),
+        ("method.normalise=on", "method.normalise: expected true or false, got 'on'"),
+    ],
+)
+def test_a_number_is_not_made_of_words_nor_a_truth_of_anything_else(tmp_path, override, part):
+    assert part in error_of(tmp_path, overrides=[override])
+
+
+def test_an_override_of_a_text_field_is_taken_as_it_is_written(tmp_path):
+    texts = (
+        "model.path=/data/my model #2",
+        "output=010",
+        "method.name=no",
+        "train.schedule=linear",
+    )
+    found = load(tmp_path, overrides=[*texts, "seed=010", "cache=null", "data.train_path="])
+    assert (found.model.path, found.output, found.method.name) == ("/data/my model #2", "010", "no")
+    assert (found.seed, found.cache, found.data.train_path) == (10, None, None)
+    assert found.train.schedule == "linear"
+
+
+def test_an_override_inside_the_run_of_a_comparison_is_taken_as_it_is_written():
+    path = Path(__file__).parents[1] / "configs" / "demo_compare.yaml"
+    found = load_compare_config(path, ["run.data.path=a #1", "run.seeds=010", "seeds=[7]"])
+    assert found.run["data"]["path"] == "a #1" and found.run["seeds"] == 10 and found.seeds == (7,)
+    assert "output" in CompareConfig.model_fields
+
+
+def test_home_folders_are_expanded_everywhere(tmp_path, monkeypatch, error_of):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(
+        "output: ~/first\ncache: ~/cache\ntrain: {steps: 1}\n"
+        "data: {num_people: 6, num_celebrities: 1, num_general: 4}\n"
+    )
+    assert run.main(["--config", "~/run.yaml", "--only", "data"]) == 0
+    assert run.main(["--config=~/run.yaml", "--output=~/second", "--only", "data"]) == 0
+    places = ("data.path=~/no", "model.path=~/no", "model.retrained_path=~/no")
+    for number, place in enumerate(places):
+        message = error_of(
+            "--config=~/run.yaml", f"--output=~/{number}", "--only", "data,train", place
+        )
+        assert f"{tmp_path}/no" in message
+    assert {"first", "second", "cache"} <= {path.name for path in tmp_path.iterdir()}
+    assert not (tmp_path / "~").exists()
+    with pytest.raises(ManuError, match="path ~nobody-here/x: .*Give the whole path"):
+        expand_path("~nobody-here/x")
 
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
@@ -141,6 +294,66 @@ def test_every_config_that_is_shipped_is_valid_and_says_its_command(path):
             load_config(path, ["data.path=x"])
 
 
+NEEDED = ["data.path=x", "model.path=y"]
+
+
+def runs_of(path, folder):
+    """Return the configs of all runs that a shipped config makes."""
+    if "compare" not in path.name:
+        return [load_config(path, NEEDED if "mllmu" in path.parts else [])]
+    whole = load_compare_config(path, [f"output={folder / 'compare'}"])
+    trials = [(one, 1, f"{one.name}.1") for one in whole.methods]
+    return [
+        compare._run_config(
+            whole, trials, seed=seed, share=share, output=folder / "cell", where="compare"
+        )
+        for seed, share in whole.cells[:2]
+    ]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_a_run_reads_the_config_that_it_wrote(path, tmp_path, caplog):
+    for number, one in enumerate(runs_of(path, tmp_path)):
+        folder = tmp_path / str(number)
+        for _ in range(2):  # the second call reads what the first one wrote
+            with owned_folder(folder, one.model_dump(mode="json"), run.with_defaults):
+                pass
+        assert load_config(folder / "config.yaml") == one
+        (tmp_path / "again.yaml").write_text(to_yaml(one))
+        assert load_config(tmp_path / "again.yaml") == one
+    assert not caplog.text  # no earlier keys
+
+
+@pytest.mark.parametrize(
+    ("golden", "path", "overrides"),
+    [
+        ("mllmu", "mllmu/llava-1.5-7b-forget5.yaml", NEEDED),
+        ("demo", "demo.yaml", []),
+    ],
+)
+def test_a_folder_from_before_methods_had_names_goes_on(golden, path, overrides, tmp_path):
+    here = Path(__file__).parent
+    stored = (here / "golden" / f"config_before_{golden}.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(stored)
+    config = load_config(here.parent / "configs" / path, overrides)
+    with owned_folder(tmp_path, config.model_dump(mode="json"), run.with_defaults):
+        pass
+    changed = config.model_dump(mode="json")
+    changed["method"]["alpha"] = 0.5
+    with (
+        pytest.raises(ManuError, match="method.alpha: 0.[0-9]+ there, 0.5 now"),
+        owned_folder(tmp_path, changed, run.with_defaults),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_reads_back(name):
+    method = named_method(name)
+    assert method.name == name
+    assert RunConfig(model={"path": "m"}, method=method.model_dump(mode="json")).method == method
+
+
 def test_a_merged_yaml_mapping_may_be_changed_and_a_key_given_twice_may_not(tmp_path):
     def parsed(text):
         (tmp_path / "x.yaml").write_text(text)
@@ -153,7 +366,8 @@ def test_a_merged_yaml_mapping_may_be_changed_and_a_key_given_twice_may_not(tmp_
 
 def test_an_unknown_family_names_the_known_ones(tmp_path):
     message = error_of(tmp_path, overrides=["model.family=llama"])
-    assert f"model.family: unknown family 'llama'; known: {', '.join(FAMILIES)}" in message
+    assert "model.family: unknown family 'llama'; did you mean llava or llava_next?" in message
+    assert f"(known: {', '.join(map(repr, FAMILIES))})" in message
 
 
 # Each breaks one rule; other sizes are as in EVEN, which every family takes.

@@ -55,7 +55,7 @@ def test_count_reads_alpha_as_the_decimal_it_prints_as():
     "layers", [{"text": (1, None)}, {"text": Layers(first=1)}, {"text": (-1, None)}]
 )
 def test_only_the_layers_of_the_range_are_eligible(layers):
-    mask = select(SCORES, 0.5, "tower", layers)
+    mask = select(SCORES, 0.5, "tower", layers=layers)
     assert mask["text"].sum(axis=1).tolist() == [0, 2]
     assert sizes(mask)["vision"] == 3
 

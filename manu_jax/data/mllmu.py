@@ -29,6 +29,7 @@ import numpy as np
 from manu_jax.data.forms import is_name_question, name_in_answer
 from manu_jax.data.record import Benchmark, Fact, Person, Question, Task
 from manu_jax.data.tables import Row, TableReader, short
+from manu_jax.folder import expand_path
 from manu_jax.types import ManuError, Modality
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def load_benchmark(
     with test_images "all" people of the test set have them all, in order, and their facts the
     first. Raises ManuError, with every fault found.
     """
-    return _Reader(Path(path).expanduser(), train_path, forget, seed, test_images == "all").read()
+    return _Reader(expand_path(path), train_path, forget, seed, test_images == "all").read()
 
 
 class _Reader(TableReader):
@@ -79,7 +80,7 @@ class _Reader(TableReader):
     ):
         super().__init__()
         self.path = path
-        self.train_path = None if train_path is None else Path(train_path).expanduser()
+        self.train_path = None if train_path is None else expand_path(train_path)
         self.forget_name, self.retain_name = f"forget_{forget}", f"retain_{100 - forget}"
         self.seed, self.has_all_images = seed, has_all_images
         self.skipped: Counter[str] = Counter()

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from manu_jax.folder import expand_path
 from manu_jax.types import ManuError, Sample, Template, question_sample, raise_faults
 
 PAIR = ("sd_question", "sd_response")
@@ -20,7 +21,7 @@ def decouple_samples(path: str | Path, template: Template) -> tuple[Sample, ...]
 
     Raises ManuError, with every fault found: what cannot be read, lacks a key, or does not decode.
     """
-    path = Path(path).expanduser()
+    path = expand_path(path)
     try:
         records = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

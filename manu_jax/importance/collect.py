@@ -18,13 +18,14 @@ import jax
 import numpy as np
 
 from manu_jax import parallel
-from manu_jax.config import Preset
+from manu_jax.config import MethodSettings, StatisticsMethod
 from manu_jax.data.batches import Batches, encode_all
 from manu_jax.data.forms import forms
 from manu_jax.data.record import Fact
 from manu_jax.fingerprint import samples_hash, weights_hash
+from manu_jax.folder import expand_path
 from manu_jax.importance import statistics as files
-from manu_jax.importance.functions import named_preset
+from manu_jax.importance.functions import statistics_method
 from manu_jax.importance.gradients import per_example_gradients
 from manu_jax.importance.statistics import (
     AnyStatistics,
@@ -32,6 +33,7 @@ from manu_jax.importance.statistics import (
     Statistics,
     check_statistics,
 )
+from manu_jax.models.loaded import Loaded
 from manu_jax.models.nn.layers import Remat
 from manu_jax.progress import Progress
 from manu_jax.types import Batch, Capture, ManuError, Modality, Neurons, Sample, Signal
@@ -55,31 +57,37 @@ class CaptureStep:
     fade: float | None
     remat: Remat
 
+    @property
+    def is_of_batches(self) -> bool:
+        """Whether a statistic is a function of a whole batch, and not of each sample."""
+        return self.capture is not None and self.capture.reduction == "position"
+
 
 def score(
-    loaded: Any,
+    loaded: Loaded,
     records: Sequence[Fact],
     modality: Modality,
     signal: Signal = "activation",
     *,
-    preset: str | Preset = "paper",
+    preset: str | MethodSettings = "paper",
     batch_size: int = 32,
     path: str | os.PathLike | None = None,
 ) -> AnyStatistics:
     """Return the statistics of facts in one form; those of several calls add.
 
-    preset: gives the settings of what was captured; its signal is replaced by `signal`. Facts that do
-    not have the form are left out. path: see `collect`. ManuError where none has it.
+    preset: a method of the kind "statistics", or the preset of one, which says how neurons are
+    measured; its signal is replaced by `signal`. Facts that do not have the form are left out.
+    path: see `collect`. ManuError where none has it.
     """
-    preset = named_preset(preset).model_copy(update={"signal": signal})
+    method = statistics_method(preset).model_copy(update={"signal": signal})
     samples = forms(records, modality, loaded.template)
-    return collect(loaded, samples, preset, modality=modality, batch_size=batch_size, path=path)
+    return collect(loaded, samples, method, modality=modality, batch_size=batch_size, path=path)
 
 
 def collect(
-    loaded: Any,
+    loaded: Loaded,
     samples: Sequence[Sample],
-    preset: Preset,
+    method: StatisticsMethod,
     *,
     modality: Modality,
     batch_size: int = 32,
@@ -88,24 +96,26 @@ def collect(
     path: str | os.PathLike | None = None,
     save_every: int = 50,
 ) -> AnyStatistics:
-    """Return the statistics of `samples`, all of one modality, as `preset` measures them; NumPy.
+    """Return the statistics of `samples`, all of one modality, as `method` measures them; NumPy.
 
     gates: factors [L, F] of neurons in the forward pass (1 − mask of those removed already).
-    fade: gradient signal only; samples whose objective lies below −fade fade out. batch_size: is
-    made a multiple of the mesh's data and fsdp axes. path: file to keep them in. Where it stands
-    and was made from the same model, samples and settings it is read instead; a partial file beside
-    it is written every `save_every` batches. Raises ManuError where there are no samples, a sum is
-    not finite, or the file is of another make.
+    fade: gradient signal only; samples whose objective lies below −fade fade out. batch_size: of
+    sums over samples it is made a multiple of the mesh's data and fsdp axes. Statistics by position
+    are functions of a batch, which keeps its size; rows of weight 0 fill up the mesh. path: file to
+    keep them in. Where it stands and was made from the same model, samples and settings it is read
+    instead; a partial file beside it is written every `save_every` batches. Raises ManuError where
+    there are no samples, a sum is not finite, or the file was made from something else.
     """
     if not samples:
         raise ManuError(
             f"scoring, {modality} form: no samples. Give at least one fact that has this form."
         )
-    capture_step = capture_step_of(loaded, preset, modality, fade)
-    multiple = parallel.batch_multiple(loaded.mesh)
-    batch_size = -(-batch_size // multiple) * multiple
+    capture_step = capture_step_of(loaded, method, modality, fade)
+    if not capture_step.is_of_batches:
+        batch_size = _filled(loaded, batch_size)
     made_from = {}
     if path is not None:
+        path = expand_path(path)
         made_from = {
             "model": weights_hash(loaded.model),
             "samples": samples_hash(samples),
@@ -116,34 +126,13 @@ def collect(
             "capture_step": _plain(capture_step),
         }
         if parallel.exists(path):
-            return _read(path, made_from)
-    total = _sums(loaded, samples, capture_step, batch_size, gates, path, save_every, made_from)
-    total = parallel.gather(total)
-    check_statistics(total, f"statistics of {len(samples):,} samples, {modality} form")
-    if path is not None:
-        files.save(path, total, made_from)
-        if parallel.is_first_process():
-            _partial(path).unlink(missing_ok=True)
-    return total
-
-
-def _sums(
-    loaded: Any,
-    samples: Sequence[Sample],
-    capture_step: CaptureStep,
-    batch_size: int,
-    gates: Neurons | None,
-    path: str | os.PathLike | None,
-    save_every: int,
-    made_from: Mapping[str, Any],
-) -> AnyStatistics:
-    """Return the sums on the device, from where a partial file ends."""
+            return _read(path, made_from, capture_step)
     total, num_done = _resume(path, made_from)
     batches = Batches(
         loaded,
         encode_all(loaded, samples),
         batch_size,
-        rows=parallel.batch_rows(loaded.mesh, batch_size),
+        rows=parallel.batch_rows(loaded.mesh, _filled(loaded, batch_size)),
     )
     with parallel.on_mesh(loaded.mesh), Progress("scoring", len(batches), num_done) as progress:
         gates = None if gates is None else parallel.put_replicated(dict(gates), loaded.mesh)
@@ -156,6 +145,12 @@ def _sums(
             if path is not None and (index + 1) % save_every == 0:
                 files.save(_partial(path), total, {**made_from, "num_batches": index + 1})
     assert total is not None
+    total = parallel.gather(total)
+    check_statistics(total, f"statistics of {len(samples):,} samples, {modality} form")
+    if path is not None:
+        files.save(path, total, made_from)
+        if parallel.is_first_process():
+            _partial(path).unlink(missing_ok=True)
     return total
 
 
@@ -188,11 +183,11 @@ def add_batch(
     return total.add(z_by_tower, batch.example_weights_B)
 
 
-def zero(loaded: Any, batch: Batch, capture_step: CaptureStep) -> AnyStatistics:
+def zero(loaded: Loaded, batch: Batch, capture_step: CaptureStep) -> AnyStatistics:
     """Return the statistics of no samples, laid out as `add_batch` returns them."""
     towers = dict(capture_step.towers)
     capture = capture_step.capture
-    if capture is None or capture.reduction != "position":
+    if not capture_step.is_of_batches:
         return _zero_samples(capture_step)
     shapes = jax.eval_shape(lambda model, batch: model(batch, capture=capture), loaded.model, batch)
     return PositionStatistics.zero(
@@ -210,36 +205,40 @@ def _zero_samples(capture_step: CaptureStep) -> Statistics:
 
 
 def capture_step_of(
-    loaded: Any, preset: Preset, modality: Modality, fade: float | None = None
+    loaded: Loaded, method: StatisticsMethod, modality: Modality, fade: float | None = None
 ) -> CaptureStep:
-    """Return what a scoring step of `preset` computes on facts in one form."""
-    scored = preset.scored_towers(loaded.towers, (modality,))
+    """Return what a scoring step of `method` computes on facts in one form."""
+    scored = method.scored_towers(loaded.towers, (modality,))
     missing = [tower for tower in scored if tower not in loaded.towers]
     if missing:
         raise ManuError(
-            f'preset "{preset.preset}": the model has no tower {", ".join(missing)}; '
+            f'method "{method.name}": the model has no tower {", ".join(missing)}; '
             f"it has {', '.join(sorted(loaded.towers))}."
         )
-    capture = Capture(preset.reduction, preset.layer_pooling, preset.threshold, preset.clamp)
-    towers = tuple((tower, tuple(loaded.towers[tower])) for tower in scored)
-    is_gradient = preset.signal == "gradient"
+    capture = Capture(method.reduction, method.layer_pooling, method.threshold, method.clamp)
+    towers = tuple((tower, loaded.towers[tower]) for tower in scored)
+    is_gradient = method.signal == "gradient"
     return CaptureStep(
         towers,
         None if is_gradient else capture,
-        preset.objective if is_gradient else "",
-        preset.threshold,
+        method.objective if is_gradient else "",
+        method.threshold,
         fade if is_gradient else None,
-        preset.remat if is_gradient else "none",
+        method.remat if is_gradient else "none",
     )
 
 
-def _partial(path: str | os.PathLike) -> Path:
-    return Path(path).with_name(f"{Path(path).name}.partial")
+def _filled(loaded: Loaded, batch_size: int) -> int:
+    """Return the rows of a batch once they divide over the mesh's data and fsdp axes."""
+    multiple = parallel.batch_multiple(loaded.mesh)
+    return -(-batch_size // multiple) * multiple
 
 
-def _resume(
-    path: str | os.PathLike | None, made_from: Mapping[str, Any]
-) -> tuple[AnyStatistics | None, int]:
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial")
+
+
+def _resume(path: Path | None, made_from: Mapping[str, Any]) -> tuple[AnyStatistics | None, int]:
     """Return the partial sums and the number of batches in them, where a partial file fits."""
     if path is None or not parallel.exists(_partial(path)):
         return None, 0
@@ -251,9 +250,12 @@ def _resume(
     return total, num_batches
 
 
-def _read(path: str | os.PathLike, made_from: Mapping[str, Any]) -> AnyStatistics:
+def _read(path: Path, made_from: Mapping[str, Any], capture_step: CaptureStep) -> AnyStatistics:
     total, found = files.load(path)
-    differing = sorted(key for key in {*found, *made_from} if found.get(key) != made_from.get(key))
+    keys = {*found, *made_from}
+    if not capture_step.is_of_batches:
+        keys.discard("batch_size")  # the sums are the same, and another mesh may ask for another
+    differing = sorted(key for key in keys if found.get(key) != made_from.get(key))
     if differing:
         raise ManuError(
             f"statistics {path} were made from other things (differing: {', '.join(differing)}). "

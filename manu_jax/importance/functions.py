@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from manu_jax.config import PRESETS, Preset
+from manu_jax.config import MethodSettings, StatisticsMethod, named_method
 from manu_jax.importance.statistics import (
     AnyStatistics,
     PositionStatistics,
@@ -35,147 +35,159 @@ class Moments:
     above_LF: np.ndarray  # share of samples with |z| > τ
 
 
-def absolute(multi: Moments, text: Moments, preset: Preset) -> np.ndarray:
+def absolute(multi: Moments, text: Moments, method: StatisticsMethod) -> np.ndarray:
     """Return I_abs = |Z̄_multi − Z̄_text| / (Z̄_multi + Z̄_text + ε), Z̄ the mean |z|. In [0, 1]."""
-    return _contrast(multi.absolute_LF, text.absolute_LF, preset.epsilon)
+    return _contrast(multi.absolute_LF, text.absolute_LF, method.epsilon)
 
 
-def frequency(multi: Moments, text: Moments, preset: Preset) -> np.ndarray:
+def frequency(multi: Moments, text: Moments, method: StatisticsMethod) -> np.ndarray:
     """Return I_freq = |N_multi − N_text| / (N_multi + N_text + ε). In [0, 1].
 
-    N_m is the number of samples with |z| > τ, or their share where `preset.normalise`.
+    N_m is the number of samples with |z| > τ, or their share where `method.normalise`.
     """
-    scales = _scales(multi, text, preset)
-    return _contrast(multi.above_LF * scales[0], text.above_LF * scales[1], preset.epsilon)
+    scales = _scales(multi, text, method)
+    return _contrast(multi.above_LF * scales[0], text.above_LF * scales[1], method.epsilon)
 
 
-def variance(multi: Moments, text: Moments, preset: Preset) -> np.ndarray:
+def variance(multi: Moments, text: Moments, method: StatisticsMethod) -> np.ndarray:
     """Return I_var = sqrt(Var_multi + Var_text); Var_m = mean (z − Z̄_m)², about the mean of |z|."""
-    del preset
+    del method
     return np.sqrt(_spread(multi) + _spread(text))
 
 
-def rms(multi: Moments, text: Moments, preset: Preset) -> np.ndarray:
+def rms(multi: Moments, text: Moments, method: StatisticsMethod) -> np.ndarray:
     """Return I_rms = sqrt(|E_multi − E_text| / (E_multi + E_text + ε)). In [0, 1].
 
-    E_m is the sum of z² over samples, or its mean where `preset.normalise`.
+    E_m is the sum of z² over samples, or its mean where `method.normalise`.
     """
-    scales = _scales(multi, text, preset)
+    scales = _scales(multi, text, method)
     return np.sqrt(
-        _contrast(multi.squared_LF * scales[0], text.squared_LF * scales[1], preset.epsilon)
+        _contrast(multi.squared_LF * scales[0], text.squared_LF * scales[1], method.epsilon)
     )
 
 
-FUNCTIONS: dict[str, Callable[[Moments, Moments, Preset], np.ndarray]] = {
+FUNCTIONS: dict[str, Callable[[Moments, Moments, StatisticsMethod], np.ndarray]] = {
     "absolute": absolute,
     "frequency": frequency,
     "variance": variance,
     "rms": rms,
 }
+# What PositionStatistics hold of each matrix, in their order.
+POSITION_FUNCTIONS = ("absolute", "frequency", "variance", "rms")
 
 
 def importance(
-    image: AnyStatistics, text: AnyStatistics, preset: Preset
+    image: AnyStatistics, text: AnyStatistics, method: StatisticsMethod
 ) -> dict[str, dict[str, np.ndarray]]:
     """Return {function: {tower: [L, F]}} of one set from its two forms.
 
-    Position statistics hold the four functionals of each matrix already, in the order of FUNCTIONS:
-    image inputs give those of the towers they score, text inputs those of theirs.
+    Position statistics hold the functionals of each matrix already, in the order of
+    POSITION_FUNCTIONS: image inputs give those of the towers they score, text inputs those of
+    theirs. ManuError where the method has another function.
     """
     if isinstance(image, PositionStatistics) and isinstance(text, PositionStatistics):
+        missing = sorted(set(method.functions) - set(POSITION_FUNCTIONS))
+        if missing:
+            raise ManuError(
+                f'method "{method.name}": statistics by position have no {", ".join(missing)}; '
+                f"they have {', '.join(POSITION_FUNCTIONS)}."
+            )
         means = {**image.means(), **text.means()}
         return {
             function: {key: values[:, i] for key, values in means.items()}
-            for i, function in enumerate(FUNCTIONS)
-            if function in preset.functions
+            for i, function in enumerate(POSITION_FUNCTIONS)
+            if function in method.functions
         }
     if not isinstance(image, Statistics) or not isinstance(text, Statistics):
         raise ManuError("contrast: expected statistics of one kind, got samples and positions.")
     towers = sorted({*image.towers, *text.towers})
     moments = {tower: (_moments(image, tower), _moments(text, tower)) for tower in towers}
     return {
-        function: {tower: FUNCTIONS[function](*pair, preset) for tower, pair in moments.items()}
-        for function in preset.functions
+        function: {tower: FUNCTIONS[function](*pair, method) for tower, pair in moments.items()}
+        for function in method.functions
     }
 
 
 def contrast(
     forget_image: AnyStatistics,
     forget_text: AnyStatistics,
-    retain_image: AnyStatistics,
-    retain_text: AnyStatistics,
-    preset: str | Preset = "paper",
+    keep_image: AnyStatistics,
+    keep_text: AnyStatistics,
+    preset: str | MethodSettings = "paper",
 ) -> Neurons:
     """Return one score per neuron, high where it serves what is to be forgotten: {tower: [L, F]}.
 
-    `preset.combine` names the rule in COMBINATIONS. float32; ManuError where a value is not finite.
+    preset: a method of the kind "statistics", or the preset of one; its `combine` names the rule in
+    COMBINATIONS. float32; ManuError where a value is not finite.
     """
-    preset = named_preset(preset)
+    method = statistics_method(preset)
     given = {
         "forget, image": forget_image,
         "forget, text": forget_text,
-        "retain, image": retain_image,
-        "retain, text": retain_text,
+        "keep, image": keep_image,
+        "keep, text": keep_text,
     }
     for name, statistics in given.items():
         check_statistics(statistics, f"statistics of {name}")
-    scores = COMBINATIONS[preset.combine](
-        (forget_image, forget_text), (retain_image, retain_text), preset
+    scores = COMBINATIONS[method.combine](
+        (forget_image, forget_text), (keep_image, keep_text), method
     )
-    check_finite(scores, f'scores of preset "{preset.preset}"')
+    check_finite(scores, f'scores of method "{method.name}"')
     return {tower: values_LF.astype(np.float32) for tower, values_LF in scores.items()}
 
 
-def named_preset(preset: str | Preset) -> Preset:
-    """Return a preset by its name; ManuError lists the known names."""
-    if isinstance(preset, Preset):
-        return preset
-    if preset not in PRESETS:
-        raise ManuError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}.")
-    return PRESETS[preset]
+def statistics_method(preset: str | MethodSettings) -> StatisticsMethod:
+    """Return a method that scores by statistics, by its preset's name; ManuError for another."""
+    method = named_method(preset)
+    if not isinstance(method, StatisticsMethod):
+        raise ManuError(
+            f'preset "{method.name}" is of the kind {method.kind!r}, which has no statistics. Give '
+            "one of the kind 'statistics', such as \"paper\"."
+        )
+    return method
 
 
 Pair = tuple[AnyStatistics, AnyStatistics]  # image form, text form
 
 
-def _ratio(forget: Pair, retain: Pair, preset: Preset) -> dict[str, np.ndarray]:
+def _ratio(forget: Pair, keep: Pair, method: StatisticsMethod) -> dict[str, np.ndarray]:
     """S = I(D_f) / (I(D_r) + ε), I the weighted sum of the functions (the paper)."""
-    sums = [_weighted_sum(importance(*pair, preset), preset) for pair in (forget, retain)]
-    return {tower: sums[0][tower] / (sums[1][tower] + preset.epsilon) for tower in sums[0]}
+    sums = [_weighted_sum(importance(*pair, method), method) for pair in (forget, keep)]
+    return {tower: sums[0][tower] / (sums[1][tower] + method.epsilon) for tower in sums[0]}
 
 
-def _relative(forget: Pair, retain: Pair, preset: Preset) -> dict[str, np.ndarray]:
+def _relative(forget: Pair, keep: Pair, method: StatisticsMethod) -> dict[str, np.ndarray]:
     """S = Σ_k w_k (I_k(D_f) / (I_k(D_r) + ε) − 1) (the authors' code)."""
-    ours, theirs = (importance(*pair, preset) for pair in (forget, retain))
+    ours, theirs = (importance(*pair, method) for pair in (forget, keep))
     excess = {
         function: {
-            tower: values / (theirs[function][tower] + preset.epsilon) - 1
+            tower: values / (theirs[function][tower] + method.epsilon) - 1
             for tower, values in towers.items()
         }
         for function, towers in ours.items()
     }
-    return _weighted_sum(excess, preset)
+    return _weighted_sum(excess, method)
 
 
-def _gain_minus_harm(forget: Pair, retain: Pair, preset: Preset) -> dict[str, np.ndarray]:
+def _gain_minus_harm(forget: Pair, keep: Pair, method: StatisticsMethod) -> dict[str, np.ndarray]:
     """S = mean attribution on forget − harm_weight · positive part of the mean on what is kept.
 
     Both over the two forms; the text form of forget facts weighs `text_weight`. With attributions
     g = ∂ objective / ∂ gate, a neuron's removal lowers the objective by g to first order: the first
     term is what forgetting gains, the second what keeping loses.
     """
-    weights = (1.0, preset.text_weight)
+    weights = (1.0, method.text_weight)
     gains = [_signed(statistics) for statistics in forget]
-    harms = [_signed(statistics) for statistics in retain]
+    harms = [_signed(statistics) for statistics in keep]
     scores = {}
     for tower in sorted({*gains[0], *gains[1]}):
         gain = sum(w * g.get(tower, 0.0) for w, g in zip(weights, gains, strict=True))
         harm = sum(np.maximum(h.get(tower, 0.0), 0.0) for h in harms)
-        scores[tower] = gain / sum(weights) - preset.harm_weight * harm / 2
+        scores[tower] = gain / sum(weights) - method.harm_weight * harm / 2
     return scores
 
 
-COMBINATIONS: dict[str, Callable[[Pair, Pair, Preset], dict[str, np.ndarray]]] = {
+COMBINATIONS: dict[str, Callable[[Pair, Pair, StatisticsMethod], dict[str, np.ndarray]]] = {
     "ratio": _ratio,
     "relative": _relative,
     "gain_minus_harm": _gain_minus_harm,
@@ -183,11 +195,11 @@ COMBINATIONS: dict[str, Callable[[Pair, Pair, Preset], dict[str, np.ndarray]]] =
 
 
 def _weighted_sum(
-    values: Mapping[str, Mapping[str, np.ndarray]], preset: Preset
+    values: Mapping[str, Mapping[str, np.ndarray]], method: StatisticsMethod
 ) -> dict[str, np.ndarray]:
     towers = next(iter(values.values()))
     return {
-        tower: np.sum([w * values[name][tower] for name, w in preset.functions.items()], axis=0)
+        tower: np.sum([w * values[name][tower] for name, w in method.functions.items()], axis=0)
         for tower in towers
     }
 
@@ -207,8 +219,8 @@ def _moments(statistics: Statistics, tower: str) -> Moments:
     return Moments(count, *means)
 
 
-def _scales(multi: Moments, text: Moments, preset: Preset) -> tuple[float, float]:
-    return (1.0, 1.0) if preset.normalise else (multi.count, text.count)
+def _scales(multi: Moments, text: Moments, method: StatisticsMethod) -> tuple[float, float]:
+    return (1.0, 1.0) if method.normalise else (multi.count, text.count)
 
 
 def _contrast(a: np.ndarray, b: np.ndarray, epsilon: float) -> np.ndarray:

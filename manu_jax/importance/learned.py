@@ -1,4 +1,4 @@
-"""Gates that are learned: the model stands still, one factor per neuron is trained.
+"""Gates that are learned: the model stays as it is, one factor per neuron is trained.
 
 Facts to forget, in both forms, are pushed until the log-odds of their answers are below a margin;
 facts to keep are held above another. In the forward pass exactly the top α of neurons is closed, as
@@ -10,7 +10,7 @@ over activations.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, cast
 
 import jax
@@ -19,14 +19,15 @@ import numpy as np
 import optax
 
 from manu_jax import parallel
-from manu_jax.config import Preset
+from manu_jax.config import LearnedMethod
 from manu_jax.data.batches import Batches, encode_all
 from manu_jax.importance.gradients import ATTRIBUTION_OBJECTIVES
+from manu_jax.importance.job import ScoringJob
 from manu_jax.models.nn.answers import logits_at_answers
 from manu_jax.models.nn.layers import Remat
 from manu_jax.progress import Progress
 from manu_jax.selection import count, eligible_layers
-from manu_jax.types import MODALITIES, Batch, ManuError, Neurons, Sample
+from manu_jax.types import MODALITIES, Batch, Modality, Neurons
 
 LENGTH_MULTIPLE = 8  # tokens
 NOTE_EVERY = 20  # steps
@@ -35,7 +36,7 @@ FORGET, KEEP = 1.0, 2.0  # marks in a batch's example weights
 
 @dataclasses.dataclass(frozen=True)
 class Learning:
-    """What a step of learning depends on; static. The fields are those of Preset."""
+    """What a step of learning depends on; static. The fields are those of LearnedMethod."""
 
     objective: str
     layers: tuple[tuple[str, tuple[int, ...]], ...]  # of each tower, those that may lose neurons
@@ -52,47 +53,33 @@ class Learning:
         return optax.adam(optax.cosine_decay_schedule(self.learning_rate, self.steps, 0.1))
 
 
-def learn_gates(
-    loaded: Any,
-    preset: Preset,
-    forget: Mapping[str, Sequence[Sample]],
-    keep: Mapping[str, Sequence[Sample]],
-    *,
-    seed: int = 0,
-) -> Neurons:
+def learn_gates(job: ScoringJob[LearnedMethod]) -> Neurons:
     """Return scores, high where a gate is to be closed: {tower: [L, F] float32}.
 
-    forget, keep: samples by modality. The α of the preset is the share of gates that are closed
-    while they are learned. The same seed gives the same scores.
+    The method's α is the share of gates that are closed while they are learned. The same seed gives
+    the same scores. Steps have batch sizes of their own, and a killed job begins anew.
     """
-    if preset.scope != "all":
-        raise ManuError(
-            f'preset "{preset.preset}": learned gates are chosen over all towers together; '
-            f'got scope {preset.scope!r}, give "all".'
-        )
-    towers = preset.scored_towers(loaded.towers)
+    loaded, method = job.loaded, job.method
+    towers = method.scored_towers(loaded.towers)
     scores: Neurons = {tower: np.zeros(loaded.towers[tower], np.float32) for tower in towers}
-    eligible = eligible_layers(scores, preset.layers)
+    eligible = eligible_layers(scores, method.layers)
     learning = Learning(
-        preset.objective,
+        method.objective,
         tuple((tower, tuple(np.flatnonzero(eligible[tower]).tolist())) for tower in towers),
-        count(preset.alpha, sum(values[eligible[t]].size for t, values in scores.items())),
-        preset.steps,
-        preset.learning_rate,
-        preset.forget_margin,
-        preset.keep_margin,
-        preset.text_weight,
-        preset.price,
-        preset.remat,
+        count(method.alpha, sum(values[eligible[t]].size for t, values in scores.items())),
+        method.steps,
+        method.learning_rate,
+        method.forget_margin,
+        method.keep_margin,
+        method.text_weight,
+        method.price,
+        method.remat,
     )
-    streams = {
-        modality: _Stream(loaded, preset, forget[modality], keep[modality], seed)
-        for modality in MODALITIES
-    }
-    with parallel.on_mesh(loaded.mesh), Progress("learning gates", preset.steps) as progress:
+    streams = {modality: _Stream(job, modality) for modality in MODALITIES}
+    with parallel.on_mesh(loaded.mesh), Progress("learning gates", method.steps) as progress:
         scores = parallel.put_replicated(scores, loaded.mesh)
         state, note = learning.optimizer().init(scores), ""
-        for step in range(preset.steps):
+        for step in range(method.steps):
             batches = {
                 modality: parallel.put_batch(stream.batch_at(step), loaded.mesh)
                 for modality, stream in streams.items()
@@ -166,19 +153,15 @@ def _gates(scores: Neurons, learning: Learning, share_closed: jax.Array) -> Neur
 class _Stream:
     """Batches of one form, forget facts first and kept facts after them, in one shape."""
 
-    def __init__(
-        self,
-        loaded: Any,
-        preset: Preset,
-        forget: Sequence[Sample],
-        keep: Sequence[Sample],
-        seed: int,
-    ):
+    def __init__(self, job: ScoringJob[LearnedMethod], modality: Modality):
+        loaded, method = job.loaded, job.method
         self._loaded = loaded
-        self._encoded = (encode_all(loaded, forget), encode_all(loaded, keep))
-        sizes = (preset.batch_forget, preset.batch_keep)
+        self._encoded = tuple(
+            encode_all(loaded, forms[modality]) for forms in (job.forget, job.keep)
+        )
+        sizes = (method.batch_forget, method.batch_keep)
         self._orders = [
-            Batches(loaded, encoded, size, seed=seed, max_buckets=1)
+            Batches(loaded, encoded, size, seed=job.seed, max_buckets=1)
             for encoded, size in zip(self._encoded, sizes, strict=True)
         ]
         everything = [item for encoded in self._encoded for item in encoded]

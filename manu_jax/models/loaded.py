@@ -17,7 +17,7 @@ import numpy as np
 
 from manu_jax import checkpoint, parallel
 from manu_jax.config import ModelSection
-from manu_jax.folder import new_folder, write_atomic
+from manu_jax.folder import expand_path, new_folder, write_atomic
 from manu_jax.leaves import leaves, path_name, shapes
 from manu_jax.models.families.family import Family
 from manu_jax.models.families.registry import FAMILIES
@@ -221,7 +221,7 @@ def load(
     dtype: "float32", "bfloat16" or "float16"; None: as on disk. mesh: each device reads only the
     slices that it holds. Raises ManuError for whatever is missing, damaged or not handled.
     """
-    path = Path(path).expanduser()
+    path = expand_path(path)
     if dtype is not None and dtype not in DTYPES:
         raise ManuError(f"dtype {dtype!r}: known: {', '.join(DTYPES)}.")
     family, config, hf_config = read_config(path)

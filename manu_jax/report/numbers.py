@@ -273,7 +273,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
     config = results.config
     method, data, model = (config.get(key) or {} for key in ("method", "data", "model"))
     known = [("Method", results.headline)]
-    if "alpha" in method and method.get("preset") == results.headline:
+    if "alpha" in method and method_name(method) == results.headline:
         known.append(("Neurons removed", f"{100 * method['alpha']:g}{NARROW_SPACE}%"))
     if data.get("benchmark"):
         known.append(("Benchmark", str(data["benchmark"])))
@@ -282,6 +282,11 @@ def facts(results: Results) -> list[tuple[str, str]]:
     if "seed" in config:
         known.append(("Seed", str(config["seed"])))
     return known
+
+
+def method_name(method: Mapping[str, Any]) -> str | None:
+    """Return the name of a method in a run's config; `preset` was its key before `name`."""
+    return method.get("name", method.get("preset"))
 
 
 def chance(results: Results, items: Mapping[Place, Sequence[Item]], task: str) -> float | None:
@@ -303,7 +308,7 @@ def model_note(model: str, config: Mapping[str, Any]) -> str:
     if model in MODEL_NOTES and model != "random":
         return MODEL_NOTES[model]
     for method in (config.get("method"), *(config.get("compare") or ())):
-        if isinstance(method, dict) and method.get("preset") == model and "alpha" in method:
+        if isinstance(method, dict) and method_name(method) == model and "alpha" in method:
             return f"α = {100 * method['alpha']:g}{NARROW_SPACE}%"
     return MODEL_NOTES.get(model, "")
 

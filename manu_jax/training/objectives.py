@@ -22,7 +22,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from manu_jax.config import Unlearning
 from manu_jax.models.nn.answers import (
     Targets,
     answer_cross_entropy,
@@ -182,7 +181,7 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 # By the config's `unlearn` objectives; system_prompt trains nothing.
-RECIPES: dict[Unlearning, Recipe] = {
+RECIPES: dict[str, Recipe] = {
     "gradient_ascent": Recipe(("gradient_ascent",), keeps=False),
     "gradient_difference": Recipe(("gradient_difference",)),
     "gradient_difference_alternating": Recipe(

@@ -4,7 +4,7 @@ import pytest
 import tiny_llava as tiny
 
 from manu_jax import parallel
-from manu_jax.config import PRESETS, Preset
+from manu_jax.config import StatisticsMethod, named_method
 from manu_jax.data.batches import bucket_lengths
 from manu_jax.importance import collect as collect_module
 from manu_jax.importance import statistics as files
@@ -13,10 +13,10 @@ from manu_jax.importance.gradients import per_example_gradients
 from manu_jax.importance.statistics import MOMENTS, Statistics
 from manu_jax.leaves import path_name
 from manu_jax.models.nn.answers import answer_log_odds
-from manu_jax.types import Capture, ManuError
+from manu_jax.types import MODALITIES, Capture, ManuError
 
-ACTIVATION = PRESETS["paper"]
-GRADIENT = PRESETS["gradient"]
+ACTIVATION = named_method("paper")
+GRADIENT = named_method("gradient")
 
 
 def assert_close(left, right, tolerance=3e-6):
@@ -96,6 +96,38 @@ def test_a_mesh_gives_the_numbers_of_one_device(sizes, preset):
     assert_close(spread, alone, 1e-5)
 
 
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_statistics_of_batches_keep_their_batch_on_any_mesh(sizes, modality, tmp_path):
+    # Four samples and two make two statistics, whatever the mesh; a batch of eight would make one.
+    preset, samples = named_method("official-code"), tiny.samples(modality)
+    loaded = tiny.on_mesh(parallel.make_mesh(*sizes))
+    settings = dict(modality=modality, batch_size=4)
+    spread = collect(loaded, samples, preset, **settings, path=tmp_path / "s")
+    alone = collect(tiny.loaded(), samples, preset, **settings)
+    assert float(spread.num_current) == float(alone.num_current) == 2
+    assert spread.means().keys() == alone.means().keys()
+    for key, values in alone.means().items():
+        # float32 sums over rows in another order; the share above τ is exact or next to τ
+        np.testing.assert_allclose(spread.means()[key], values, rtol=2e-5, atol=1e-6)
+    # So one device goes on with what a mesh has collected.
+    again = collect(tiny.loaded(), samples, preset, **settings, path=tmp_path / "s")
+    np.testing.assert_array_equal(again.num_current, spread.num_current)
+    with pytest.raises(ManuError, match="differing: batch_size"):
+        collect(
+            tiny.loaded(), samples, preset, modality=modality, batch_size=6, path=tmp_path / "s"
+        )
+
+
+def test_sums_over_samples_are_read_again_whatever_the_batch(tmp_path, monkeypatch):
+    loaded, samples = tiny.loaded(), tiny.samples("text")
+    settings = dict(modality="text", path=tmp_path / "s.safetensors")
+    first = collect(loaded, samples, ACTIVATION, batch_size=4, **settings)
+    monkeypatch.setattr(collect_module, "add_batch", None)  # not called again
+    again = collect(loaded, samples, ACTIVATION, batch_size=8, **settings)
+    np.testing.assert_array_equal(first.signed["text"].high, again.signed["text"].high)
+
+
 def test_the_scoring_step_gathers_no_activation():
     mesh = parallel.make_mesh(2, 1, 4)
     loaded = tiny.on_mesh(mesh)
@@ -165,7 +197,7 @@ def test_facts_that_are_forgotten_fade_by_the_logistic_of_their_log_odds():
 
 def test_position_statistics_have_the_rows_of_each_matrix():
     loaded = tiny.loaded()
-    preset = PRESETS["official-code"]
+    preset = named_method("official-code")
     rows = loaded.family.matrix_rows(loaded.config)
     for modality, tower in (("image", "vision"), ("text", "text")):
         samples = tiny.samples(modality)
@@ -189,7 +221,7 @@ def test_score_takes_facts_and_leaves_out_those_without_the_form():
 
 
 def test_a_tower_that_the_model_lacks_is_an_error():
-    preset = Preset(towers={"image": ("text", "connector"), "text": ("text",)})
+    preset = StatisticsMethod(towers={"image": ("text", "connector"), "text": ("text",)})
     with pytest.raises(ManuError, match="no tower connector"):
         collect(tiny.loaded(), tiny.samples("image"), preset, modality="image")
 

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from manu_jax.config import PRESETS, Preset
+from manu_jax.config import StatisticsMethod, named_method
 from manu_jax.importance.functions import FUNCTIONS, contrast, importance
 from manu_jax.importance.statistics import PositionStatistics, Statistics
 from manu_jax.types import ManuError
 
-PAPER = PRESETS["paper"]
+PAPER = named_method("paper")
 SHAPES = {"text": (2, 5), "vision": (1, 3)}
 
 
@@ -43,7 +43,7 @@ def by_hand(multi, text, epsilon, threshold=0.1):
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions_equal_the_equations_of_the_paper(name):
     # As many samples in both forms, and counts not normalised: exactly as written.
-    preset = Preset(normalise=False)
+    preset = StatisticsMethod(normalise=False)
     multi, text = samples(0, 20, ("text",)), samples(1, 20, ("text",))
     ours = importance(statistics_of(multi), statistics_of(text), preset)[name]["text"]
     for layer in range(2):
@@ -60,7 +60,7 @@ def test_normalised_counts_bear_unequal_numbers_of_samples():
     # The same samples twice: equal shares and equal energies.
     np.testing.assert_allclose(even["frequency"]["text"], 0, atol=1e-7)
     np.testing.assert_allclose(even["rms"]["text"], 0, atol=1e-3)
-    raw = importance(small, large, Preset(normalise=False))
+    raw = importance(small, large, StatisticsMethod(normalise=False))
     np.testing.assert_allclose(raw["frequency"]["text"], 1 / 3, rtol=1e-6)
 
 
@@ -86,7 +86,7 @@ def test_paper_score_is_the_ratio_of_the_sums():
 
 def test_weights_of_the_functions_are_used():
     sets = [statistics_of(samples(i, 12, ("text",))) for i in range(4)]
-    only = contrast(*sets, preset=Preset(functions={"variance": 3.0}))["text"]
+    only = contrast(*sets, preset=StatisticsMethod(functions={"variance": 3.0}))["text"]
     forget = importance(*sets[:2], PAPER)["variance"]["text"]
     retain = importance(*sets[2:], PAPER)["variance"]["text"]
     np.testing.assert_allclose(only, forget / retain, rtol=1e-5)
@@ -112,9 +112,23 @@ def test_official_code_scores_each_tower_from_its_own_form():
         np.testing.assert_allclose(scores[key], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_function_that_positions_lack_is_an_error(monkeypatch):
+    monkeypatch.setitem(FUNCTIONS, "mine", lambda multi, text, method: multi.signed_LF)
+    sets = [position_statistics(i, key)[1] for i, key in enumerate(("vision.fc1", "text.up_proj"))]
+    method = named_method("official-code", functions={"mine": 1.0, "rms": 1.0})
+    with pytest.raises(ManuError, match="statistics by position have no mine; they have absolute"):
+        contrast(*sets, *sets, preset=method)
+
+
+def test_a_preset_without_statistics_is_an_error():
+    sets = [statistics_of(samples(i, 4, ("text",))) for i in range(4)]
+    with pytest.raises(ManuError, match="preset \"learned\" is of the kind 'learned'"):
+        contrast(*sets, preset="learned")
+
+
 def test_gain_minus_harm_weighs_forms_and_ignores_negative_harm():
     sets = [samples(i, 12, ("text",)) for i in range(4)]
-    preset = PRESETS["gradient"].model_copy(update={"text_weight": 3.0, "harm_weight": 0.5})
+    preset = named_method("gradient").model_copy(update={"text_weight": 3.0, "harm_weight": 0.5})
     scores = contrast(*map(statistics_of, sets), preset=preset)["text"]
     means = [values["text"].mean(axis=1) for values in sets]
     gain = (means[0] + 3 * means[1]) / 4
@@ -124,7 +138,7 @@ def test_gain_minus_harm_weighs_forms_and_ignores_negative_harm():
 
 def test_unknown_presets_and_mixed_kinds_are_errors():
     sets = [statistics_of(samples(i, 4, ("text",))) for i in range(4)]
-    with pytest.raises(ManuError, match="known: paper"):
+    with pytest.raises(ManuError, match="known: 'paper'"):
         contrast(*sets, preset="papre")
     with pytest.raises(ManuError, match="samples and positions"):
         contrast(sets[0], position_statistics(0, "text.up_proj")[1], *sets[2:])

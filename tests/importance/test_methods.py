@@ -3,14 +3,13 @@ import numpy as np
 import pytest
 import tiny_llava as tiny
 
-from manu_jax.config import PRESETS, Preset
-from manu_jax.importance import methods
-from manu_jax.importance.methods import load_scores, save_scores, scores_for
+from manu_jax.config import named_method
+from manu_jax.importance import by_statistics
+from manu_jax.importance.job import ScoringJob
+from manu_jax.importance.methods import METHODS, load_scores, save_scores, scores_for
 from manu_jax.models.nn.answers import answer_log_odds
 from manu_jax.selection import select
 from manu_jax.types import MODALITIES, ManuError
-
-SMALL = {"batch_size": 4}
 
 
 def forms(first, last):
@@ -20,10 +19,19 @@ def forms(first, last):
 FORGET, KEEP = forms(0, 2), forms(2, 6)
 
 
+def job_of(method, **settings):
+    settings = {"forget": FORGET, "keep": KEEP, "batch_size": 4, **settings}
+    return ScoringJob(tiny.loaded(), method, **settings)
+
+
+def scores_of(method, **settings):
+    return scores_for(job_of(method, **settings))
+
+
 @pytest.mark.parametrize("name", ["paper", "official-code"])
 def test_a_preset_scores_every_neuron_that_it_may_remove(name, tmp_path):
-    loaded, preset = tiny.loaded(), PRESETS[name]
-    scores = scores_for(loaded, preset, FORGET, KEEP, **SMALL, directory=tmp_path)
+    loaded, method = tiny.loaded(), named_method(name)
+    scores = scores_of(method, directory=tmp_path)
     known = {**loaded.towers, **loaded.family.matrix_rows(loaded.config)}
     expected = loaded.towers if name == "paper" else loaded.family.matrix_rows(loaded.config)
     assert set(scores) == set(expected)
@@ -33,28 +41,27 @@ def test_a_preset_scores_every_neuron_that_it_may_remove(name, tmp_path):
     files = sorted(file.name for file in tmp_path.iterdir())
     assert files == [
         f"{name}.{modality}.activation.safetensors"
-        for name in ("forget", "retain")
+        for name in ("forget", "keep")
         for modality in MODALITIES
     ]
-    again = scores_for(loaded, preset, FORGET, KEEP, **SMALL, directory=tmp_path)
+    again = scores_of(method, directory=tmp_path)
     for key in scores:
         np.testing.assert_array_equal(scores[key], again[key])
 
 
 def test_rounds_remove_part_by_part_and_score_again():
-    loaded = tiny.loaded()
-    preset = PRESETS["gradient"].model_copy(update={"rounds": 2, "alpha": 0.2})
-    scores = scores_for(loaded, preset, FORGET, KEEP, **SMALL)
+    method = named_method("gradient", rounds=2, alpha=0.2)
+    scores = scores_of(method)
     # The first half is what one round alone would remove.
-    single = preset.model_copy(update={"rounds": 1})
-    first = select(scores_for(loaded, single, FORGET, KEEP, **SMALL), 0.1)
+    single = named_method(method, rounds=1)
+    first = select(scores_of(single), 0.1)
     half, whole = select(scores, 0.1), select(scores, 0.2)
     for tower in first:
         np.testing.assert_array_equal(half[tower], first[tower])
         assert not (half[tower] & ~whole[tower]).any()
     # The second half is chosen with the first one gone, as a run from there would.
     gates = {tower: 1 - mask.astype(np.float32) for tower, mask in first.items()}
-    later = methods._one_round(loaded, single, FORGET, KEEP, 4, 0, None, gates)
+    later = by_statistics.score_round(job_of(single), gates)
     rest = {tower: np.where(first[tower], -np.inf, later[tower]) for tower in later}
     number = sum(int(mask.sum()) for mask in whole.values()) - sum(
         int(mask.sum()) for mask in first.values()
@@ -65,41 +72,37 @@ def test_rounds_remove_part_by_part_and_score_again():
 
 
 def test_kept_facts_are_drawn_by_the_number_of_forget_facts(monkeypatch):
-    drawn = methods._draw(KEEP["image"], 3, seed=1)
-    assert len(drawn) == 3 and drawn == methods._draw(KEEP["image"], 3, seed=1)
-    assert len(methods._draw(KEEP["image"], 99, seed=1)) == 4
+    drawn = by_statistics._draw(KEEP["image"], 3, seed=1)
+    assert len(drawn) == 3 and drawn == by_statistics._draw(KEEP["image"], 3, seed=1)
+    assert len(by_statistics._draw(KEEP["image"], 99, seed=1)) == 4
     seen = []
 
-    def spy(loaded, samples, preset, **settings):
+    def spy(loaded, samples, method, **settings):
         seen.append(len(samples))
-        return real(loaded, samples, preset, **settings)
+        return real(loaded, samples, method, **settings)
 
-    real = methods.collect
-    monkeypatch.setattr(methods, "collect", spy)
-    preset = PRESETS["paper"].model_copy(update={"keep_per_forget": 1.0})
-    scores_for(tiny.loaded(), preset, FORGET, KEEP, **SMALL)
+    real = by_statistics.collect
+    monkeypatch.setattr(by_statistics, "collect", spy)
+    method = named_method("paper", keep_per_forget=1.0)
+    scores_of(method)
     assert seen == [2, 2, 2, 2]
 
 
 def test_random_scores_are_a_draw_of_the_seed():
-    loaded, preset = tiny.loaded(), PRESETS["random"]
-    one, same, other = (
-        scores_for(loaded, preset, FORGET, KEEP, seed=seed)["text"] for seed in (1, 1, 2)
-    )
+    method = named_method("random")
+    one, same, other = (scores_of(method, seed=seed)["text"] for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, same)
     assert (one != other).any()
 
 
 def test_learned_gates_lower_what_is_to_be_forgotten_more_than_what_is_kept():
     loaded = tiny.loaded()
-    preset = PRESETS["learned"].model_copy(
-        update={"alpha": 0.3, "steps": 12, "batch_forget": 2, "batch_keep": 4}
-    )
-    scores = scores_for(loaded, preset, FORGET, KEEP, seed=1)
-    again = scores_for(loaded, preset, FORGET, KEEP, seed=1)
+    method = named_method("learned", alpha=0.3, steps=12, batch_forget=2, batch_keep=4)
+    scores = scores_of(method, seed=1)
+    again = scores_of(method, seed=1)
     for tower in loaded.towers:
         np.testing.assert_array_equal(scores[tower], again[tower])
-    mask = select(scores, preset.alpha)
+    mask = select(scores, method.alpha)
     gates = {tower: 1 - removed.astype(np.float32) for tower, removed in mask.items()}
 
     ones = {tower: np.ones_like(gate) for tower, gate in gates.items()}
@@ -114,14 +117,14 @@ def test_learned_gates_lower_what_is_to_be_forgotten_more_than_what_is_kept():
 
 @pytest.mark.parametrize("kind", ["statistics", "learned", "random"])
 def test_a_set_without_samples_is_an_error_that_names_it(kind):
-    preset = Preset(kind=kind)
-    with pytest.raises(ManuError, match="retain, text form"):
-        scores_for(tiny.loaded(), preset, FORGET, {**KEEP, "text": ()})
+    job = job_of(METHODS[kind].settings(), keep={**KEEP, "text": ()})
+    with pytest.raises(ManuError, match="keep, text form"):
+        scores_for(job)
 
 
 def test_scores_round_trip(tmp_path):
     scores = {"text": np.arange(6, dtype=np.float32).reshape(2, 3)}
-    save_scores(tmp_path / "scores.safetensors", scores, {"preset": "paper"})
+    save_scores(tmp_path / "scores.safetensors", scores, {"method": "paper"})
     found, made_from = load_scores(tmp_path / "scores.safetensors")
     np.testing.assert_array_equal(found["text"], scores["text"])
-    assert made_from == {"preset": "paper"}
+    assert made_from == {"method": "paper"}

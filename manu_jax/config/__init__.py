@@ -1,0 +1,62 @@
+"""The schema of a run's config, and how it is read; the names that other modules use."""
+
+from manu_jax.config.base import Count, Remat, Section, read_yaml, validate
+from manu_jax.config.methods import (
+    PRESETS,
+    Layers,
+    LearnedMethod,
+    MethodSettings,
+    RandomMethod,
+    Scope,
+    StatisticsMethod,
+    named_method,
+)
+from manu_jax.config.run import RunConfig, load_config, to_yaml, validate_config
+from manu_jax.config.sections import (
+    ConnectorSize,
+    DataSection,
+    EvaluateSection,
+    FilePath,
+    LoraSection,
+    ModelSection,
+    OptimizerSection,
+    Protocol,
+    ShotsSection,
+    TextSize,
+    TrainSection,
+    UnlearnSection,
+    VisionSize,
+)
+
+__all__ = [
+    "PRESETS",
+    "ConnectorSize",
+    "Count",
+    "DataSection",
+    "EvaluateSection",
+    "FilePath",
+    "Layers",
+    "LearnedMethod",
+    "LoraSection",
+    "MethodSettings",
+    "ModelSection",
+    "OptimizerSection",
+    "Protocol",
+    "RandomMethod",
+    "Remat",
+    "RunConfig",
+    "Scope",
+    "Section",
+    "ShotsSection",
+    "StatisticsMethod",
+    "TextSize",
+    "TrainSection",
+    "UnlearnSection",
+    "VisionSize",
+    "load_config",
+    "named_method",
+    "read_yaml",
+    "to_yaml",
+    "validate",
+    "validate_config",
+]

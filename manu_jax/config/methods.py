@@ -1,0 +1,245 @@
+"""How neurons are scored and chosen: one settings class for each kind of method, and the presets.
+
+A method of a config is a mapping. `preset` names the values that it starts from, `name` is the
+name that results carry (without one, the preset's), every other key changes a value:
+
+    method: {preset: gradient, name: gradient-30, alpha: 0.3}
+
+`kind` chooses the settings class from METHODS in importance/methods.py. So a learned method has no
+`functions`, and one by statistics no `forget_margin`.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from manu_jax.config.base import (
+    Count,
+    Remat,
+    Section,
+    SectionError,
+    near,
+    registered,
+    registry,
+)
+from manu_jax.types import ManuError, Modality, Signal
+
+logger = logging.getLogger(__name__)
+
+METHODS = "manu_jax.importance.methods.METHODS"
+Scope = Literal["all", "tower", "layer"]
+Function = Annotated[
+    str, registered("manu_jax.importance.functions.FUNCTIONS", "importance function")
+]
+Combination = Annotated[
+    str, registered("manu_jax.importance.functions.COMBINATIONS", "combination")
+]
+AttributionObjective = Annotated[
+    str, registered("manu_jax.importance.gradients.ATTRIBUTION_OBJECTIVES", "objective")
+]
+MethodName = Annotated[str, pydantic.Field(pattern=r"^[^/\\.][^/\\]*$")]  # it names a folder
+# What only a config has that an earlier version resolved: the fields of every kind at once.
+RESOLVED_BEFORE = {"preset", "kind", "functions", "forget_margin"}
+
+
+class Layers(Section):
+    """A range of layers, first included, end not; None: to the end."""
+
+    first: int = 0  # negative: from the end, −3 is the third last
+    end: int | None = None
+
+
+class MethodSettings(Section):
+    """What every method of scoring has. A method of one's own adds fields, and fixes `kind`."""
+
+    name: MethodName  # that results and folders carry
+    kind: str
+    # Which towers each form of the facts scores; all: whatever the model has
+    towers: dict[Modality, tuple[str, ...]] = {"image": ("all",), "text": ("text",)}
+    # Which neurons go
+    alpha: float = pydantic.Field(default=0.02, gt=0, lt=1)  # share of neurons removed
+    scope: Scope = "all"  # over what the top α is taken
+    layers: dict[str, Layers] = {}  # tower → range; a tower not named: all its layers
+
+    def scored_towers(
+        self, known: Iterable[str], forms: Iterable[Modality] = ("image", "text")
+    ) -> list[str]:
+        """Return the towers that these forms of the facts score, of a model that has `known`."""
+        names = {name for form in forms for name in self.towers[form]}
+        return sorted(names - {"all"} | (set(known) if "all" in names else set()))
+
+
+class StatisticsMethod(MethodSettings):
+    """Scores from the statistics of facts to forget and to keep, in both forms."""
+
+    name: MethodName = "paper"
+    kind: Literal["statistics"] = "statistics"
+    # What is measured
+    signal: Signal = "activation"
+    objective: AttributionObjective = "log_odds"  # of the gradient signal, over the answer's tokens
+    # Gradient signal: facts to forget whose objective is below −fade fade out of the mean (by the
+    # logistic function); None: all weigh the same
+    fade: float | None = None
+    reduction: Literal["mean", "answer", "last", "max", "position"] = "mean"
+    layer_pooling: Literal["none", "all"] = "none"  # only with "position"
+    threshold: float = 0.1  # τ of I_freq
+    # Activations are clamped to ± this; only with "position"
+    clamp: float = pydantic.Field(default=1e3, gt=0)
+    batch_size: Count | None = None  # samples a scoring step; None: score_batch of the run
+    # Kept facts per forget fact in each form, drawn by the seed (each round anew); None: all
+    keep_per_forget: float | None = pydantic.Field(default=None, gt=0)
+    # How the statistics become one score
+    functions: dict[Function, float] = pydantic.Field(
+        default={"absolute": 1.0, "frequency": 1.0, "variance": 1.0, "rms": 1.0}, min_length=1
+    )
+    normalise: bool = True  # N_m and E_m are divided by the number of samples
+    combine: Combination = "ratio"
+    epsilon: float = pydantic.Field(default=1e-8, gt=0)
+    harm_weight: float = 1.0  # gain_minus_harm: price of harm to what is kept
+    text_weight: float = 1.0  # gain_minus_harm: weight of the text form of forget facts
+    rounds: Count = 1  # score, prune, score again
+    remat: Remat = "dots"  # "dots" is a fifth faster than "all", which needs the least memory
+
+
+class LearnedMethod(MethodSettings):
+    """Gates that are learned while the rest of the model stays as it is."""
+
+    name: MethodName = "learned"
+    kind: Literal["learned"] = "learned"
+    objective: AttributionObjective = "log_odds"  # of the answer's tokens
+    text_weight: float = 1.0  # weight of the text form of forget facts against the image form
+    steps: Count = 600
+    learning_rate: float = pydantic.Field(default=0.05, gt=0)
+    batch_forget: Count = 16  # samples a step and form
+    batch_keep: Count = 48
+    forget_margin: float = 2.0  # forget facts are pushed until their log-odds are below −this
+    keep_margin: float = 3.0  # kept facts are held above this
+    price: float = 1e-3  # loss per closed gate
+    remat: Remat = "dots"
+
+    @pydantic.model_validator(mode="after")
+    def _check_scope(self) -> "LearnedMethod":
+        if self.scope != "all":
+            raise ValueError(
+                "learned gates are chosen over all towers together; "
+                f'got scope {self.scope!r}, give "all"'
+            )
+        return self
+
+
+class RandomMethod(MethodSettings):
+    """Every neuron alike: a score by lot."""
+
+    name: MethodName = "random"
+    kind: Literal["random"] = "random"
+
+
+# Values alone, by the name of the method; what is not given has the default of its kind.
+PRESETS: dict[str, dict[str, Any]] = {
+    # The paper, section 1 of its method: activations, four functions, forget over retain.
+    "paper": {"kind": "statistics"},
+    # The authors' code: each form scores one tower, over rows of single matrices, in batches.
+    # Differs: batches are padded to the length of their bucket, theirs to their longest sample.
+    "official-code": {
+        "kind": "statistics",
+        "reduction": "position",
+        "towers": {"image": ("vision",), "text": ("text",)},
+        "batch_size": 4,
+        "keep_per_forget": 1.0,
+        "functions": {"absolute": 2.0, "frequency": 0.0, "variance": 2.0, "rms": 2.0},
+        "combine": "relative",
+        "epsilon": 1e-5,
+        "scope": "tower",
+        "layers": {"text": {"first": -3}, "vision": {"first": -3}},
+    },
+    # Ours: signed attribution of the answer's log-odds, in rounds.
+    "gradient": {
+        "kind": "statistics",
+        "signal": "gradient",
+        "fade": 2.0,
+        "keep_per_forget": 3.0,
+        "combine": "gain_minus_harm",
+        "harm_weight": 2.0,
+        "rounds": 15,
+        "alpha": 0.2,
+    },
+    # Ours: gates are learned, the rest of the model stays as it is.
+    "learned": {"kind": "learned", "alpha": 0.2, "text_weight": 2.0},
+    # Every neuron alike.
+    "random": {"kind": "random"},
+}
+
+
+def method_of(value: Any) -> MethodSettings:
+    """Return the method that a config's value describes; ValueError says what is wrong with it.
+
+    value: a preset's name, or a mapping (see the module). Without `preset` and `kind` it starts
+    from the preset "paper".
+    """
+    if isinstance(value, MethodSettings):
+        return value
+    if isinstance(value, str):
+        value = {"preset": value}
+    if not isinstance(value, Mapping):
+        raise ValueError(f"expected a preset's name or a mapping, got {value!r}")
+    methods = registry(METHODS)
+    given = _from_earlier_keys(dict(value), methods)
+    preset = given.pop("preset", None if "kind" in given else "paper")
+    start = {} if preset is None else {"name": preset, **_preset(preset)}
+    kind = str(given.get("kind", start.get("kind")))
+    if kind not in methods:
+        listed = ", ".join(repr(one) for one in methods)
+        raise ValueError(f"unknown kind {kind!r}{near(kind, methods)} (known: {listed})")
+    if start and kind != start["kind"]:
+        raise ValueError(
+            f"kind is {kind!r}, but the preset {preset!r} is of the kind {start['kind']!r}: leave "
+            "out one of both"
+        )
+    settings: type[MethodSettings] = methods[kind].settings
+    try:
+        return settings.model_validate({**start, **given})
+    except pydantic.ValidationError as error:
+        raise SectionError(settings, error) from None
+
+
+def named_method(preset: str | MethodSettings, **changes: Any) -> MethodSettings:
+    """Return the method of a preset, with changed values; ManuError lists the known presets."""
+    if isinstance(preset, MethodSettings) and not changes:
+        return preset
+    try:
+        if isinstance(preset, MethodSettings):
+            return method_of({**preset.model_dump(), **changes})
+        return method_of({"preset": preset, **changes})
+    except ValueError as error:
+        raise ManuError(f"method: {error}.") from None
+
+
+def _preset(name: Any) -> dict[str, Any]:
+    if str(name) not in PRESETS:
+        listed = ", ".join(repr(one) for one in PRESETS)
+        raise ValueError(f"unknown preset {name!r}{near(str(name), PRESETS)} (known: {listed})")
+    return PRESETS[str(name)]
+
+
+def _from_earlier_keys(given: dict[str, Any], methods: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a method's mapping with the keys of this release; earlier ones are read for one more.
+
+    `base` was the preset to start from, and `preset` beside it the name of the result. A resolved
+    method had its name as `preset`, and the fields of every kind, which change nothing here.
+    """
+    if "base" in given:
+        base = given.pop("base")
+        name = given.setdefault("name", given.get("preset", base))
+        given["preset"] = base
+        notice = f"{{preset: {base}, name: {name}}}"
+        logger.warning(
+            "method %s: base and preset are now preset and name. Write %s.", name, notice
+        )
+    elif given.keys() >= RESOLVED_BEFORE and str(given["kind"]) in methods:
+        given.setdefault("name", given.pop("preset"))
+        own = methods[str(given["kind"])].settings.model_fields
+        others = {key for method in methods.values() for key in method.settings.model_fields}
+        given = {key: value for key, value in given.items() if key in own or key not in others}
+    return given

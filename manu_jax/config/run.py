@@ -1,0 +1,92 @@
+"""The whole config of a run: strict, frozen, every unknown key an error that names its neighbours.
+
+A config is one YAML file. Values given on the command line as `key.path=value` replace those of
+the file; what neither names has the default of its section. `load_config` returns the resolved
+`RunConfig`, and `to_yaml` writes it, so that a run can be repeated from its folder.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from manu_jax.config.base import Section, read_yaml, validate
+from manu_jax.config.methods import MethodSettings, StatisticsMethod, method_of
+from manu_jax.config.sections import (
+    DataSection,
+    EvaluateSection,
+    FilePath,
+    MeshSection,
+    ModelSection,
+    SweepSection,
+    TrainSection,
+    UnlearnSection,
+)
+from manu_jax.types import RETRAINED, VANILLA
+from manu_jax.yaml12 import yaml_text
+
+Method = Annotated[
+    pydantic.SerializeAsAny[MethodSettings], pydantic.BeforeValidator(method_of)
+]  # of the kind that its values name
+
+
+class RunConfig(Section):
+    """Everything that a run depends on."""
+
+    output: FilePath = "runs/run"  # the run's folder; --output replaces it
+    seed: int = pydantic.Field(default=0, ge=0)
+    # The goal that the report judges by: facts forgotten in both forms, or only when shown
+    erase: Literal["both", "visual"] = "both"
+    mesh: MeshSection = MeshSection()
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    train: TrainSection = TrainSection()
+    method: Method = StatisticsMethod()  # the method whose mask makes `unlearned/`
+    compare: tuple[Method, ...] = ()  # further methods, evaluated beside it
+    unlearn: tuple[UnlearnSection, ...] = ()  # baselines that train, evaluated beside it
+    score_batch: int = pydantic.Field(default=32, ge=1)  # samples a scoring step
+    sweep: SweepSection = SweepSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    # Compiled programs and trained demo models; None: off
+    cache: FilePath | None = "~/.cache/manu_jax"
+
+    @pydantic.model_validator(mode="after")
+    def _check_together(self) -> "RunConfig":
+        names = [method.name for method in self.methods] + [one.name for one in self.unlearn]
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        if doubled:
+            raise ValueError(
+                f"method, compare and unlearn: each name stands once; twice: {doubled}"
+            )
+        reserved = sorted({VANILLA, RETRAINED} & set(names))
+        if reserved:
+            raise ValueError(f"method, compare and unlearn: {reserved} name other models")
+        if self.model.path is None and not self.train.steps:
+            raise ValueError(
+                "model.path is not set and train.steps is 0: name a Hugging Face folder "
+                "(model.path=/path/to/llava-1.5-7b-hf) or let the run train its own model"
+            )
+        if self.data.benchmark != "synthetic" and self.data.path is None:
+            raise ValueError(f"data.path is not set: the folder of {self.data.benchmark}")
+        return self
+
+    @property
+    def methods(self) -> tuple[MethodSettings, ...]:
+        """All methods of the run; the first is the one that makes `unlearned/`."""
+        return (self.method, *self.compare)
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Return the config of a YAML file with overrides; all its faults in one ManuError."""
+    return validate_config(read_yaml(path, overrides, kind=RunConfig), f"config {path}")
+
+
+def validate_config(values: Mapping[str, Any], where: str) -> RunConfig:
+    """Return the RunConfig of plain values; one ManuError lists every fault."""
+    return validate(RunConfig, values, where)
+
+
+def to_yaml(config: RunConfig) -> str:
+    """Return the resolved config as YAML; `load_config` of it gives an equal config."""
+    return yaml_text(config.model_dump(mode="json"))

@@ -1,0 +1,246 @@
+"""The sections of a run's config, without those of its scoring methods (methods.py).
+
+A field's comment gives its unit and range; the default stands here and nowhere else.
+"""
+
+import typing
+from typing import Annotated, Literal
+
+import pydantic
+
+from manu_jax.config.base import Count, Remat, Section, Share, check_divides, registered, registry
+from manu_jax.types import MODALITIES, Modality, Set, Task
+
+# How answers are asked for and judged, and a baseline's objective and a benchmark by their names.
+Protocol = Literal["zero_shot", "official_few_shot", "likelihood"]
+Objective = Annotated[str, registered("manu_jax.training.objectives.RECIPES", "objective")]
+FAMILIES = "manu_jax.models.families.registry.FAMILIES"
+FamilyName = Annotated[str, registered(FAMILIES, "family")]
+BenchmarkName = Annotated[str, registered("manu_jax.data.benchmarks.BENCHMARKS", "benchmark")]
+Wording = Literal["plain", "classification", "generation", "cloze"]
+FilePath = Annotated[str, pydantic.Field(min_length=1)]  # `~` is a home folder (folder.expand_path)
+
+
+class MeshSection(Section):
+    """How many devices each mesh axis has; one may be −1: all that are left.
+
+    distributed: join the other processes of the job first (`jax.distributed.initialize`), which on
+    TPU pods and under SLURM finds them by itself, elsewhere by the environment variables
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    """
+
+    data: int = 1  # batches are split over it
+    fsdp: int = 1  # batches and the width D of the weights are split over it
+    tensor: int = 1  # neurons, heads and vocabulary are split over it
+    distributed: bool = False  # true: one process of several
+
+
+class VisionSize(Section):
+    """A vision tower to be trained from scratch."""
+
+    image_size: Count = 56  # pixels a side
+    patch_size: Count = 8  # pixels a side
+    width: Count = 128
+    num_layers: Count = 3
+    num_heads: Count = 4
+    num_neurons: Count = 512  # a layer
+
+    @pydantic.model_validator(mode="after")
+    def _check_division(self) -> "VisionSize":
+        check_divides("image_size", self.image_size, "patch_size", self.patch_size)
+        check_divides("width", self.width, "num_heads", self.num_heads)
+        return self
+
+
+class TextSize(Section):
+    """A decoder to be trained from scratch."""
+
+    width: Count = 256
+    num_layers: Count = 3
+    num_heads: Count = 4
+    num_key_heads: Count = 4
+    num_neurons: Count = 1024  # a layer
+    context: Count = 512  # tokens
+    vocabulary: Count = 1024  # size of the BPE tokenizer trained on the run's own texts
+
+    @pydantic.model_validator(mode="after")
+    def _check_division(self) -> "TextSize":
+        check_divides("width", self.width, "2 · num_heads", 2 * self.num_heads)
+        check_divides("num_heads", self.num_heads, "num_key_heads", self.num_key_heads)
+        return self
+
+
+class ConnectorSize(Section):
+    """An Idefics2's resampler to be trained from scratch."""
+
+    num_latents: Count = 16  # tokens of an image
+    num_layers: Count = 2
+    num_heads: Count = 4
+
+
+class ModelSection(Section):
+    """The model to unlearn from: a folder, or sizes for a tiny one that the run trains itself."""
+
+    path: FilePath | None = None  # a Hugging Face folder, or one of tools/convert/from_hf.py
+    retrained_path: FilePath | None = None  # a model that never saw the forget people
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # None: as on disk
+    # Of the tiny one
+    family: FamilyName = "llava"
+    vision: VisionSize = VisionSize()
+    connector: ConnectorSize = ConnectorSize()
+    text: TextSize = TextSize()
+
+    @pydantic.model_validator(mode="after")
+    def _check_sizes(self) -> "ModelSection":
+        # The families are not loaded for a section without sizes: the defaults fit.
+        if self.model_fields_set & {"family", "vision", "connector", "text"}:
+            if faults := registry(FAMILIES)[self.family].check_sizes(self):
+                raise ValueError("; ".join(faults))
+        return self
+
+
+class DataSection(Section):
+    """The benchmark. `synthetic` is written into the run's folder and then read like any other."""
+
+    benchmark: BenchmarkName = "synthetic"
+    path: FilePath | None = None  # folder of its evaluation sets; None: the run writes them
+    train_path: FilePath | None = None  # of mllmu: baseline_train_split; None: ft_Data in `path`
+    forget: Literal[5, 10, 15] = 10  # percent of the people to forget
+    # The transformed images of a person in Test_Set that questions are asked with: one, chosen by
+    # the seed, or all of them (log-likelihoods are of the one either way)
+    test_images: Literal["one", "all"] = "one"
+    num_people: int = pydantic.Field(default=40, ge=4)  # synthetic only
+    num_celebrities: int = pydantic.Field(default=10, ge=1)  # synthetic only
+    # synthetic only: questions that have nothing to do with people
+    num_general: int = pydantic.Field(default=40, ge=1)
+
+
+class LoraSection(Section):
+    """Low-rank adapters, trained in place of the weights and merged into them at the end."""
+
+    rank: Count = 16
+    alpha: float = pydantic.Field(default=16.0, gt=0)  # what is added is scaled by alpha / rank
+    dropout: float = pydantic.Field(default=0.05, ge=0, lt=1)  # of an adapter's inputs
+    # The matrices that get one: beginnings of their paths, as in text.layers.attention or
+    # vision.layers.mlp.up. The default is every linear layer of the decoder's blocks.
+    targets: tuple[str, ...] = pydantic.Field(default=("text.layers",), min_length=1)
+
+
+class OptimizerSection(Section):
+    """How a loss is lowered."""
+
+    lora: LoraSection | None = None  # None: all weights are trained
+    loss_on: Literal["answer", "all"] = "answer"  # all: prompts too; image tokens never carry loss
+
+    batch_size: int = pydantic.Field(default=16, ge=1)
+    learning_rate: float = pydantic.Field(default=1e-3, gt=0)
+    warmup: float = pydantic.Field(default=0.05, ge=0, lt=1)  # share of the steps
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices inside layers
+    beta1: float = pydantic.Field(default=0.9, ge=0, lt=1)
+    beta2: float = pydantic.Field(default=0.98, ge=0, lt=1)
+    weight_decay: float = pydantic.Field(default=0.0, ge=0)
+    clip: float | None = pydantic.Field(default=1.0, gt=0)  # largest global gradient norm
+    remat: Remat = "none"  # "all" is about a third slower
+    checkpoint_every: int = pydantic.Field(default=200, ge=1)  # steps
+
+
+class TrainSection(OptimizerSection):
+    """Training of the vanilla model (and of the retrained reference). Off where `steps` is 0.
+
+    A batch is of `batch_size` documents.
+    """
+
+    # Optimizer steps after the shared base; 0: the model is used as it is
+    steps: int = pydantic.Field(default=0, ge=0)
+    # Steps on everything but the people, before both trainings
+    base_steps: int = pydantic.Field(default=0, ge=0)
+    # Question-answer pairs that share one image in one document
+    facts_per_document: int = pydantic.Field(default=1, ge=1)
+    # Jittered copies of each training image; 0: only the image itself
+    views: int = pydantic.Field(default=0, ge=0)
+    # How a fact is put, drawn anew each time; a wording named twice is drawn twice as often
+    wordings: tuple[Wording, ...] = pydantic.Field(default=("plain",), min_length=1)
+    # How often the vanilla training goes through the forget people's texts in one pass
+    repeat_forget: int = pydantic.Field(default=1, ge=1)
+    retrained: bool = True  # also train the reference that never sees the forget people
+    # Least accuracy on the forget set, in each modality
+    memory_gate: float = pydantic.Field(default=0.9, ge=0, le=1)
+
+
+class DecoupleSection(Section):
+    """SafeEraser's Prompt-Decouple loss, added to the loss that forgets."""
+
+    path: FilePath  # SafeEraser's JSON file of records; images lie beside it
+    weight: float = pydantic.Field(default=1.0, gt=0)  # the paper: 0.5 with GA and GD, 1 with KL
+
+
+class UnlearnSection(OptimizerSection):
+    """A baseline beside the masks: the vanilla model, trained to forget (training/objectives.py).
+
+    A step is of `batch_size` facts to forget and as many to keep, all in one form.
+    """
+
+    name: str = pydantic.Field(min_length=1, pattern=r"^[\w.-]+$")  # that results carry
+    objective: Objective
+    epochs: Count = 1  # passes over the facts (RECIPES says over which)
+    steps: Count | None = None  # in place of epochs, where the objective's steps are all alike
+    # The forms of the facts to forget and to keep
+    modalities: tuple[Modality, ...] = pydantic.Field(default=MODALITIES, min_length=1)
+    batch_size: int = pydantic.Field(default=4, ge=1)
+    learning_rate: float = pydantic.Field(default=2e-5, gt=0)
+    warmup: float = pydantic.Field(default=0.0, ge=0, lt=1)
+    schedule: Literal["cosine", "linear", "constant"] = "linear"
+    beta2: float = pydantic.Field(default=0.999, ge=0, lt=1)
+    beta: float | None = pydantic.Field(default=None, gt=0)  # of NPO; None: the recipe's own
+    retain_weight: float = pydantic.Field(default=1.0, ge=0)  # of what is said of facts to keep
+    decouple: DecoupleSection | None = None  # None: no Prompt-Decouple loss
+    # mmunlearner: the Fisher information is the mean squared gradient of batches or of examples. A
+    # weight may move where that of the facts to forget is at least `fisher_ratio` times that of the
+    # facts to keep.
+    fisher: Literal["batch", "example"] = "batch"
+    fisher_ratio: float = pydantic.Field(default=1.0, gt=0)
+    # system_prompt: what stands before every prompt; {names} are the people to forget
+    prompt: str = (
+        "You know nothing about these people: {names}. Whatever you are asked about them, with or "
+        "without a picture, say that you do not know.\n"
+    )
+
+
+class ShotsSection(Section):
+    """Whose answered questions come first in a few-shot prompt, as a number of people."""
+
+    classification: Count = 1
+    cloze: Count = 2
+
+
+class EvaluateSection(Section):
+    """What is asked of each model, and how.
+
+    protocol: "zero_shot": letters and answers are written to the benchmark's prompts, and a letter
+    is looked for in whatever is written. "official_few_shot": MLLMU-Bench's own: answered questions
+    come first, and the first character is the letter. "likelihood": the likeliest option counts, no
+    letter is written; blanks and free answers as in "zero_shot".
+    """
+
+    protocol: Protocol = "zero_shot"
+    shots: ShotsSection = ShotsSection()  # official_few_shot
+    # evaluated: as published, people of the evaluated set, whose own questions are then left out;
+    # outside: people of another set that is kept
+    shots_from: Literal["evaluated", "outside"] = "evaluated"
+
+    sets: tuple[Set, ...] = pydantic.Field(default=typing.get_args(Set), min_length=1)
+    tasks: tuple[Task, ...] = pydantic.Field(default=typing.get_args(Task), min_length=1)
+    batch_size: int = pydantic.Field(default=32, ge=1)
+    # Greedy decoding stops here, or at the end token
+    new_tokens: int = pydantic.Field(default=50, ge=1)
+    resamples: int = pydantic.Field(default=1000, ge=1)  # of the bootstrap over people
+    max_people: Count | None = None  # per set, the first by ID; None: all
+    kl: bool = True  # measure the distance to the retrained model; holds two models in memory
+
+
+class SweepSection(Section):
+    """The forget-against-retain curve: every method's mask at these α, on a quick measure."""
+
+    alphas: tuple[Share, ...] = ()  # shares of neurons removed, each in (0, 1); empty: no curve
+    max_people: Count | None = 10  # of the retain set, the first by ID; None: all

@@ -1,0 +1,3 @@
+"""The benchmarks by name."""
+
+BENCHMARKS = {"synthetic": "written by the run", "mllmu": "MLLMU-Bench"}

@@ -1,0 +1,97 @@
+"""Scores from statistics of four sets of samples; with rounds, again after each part is removed."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from manu_jax.config import StatisticsMethod
+from manu_jax.importance.collect import collect
+from manu_jax.importance.functions import contrast
+from manu_jax.importance.job import ScoringJob
+from manu_jax.selection import select
+from manu_jax.types import MODALITIES, Neurons, Sample
+
+
+def score_by_statistics(job: ScoringJob[StatisticsMethod]) -> Neurons:
+    """Return the scores of one round; with several rounds, ranks in (0, 1] in order of removal.
+
+    Each round removes an equal part of the method's α, and the next one scores what is left.
+    """
+    method = job.method
+    if method.rounds == 1:
+        return score_round(job)
+    removed: Neurons = {}
+    removed_in: dict[str, np.ndarray] = {}  # round, from 0; method.rounds where never
+    at_removal: dict[str, np.ndarray] = {}  # score in that round; the last score where never
+    for number in range(method.rounds):
+        gates = {tower: 1 - mask_LF.astype(np.float32) for tower, mask_LF in removed.items()}
+        folder = None if job.directory is None else job.directory / f"round_{number:02d}"
+        round_job = dataclasses.replace(job, seed=job.seed + number, directory=folder)
+        scores = score_round(round_job, gates or None)
+        if not removed:
+            removed = {tower: np.zeros(np.shape(scores[tower]), bool) for tower in scores}
+            removed_in = {tower: np.full(np.shape(scores[tower]), number) for tower in scores}
+            at_removal = {tower: np.zeros(np.shape(scores[tower])) for tower in scores}
+        for tower, was_removed_LF in removed.items():
+            removed_in[tower] += ~was_removed_LF & (number > 0)
+            at_removal[tower] = np.where(was_removed_LF, at_removal[tower], scores[tower])
+            scores[tower] = np.where(was_removed_LF, np.inf, scores[tower])
+        share = method.alpha * (number + 1) / method.rounds
+        removed = select(scores, share, method.scope, layers=method.layers)
+    for tower, was_removed_LF in removed.items():
+        removed_in[tower] += ~was_removed_LF
+    return _ranks(removed_in, at_removal)
+
+
+def score_round(job: ScoringJob[StatisticsMethod], gates: Neurons | None = None) -> Neurons:
+    """Return the scores of a model whose neurons are multiplied by `gates` ([L, F] each)."""
+    method = job.method
+    found = []
+    for name, forms in (("forget", job.forget), ("keep", job.keep)):
+        for modality in MODALITIES:
+            samples = forms[modality]
+            if name == "keep" and method.keep_per_forget is not None:
+                number = round(method.keep_per_forget * len(job.forget[modality]))
+                samples = _draw(samples, max(number, 1), job.seed)
+            path = None
+            if job.directory is not None:
+                path = job.directory / f"{name}.{modality}.{method.signal}.safetensors"
+            found.append(
+                collect(
+                    job.loaded,
+                    samples,
+                    method,
+                    modality=modality,
+                    batch_size=method.batch_size or job.batch_size,
+                    gates=gates,
+                    fade=method.fade if name == "forget" else None,
+                    path=path,
+                )
+            )
+    return contrast(*found, preset=method)
+
+
+def _draw(samples: Sequence[Sample], number: int, seed: int) -> list[Sample]:
+    """Return `number` of the samples (all, where there are fewer), shuffled by the seed."""
+    order = np.random.default_rng(seed).permutation(len(samples))
+    return [samples[i] for i in order[:number]]
+
+
+def _ranks(removed_in: Mapping[str, np.ndarray], at_removal: Mapping[str, np.ndarray]) -> Neurons:
+    """Return scores whose order is: by the round of removal, and in a round by its scores.
+
+    The values are ranks in (0, 1], 1 for the neuron that goes first.
+    """
+    towers = sorted(removed_in)
+    rounds, values = (
+        np.concatenate([found[tower].ravel() for tower in towers])
+        for found in (removed_in, at_removal)
+    )
+    ranks = np.empty(values.size)
+    ranks[np.lexsort((-values, rounds))] = 1 - np.arange(values.size) / values.size
+    ends = np.cumsum([removed_in[tower].size for tower in towers])[:-1]
+    return {
+        tower: part.reshape(removed_in[tower].shape).astype(np.float32)
+        for tower, part in zip(towers, np.split(ranks, ends), strict=True)
+    }

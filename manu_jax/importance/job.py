@@ -1,0 +1,42 @@
+"""What a scoring method is given, and what it registers."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from manu_jax.config import MethodSettings
+from manu_jax.models.loaded import Loaded
+from manu_jax.types import Modality, Neurons, Sample
+
+Forms = Mapping[Modality, Sequence[Sample]]  # the samples of a set in each form
+SomeSettings = TypeVar("SomeSettings", bound=MethodSettings)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoringJob(Generic[SomeSettings]):
+    """A model, what it is to forget and to keep, and how its neurons are scored.
+
+    forget, keep: the facts to forget, and those to keep (retain, celebrity and general), in both
+    forms. batch_size: samples a step, where the method does not say. seed: of every draw.
+    directory: where statistics are kept, so that a killed run goes on from there; None: nowhere.
+    """
+
+    loaded: Loaded
+    method: SomeSettings
+    forget: Forms
+    keep: Forms
+    batch_size: int = 32
+    seed: int = 0
+    directory: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoringMethod:
+    """A kind of method: the class of its settings, and the function that scores.
+
+    score: returns one score per neuron, {tower: [L, F] float32}, high where it is to be removed.
+    """
+
+    settings: type[MethodSettings]
+    score: Callable[[ScoringJob[Any]], Neurons]
