@@ -71,7 +71,7 @@ def test_every_leaf_of_a_real_size_has_its_tensor():
         ("text_config", "num_attention_heads", 0),
         ("text_config", "num_key_value_heads", 5),
         ("vision_config", "num_attention_heads", 3),
-        ("vision_config", "model_type", "siglip_vision_model"),
+        ("vision_config", "model_type", "dinov2"),
         ("vision_config", "num_channels", 4),
         ("vision_config", "use_head", True),
     ],
