@@ -247,8 +247,9 @@ def _equal_values(one: Tensor, two: Tensor, reader: "_Reader") -> bool:
     if one.shape != two.shape:
         return False
     step = max(VALUES_COMPARED // max(math.prod(one.shape[1:]), 1), 1)
-    for start in range(0, one.shape[0] if one.shape else 1, step):
-        index = (slice(start, start + step),) if one.shape else ()
+    rows = one.shape[0] if one.shape else 1
+    for start in range(0, rows, step):
+        index = (slice(start, min(start + step, rows)),) if one.shape else ()
         a, b = (reader.read(x, index).astype(np.float32) for x in (one, two))
         if not np.array_equal(a, b, equal_nan=True):
             return False
