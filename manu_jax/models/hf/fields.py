@@ -7,8 +7,8 @@ from manu_jax.types import ManuError
 
 MOST = 2**31 - 1  # of any size
 LARGEST = 3e38  # of any number: float32's
-# Fields of any section that change nothing in the forward pass of a trained model. Token ids are the
-# tokenizer's; the image's own is read by each family, in the place where transformers reads it.
+# Fields of any section that change nothing in the forward pass of a trained model. Token ids are
+# the tokenizer's; the image's own is read by each family, where transformers reads it.
 HARMLESS = frozenset(
     """
     _attn_implementation _name_or_path architectures attention_dropout auto_map

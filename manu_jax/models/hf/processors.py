@@ -1,4 +1,4 @@
-"""The processor of a Hugging Face folder: loaded by `transformers`, and checked against the model."""
+"""The processor of a Hugging Face folder: loaded by `transformers`, checked against the model."""
 
 import json
 from collections.abc import Callable
