@@ -1,6 +1,7 @@
 """Named arrays in one safetensors file, with what they were made from and a hash of the whole."""
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 
@@ -8,7 +9,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from manu_jax.folder import expand_path, write_atomic
+from manu_jax.folder import ForeignErrors, expand_path, write_atomic
 from manu_jax.types import ManuError
 
 PREFIX = "manu_jax."  # of the format's name in the metadata
@@ -22,34 +23,39 @@ def write_arrays(
 ) -> None:
     """Write host arrays of a named form ("mask", "scores", "statistics"), atomically."""
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    marks = {"format": PREFIX + form, "sha256": _hash(arrays)}
-    write_atomic(expand_path(path), safetensors.numpy.save(arrays, {**metadata, **marks}))
+    marked = {**metadata, "format": PREFIX + form}
+    content = safetensors.numpy.save(arrays, {**marked, "sha256": _hash(arrays, marked)})
+    write_atomic(expand_path(path), content)
 
 
 def read_arrays(path: str | os.PathLike, form: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Return what `write_arrays` wrote; ManuError where missing, damaged or of another form."""
+    """Return what `write_arrays` wrote; ManuError where missing, damaged or of another form.
+
+    The hash of files from before it covered the metadata is taken, too.
+    """
     remedy = "Delete the file and give the command again."
     path = expand_path(path)
     if not path.is_file():
         raise ManuError(f"{form} {path}: there is no such file. Run the stage that makes it first.")
-    try:
+    with ForeignErrors(f"{form} {path}", "damaged or cut short", remedy):
         with safetensors.safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ManuError(f"{form} {path}: damaged or cut short ({error}). {remedy}") from error
     if metadata.get("format") != PREFIX + form:
         raise ManuError(
             f"{form} {path}: expected a file of format {PREFIX + form}, "
             f"got {metadata.get('format', 'another safetensors file')}."
         )
-    if metadata.get("sha256") != _hash(arrays):
+    marked = {name: value for name, value in metadata.items() if name != "sha256"}
+    if metadata.get("sha256") not in (_hash(arrays, marked), _hash(arrays, {})):
         raise ManuError(f"{form} {path}: damaged, its contents do not match its hash. {remedy}")
     return arrays, metadata
 
 
-def _hash(arrays: Mapping[str, np.ndarray]) -> str:
+def _hash(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
     digest = hashlib.sha256()
+    if metadata:
+        digest.update(json.dumps(dict(metadata), sort_keys=True).encode() + b"\0")
     for name in sorted(arrays):
         array = np.asarray(arrays[name], order="C")
         digest.update(f"{name} {array.dtype} {array.shape}\0".encode())

@@ -1,19 +1,33 @@
 """Pytrees on disk, by Orbax: each process writes its own part; a folder stands whole or not at all.
 
-The only file that imports orbax.
+Orbax finds no damage in the numbers, so a folder holds the SHA-256 of each of its files in
+`checksums.json`, which is written last and checked on loading. The only file that imports orbax.
 """
 
 import errno
+import hashlib
+import json
+import logging
 import os
 import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
-from manu_jax.folder import explained, os_error
+from manu_jax import parallel
+from manu_jax.folder import ForeignErrors, explained, write_atomic
 from manu_jax.types import ManuError
 
+logger = logging.getLogger(__name__)
+
+CHECKSUMS = "checksums.json"  # {name of a file: [bytes, SHA-256]}
+HASHED_BYTES = 2**24  # read at a time
+REMEDY = "Remove it and start anew."
 METADATA = "_CHECKPOINT_METADATA"  # the file that Orbax puts into every checkpoint
 METADATA_BYTES = 2**20  # room that is asked for beside the arrays
 SHOWN = 5  # names in an error
@@ -29,43 +43,111 @@ def save(path: str | os.PathLike, tree: Any) -> None:
 
     try:
         _check_room(path, tree)
+    except OSError as error:
+        raise explained(error, path) from error
+    with ForeignErrors(f"checkpoint {path}", "it can't be written", "Give another folder."):
         ocp.save(_location(path), tree, overwrite=True)
-    except (OSError, ValueError) as error:
-        found = os_error(error)
-        if found is None:
-            raise
-        raise explained(found, path) from error
+    parallel.on_first_process(lambda: _write_checksums(path))
 
 
 def load(path: str | os.PathLike, target: Any) -> Any:
     """Return the pytree of a checkpoint in the form of `target`.
 
     target: arrays or ShapeDtypeStructs; their shapes, dtypes and shardings are those of the result.
-    Raises ManuError where the folder is missing, damaged, or holds another tree.
+    Raises ManuError where the folder is missing, damaged, or holds another tree. One that was
+    written before there were checksums is loaded without that check, which is logged.
     """
     from orbax.checkpoint import v1 as ocp
 
     if not exists(path):
-        raise ManuError(f"checkpoint {path}: not there, or not whole. Remove it and start anew.")
-    try:
+        raise ManuError(f"checkpoint {path}: not there, or not whole. {REMEDY}")
+    _verify(path)
+    with ForeignErrors(f"checkpoint {path}", "damaged", REMEDY):
         held = _shapes(ocp.metadata(_location(path)).metadata)
         wanted = _shapes(target)
         if held == wanted:
             return ocp.load(_location(path), _abstract(target))
-        differing = sorted(
-            name for name in held.keys() | wanted if held.get(name) != wanted.get(name)
-        )
-        fault = f"of another model: {', '.join(differing[:SHOWN])} differ"
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        fault = f"damaged ({str(error).strip().splitlines()[0]})"
-    raise ManuError(f"checkpoint {path}: {fault}. Remove it and start anew.")
+    differing = sorted(name for name in held.keys() | wanted if held.get(name) != wanted.get(name))
+    raise ManuError(
+        f"checkpoint {path}: of another model: {', '.join(differing[:SHOWN])} differ. {REMEDY}"
+    )
 
 
 def exists(path: str | os.PathLike) -> bool:
     """Whether a whole checkpoint stands under `path`."""
+    return (_folder(path) / METADATA).exists()
+
+
+def _write_checksums(path: str | os.PathLike) -> None:
+    folder = _folder(path)
+    names = sorted(name for name in _files(folder) if name != CHECKSUMS)
+    with ThreadPoolExecutor() as threads:
+        sums = list(threads.map(lambda name: _checksum(folder / name), names))
+    content = json.dumps(dict(zip(names, sums, strict=True)), indent=1) + "\n"
+    if "://" in os.fspath(path):
+        (folder / CHECKSUMS).write_text(content)
+    else:
+        write_atomic(folder / CHECKSUMS, content)
+
+
+def _verify(path: str | os.PathLike) -> None:
+    """Raise ManuError on all processes where a file is not as it was written.
+
+    Each process reads its share of the files.
+    """
+    folder = _folder(path)
+    if not parallel.broadcast((folder / CHECKSUMS).exists()):
+        logger.info("checkpoint %s: it has no checksums, so it is loaded without checking", path)
+        return
+    with ForeignErrors(f"checkpoint {path}", f"{CHECKSUMS} is damaged", REMEDY):
+        written = {
+            name: (int(size), str(digest))
+            for name, (size, digest) in json.loads((folder / CHECKSUMS).read_text()).items()
+        }
+    names = sorted(written)
+    own = range(jax.process_index(), len(names), jax.process_count())
+    with ThreadPoolExecutor() as threads:
+        is_whole = threads.map(lambda i: _is_whole(folder / names[i], written[names[i]]), own)
+        bad = [i for i, whole in zip(own, is_whole, strict=True) if not whole]
+    first = np.int32(bad[0] if bad else -1)
+    if jax.process_count() > 1:
+        first = multihost_utils.process_allgather(first).max()
+    if first >= 0:
+        name = names[first]
+        fault = "is not as it was written" if (folder / name).exists() else "is missing"
+        raise ManuError(f"checkpoint {path}: damaged: its file {name} {fault}. {REMEDY}")
+
+
+def _is_whole(file: Any, written: tuple[int, str]) -> bool:
+    try:
+        return file.stat().length == written[0] and tuple(_checksum(file)) == written
+    except OSError:
+        return False
+
+
+def _checksum(file: Any) -> tuple[int, str]:
+    """Return the bytes of a file and their SHA-256."""
+    digest, size = hashlib.sha256(), 0
+    with file.open("rb") as opened:
+        while piece := opened.read(HASHED_BYTES):
+            digest.update(piece)
+            size += len(piece)
+    return size, digest.hexdigest()
+
+
+def _files(folder: Any, start: str = "") -> Iterator[str]:
+    """Yield the names of all files below a folder, local or remote."""
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _files(entry, f"{start}{entry.name}/")
+        else:
+            yield start + entry.name
+
+
+def _folder(path: str | os.PathLike) -> Any:
     from etils import epath
 
-    return (epath.Path(_location(path)) / METADATA).exists()
+    return epath.Path(_location(path))
 
 
 def _check_room(path: str | os.PathLike, tree: Any) -> None:

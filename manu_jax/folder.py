@@ -1,7 +1,9 @@
-"""The run's folder: one owner at a time, one config for its life, no file that stands half-written.
+"""Paths and folders: no file stands half-written, and no folder of the user's is emptied.
 
 A file is written under a temporary name beside its own and renamed, so a file that stands is whole.
-A process that is killed leaves at most temporary files (`.part`), which the next one removes.
+A process that is killed leaves at most temporary files (`.part`), which the next one removes. A
+folder that we write holds a list of its files and their hashes, and is replaced only where it holds
+nothing else. A run's folder has one owner at a time and one config for its life.
 """
 
 import contextlib
@@ -24,9 +26,12 @@ from manu_jax.types import ManuError
 from manu_jax.yaml12 import read_yaml_text, yaml_text
 
 PART = ".part"
+MANIFEST = ".manu_jax.json"  # in every folder that `new_folder` made: its files and their hashes
+SHOWN = 10  # names in an error
 CHECKPOINT_PART = ".orbax-checkpoint-tmp"  # Orbax's own, and how it may go on
 # How Rust, TensorStore and shutil tell of an error of the operating system.
 OS_ERROR = re.compile(r"(?:\(os error |os_error_code='|\[Errno )(\d+)")
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # What may differ between two calls on one folder: it changes no number of the results.
 FREE_KEYS = ("output", "cache", "mesh", "score_batch", "evaluate.batch_size")
 PACKAGES = (
@@ -41,15 +46,42 @@ PACKAGES = (
 )
 
 
-def expand_path(path: str | os.PathLike) -> Path:
-    """Return a path that the user gave, with `~` and `~user` as home folders.
+class ForeignErrors(contextlib.AbstractContextManager):
+    """Turn whatever a library raises inside into one ManuError: the border of that library.
 
-    Every path of a config, a command line or a call goes through here, once, where it is used.
+    tokenizers, Orbax and others raise the bare class `Exception`, and Rust panics below it. place:
+    the file or folder. fault: what can't be done. remedy: what the user can do about it.
     """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise ManuError(f"path {path}: {error} Give the whole path.") from error
+
+    def __init__(self, place: str, fault: str, remedy: str):
+        self.place, self.fault, self.remedy = place, fault, remedy
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        is_panic = type(error).__name__ == "PanicException"
+        if isinstance(error, ManuError) or not (isinstance(error, Exception) or is_panic):
+            return
+        found = os_error(error) if isinstance(error, Exception) else None
+        if found is not None and found.errno in DISK_FULL:
+            raise explained(found, self.place) from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ManuError(f"{self.place}: {self.fault} ({reason:.300}). {self.remedy}") from error
+
+
+def expand_path(path: str | os.PathLike) -> Path:
+    """Return a path as the user means it: `~` and `~user` at its start are home folders.
+
+    Raises ManuError for what is no path, an empty path, and the home folder of nobody.
+    """
+    text = path if isinstance(path, str) else getattr(path, "__fspath__", lambda: None)()
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ManuError(
+            f"{path!r}: expected a path, as text or pathlib.Path. Give the file's name."
+        )
+    expanded = os.path.expanduser(text)
+    if text.startswith("~") and expanded == text:
+        user = text.split("/")[0]
+        raise ManuError(f"{text}: {user} is no user's home folder. Give the whole path.")
+    return Path(expanded)
 
 
 def write_atomic(path: str | os.PathLike, content: bytes | str) -> None:
@@ -71,21 +103,55 @@ def write_atomic(path: str | os.PathLike, content: bytes | str) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """Give a temporary folder that becomes `path` when the block ends well, and else vanishes."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{PART}")
+def new_folder(path: str | os.PathLike, number: int | None = None) -> Iterator[Path]:
+    """Give a temporary folder that becomes `path` when the block ends well, and else vanishes.
+
+    What stood at `path` is replaced under the rule of `check_replaceable`. number: what the name of
+    the temporary folder is made of where several processes write into it; None: this process's.
+    """
+    target = check_replaceable(path)
+    temporary = part_of(target, os.getpid() if number is None else number)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        hashes = {name: file_hash(temporary / name) for name in _files(temporary)}
+        write_atomic(temporary / MANIFEST, json.dumps({"files": hashes}, indent=1) + "\n")
+        _refuse_foreign(target, with_hashes=False)  # what came while we wrote
+        _swap(temporary, target)
     except OSError as error:
         raise explained(error, path) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_replaceable(path: str | os.PathLike) -> Path:
+    """Return the absolute folder that `path` names; links are followed, so that they stay.
+
+    Raises ManuError unless it is new, or empty, or holds only files that `new_folder` wrote, and
+    unchanged; and for the working folder, which can't be replaced under its users.
+    """
+    try:
+        target = Path(os.path.realpath(expand_path(path)))
+        here = Path.cwd()
+        if target.exists() and not target.is_dir():
+            raise ManuError(f"{path}: it is a file. Give the name of a new folder.")
+        if target == here or target in here.parents:
+            raise ManuError(
+                f"{path}: it is the working folder, or holds it, and is replaced as a whole. Give "
+                "the name of a new folder inside it."
+            )
+        if target.exists() and os.path.ismount(target):
+            raise ManuError(f"{path}: a disk is mounted there. Give a new folder inside it.")
+        _refuse_foreign(target)
+    except OSError as error:
+        raise explained(error, path) from error
+    return target
+
+
+def part_of(path: Path, number: int) -> Path:
+    """Return the temporary folder beside `path` in which the process `number` makes it."""
+    return path.with_name(f".{path.name}.{number}{PART}")
 
 
 def file_hash(path: str | os.PathLike) -> str:
@@ -107,7 +173,7 @@ def explained(error: OSError, path: str | os.PathLike | None = None) -> ManuErro
     """Return what the operating system refused at `path`, as one message with the remedy."""
     where = path or error.filename or "a file"
     error = os_error(error) or error
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in DISK_FULL:
         return ManuError(
             f"{where}: the disk is full. Free some space or give another folder, then give the "
             "same command again: what is finished is kept."
@@ -136,7 +202,7 @@ def owned_folder(
     keys that came after it. Raises ManuError where another process has it, or where it was made by
     a config that differs in a key that changes results.
     """
-    path = Path(path)
+    path = expand_path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = open(path / ".lock", "a+")
@@ -160,6 +226,62 @@ def owned_folder(
         _remove_parts(path)
         _settle_config(path, config, resolved)
         yield path
+
+
+def _files(folder: Path) -> list[str]:
+    """Return the names of all files below a folder but its manifest, in order; links are files."""
+    found = []
+    for place, folders, files in os.walk(folder):
+        links = [name for name in folders if (Path(place) / name).is_symlink()]
+        found += [(Path(place) / name).relative_to(folder).as_posix() for name in [*files, *links]]
+    return sorted(name for name in found if name != MANIFEST)
+
+
+def _empty_folders(folder: Path) -> list[str]:
+    walked = [(Path(place), inner) for place, *inner in os.walk(folder) if Path(place) != folder]
+    return [f"{place.relative_to(folder).as_posix()}/" for place, inner in walked if not any(inner)]
+
+
+def _refuse_foreign(folder: Path, *, with_hashes: bool = True) -> None:
+    """Raise ManuError where a folder holds what `new_folder` did not write, or not like that."""
+    if not folder.is_dir():
+        return
+    try:
+        written = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        written = dict(written)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        written = {}
+    names = _files(folder)
+    foreign = [name for name in [*names, *_empty_folders(folder)] if name not in written]
+    if with_hashes:
+        foreign += [
+            f"{name} (changed since)"
+            for name in names
+            if name in written
+            and ((folder / name).is_symlink() or file_hash(folder / name) != written[name])
+        ]
+    if foreign:
+        more = f" and {len(foreign) - SHOWN} more" if len(foreign) > SHOWN else ""
+        raise ManuError(
+            f"{folder}: it holds what manu_jax did not write and would remove: "
+            f"{', '.join(foreign[:SHOWN])}{more}. Nothing was changed. Give a new folder, or move "
+            "these away."
+        )
+
+
+def _swap(new: Path, target: Path) -> None:
+    """Put a folder in the place of another, which goes only when that has succeeded."""
+    old = new.with_name(new.name.removesuffix(PART) + ".old" + PART)
+    if not target.exists():
+        os.replace(new, target)
+        return
+    os.replace(target, old)
+    try:
+        os.replace(new, target)
+    except OSError:
+        os.replace(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _settle_config(

@@ -1,5 +1,8 @@
 """Pytrees come back bit for bit, whole or not at all."""
 
+import logging
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,3 +80,57 @@ def test_a_disk_that_fills_while_it_is_written_is_said(tmp_path, monkeypatch):
     with pytest.raises(ManuError, match="one: the disk is full. Free some space"):
         checkpoint.save(tmp_path / "one", tree())
     assert not checkpoint.exists(tmp_path / "one")
+
+
+def largest_file(folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def zeroed(path, count=64):
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + count] = bytes(count)
+    path.write_bytes(data)
+
+
+def big_tree():
+    return {"up_LDF": jax.random.normal(jax.random.key(0), (4, 40, 50))}
+
+
+@pytest.mark.parametrize(
+    "harm", [zeroed, lambda path: os.truncate(path, path.stat().st_size - 100), os.unlink]
+)
+def test_damage_to_any_file_is_named_before_it_is_read(tmp_path, harm):
+    checkpoint.save(tmp_path / "one", big_tree())
+    file = largest_file(tmp_path / "one")
+    harm(file)
+    name = file.relative_to(tmp_path / "one").as_posix()
+    with pytest.raises(ManuError, match=f"one: damaged: its file {name} .*Remove it"):
+        checkpoint.load(tmp_path / "one", big_tree())
+
+
+def test_damaged_checksums_are_an_error_not_a_check_left_out(tmp_path):
+    checkpoint.save(tmp_path / "one", tree())
+    file = tmp_path / "one" / checkpoint.CHECKSUMS
+    for content in ("{", "[]", '{"a": 3}', '{"state/none": [1, "00"]}', "\xff"):
+        file.write_text(content)
+        with pytest.raises(ManuError, match="one: .*damaged"):
+            checkpoint.load(tmp_path / "one", tree())
+
+
+def test_a_checkpoint_of_before_checksums_loads_and_says_so(tmp_path, caplog):
+    checkpoint.save(tmp_path / "one", tree())
+    (tmp_path / "one" / checkpoint.CHECKSUMS).unlink()
+    with caplog.at_level(logging.INFO, "manu_jax.checkpoint"):
+        assert checkpoint.load(tmp_path / "one", tree())["step"] == 7
+    assert "no checksums" in caplog.text
+
+
+def test_what_orbax_raises_of_an_old_damaged_checkpoint_is_one_message(tmp_path):
+    checkpoint.save(tmp_path / "one", big_tree())
+    (tmp_path / "one" / checkpoint.CHECKSUMS).unlink()
+    file = largest_file(tmp_path / "one")
+    os.truncate(file, file.stat().st_size // 2)
+    with pytest.raises(ManuError, match="one: damaged .*Remove it and start anew"):
+        checkpoint.load(tmp_path / "one", big_tree())

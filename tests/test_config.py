@@ -266,7 +266,7 @@ def test_home_folders_are_expanded_everywhere(tmp_path, monkeypatch, error_of):
         assert f"{tmp_path}/no" in message
     assert {"first", "second", "cache"} <= {path.name for path in tmp_path.iterdir()}
     assert not (tmp_path / "~").exists()
-    with pytest.raises(ManuError, match="path ~nobody-here/x: .*Give the whole path"):
+    with pytest.raises(ManuError, match="~nobody-here/x: .*Give the whole path"):
         expand_path("~nobody-here/x")
 
 

@@ -17,19 +17,23 @@ import numpy as np
 
 from manu_jax import checkpoint, parallel
 from manu_jax.config import ModelSection
-from manu_jax.folder import expand_path, new_folder, write_atomic
+from manu_jax.folder import (
+    check_replaceable,
+    expand_path,
+    new_folder,
+    part_of,
+    write_atomic,
+)
 from manu_jax.leaves import leaves, path_name, shapes
 from manu_jax.models.families.family import Family
 from manu_jax.models.families.registry import FAMILIES
-from manu_jax.models.hf import export, weights
+from manu_jax.models.hf import export, files, processors, weights
 from manu_jax.models.inputs import processing, vision_inputs
 from manu_jax.types import Batch, Encoded, ManuError, Sample, Template, VisionInput
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint"  # the Orbax folder inside a converted model's
-WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
-WEIGHT_SUFFIXES += (".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -85,7 +89,12 @@ class Loaded:
     def padding_id(self) -> int:
         tokenizer = self.processor.tokenizer
         return next(
-            (t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0
+            (
+                token
+                for token in (tokenizer.pad_token_id, tokenizer.eos_token_id)
+                if token is not None and token < self.config.text.vocabulary
+            ),
+            0,
         )
 
     def replace_model(self, model: Any) -> "Loaded":
@@ -115,6 +124,7 @@ class Loaded:
             feature_rows=self._feature_rows(sample),
             image_token=self.config.image_token,
             context=self.context,
+            vocabulary=self.config.text.vocabulary,
         )
         is_image_T = encoded.feature_index_T >= 0
         if self.family.bilinear_weights is not None and sample.images:
@@ -225,9 +235,14 @@ def load(
     if dtype is not None and dtype not in DTYPES:
         raise ManuError(f"dtype {dtype!r}: known: {', '.join(DTYPES)}.")
     family, config, hf_config = read_config(path)
-    processor = _load_processor(path, family, config)
+    processor = processors.load_processor(
+        path,
+        family.load_processor,
+        image_token=config.image_token,
+        vocabulary=config.text.vocabulary,
+    )
     if (path / CHECKPOINT).exists():
-        kind = jnp.dtype(dtype or hf_config["dtype"])
+        kind = jnp.dtype(dtype or _saved_dtype(path, hf_config))
         model = _load_checkpoint(path / CHECKPOINT, family.abstract(config, kind), mesh)
     else:
         tensors, table = read_tensors(path, family, config)
@@ -242,8 +257,11 @@ def load(
 def save_pretrained(loaded: Loaded, path: str | os.PathLike) -> None:
     """Write a Hugging Face folder that `transformers` loads, by the export names; all or nothing.
 
-    config.json, the tokenizer's and the processor's files are those that the model came with.
+    path: a new or empty folder, or one that holds only what was written so before; ManuError
+    otherwise, before anything is written. config.json and the files of tokenizer and processor are
+    those that the model came with.
     """
+    parallel.on_first_process(lambda: check_replaceable(path))
     table = loaded.family.weight_table(loaded.config)
     tensors = export.export_tensors(loaded.model, table)
     if not parallel.is_first_process():
@@ -255,11 +273,19 @@ def save_pretrained(loaded: Loaded, path: str | os.PathLike) -> None:
 
 
 def save_checkpoint(loaded: Loaded, path: str | os.PathLike) -> None:
-    """Write the folder that `load` reads fastest: Orbax's arrays beside the Hugging Face files."""
-    path = Path(path)
-    checkpoint.save(path / CHECKPOINT, leaves(loaded.model))
-    if parallel.is_first_process():
-        write_small_files(loaded, path)
+    """Write the folder that `load` reads fastest: Orbax's arrays beside the Hugging Face files.
+
+    path: as of `save_pretrained`.
+    """
+    parallel.on_first_process(lambda: check_replaceable(path))
+    number = parallel.broadcast(os.getpid())
+    if not parallel.is_first_process():
+        target = Path(os.path.realpath(expand_path(path)))
+        checkpoint.save(part_of(target, number) / CHECKPOINT, leaves(loaded.model))
+        return
+    with new_folder(path, number) as folder:
+        checkpoint.save(folder / CHECKPOINT, leaves(loaded.model))
+        write_small_files(loaded, folder)
 
 
 def create(section: ModelSection, tokenizer: Any, key: jax.Array) -> Loaded:
@@ -286,10 +312,12 @@ def read_config(path: Path) -> tuple[Family, Any, dict[str, Any]]:
         raise ManuError(
             f"{path}: no config.json; the folder holds {held}. Is it a model?"
         ) from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ManuError(f"{file}: can't be read as JSON ({error}). Get it anew.") from None
-    name = values.get("model_type") if isinstance(values, dict) else None
-    if name not in FAMILIES:
+    if not isinstance(values, dict):
+        raise ManuError(f"{file}: expected a mapping of fields, got {values!r:.60}. Get it anew.")
+    name = values.get("model_type")
+    if not isinstance(name, str) or name not in FAMILIES:
         raise ManuError(f"{file}: model_type {name!r}; known: {', '.join(FAMILIES)}.")
     return FAMILIES[name], FAMILIES[name].config_from_hf(values, str(file)), values
 
@@ -316,11 +344,11 @@ def sizes(family: Family, config: Any, model: Any) -> str:
 
 
 def write_small_files(loaded: Loaded, folder: Path) -> None:
-    """Write everything of a Hugging Face folder but the weights."""
+    """Write everything of a Hugging Face folder but the weights; see `files.KEPT`."""
     if loaded.path is not None and loaded.path.is_dir():
-        for file in sorted(loaded.path.iterdir()):
-            if file.is_file() and not file.name.endswith(WEIGHT_SUFFIXES):
-                shutil.copyfile(file, folder / file.name)
+        for name in files.small_files(loaded.path):
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(loaded.path / name, folder / name)
     else:
         loaded.processor.save_pretrained(folder)
     kind = str(jax.tree.leaves(loaded.model)[0].dtype)
@@ -332,31 +360,14 @@ def write_small_files(loaded: Loaded, folder: Path) -> None:
     write_atomic(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _load_processor(path: Path, family: Family, config: Any) -> Any:
-    try:
-        processor = family.load_processor(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        first = str(error).strip().splitlines()[0]
+def _saved_dtype(path: Path, hf_config: Mapping[str, Any]) -> str:
+    kind = hf_config.get("dtype")
+    if kind not in DTYPES:
         raise ManuError(
-            f"{path}: its tokenizer or image processor can't be loaded ({first}). The folder needs "
-            "tokenizer.json, tokenizer_config.json, preprocessor_config.json (or "
-            "processor_config.json) as they came with the model."
-        ) from error
-    if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
-        raise ManuError(
-            f"{path}: it has a {type(processor).__name__} alone; the folder needs the files of "
-            "both the tokenizer and the image processor."
+            f"{path / 'config.json'}: dtype {kind!r}; a converted folder needs one of "
+            f"{', '.join(DTYPES)}. Convert the model again."
         )
-    # Gemma 3's processor calls the placeholder of an image in a text its image token.
-    name = getattr(processor.tokenizer, "image_token", None)
-    name = name or getattr(processor, "image_token", "<image>")
-    token = processor.tokenizer.convert_tokens_to_ids(name)
-    if token != config.image_token:
-        raise ManuError(
-            f"{path}: the tokenizer's image token is {token}, config.json says "
-            f"{config.image_token}. Use the tokenizer that came with the model."
-        )
-    return processor
+    return kind
 
 
 def _load_checkpoint(path: Path, model: Any, mesh: jax.sharding.Mesh | None) -> Any:

@@ -10,6 +10,7 @@ import torch
 import transformers
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from manu_jax.training.tokenizer import train_tokenizer
 
@@ -46,6 +47,7 @@ class Case:
     """One architecture: model type and changes of the text, vision and whole config."""
 
     kind: str = "llama"
+    tower: str = "clip"
     text: dict = dataclasses.field(default_factory=dict)
     vision: dict = dataclasses.field(default_factory=dict)
     whole: dict = dataclasses.field(default_factory=dict)
@@ -88,6 +90,21 @@ CASES = {
             "projector_hidden_act": "relu",
         },
     ),
+    # As llava-interleave-qwen, JoyCaption (whose tower has its head), and one of which transformers
+    # drops the first patch
+    "siglip-qwen2": Case(
+        "qwen2",
+        "siglip",
+        text={"tie_word_embeddings": True},
+        vision={"vision_use_head": False},
+        whole={"vision_feature_layer": -1, "vision_feature_select_strategy": "full"},
+    ),
+    "siglip-llama-head": Case(
+        tower="siglip",
+        vision={"hidden_act": "gelu_pytorch_tanh"},
+        whole={"vision_feature_select_strategy": "full"},
+    ),
+    "siglip-first-dropped": Case(tower="siglip", vision={"vision_use_head": False}),
 }
 
 
@@ -124,7 +141,8 @@ def build_torch(case: Case, words) -> transformers.LlavaForConditionalGeneration
         "qwen2": transformers.Qwen2Config,
     }
     text = kinds[case.kind](**{**LLAMA, "vocab_size": len(words), **case.text})
-    vision = transformers.CLIPVisionConfig(**{**VISION, **case.vision})
+    towers = {"clip": transformers.CLIPVisionConfig, "siglip": transformers.SiglipVisionConfig}
+    vision = towers[case.tower](**{**VISION, **case.vision})
     config = transformers.LlavaConfig(
         vision_config=vision,
         text_config=text,
@@ -146,16 +164,19 @@ def randomise(model) -> None:
             parameter.copy_(1 + 0.2 * noise if is_scale else 0.2 * noise)
 
 
-def save_processor(folder: Path, words, strategy: str = "default") -> None:
+def save_processor(folder: Path, words, strategy: str = "default", tower: str = "clip") -> None:
     """Write the processor's files beside a model's."""
+    square = {"height": SIDE, "width": SIDE}
+    if tower == "clip":
+        images = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=square)
+    else:
+        images = SiglipImageProcessorPil(size=square)
     transformers.LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(
-            size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
-        ),
+        image_processor=images,
         tokenizer=words,
         patch_size=PATCH,
         vision_feature_select_strategy=strategy,
-        num_additional_image_tokens=1,
+        num_additional_image_tokens=int(tower == "clip"),
     ).save_pretrained(folder)
 
 
@@ -163,7 +184,7 @@ def write_case(name: str, folder: Path, words, **options):
     """Write a case's model and processor to `folder`; return the PyTorch model."""
     model = build_torch(CASES[name], words)
     model.save_pretrained(folder, **options)
-    save_processor(folder, words, model.config.vision_feature_select_strategy)
+    save_processor(folder, words, model.config.vision_feature_select_strategy, CASES[name].tower)
     return model
 
 

@@ -1,8 +1,6 @@
 """Folders with all names and dtypes come in; the same bytes go out; the rest is refused."""
 
 import json
-import shutil
-from pathlib import Path
 
 import jax
 import llava_cases
@@ -10,42 +8,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.numpy import load_file, save_file
+from hf_folders import copied, edit_config, equal_models, rewrite, tensors_of
 
 from manu_jax.models import loaded as loading
 from manu_jax.models.families.llava import NAME_PREFIXES
-from manu_jax.models.hf import export
-from manu_jax.models.hf.weights import open_tensors, with_export_names
+from manu_jax.models.hf import export, weights
 from manu_jax.types import ManuError
 
 PROMPT = "USER: <image>\nWhere?\nASSISTANT:"
-
-
-def copied(source: Path, target: Path) -> Path:
-    return Path(shutil.copytree(source, target / "copy"))
-
-
-def tensors_of(folder: Path) -> dict[str, np.ndarray]:
-    return {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
-
-
-def rewrite(folder: Path, change) -> None:
-    """Pass a folder's tensors through `change` (a dict in, a dict out)."""
-    save_file(change(tensors_of(folder)), folder / "model.safetensors", {"format": "pt"})
-
-
-def edit_config(folder: Path, **changes) -> None:
-    file = folder / "config.json"
-    values = json.loads(file.read_text())
-    for name, value in changes.items():
-        section, _, field = name.rpartition("__")
-        (values[section] if section else values)[field] = value
-    file.write_text(json.dumps(values))
-
-
-def equal_models(one, two) -> bool:
-    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
-    return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)
 
 
 def renamed(name: str, names: str = "hub") -> str:
@@ -65,7 +35,7 @@ def test_all_names_load_alike(case, tmp_path, names):
     folder, _ = case()
     other = copied(folder, tmp_path)
     rewrite(other, lambda found: {renamed(name, names): x for name, x in found.items()})
-    assert with_export_names(open_tensors(other), NAME_PREFIXES, ())[0] == names
+    assert weights.with_export_names(weights.open_tensors(other), NAME_PREFIXES, ())[0] == names
     assert equal_models(loading.load(folder).model, loading.load(other).model)
 
 
@@ -77,7 +47,7 @@ def test_what_transformers_writes_with_its_own_names_loads(case, tmp_path, words
     assert equal_models(loading.load(folder).model, loading.load(tmp_path).model)
 
 
-@pytest.mark.parametrize("name", ["one-key-head-tied", "biases-llama3-rope"])
+@pytest.mark.parametrize("name", ["one-key-head-tied", "biases-llama3-rope", "siglip-llama-head"])
 def test_what_is_saved_equals_what_was_loaded_bit_for_bit(case, tmp_path, name):
     folder, reference = case(name)
     loading.save_pretrained(loading.load(folder), tmp_path / "out")
@@ -164,12 +134,30 @@ def test_a_tied_models_repeated_head_is_accepted_if_it_is_the_embedding(case, tm
         loading.load(other)
 
 
+def test_a_tied_models_repeated_head_may_have_another_dtype(case, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "VALUES_COMPARED", 100)  # in several pieces
+    head, embedding = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
+    other = copied(case("one-key-head-tied")[0], tmp_path)
+    rewrite(other, lambda found: {name: x.astype("bfloat16") for name, x in found.items()})
+    whole = loading.load(other).model
+    rewrite(other, lambda found: {**found, head: found[embedding].astype(np.float32)})
+    assert equal_models(whole, loading.load(other).model)
+
+    def change(found):
+        found[head][-1, -1] += 1e-3
+        return found
+
+    rewrite(other, change)
+    with pytest.raises(ManuError, match="hold different numbers"):
+        loading.load(other)
+
+
 def test_buffers_of_older_files_are_not_weights(case, tmp_path):
     folder, _ = case()
     other = copied(folder, tmp_path)
     extra = {
         "language_model.model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(3, np.float32),
-        "vision_tower.embeddings.position_ids": np.zeros((1, 10), np.float32),
+        "vision_tower.embeddings.position_ids": np.zeros((1, 10), np.int64),
     }
     rewrite(other, lambda found: found | extra)
     assert equal_models(loading.load(folder).model, loading.load(other).model)

@@ -21,9 +21,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def check(source: Path) -> int:
+    from manu_jax.folder import expand_path
     from manu_jax.models import loaded as families
     from manu_jax.models.hf import weights
 
+    source = expand_path(source)
     family, config, _ = families.read_config(source)
     model = family.abstract(config)
     print(f"family       {family.name} (model_type {family.model_type})")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from manu_jax.folder import explained
+from manu_jax.folder import expand_path, explained
 from manu_jax.types import ManuError
 
 
@@ -43,10 +43,10 @@ def run_conversion(
     options = parser.parse_args(arguments)
 
     def action() -> int:
-        target = options.target
+        source, target = expand_path(options.source), expand_path(options.target)
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise ManuError(f"{target}: exists already; give a new folder.")
-        convert(options.source, target, options.dtype)
+        convert(source, target, options.dtype)
         print(f"{target}: written")
         return 0
 

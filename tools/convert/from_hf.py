@@ -17,12 +17,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def convert(source: Path, target: Path, dtype: str | None) -> None:
-    from manu_jax.folder import new_folder
     from manu_jax.models.loaded import load, save_checkpoint
 
-    loaded = load(source, dtype)
-    with new_folder(target) as folder:
-        save_checkpoint(loaded, folder)
+    save_checkpoint(load(source, dtype), target)
 
 
 if __name__ == "__main__":

@@ -72,13 +72,13 @@ def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Gem
         faults.append(f"text_config.model_type = {text['model_type']!r}: known: gemma3_text")
     if vision.pop("vision_use_head", False):
         faults.append("vision_config.vision_use_head = True: expected false")
-    for name in ("boi_token_index", "eoi_token_index", "image_token_id"):
-        fields.get(name)  # the first two are the tokenizer's, the last is an older name
+    for name in ("boi_token_index", "eoi_token_index"):
+        fields.get(name)  # the tokenizer's
     config = Gemma3Config(
-        text=decoder_config(text, faults, is_tied=fields.get("tie_word_embeddings", True)),
+        text=decoder_config(text, faults, is_tied=fields.flag("tie_word_embeddings", True)),
         vision=vit_config(vision, faults, kind="siglip_vision_model"),
         tokens_per_image=fields.size("mm_tokens_per_image", 256),
-        image_token=fields.get("image_token_index", fields.get("image_token_id", 262144)),
+        image_token=fields.token("image_token_index", fields.token("image_token_id", 262144)),
     )
     tokens = round(config.tokens_per_image**0.5)
     if tokens**2 != config.tokens_per_image or config.vision.side % tokens:
@@ -86,7 +86,7 @@ def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Gem
             "mm_tokens_per_image",
             f"expected the square of a divisor of the tower's {config.vision.side} patches a side",
         )
-    fields.finish()
+    fields.finish(fields.part("text_config"))
     refuse(faults, where)
     return config
 

@@ -81,7 +81,7 @@ def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Ide
     """Return the config of a `config.json`; ManuError lists every field that is not handled."""
     faults: list[str] = []
     fields = Fields(values, "", faults)
-    is_tied = fields.get("tie_word_embeddings", False)
+    is_tied = fields.flag("tie_word_embeddings", False)
     text = {"model_type": "mistral", **fields.part("text_config")}
     text = decoder_config(text, faults, is_tied=is_tied)
     vision = dict(fields.part("vision_config"))
@@ -90,9 +90,9 @@ def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Ide
         text=text,
         vision=vit_config(vision, faults, kind="idefics2_vision"),
         perceiver=perceiver_config(fields.part("perceiver_config"), text, faults),
-        image_token=fields.get("image_token_id", 32001),
+        image_token=fields.token("image_token_id", 32001),
     )
-    fields.finish()
+    fields.finish(fields.part("text_config"))
     refuse(faults, where)
     return config
 

@@ -81,7 +81,7 @@ def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Ide
     faults: list[str] = []
     fields = Fields(values, "", faults)
     given = fields.part("text_config")
-    is_tied = bool(fields.get("tie_word_embeddings", given.get("tie_word_embeddings", False)))
+    is_tied = fields.flag("tie_word_embeddings", given.get("tie_word_embeddings", False))
     text = {k: v for k, v in given.items() if k not in LEFT_OVER}
     vision = {k: v for k, v in fields.part("vision_config").items() if k not in LEFT_OVER}
     vision.pop("model_type", None)  # "idefics3", "idefics3_vision" or "smolvlm_vision"
@@ -90,13 +90,12 @@ def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Ide
         text=decoder_config({"model_type": "llama", **text}, faults, is_tied=is_tied),
         vision=vit_config(vision, faults, kind="idefics2_vision"),
         shuffle=fields.size("scale_factor", 2),
-        image_token=fields.get("image_token_id", 128257),
+        image_token=fields.token("image_token_id", 128257),
     )
     side = f"a tower of {config.vision.side} patches a side"
     fields.divides(side, config.vision.side, "scale_factor", config.shuffle)
-    for name in ("image_seq_len", "vocab_size", "_pad_token_id"):
-        fields.get(name)  # follow from the others, or change nothing
-    fields.finish()
+    fields.get("_pad_token_id")
+    fields.finish(fields.part("text_config"))
     refuse(faults, where)
     return config
 

@@ -4,7 +4,8 @@ Liu et al. 2024, "Improved Baselines with Visual Instruction Tuning" (arXiv 2310
 `LlavaForConditionalGeneration`. Peculiarities: the features are those of the last layer but one
 (`vision_feature_layer` −2), without the class token ("default") or with it ("full"); the
 projector's two matrices are no gated MLP, so they are no tower. Mistral and Qwen2 decoders are
-accepted.
+accepted, and a SigLIP tower, which has no class token: "default" then drops the first patch, as in
+transformers.
 """
 
 import dataclasses
@@ -80,7 +81,7 @@ class LlavaConfig(FixedSizeInputs):
     @property
     def tokens_per_image(self) -> int:
         """Image tokens that stand for one image in the token ids."""
-        return self.vision.num_patches + (self.vision.is_clip and not self.drops_class_token)
+        return self.vision.num_patches + self.vision.is_clip - self.drops_class_token
 
     def num_features(self, num_patches: int) -> int:
         """Return the number of image tokens of a vision input; all have the same."""
@@ -91,8 +92,8 @@ def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Lla
     """Return the config of a `config.json`; ManuError lists every field that is not handled."""
     faults: list[str] = []
     fields = Fields(values, "", faults)
-    config = LlavaConfig(**parts_of(fields))
-    fields.finish()
+    config = LlavaConfig(**parts_of(fields, other_towers=("siglip_vision_model",)))
+    fields.finish(fields.part("text_config"))
     refuse(faults, where)
     return config
 
@@ -103,37 +104,42 @@ def parts_of(
     strategies: tuple[str, ...] = ("default", "full"),
     layer: int = -2,
     tower: str = "clip_vision_model",
+    other_towers: tuple[str, ...] = (),
     vision_defaults: Mapping[str, Any] = VISION_DEFAULTS,
     decoder: str = "llama",
     image_token: int = 32000,
 ) -> dict[str, Any]:
-    """Return the fields of a LlavaConfig, whose tower is of the kind `tower`.
+    """Return the fields of a LlavaConfig, whose tower is a `tower` or one of `other_towers`.
 
     strategies: the known values of `vision_feature_select_strategy`, its default first. layer,
     decoder (its model type), image_token: the defaults of their fields.
     """
     faults = fields.faults
     layers = fields.get("vision_feature_layer", layer)
-    fields.get("image_seq_length")  # follows from the tower's sizes
-    fields.get("vocab_size")  # stands in old files beside the text_config's
-    fields.get("ignore_index")
-    fields.get("pad_token_id")
+    layers = layers if isinstance(layers, list | tuple) else [layers]
+    if not layers or any(type(number) is not int for number in layers):
+        fields.fault("vision_feature_layer", "expected a whole number, or a list of some")
+        layers = [layer]
     text = {"model_type": decoder, **fields.part("text_config")}
     vision = fields.part("vision_config")
     strategy = fields.need("vision_feature_select_strategy", strategies[0], strategies)
     return {
-        "text": decoder_config(text, faults, is_tied=fields.get("tie_word_embeddings", False)),
+        "text": decoder_config(text, faults, is_tied=fields.flag("tie_word_embeddings", False)),
         "vision": vit_config(
             vision or vision_defaults,
             faults,
-            feature_layers=(layers,) if isinstance(layers, int) else tuple(layers),
+            feature_layers=tuple(layers),
             kind=tower,
+            others=other_towers,
             is_normalised=False,
+            may_have_head=bool(other_towers),
         ),
         "drops_class_token": strategy == "default",
         "projector_activation": fields.need("projector_hidden_act", "gelu", tuple(ACTIVATIONS)),
-        "projector_bias": fields.get("multimodal_projector_bias", True),
-        "image_token": fields.get("image_token_index", fields.get("image_token_id", image_token)),
+        "projector_bias": fields.flag("multimodal_projector_bias", True),
+        "image_token": fields.token(
+            "image_token_index", fields.token("image_token_id", image_token)
+        ),
     }
 
 

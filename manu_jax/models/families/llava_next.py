@@ -86,7 +86,7 @@ def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Lla
     parts = llava.parts_of(fields, strategies=("default",))
     config = LlavaNextConfig(**parts, pinpoints=pinpoints_of(fields, parts["vision"].image_size))
     fields.need("use_image_newline_parameter", True, (True,))
-    fields.finish()
+    fields.finish(fields.part("text_config"))
     refuse(faults, where)
     return config
 

@@ -88,9 +88,7 @@ def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Lla
         most_tiles=int(most[1]) if most else 1,
     )
     fields.need("use_image_newline_parameter", True, (True,))
-    for name in ("video_token_index", "video_token_id"):
-        fields.get(name)  # of videos, which are not read
-    fields.finish()
+    fields.finish(fields.part("text_config"))
     refuse(faults, where)
     return config
 

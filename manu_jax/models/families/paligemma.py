@@ -79,15 +79,15 @@ def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Pal
     for section in (text, vision):
         for name in DERIVED:
             section.pop(name, None)
-    for name in (*DERIVED, "hidden_size", "vocab_size", "ignore_index", "image_seq_length"):
+    for name in DERIVED:
         fields.get(name)
-    is_tied = fields.get("tie_word_embeddings", True)
+    is_tied = fields.flag("tie_word_embeddings", True)
     config = PaliGemmaConfig(
         text=decoder_config(text, faults, is_tied=is_tied),
         vision=vit_config(vision, faults, kind="siglip_vision_model"),
-        image_token=fields.get("image_token_index", fields.get("image_token_id", 256000)),
+        image_token=fields.token("image_token_index", fields.token("image_token_id", 256000)),
     )
-    fields.finish()
+    fields.finish(fields.part("text_config"))
     refuse(faults, where)
     return config
 

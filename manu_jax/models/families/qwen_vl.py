@@ -100,31 +100,30 @@ def config_from_hf(
     """
     faults: list[str] = []
     given = values.get("text_config")
-    text = {k: v for k, v in values.items() if k not in WHOLE} if given is None else given
     fields = Fields(values, "", faults)
-    for name in text:
-        fields.get(name)
-    for name in ("video_token_id", "vision_start_token_id", "vision_end_token_id"):
-        fields.get(name)
-    fields.get("vision_token_id")
+    text = fields.part("text_config")
+    if given is None:
+        text = {name: value for name, value in values.items() if name not in WHOLE}
+    if given is None:
+        for name in text:
+            fields.get(name)
     section = "" if given is None else "text_config."
     config = QwenVLConfig(
         text=decoder_config(
             {**text, "model_type": "qwen2_vl_text"},
             faults,
-            is_tied=fields.get("tie_word_embeddings", False),
+            is_tied=fields.flag("tie_word_embeddings", False),
             section=section,
         ),
         vision=qwen_vision_config(fields.part("vision_config"), faults, kind),
-        image_token=fields.get("image_token_id", 151655),
+        image_token=fields.token("image_token_id", 151655),
     )
-    fields.part("text_config")
     if config.vision.output_width != config.text.width:
         faults.append(
             f"vision_config: the merger's width {config.vision.output_width} is not the "
             f"decoder's, {config.text.width}"
         )
-    fields.finish()
+    fields.finish(fields.part("text_config"))
     refuse(faults, where)
     return config
 

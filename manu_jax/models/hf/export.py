@@ -12,8 +12,8 @@ import numpy as np
 from manu_jax import parallel
 from manu_jax.folder import os_error, write_atomic
 from manu_jax.leaves import path_name
+from manu_jax.models.hf.files import INDEX, WEIGHTS
 from manu_jax.models.hf.tables import Entry
-from manu_jax.models.hf.weights import INDEX
 
 SHARD_BYTES = 5 * 10**9
 
@@ -51,9 +51,7 @@ def write_tensors(
     if not parallel.is_first_process():
         return
     files = [
-        "model.safetensors"
-        if len(shards) == 1
-        else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
+        WEIGHTS if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
         for i in range(len(shards))
     ]
     for number, file in enumerate(files, 1):

@@ -5,7 +5,10 @@ from typing import Any
 
 from manu_jax.types import ManuError
 
-# Fields of any section that change nothing in the forward pass of a trained model.
+MOST = 2**31 - 1  # of any size
+LARGEST = 3e38  # of any number: float32's
+# Fields of any section that change nothing in the forward pass of a trained model. Token ids are
+# the tokenizer's; the image's own is read by each family, where transformers reads it.
 HARMLESS = frozenset(
     """
     _attn_implementation _name_or_path architectures attention_dropout auto_map
@@ -14,7 +17,11 @@ HARMLESS = frozenset(
     output_hidden_states output_scores pad_token_id prefix problem_type projection_dim
     return_dict sep_token_id task_specific_params tf_legacy_loss tie_encoder_decoder
     tokenizer_class torch_dtype torchscript transformers_version use_bfloat16 use_cache
-    unsloth_version _commit_hash
+    _attn_implementation_autoset _attn_implementation_internal attn_implementation
+    _commit_hash _flash_attn_2_enabled gradient_checkpointing ignore_index
+    image_token_id keys_to_ignore_at_inference neftune_noise_alpha tokenizer_model_max_length
+    tokenizer_padding_side transformers.js_config unsloth_fixed unsloth_version
+    video_token_id video_token_index vision_end_token_id vision_start_token_id vision_token_id
     bad_words_ids begin_suppress_tokens decoder_start_token_id diversity_penalty do_sample
     cache_implementation early_stopping encoder_no_repeat_ngram_size
     exponential_decay_length_penalty
@@ -23,6 +30,9 @@ HARMLESS = frozenset(
     repetition_penalty return_dict_in_generate suppress_tokens temperature top_k top_p typical_p
     """.split()
 )
+
+# Beside a text_config no transformers reads these: DeepSpeed and older versions put them there.
+BESIDE_TEXT = frozenset("hidden_size vocab_size image_seq_length image_seq_len".split())
 
 
 class Fields:
@@ -41,11 +51,35 @@ class Fields:
         value = self.values.get(name)
         return default if value is None else value
 
-    def size(self, name: str, default: int) -> int:
+    def size(self, name: str, default: int, most: int = MOST) -> int:
         """Return a field that has to be a positive whole number; note a fault otherwise."""
         value = self.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            self.fault(name, "expected a positive whole number")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            self.fault(name, f"expected a whole number from 1 to {most:,}")
+            return default
+        return value
+
+    def token(self, name: str, default: int) -> int:
+        """Return a field that has to be a token's id; note a fault otherwise."""
+        value = self.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST:
+            self.fault(name, "expected a token's id, a whole number from 0")
+            return default
+        return value
+
+    def number(self, name: str, default: float) -> float:
+        """Return a field that has to be a positive number; note a fault otherwise."""
+        value = self.get(name, default)
+        if not is_positive(value):
+            self.fault(name, "expected a positive number")
+            return default
+        return value
+
+    def flag(self, name: str, default: bool) -> bool:
+        """Return a field that has to be true or false; note a fault otherwise."""
+        value = self.get(name, default)
+        if not isinstance(value, bool):
+            self.fault(name, "expected true or false")
             return default
         return value
 
@@ -65,20 +99,38 @@ class Fields:
     def need(self, name: str, default: Any, known: Collection[Any]) -> Any:
         """Return a field that has to be one of `known`; note a fault otherwise."""
         value = self.get(name, default)
-        if value not in known:
+        # True is not 1 here.
+        if not any((value is True) == (other is True) and value == other for other in known):
             self.fault(name, f"known: {', '.join(map(str, known))}")
             return default
         return value
 
     def fault(self, name: str, why: str) -> None:
-        self.faults.append(f"{self.section}{name} = {self.values.get(name)!r}: {why}")
+        """Note a fault of a field, once."""
+        line = f"{self.section}{name} = {self.values.get(name)!r:.200}: {why}"
+        if line not in self.faults:
+            self.faults.append(line)
 
-    def finish(self) -> None:
-        """Note every field that is set, was not read and is not known to be harmless."""
+    def finish(self, text: Mapping[str, Any] | None = None) -> None:
+        """Note every field that is set, was not read and is not known to be harmless.
+
+        text: the section of the decoder, where `self` is the whole config. Some versions of
+        transformers repeat its fields beside it; those are not read, and have to say the same.
+        """
+        passed = HARMLESS if text is None else HARMLESS | BESIDE_TEXT
+        text = text or {}
         for name, value in self.values.items():
-            if name in self.read or name in HARMLESS or value in (None, False, [], {}, ""):
+            if name in self.read or name in passed or value in (None, False, [], {}, ""):
                 continue
-            self.fault(name, "not handled")
+            if name not in text:
+                self.fault(name, "not handled")
+            elif text[name] != value:
+                self.fault(name, f"the text_config says {text[name]!r}")
+
+
+def is_positive(value: Any) -> bool:
+    """Whether a value is a positive number that float32 holds."""
+    return isinstance(value, int | float) and value is not True and 0 < value < LARGEST
 
 
 def refuse(faults: list[str], where: str) -> None:

@@ -6,7 +6,7 @@ lists all that is missing, left over and misshaped.
 """
 
 import dataclasses
-import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,11 +18,27 @@ import numpy as np
 
 from manu_jax import parallel
 from manu_jax.leaves import path_name
+from manu_jax.models.hf.files import weight_files
 from manu_jax.models.hf.tables import Entry
-from manu_jax.types import ManuError
+from manu_jax.types import ManuError, raise_faults
 
-INDEX = "model.safetensors.index.json"
+logger = logging.getLogger(__name__)
+
 DTYPES = {"F32": np.dtype("float32"), "F16": np.dtype("float16"), "BF16": ml_dtypes.bfloat16}
+
+# What wrappers put before every name: DataParallel, torch.compile, FSDP, PEFT.
+WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "base_model.model.")
+# What a part of a name says of how the file came to be, and the remedy.
+CAUSES = {
+    ".lora_": "they are a LoRA adapter's: write the model after merge_and_unload()",
+    ".base_layer.": "they are a PEFT model's: write the model after merge_and_unload()",
+    ".modules_to_save.": "they are a PEFT model's: write the model after merge_and_unload()",
+    "_orig_mod.": "they come of torch.compile: write the module from before it was compiled",
+    "_fsdp_wrapped_module.": "they come of FSDP: write its full state dict",
+    "module.": "they come of DataParallel: write its .module",
+    "base_model.model.": "they are a PEFT model's: write the model after merge_and_unload()",
+}
+VALUES_COMPARED = 2**24  # at a time, so that a large embedding needs no second copy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,39 +77,37 @@ class Comparison:
                 if names
             )
             raise ManuError(
-                f"{where}: its tensors do not fit its config.json:\n{listed}\n"
-                "Is the download complete, and config.json the one that came with it?"
+                f"{where}: its tensors do not fit its config.json:\n{listed}\n{self._remedy()}"
             )
+
+    def _remedy(self) -> str:
+        for part, cause in CAUSES.items():
+            names = [name for name in self.left_over if part in name]
+            if names:
+                return f"Of those left over {len(names)} have {part!r} in their names: {cause}."
+        return "Is the download complete, and config.json the one that came with it?"
 
 
 def open_tensors(path: Path) -> dict[str, Tensor]:
-    """Return {name as stored: Tensor} of all safetensors files of a folder.
+    """Return {name as stored: Tensor} of the safetensors files that `weight_files` chooses.
 
-    Raises ManuError for a folder without them, a file that the index names and that is not there,
-    a damaged file, and a name that two files hold.
+    Raises ManuError for what that refuses, a damaged file, and a name that two files hold.
     """
     from safetensors import SafetensorError, safe_open
 
     found: dict[str, Tensor] = {}
     faults = []
-    for file in _weight_files(path):
+    for file in weight_files(path):
         try:
             with safe_open(file, "numpy") as opened:
                 for name in opened.keys():
                     piece = opened.get_slice(name)
                     if name in found:
                         faults.append(f"{name} stands in {found[name].file.name} and {file.name}")
-                    if piece.get_dtype() not in DTYPES:
-                        faults.append(
-                            f"{name} in {file.name} is {piece.get_dtype()}; "
-                            f"known: {', '.join(DTYPES)}"
-                        )
                     found[name] = Tensor(file, name, tuple(piece.get_shape()), piece.get_dtype())
         except (SafetensorError, OSError) as error:
             faults.append(f"{file.name} is damaged or cut short ({error})")
-    if faults:
-        listed = "\n".join(f"  {fault}" for fault in faults)
-        raise ManuError(f"{path}: its weights can't be read:\n{listed}\nDownload the files again.")
+    raise_faults(faults, f"{path}: its weights can't be read. Download the files again.")
     return found
 
 
@@ -105,9 +119,16 @@ def with_export_names(
     """Return the form of a folder's names, and its tensors under the names of the export form.
 
     The form is the first that explains the most names; names that it does not explain stay as they
-    are. Names that end in one of `ignored` are left out.
+    are. Names that end in one of `ignored` are left out, and so are the starts that wrappers put
+    before every name. Raises ManuError for tensors of a dtype that is not known.
     """
-    names = [name for name in tensors if not name.endswith(tuple(ignored))]
+    tensors = {name: x for name, x in tensors.items() if not name.endswith(tuple(ignored))}
+    strange = [f"{name} is {x.dtype}" for name, x in tensors.items() if x.dtype not in DTYPES]
+    if strange:
+        where = next(iter(tensors.values())).file.parent
+        raise_faults(strange, f"{where}: known dtypes are {', '.join(DTYPES)}; convert the model:")
+    tensors = _unwrapped(tensors)
+    names = list(tensors)
 
     def explained(form: str) -> int:
         return sum(name.startswith(tuple(name_prefixes[form])) for name in names)
@@ -126,7 +147,7 @@ def with_export_names(
 def without_repeats(tensors: Mapping[str, Tensor], tied: Mapping[str, str]) -> dict[str, Tensor]:
     """Return the tensors without the repeats of a tied model ({repeat: other}).
 
-    Raises ManuError where a repeat holds other numbers.
+    Raises ManuError where a repeat holds other numbers, whatever dtype they are stored in.
     """
     kept = dict(tensors)
     with _Reader() as reader:
@@ -136,8 +157,7 @@ def without_repeats(tensors: Mapping[str, Tensor], tied: Mapping[str, str]) -> d
             if other not in kept:
                 kept[other] = kept.pop(repeat)
                 continue
-            one, two = (reader.read(kept[name], (slice(None),)) for name in (repeat, other))
-            if one.shape != two.shape or one.tobytes() != two.tobytes():
+            if not _equal_values(kept[repeat], kept[other], reader):
                 raise ManuError(
                     f"{kept[repeat].file.parent}: config.json ties {repeat} to {other}, and the "
                     "files hold different numbers for them. Set tie_word_embeddings to false."
@@ -208,6 +228,32 @@ def fill(
             + "\nThe file is damaged, or the training that wrote it had diverged."
         )
     return filled
+
+
+def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors without the starts of wrappers, where all names have them."""
+    kept = dict(tensors)
+    while kept:
+        start = next((w for w in WRAPPERS if all(name.startswith(w) for name in kept)), None)
+        if start is None:
+            break
+        logger.info("all tensors' names begin with %r, which is taken off", start)
+        kept = {name[len(start) :]: tensor for name, tensor in kept.items()}
+    return kept
+
+
+def _equal_values(one: Tensor, two: Tensor, reader: "_Reader") -> bool:
+    """Whether two tensors hold the same numbers; those of all known dtypes fit in float32."""
+    if one.shape != two.shape:
+        return False
+    step = max(VALUES_COMPARED // max(math.prod(one.shape[1:]), 1), 1)
+    rows = one.shape[0] if one.shape else 1
+    for start in range(0, rows, step):
+        index = (slice(start, min(start + step, rows)),) if one.shape else ()
+        a, b = (reader.read(x, index).astype(np.float32) for x in (one, two))
+        if not np.array_equal(a, b, equal_nan=True):
+            return False
+    return True
 
 
 class _Reader:
@@ -301,30 +347,3 @@ def _is_finite(array: np.ndarray) -> bool:
         # All eight exponent bits set: infinity or NaN. NumPy has no fast isfinite for this dtype.
         return not np.any((array.view(np.uint16) & np.uint16(0x7F80)) == 0x7F80)
     return bool(np.isfinite(array).all())
-
-
-def _weight_files(path: Path) -> list[Path]:
-    index = path / INDEX
-    if index.exists():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
-            raise ManuError(f"{index}: not a safetensors index ({error!r}). Get it anew.") from None
-        absent = [name for name in names if not (path / name).is_file()]
-        if absent:
-            raise ManuError(
-                f"{path}: {INDEX} names {len(names)} files, of which are not there: "
-                f"{', '.join(absent)}. Is the download complete?"
-            )
-        return [path / name for name in names]
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        others = sorted(file.name for file in path.glob("*.bin"))
-        hint = (
-            f" It has {', '.join(others)}; pickles are never read: convert them with "
-            "`save_pretrained(..., safe_serialization=True)` where you trust them."
-            if others
-            else " Give a folder as `save_pretrained` or the hub lays it out."
-        )
-        raise ManuError(f"{path}: no *.safetensors file.{hint}")
-    return files

@@ -91,14 +91,16 @@ def encode(
     feature_rows: Callable[[], Sequence[np.ndarray]] | None = None,
     image_token: int,
     context: int,
+    vocabulary: int,
 ) -> Encoded:
     """Return a sample as numbers.
 
     replacements: what takes the places of the text's placeholders. vision inputs: what the tower takes for an image.
     feature_rows: which of each image's features its tokens take, one [J] or four corners [J, 4];
     None: all, in order. A token carries loss where its letters reach into an answer; image tokens
-    and the first token never do. Raises ManuError where images and placeholders differ in number, or the
-    prompt is longer than the context.
+    and the first token never do. vocabulary: rows of the embedding. Raises ManuError where images
+    and placeholders differ in number, the prompt is longer than the context, or a token or a feature
+    has no row: on a device a gather would take another one's.
     """
     num_placeholders = len(placeholders(sample.text, placeholder))
     if num_placeholders != len(sample.images):
@@ -110,6 +112,12 @@ def encode(
     coded = tokenizer("".join(text for text, _ in segments), return_offsets_mapping=True)
     ids_T = np.asarray(coded["input_ids"], np.int32)
     is_image_T = ids_T == image_token
+    if (past_T := (ids_T >= vocabulary) & ~is_image_T).any():
+        shown = tokenizer.convert_ids_to_tokens(int(ids_T[past_T][0]))
+        raise ManuError(
+            f"prompt {_shown(sample)}: its token {shown!r} has the id {ids_T[past_T][0]}, the "
+            f"embedding matrix {vocabulary} rows. Resize the model's embedding, or leave it out."
+        )
     weights_T = _answer_weights(segments, np.asarray(coded["offset_mapping"]).reshape(-1, 2))
     weights_T[is_image_T] = 0
     weights_T[:1] = 0
@@ -130,6 +138,12 @@ def encode(
             f"prompt {_shown(sample)}: {is_image_T.sum()} image tokens for {num_taken} image "
             "features: config.json and the processor's files are of different models."
         )
+    for row, count in zip(rows, counts, strict=False):
+        if row.size and not 0 <= row.min() <= row.max() < count:
+            raise ManuError(
+                f"prompt {_shown(sample)}: its image tokens take features up to {row.max()} of "
+                f"{count}: config.json and the processor's files are of different models."
+            )
     flat = tuple(vision_input for several in seen for vision_input in several)
     if not taken or taken[0].ndim == 1:
         feature_index_T = placed(is_image_T, taken, np.full(len(ids_T), -1, np.int32))

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from manu_jax.models.hf.fields import Fields
+from manu_jax.models.hf.fields import Fields, is_positive
 from manu_jax.models.nn.layers import ACTIVATIONS
 from manu_jax.models.nn.rope import Rope
 
@@ -49,6 +49,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 131072, "head_dim": 256, "rope_theta": 1e6,
     },
 }  # fmt: skip
+MOST_LAYERS = 1000
+LAYER_TYPES = ("full_attention", "sliding_attention")
 QWEN2 = ("qwen2", "qwen2_vl_text")
 GEMMA = ("gemma", "gemma2", "gemma3_text")
 
@@ -91,7 +93,7 @@ def decoder_config(
     kind = fields.need("model_type", "llama", tuple(DEFAULTS))
     default = DEFAULTS[kind]
     width = fields.size("hidden_size", default["hidden_size"])
-    num_layers = fields.size("num_hidden_layers", default["num_hidden_layers"])
+    num_layers = fields.size("num_hidden_layers", default["num_hidden_layers"], MOST_LAYERS)
     num_heads = fields.size("num_attention_heads", default["num_attention_heads"])
     num_key_heads = fields.size(
         "num_key_value_heads", default.get("num_key_value_heads", num_heads)
@@ -110,14 +112,14 @@ def decoder_config(
         head_size=head_size,
         num_neurons=fields.size("intermediate_size", default["intermediate_size"]),
         activation=_activation(fields, kind),
-        norm_epsilon=fields.get("rms_norm_eps", default.get("rms_norm_eps", 1e-6)),
+        norm_epsilon=fields.number("rms_norm_eps", default.get("rms_norm_eps", 1e-6)),
         context=fields.size("max_position_embeddings", default["max_position_embeddings"]),
         windows=_windows(fields, kind, num_layers, default.get("max_window_layers", 28)),
         qkv_bias=kind in QWEN2
-        or (kind in ("llama", *GEMMA) and fields.get("attention_bias", False)),
-        output_bias=kind in ("llama", *GEMMA) and fields.get("attention_bias", False),
-        mlp_bias=kind == "llama" and fields.get("mlp_bias", False),
-        is_tied=fields.get("tie_word_embeddings", False) or is_tied,
+        or (kind in ("llama", *GEMMA) and fields.flag("attention_bias", False)),
+        output_bias=kind in ("llama", *GEMMA) and fields.flag("attention_bias", False),
+        mlp_bias=kind == "llama" and fields.flag("mlp_bias", False),
+        is_tied=fields.flag("tie_word_embeddings", False) or is_tied,
         is_gemma=kind in GEMMA,
         **_ropes(fields, kind, default),
         **_gemma_parts(fields, kind),
@@ -146,7 +148,7 @@ def _gemma_parts(fields: Fields, kind: str) -> dict[str, Any]:
         return {}
     parts = {
         "has_post_norms": True,
-        "score_scale": float(fields.get("query_pre_attn_scalar", 256)) ** -0.5,
+        "score_scale": float(fields.number("query_pre_attn_scalar", 256)) ** -0.5,
     }
     if kind == "gemma3_text":
         return parts | {"has_head_norms": True, "groups_in_windows": True}
@@ -158,8 +160,7 @@ def _gemma_parts(fields: Fields, kind: str) -> dict[str, Any]:
 
 def _cap(fields: Fields, name: str, default: float) -> float | None:
     """Return a soft cap; one that is null is none."""
-    value = fields.get(name)
-    return default if name not in fields.values else value
+    return fields.number(name, default) if fields.values.get(name, 0) is not None else None
 
 
 def _ropes(fields: Fields, kind: str, default: Mapping[str, Any]) -> dict[str, Rope]:
@@ -188,7 +189,7 @@ def _ropes(fields: Fields, kind: str, default: Mapping[str, Any]) -> dict[str, R
 def _rope(fields: Fields, default: Mapping[str, Any]) -> Rope:
     """Return the rotary positions: rope_theta and rope_scaling, or the newer rope_parameters."""
     name = "rope_parameters" if fields.get("rope_parameters") else "rope_scaling"
-    values = dict(fields.get("rope_scaling", {})) | dict(fields.get("rope_parameters", {}))
+    values = dict(fields.part("rope_scaling")) | dict(fields.part("rope_parameters"))
     usual = default.get("rope_theta", 10000.0)
     values["rope_theta"] = values.get("rope_theta") or fields.get("rope_theta", usual)
     fields.get("rope_theta")
@@ -204,7 +205,12 @@ def _rope_of(fields: Fields, name: str, values: dict[str, Any], sections: tuple[
     kind = values.pop("rope_type", None) or values.pop("type", None) or "default"
     values.pop("type", None)
     if sections:
-        sections = tuple(values.pop("mrope_section", sections))
+        given = values.pop("mrope_section", sections)
+        is_three = isinstance(given, list | tuple) and len(given) == 3
+        if not is_three or any(type(size) is not int or size < 0 for size in given):
+            fields.fault(name, "mrope_section has to be three whole numbers")
+            given = sections
+        sections = tuple(given)
         kind = "default" if kind == "mrope" else kind
     if kind not in ("default", "linear", "llama3"):
         fields.fault(name, "rope types known: default, linear, llama3")
@@ -221,7 +227,15 @@ def _rope_of(fields: Fields, name: str, values: dict[str, Any], sections: tuple[
     if unknown:
         fields.fault(name, f"not handled: {', '.join(unknown)}")
     given = {ours: values[theirs] for theirs, ours in known.items() if values.get(theirs)}
-    return Rope(theta=float(theta), kind=kind, sections=sections, **given)
+    numbers = {"rope_theta": theta, **given}
+    wrong = [key for key, value in numbers.items() if not is_positive(value)]
+    if wrong:
+        fields.fault(name, f"expected positive numbers: {', '.join(wrong)}")
+        return Rope()
+    rope = Rope(theta=float(theta), kind=kind, sections=sections, **given)
+    if kind == "llama3" and rope.high_frequency_factor <= rope.low_frequency_factor:
+        fields.fault(name, "high_freq_factor has to be more than low_freq_factor")
+    return rope
 
 
 def _windows(fields: Fields, kind: str, num_layers: int, first: int) -> tuple[int | None, ...]:
@@ -234,17 +248,39 @@ def _windows(fields: Fields, kind: str, num_layers: int, first: int) -> tuple[in
         if kind == "gemma3_text":
             every = fields.size("sliding_window_pattern", 6)
             fields.get("_sliding_window_pattern")  # what transformers 5 made layer_types from
-        usual = [*["sliding_attention"] * (every - 1), "full_attention"] * num_layers
-        kinds = fields.get("layer_types", usual[:num_layers])
+        kinds = _layer_types(fields, num_layers)
+        if kinds is None:
+            kinds = [LAYER_TYPES[(layer + 1) % every > 0] for layer in range(num_layers)]
         return tuple(window if name == "sliding_attention" else None for name in kinds)
-    window = fields.get("sliding_window")
+    is_none = fields.values.get("sliding_window", 0) is None
+    window = None if is_none else fields.size("sliding_window", 4096)
     if kind == "mistral":
-        return (window if "sliding_window" in fields.values else 4096,) * num_layers
-    kinds = fields.get("layer_types")
-    first = fields.get("max_window_layers", first)
-    if not fields.get("use_sliding_window", False):
+        return (window,) * num_layers
+    kinds = _layer_types(fields, num_layers)
+    first = _first_windowed(fields, first)
+    if not fields.flag("use_sliding_window", False):
         return (None,) * num_layers
-    window = window if "sliding_window" in fields.values else 4096
     if kinds is None:
         return tuple(window if layer >= first else None for layer in range(num_layers))
     return tuple(window if name == "sliding_attention" else None for name in kinds)
+
+
+def _layer_types(fields: Fields, num_layers: int) -> list[str] | None:
+    """Return each layer's kind of attention, or None where the config does not say."""
+    kinds = fields.get("layer_types")
+    if kinds is None:
+        return None
+    if (
+        not isinstance(kinds, list | tuple)
+        or len(kinds) != num_layers
+        or any(kind not in LAYER_TYPES for kind in kinds)
+    ):
+        known = ", ".join(LAYER_TYPES)
+        fields.fault("layer_types", f"expected {num_layers} names; known: {known}")
+        return None
+    return list(kinds)
+
+
+def _first_windowed(fields: Fields, default: int) -> int:
+    """Return the first layer with a window where there are windows; 0 is the first of all."""
+    return 0 if fields.get("max_window_layers") == 0 else fields.size("max_window_layers", default)

@@ -45,13 +45,13 @@ def perceiver_config(
     """Return the config of a `perceiver_config`; what we lack is added to `faults`."""
     fields = Fields(values, "perceiver_config.", faults)
     fields.need("model_type", "idefics2_perceiver", ("idefics2_perceiver", "idefics2"))
-    epsilon = fields.get("rms_norm_eps", 1e-6)
+    epsilon = fields.number("rms_norm_eps", 1e-6)
     if fields.get("hidden_size", 4096) != text.width:
         epsilon = text.norm_epsilon  # as transformers does
     config = PerceiverConfig(
         width=text.width,
         num_latents=fields.size("resampler_n_latents", 64),
-        num_layers=fields.size("resampler_depth", 3),
+        num_layers=fields.size("resampler_depth", 3, 1000),
         num_heads=fields.size("resampler_n_heads", 16),
         num_key_heads=fields.size("num_key_value_heads", 4),
         head_size=fields.size("resampler_head_dim", 96),

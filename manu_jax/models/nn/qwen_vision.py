@@ -84,13 +84,18 @@ def qwen_vision_config(values: Mapping[str, Any], faults: list[str], kind: str) 
         pixels = fields.size("window_size", 112)
         # As transformers counts: whole groups a window.
         window = max(pixels // merge // patch, 1) * merge
-        full_layers = tuple(fields.get("fullatt_block_indexes", (7, 15, 23, 31)))
+        full_layers = fields.get("fullatt_block_indexes", (7, 15, 23, 31))
+        if not isinstance(full_layers, list | tuple) or any(
+            type(x) is not int for x in full_layers
+        ):
+            fields.fault("fullatt_block_indexes", "expected a list of layers")
+            full_layers = ()
     else:
-        num_neurons = int(width * fields.get("mlp_ratio", 4))
+        num_neurons = max(int(width * fields.number("mlp_ratio", 4)), 1)
     config = QwenVisionConfig(
         width=width,
         output_width=output_width,
-        num_layers=fields.size("depth", 32),
+        num_layers=fields.size("depth", 32, 1000),
         num_heads=num_heads,
         num_neurons=num_neurons,
         activation=fields.need(
@@ -100,7 +105,7 @@ def qwen_vision_config(values: Mapping[str, Any], faults: list[str], kind: str) 
         num_frames=fields.size("temporal_patch_size", 2),
         merge=merge,
         window=window,
-        full_layers=full_layers,
+        full_layers=tuple(full_layers),
         is_2_5=is_2_5,
     )
     fields.finish()

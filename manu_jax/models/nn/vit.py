@@ -2,10 +2,11 @@
 
 CLIP (Radford et al. 2021, arXiv 2103.00020), as `CLIPVisionModel`: a class token, a norm before the
 layers, and hidden states as the result. SigLIP (Zhai et al. 2023, arXiv 2303.15343), as
-`SiglipVisionModel` without its head and the towers of Idefics2 and Idefics3: a bias on the patches,
+`SiglipVisionModel` and the towers of Idefics2 and Idefics3: a bias on the patches,
 and the normalised last state as the result (LLaVA-OneVision: hidden states as they are). Layers
-after the last one whose result is used are never run: their weights are kept, so that a model is
-written as it was read, but their neurons are not neurons of the model.
+after the last one whose result is used are never run, nor is SigLIP's head, which pools its states:
+their weights are kept, so that a model is written as it was read, but their neurons are not neurons
+of the model.
 """
 
 import dataclasses
@@ -33,6 +34,7 @@ from manu_jax.models.nn.scan import scan_layers
 from manu_jax.parallel import constrain
 from manu_jax.types import Array
 
+MOST_LAYERS = 1000
 # Of a new tower, beside patches of variance 1. With 0.02 it sees a bag of patches for long.
 EMBEDDING_SCALE = 0.5
 
@@ -56,6 +58,7 @@ class VitConfig:
     features: tuple[int, ...]  # each in [0, num_layers]
     is_clip: bool = True
     is_normalised: bool = False
+    has_head: bool = False  # SigLIP's head, which is not run
 
     @property
     def side(self) -> int:
@@ -95,19 +98,23 @@ def vit_config(
     *,
     feature_layers: tuple[int, ...] = (-1,),
     kind: str = "clip_vision_model",
+    others: tuple[str, ...] = (),
     is_normalised: bool = True,
+    may_have_head: bool = False,
     section: str = "vision_config.",
 ) -> VitConfig:
     """Return the config of a `vision_config`; what it asks for and we lack is added to `faults`.
 
     feature_layers: indices of hidden states; negative ones count from the last. kind: the model
-    type, one of DEFAULTS. is_normalised: a SigLIP's result goes through its last norm.
+    type, one of DEFAULTS, where the section does not say; others: which it may say, too.
+    is_normalised: a SigLIP's result goes through its last norm. may_have_head: a SigLIP has one
+    unless `vision_use_head` is false, as in transformers.
     """
     fields = Fields(values, section, faults)
-    fields.need("model_type", kind, (kind,))
+    kind = fields.need("model_type", kind, (kind, *others))
     fields.need("num_channels", 3, (3,))
     fields.get("vocab_size")  # stands in old files; a vision tower has no vocabulary
-    num_layers = fields.size("num_hidden_layers", 12)
+    num_layers = fields.size("num_hidden_layers", 12, MOST_LAYERS)
     width, num_heads = fields.size("hidden_size", 768), fields.size("num_attention_heads", 12)
     fields.divides("hidden_size", width, "num_attention_heads", num_heads)
     states = range(num_layers + 1)
@@ -125,10 +132,13 @@ def vit_config(
         num_heads=num_heads,
         num_neurons=fields.size("intermediate_size", 3072),
         activation=fields.need("hidden_act", DEFAULTS[kind]["hidden_act"], tuple(ACTIVATIONS)),
-        norm_epsilon=fields.get("layer_norm_eps", DEFAULTS[kind]["layer_norm_eps"]),
+        norm_epsilon=fields.number("layer_norm_eps", DEFAULTS[kind]["layer_norm_eps"]),
         features=tuple(layer % len(states) for layer in feature_layers),
         is_clip=kind == "clip_vision_model",
         is_normalised=kind != "clip_vision_model" and is_normalised,
+        has_head=may_have_head
+        and kind == "siglip_vision_model"
+        and fields.flag("vision_use_head", True),
     )
     fields.finish()
     return config
@@ -191,6 +201,24 @@ class VitLayers(nnx.Module):
         return constrain(h_BTD + y_BTD, "batch", None, None), captured
 
 
+class VitHead(nnx.Module):
+    """The weights of SigLIP's head, which nothing runs; see the module docstring."""
+
+    def __init__(self, config: VitConfig):
+        D, F = config.width, config.num_neurons
+        self.probe_IPD = nnx.Param(jnp.zeros((1, 1, D)))
+        self.qkv_ZED = nnx.Param(jnp.zeros((3, D, D)))
+        self.qkv_bias_ZE = nnx.Param(jnp.zeros((3, D)))
+        self.output_ED = nnx.Param(jnp.zeros((D, D)))
+        self.output_bias_D = nnx.Param(jnp.zeros(D))
+        self.norm_D = nnx.Param(jnp.ones(D))
+        self.norm_bias_D = nnx.Param(jnp.zeros(D))
+        self.up_DF = nnx.Param(jnp.zeros((D, F)))
+        self.up_bias_F = nnx.Param(jnp.zeros(F))
+        self.down_FD = nnx.Param(jnp.zeros((F, D)))
+        self.down_bias_D = nnx.Param(jnp.zeros(D))
+
+
 class Vit(nnx.Module):
     """Pictures to the hidden states that the config names."""
 
@@ -214,6 +242,8 @@ class Vit(nnx.Module):
             self.unused_layers = VitLayers(
                 unused_layers, config, config.num_layers - config.num_used_layers
             )
+        if config.has_head:
+            self.head = VitHead(config)
         # CLIP: of the pooled output, which is not used
         self.post_norm_D = nnx.Param(jnp.ones(D))
         self.post_norm_bias_D = nnx.Param(jnp.zeros(D))
@@ -306,6 +336,8 @@ def vit_table(config: VitConfig, path: str, root: str) -> list[Entry]:
         ]
     else:
         table.append(Entry(path + ".patch_bias_D", embeddings + "patch_embedding.bias", "D"))
+    if config.has_head:
+        table += _head_table(path + ".head.", root + "head.")
     stacks = []
     if config.num_used_layers:
         stacks.append((path + ".layers.", 0))
@@ -331,3 +363,19 @@ def vit_table(config: VitConfig, path: str, root: str) -> list[Entry]:
             Entry(layers + "mlp.down_bias_LD", mlp + "fc2.bias", "D", first),
         ]
     return table
+
+
+def _head_table(path: str, root: str) -> list[Entry]:
+    return [
+        Entry(path + "probe_IPD", root + "probe", "IPD"),
+        Entry(path + "qkv_ZED", root + "attention.in_proj_weight", "(ZE)D"),
+        Entry(path + "qkv_bias_ZE", root + "attention.in_proj_bias", "(ZE)"),
+        Entry(path + "output_ED", root + "attention.out_proj.weight", "ED"),
+        Entry(path + "output_bias_D", root + "attention.out_proj.bias", "D"),
+        Entry(path + "norm_D", root + "layernorm.weight", "D"),
+        Entry(path + "norm_bias_D", root + "layernorm.bias", "D"),
+        Entry(path + "up_DF", root + "mlp.fc1.weight", "FD"),
+        Entry(path + "up_bias_F", root + "mlp.fc1.bias", "F"),
+        Entry(path + "down_FD", root + "mlp.fc2.weight", "DF"),
+        Entry(path + "down_bias_D", root + "mlp.fc2.bias", "D"),
+    ]
