@@ -110,9 +110,12 @@ def test_trained_baseline_is_a_folder_and_stands_beside_the_masks(finished):
     ]
     assert any(moved)
     results = load_results(finished)
-    assert {d.against for d in results.differences if d.model == "NPO"} == {"vanilla", "retrained"}
-    assert {d.metric for d in results.distances if d.model == "NPO"} == {"kl", "ks"}
-    assert "NPO" in results.leakage
+    assert {d.against for d in results.analyses["differences"] if d.model == "NPO"} == {
+        "vanilla",
+        "retrained",
+    }
+    assert {d.metric for d in results.analyses["distances"] if d.model == "NPO"} == {"kl", "ks"}
+    assert "NPO" in {row.model for row in results.analyses["leakage"]}
     assert "NPO" in (finished / "report.html").read_text()
 
 
