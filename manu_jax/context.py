@@ -133,10 +133,13 @@ class Run:
 
     def add_time(self, stage: str, seconds: float) -> None:
         """Add to the seconds that a stage has taken, over all calls on this folder."""
-        if parallel.is_first_process():
+
+        def write() -> None:
             times = self.times()
             times[stage] = round(times.get(stage, 0.0) + seconds, 2)
             write_atomic(self.directory / "times.json", json.dumps(times, indent=1) + "\n")
+
+        parallel.on_first_process(write)
 
     def times(self) -> dict[str, float]:
         """Return the seconds that each stage has taken so far."""

@@ -8,6 +8,7 @@ are written chunk by chunk, so a killed run loses at most one chunk.
 """
 
 import dataclasses
+import functools
 import json
 import logging
 import math
@@ -276,8 +277,8 @@ def _complete(loaded: Any, files: Sequence[_File], section: EvaluateSection) -> 
                     file.task, item, answer=answer, candidates=scores, protocol=section.protocol
                 )
                 file.records.append(record)
-        for file in {file.name: file for file in incomplete}.values():
-            _write(file)
+        changed = list({file.name: file for file in incomplete}.values())
+        parallel.on_first_process(functools.partial(_write_all, changed))
 
 
 def _ask(
@@ -308,9 +309,12 @@ def _ask(
     ]
 
 
+def _write_all(files: Sequence[_File]) -> None:
+    for file in files:
+        _write(file)
+
+
 def _write(file: _File) -> None:
-    if not parallel.is_first_process():
-        return
     is_whole = len(file.records) == len(file.items)
     # Escaped beyond ASCII, since some characters of other scripts count as line ends.
     lines = [json.dumps(record, allow_nan=False) + "\n" for record in file.records]

@@ -67,8 +67,8 @@ class Prompting:
 class Task:
     """A task: its items, and what its records hold beside the metrics.
 
-    items: of people in a modality. details: more fields of the record; `answer` among them stands
-    in place of what was written.
+    items: of people in a modality. details: more fields of the record; `answer` among them replaces
+    what was written.
     """
 
     name: str

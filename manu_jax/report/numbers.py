@@ -13,7 +13,7 @@ from manu_jax.types import KEEP_SETS, MODALITIES, RETRAINED, SETS, VANILLA
 NARROW_SPACE = "\u202f"
 NOT_MEASURED = "not measured"
 
-# The metric that stands for a task, by preference; tables of the others are folded away.
+# The metric that represents a task, by preference; tables of the others are folded away.
 MAIN_METRICS = {
     "classification": ("accuracy",),
     "cloze": ("accuracy",),
@@ -157,7 +157,7 @@ def direction(metric: str, where: str) -> str:
 
 
 def main_metrics(results: Results) -> dict[str, str]:
-    """Return {task: the metric that stands for it}, for the tasks that have rows."""
+    """Return {task: the metric that represents it}, for the tasks that have rows."""
     chosen = {}
     for task in TASK_TITLES:
         present = list(dict.fromkeys(row.metric for row in results.rows if row.task == task))
@@ -225,7 +225,7 @@ def people(
 ) -> dict[str, list[PersonChange]]:
     """Return {modality: each forget person's share right before, after and retrained}.
 
-    Averages over the kinds of question, in the order of the request.
+    They are averages over the kinds of question, in the order of the request.
     """
     changes: dict[str, list[PersonChange]] = {}
     for modality in MODALITIES:
@@ -256,13 +256,13 @@ def people(
 
 
 def item_range(changes: Mapping[str, Sequence[PersonChange]]) -> str:
-    """Return how many questions stand behind one person's share: "5", or "4 to 5"."""
+    """Return how many questions one person's share is over: "5", or "4 to 5"."""
     sizes = sorted({line.n for lines in changes.values() for line in lines})
     return "" if not sizes else str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
 
 
 def facts(results: Results) -> list[tuple[str, str]]:
-    """Return what stands under the title, as the config has it: method, α, benchmark, seed."""
+    """Return the facts under the title, from the config: method, α, benchmark, model, seed."""
     config = results.config
     method, data, model = (config.get(key) or {} for key in ("method", "data", "model"))
     known = [("Method", results.headline)]
@@ -292,7 +292,7 @@ def chance(results: Results, items: Mapping[Place, Sequence[Item]], task: str) -
 
 
 def model_note(model: str, config: Mapping[str, Any]) -> str:
-    """Return what stands small beside a model's name: its role, or its α."""
+    """Return the small print beside a model's name: its role, or its α."""
     if model in MODEL_NOTES and model != "random":
         return MODEL_NOTES[model]
     for method in (config.get("method"), *(config.get("compare") or ())):

@@ -212,7 +212,7 @@ def _sweep_plot(
         if line and name in methods
     )
     alt = f"{heading}: percent right on people to forget and to keep, by method and α. {words}."
-    return described(heading, alt, svg, WIDTH)
+    return described(heading, svg, alt=alt, width=WIDTH)
 
 
 def _label_alphas(axes: Any, curve: Sequence[tuple[float, float, float]]) -> None:
@@ -285,7 +285,8 @@ def _people_plot(lines: Sequence[PersonChange], heading: str, color: str) -> Plo
         + (f", {100 * line.reference:.0f} retrained" if line.reference is not None else "")
         for line in lines
     )
-    return described(heading, f"{heading}: percent right per person. {words}.", svg, WIDTH)
+    alt = f"{heading}: percent right per person. {words}."
+    return described(heading, svg, alt=alt, width=WIDTH)
 
 
 def _heat_map(shares: Mapping[str, np.ndarray], tower: str, largest: float) -> Plot:
@@ -329,7 +330,7 @@ def _heat_map(shares: Mapping[str, np.ndarray], tower: str, largest: float) -> P
         for name, share_L in shares.items()
     )
     alt = f"{heading}: percent of each layer's neurons that are pruned, first layer first. {words}."
-    return described(heading, alt, svg, width)
+    return described(heading, svg, alt=alt, width=width)
 
 
 def _share_text(share: float) -> str:

@@ -89,7 +89,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _rendered(material: Material) -> list[markupsafe.Markup]:
-    """Return the sections of the page in order, each with the parts that stand inside it."""
+    """Return the sections of the page in order, each with the parts inside it."""
     environment = _environment()
     found: dict[str, markupsafe.Markup] = {}
     parts: dict[str, list[tuple[str, markupsafe.Markup]]] = {}

@@ -220,7 +220,7 @@ def _check_rows(rows: Sequence[Row], models: Sequence[str], faults: list[str]) -
         elif row.low is not None and row.high is not None and row.low > row.high:
             faults.append(f"row {name}: low {row.low} is above high {row.high}")
         if _names(row) in seen:
-            faults.append(f"row {name} stands twice")
+            faults.append(f"row {name} appears twice")
         seen.add(_names(row))
 
 

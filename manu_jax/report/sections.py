@@ -18,7 +18,7 @@ from manu_jax.report import distances, examples, headline, leakage, numbers, plo
 from manu_jax.report.inputs import Item, Place, PruneCount
 from manu_jax.report.results import Results
 
-LAST_ANALYSIS = "leakage"  # the section after which those of further analyses stand
+LAST_ANALYSIS = "leakage"  # sections of further analyses come after it
 
 
 @dataclasses.dataclass(frozen=True)

@@ -78,7 +78,7 @@ def test_every_fault_is_named_and_nothing_is_written(tmp_path):
         "unknown model; known: vanilla, paper",
         "low 0.9 is above high 0.1",
         "rows[1]: lacks metric, modality, n, set, task; has unknown keys extra; value is inf",
-        "vanilla · forget · cloze · text · accuracy stands twice",
+        "vanilla · forget · cloze · text · accuracy appears twice",
         "headline: 'gradient' is not one of models",
         "alpha_sweep[0]: lacks alpha, modality, n, set, value",
         "unknown metric; known: accuracy, letter_accuracy",
