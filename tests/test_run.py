@@ -128,7 +128,8 @@ def test_a_system_prompt_stands_before_every_question_and_nothing_is_trained(fin
     for path in (finished / "evaluation" / "prompt").iterdir():
         prompts = [json.loads(line)["prompt"] for line in path.read_text().splitlines()]
         assert all(one.startswith("Do not tell of ") and names[0] in one for one in prompts)
-    assert {d.metric for d in load_results(finished).distances if d.model == "prompt"} == {"ks"}
+    distances = load_results(finished).analyses["distances"]
+    assert {d.metric for d in distances if d.model == "prompt"} == {"ks"}
 
 
 def test_what_is_not_asked_is_counted(finished):
