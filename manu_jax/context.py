@@ -3,18 +3,22 @@
 import dataclasses
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 
-from manu_jax import parallel
-from manu_jax.config import MethodSettings, RunConfig
+from manu_jax import masks, parallel
+from manu_jax.config import MethodSettings, RunConfig, UnlearnSection
 from manu_jax.data import mllmu
 from manu_jax.data.forms import forms
 from manu_jax.data.record import Benchmark
 from manu_jax.folder import expand_path, write_atomic
 from manu_jax.models.loaded import Loaded, load
-from manu_jax.types import MODALITIES, RETRAINED, VANILLA, ManuError, Modality, Sample
+from manu_jax.selection import select
+from manu_jax.types import MODALITIES, RETRAINED, VANILLA, ManuError, Modality, Neurons, Sample
+
+SYSTEM_PROMPT = "system_prompt"  # the one objective of `unlearn` that trains nothing
 
 
 @dataclasses.dataclass(eq=False)
@@ -68,7 +72,43 @@ class Run:
 
     @property
     def has_retrained(self) -> bool:
+        """Whether there is a model that never saw the people to forget."""
         return parallel.exists(self.directory / RETRAINED) or bool(self.config.model.retrained_path)
+
+    def models(self) -> dict[str, Callable[[], Loaded]]:
+        """Return the models to compare, {name: what loads it}, in the order of the tables.
+
+        Each call loads anew, so that one model beside `vanilla` is in memory at a time.
+        """
+        found: dict[str, Callable[[], Loaded]] = {VANILLA: lambda: self.vanilla}
+        for method in self.config.methods:
+            found[method.name] = functools.partial(self.folded, method)
+        for section in self.config.unlearn:
+            found[section.name] = functools.partial(self.unlearned, section)
+        if self.has_retrained:
+            path = self.config.model.retrained_path
+            found[RETRAINED] = functools.partial(self.load_model, RETRAINED, path)
+        return found
+
+    def folded(self, method: MethodSettings) -> Loaded:
+        """Return the vanilla model without the neurons of a method's mask."""
+        mask, _ = masks.load(self.method_folder(method) / "mask.safetensors", self.vanilla)
+        return masks.fold(self.vanilla, mask)
+
+    def unlearned(self, section: UnlearnSection) -> Loaded:
+        """Return the model of a baseline: trained by the stage `unlearn`, or prompted."""
+        if section.objective == SYSTEM_PROMPT:
+            names = ", ".join(sorted(person.name for person in self.benchmark.sets["forget"]))
+            prompt = section.prompt.replace("{names}", names)
+            return dataclasses.replace(self.vanilla, system_prompt=prompt)
+        path = self.unlearned_path(section)
+        if not parallel.exists(path):
+            raise ManuError(f"{path}: no model there. Run the stage `unlearn` first.")
+        return load(path, self.config.model.dtype, self.mesh)
+
+    def unlearned_path(self, section: UnlearnSection) -> Path:
+        """Where the model of a baseline that trains is."""
+        return self.directory / "methods" / section.name / "model"
 
     def method_folder(self, method: MethodSettings) -> Path:
         """Where the scores and the mask of a method are."""
@@ -78,10 +118,12 @@ class Run:
 
     @functools.cached_property
     def forget_samples(self) -> dict[Modality, tuple[Sample, ...]]:
+        """{modality: the facts to forget, in that form}."""
         return self._samples("forget")
 
     @functools.cached_property
     def keep_samples(self) -> dict[Modality, tuple[Sample, ...]]:
+        """{modality: the facts to keep, in that form}."""
         return self._samples("retain", "celebrity", "general")
 
     def _samples(self, *sets: str) -> dict[Modality, tuple[Sample, ...]]:
@@ -91,13 +133,16 @@ class Run:
 
     def add_time(self, stage: str, seconds: float) -> None:
         """Add to the seconds that a stage has taken, over all calls on this folder."""
-        if parallel.is_first_process():
+
+        def write() -> None:
             times = self.times()
             times[stage] = round(times.get(stage, 0.0) + seconds, 2)
             write_atomic(self.directory / "times.json", json.dumps(times, indent=1) + "\n")
 
+        parallel.on_first_process(write)
+
     def times(self) -> dict[str, float]:
-        """Return the seconds of each stage so far."""
+        """Return the seconds that each stage has taken so far."""
         path = self.directory / "times.json"
         if not path.exists():
             return {}
@@ -107,3 +152,8 @@ class Run:
             raise ManuError(
                 f"{path}: damaged ({error}). Delete the file and give the command again."
             ) from error
+
+
+def select_neurons(method: MethodSettings, scores: Neurons, alpha: float) -> Neurons:
+    """Return the mask of a method: the share `alpha` of its neurons with the highest scores."""
+    return select(scores, alpha, method.scope, layers=method.layers)

@@ -1,23 +1,19 @@
-"""The stages of a run, in order. Each reads what earlier ones left in the folder, and adds its own.
+"""The stages of a run, in order. Each reads what earlier stages left in the folder.
 
     data       data/                              the synthetic benchmark, where the run makes one
     train      vanilla/, retrained/               where the run trains its models; the memory gate
     scores     [methods/NAME/]scores.safetensors  a score per neuron, from statistics/
-    masks      [methods/NAME/]mask.safetensors    which neurons go
-    unlearn    unlearned/                         the Hugging Face folder without them
-               methods/NAME/model/                those of the baselines that train (unlearn:)
-    evaluate   evaluation/, results.json          every model asked everything
+    masks      [methods/NAME/]mask.safetensors    which neurons are removed
+    unlearn    unlearned/                         the model without them, as a Hugging Face folder
+               methods/NAME/model/                the models of the baselines that train (unlearn:)
+    evaluate   evaluation/, results.json          every model asked everything, and the analyses
     report     report.html
 
-A stage whose files stand does nothing, so a run that was killed goes on where it was. The first
-method of the config has its files at the top of the folder, the others in methods/NAME/.
+A stage whose files exist does nothing, so a killed run goes on where it was. The first method of
+the config has its files at the top of the folder, the others in methods/NAME/.
 """
 
-import dataclasses
 import functools
-import hashlib
-import io
-import json
 import logging
 import shutil
 import time
@@ -26,32 +22,26 @@ from pathlib import Path
 from typing import Any
 
 from manu_jax import masks, parallel
-from manu_jax.config import MethodSettings, RunConfig, UnlearnSection
-from manu_jax.context import Run
+from manu_jax.config import MethodSettings, UnlearnSection
+from manu_jax.context import SYSTEM_PROMPT, Run, select_neurons
 from manu_jax.data import safeeraser, synthetic
-from manu_jax.data.forms import forms, has_form
-from manu_jax.data.record import Benchmark, Person
-from manu_jax.evaluation.differences import differences
-from manu_jax.evaluation.distance import answer_kl, compare_truth_ratios
-from manu_jax.evaluation.leakage import find_leakage
-from manu_jax.evaluation.likelihood import share_right
-from manu_jax.evaluation.metrics import bootstrap
+from manu_jax.evaluation.analyses.analysis import Evaluated
+from manu_jax.evaluation.analyses.registry import ANALYSES
 from manu_jax.evaluation.shots import shots_of_run
-from manu_jax.evaluation.suite import check_prompts, evaluate, evaluated_people, stored_records
+from manu_jax.evaluation.suite import check_prompts, evaluate, evaluated_people, skipped_items
 from manu_jax.fingerprint import samples_hash
-from manu_jax.folder import expand_path, new_folder, versions
+from manu_jax.folder import expand_path
 from manu_jax.importance.job import ScoringJob
 from manu_jax.importance.methods import load_scores, save_scores, scores_for
-from manu_jax.models.loaded import Loaded, load, read_config, save_pretrained
-from manu_jax.report.leakage import plain_interval, to_plain
-from manu_jax.report.render import people_shown, render
+from manu_jax.models.loaded import Loaded, read_config, save_pretrained
+from manu_jax.report.render import render_with_portraits
 from manu_jax.report.results import write_results
-from manu_jax.selection import select
+from manu_jax.training.kept import keep_models, kept_folder, take_models
 from manu_jax.training.memory import check_memory
 from manu_jax.training.trainer import check_loss
 from manu_jax.training.unlearner import place_of, reference_of, unlearn
 from manu_jax.training.vanilla import remove_checkpoints, train_models
-from manu_jax.types import MODALITIES, RETRAINED, SETS, VANILLA, ManuError, Neurons, Sample
+from manu_jax.types import RETRAINED, SETS, VANILLA, ManuError, Sample
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +64,7 @@ def make_data(run: Run) -> None:
 
 
 def make_models(run: Run) -> None:
-    """Train the vanilla and the retrained model, unless they stand; then the memory gate."""
+    """Train the vanilla and the retrained model, unless they exist; then check the memory gate."""
     config = run.config
     for path in (config.model.path, config.model.retrained_path):
         if path is not None:
@@ -82,11 +72,11 @@ def make_models(run: Run) -> None:
     names = [VANILLA] + [RETRAINED] * (config.train.retrained and not config.model.retrained_path)
     missing = [name for name in names if not parallel.exists(run.directory / name)]
     if config.train.steps and missing:
-        kept = _kept_models(config)
+        kept = kept_folder(config)
         # Only the first process needs to see them: it copies them into the run's folder.
         if kept is not None and parallel.broadcast(all((kept / name).is_dir() for name in names)):
             logger.info("train: models of an earlier run with the same settings, from %s", kept)
-            parallel.on_first_process(functools.partial(_take, missing, kept, run.directory))
+            parallel.on_first_process(functools.partial(take_models, missing, kept, run.directory))
         else:
             train_models(
                 run.benchmark,
@@ -97,7 +87,9 @@ def make_models(run: Run) -> None:
                 mesh=run.mesh,
             )
             if kept is not None:
-                parallel.on_first_process(functools.partial(_keep, names, run.directory, kept))
+                parallel.on_first_process(
+                    functools.partial(keep_models, names, run.directory, kept)
+                )
     remove_checkpoints(run.directory)
     check_prompts(run.vanilla, run.benchmark.sets, config.evaluate, seed=config.seed)
     for section in config.unlearn:
@@ -125,9 +117,10 @@ def make_scores(run: Run) -> None:
 
 
 def make_masks(run: Run) -> None:
-    """Choose the neurons that go, by every method of the config."""
+    """Choose the neurons to remove, by every method of the config."""
     for method, folder in _methods_without(run, "mask.safetensors"):
-        mask = _mask(method, load_scores(folder / "scores.safetensors")[0], method.alpha)
+        scores, _ = load_scores(folder / "scores.safetensors")
+        mask = select_neurons(method, scores, method.alpha)
         masks.save(
             folder / "mask.safetensors",
             mask,
@@ -144,24 +137,23 @@ def make_unlearned(run: Run) -> None:
     """Write the Hugging Face folders of the first method's model, and of the trained baselines."""
     path = run.directory / "unlearned"
     if not parallel.exists(path):
-        save_pretrained(_folded(run, run.config.method), path)
+        save_pretrained(run.folded(run.config.method), path)
     for section in run.config.unlearn:
-        path = run.directory / "methods" / section.name
-        if section.objective != "system_prompt" and not parallel.exists(path / "model"):
+        path = run.unlearned_path(section)
+        checkpoints = path.with_name("checkpoints")
+        if section.objective != SYSTEM_PROMPT and not parallel.exists(path):
             trained = unlearn(
                 run.vanilla,
                 section,
                 run.benchmark.facts("forget"),
                 run.benchmark.facts("retain", "celebrity", "general"),
-                directory=path / "checkpoints",
+                directory=checkpoints,
                 seed=run.config.seed,
                 reference=_reference(run, section),
                 decouple=_decouple_samples(run, section),
             )
-            save_pretrained(trained, path / "model")
-        parallel.on_first_process(
-            functools.partial(shutil.rmtree, path / "checkpoints", ignore_errors=True)
-        )
+            save_pretrained(trained, path)
+        parallel.on_first_process(functools.partial(shutil.rmtree, checkpoints, ignore_errors=True))
 
 
 def make_evaluation(run: Run) -> None:
@@ -170,44 +162,29 @@ def make_evaluation(run: Run) -> None:
         return
     begun = time.monotonic()
     rows = []
-    models = []
-    for name, loaded in _models(run):
+    models = run.models()
+    for name, load_model in models.items():
         logger.info("evaluate: %s", name)
         rows += evaluate(
-            loaded(),
+            load_model(),
             run.benchmark.sets,
             run.config.evaluate,
             directory=run.directory / "evaluation",
             model_name=name,
             seed=run.config.seed,
         )
-        models.append(name)
-    forget = run.benchmark.sets["forget"]
-    sweep = _sweep(run)
-    distances = _distances(run, list(_models(run)))
+    evaluated = Evaluated(run, tuple(models))
+    analyses = {name: analysis.rows_of(evaluated) for name, analysis in ANALYSES.items()}
     times = run.times()
     times["evaluate"] = times.get("evaluate", 0.0) + round(time.monotonic() - begun, 2)
-    write = functools.partial(
-        _write_results,
-        run,
-        rows,
-        models=models,
-        distances=distances,
-        headline=run.config.method.name,
-        request={
-            "people": [{"id": person.id, "name": person.name} for person in forget],
-            "share": run.config.data.forget,
-            "num_people": len(forget) + len(run.benchmark.sets["retain"]),
-        },
-        alpha_sweep=sweep,
-        timings=times,
-    )
+    write = functools.partial(_write_results, evaluated, rows, analyses, timings=times)
     parallel.on_first_process(write)
 
 
 def make_report(run: Run) -> None:
     """Write report.html."""
-    parallel.on_first_process(functools.partial(_render, run.directory, run.benchmark))
+    write = functools.partial(render_with_portraits, run.directory, run.benchmark)
+    parallel.on_first_process(write)
 
 
 STAGES: dict[str, Callable[[Run], None]] = {
@@ -229,28 +206,8 @@ def _methods_without(run: Run, file: str) -> Iterator[tuple[MethodSettings, Path
             yield method, folder
 
 
-def _mask(method: MethodSettings, scores: Neurons, alpha: float) -> Neurons:
-    return select(scores, alpha, method.scope, layers=method.layers)
-
-
-def _folded(run: Run, method: MethodSettings) -> Loaded:
-    mask, _ = masks.load(run.method_folder(method) / "mask.safetensors", run.vanilla)
-    return masks.fold(run.vanilla, mask)
-
-
-def _trained(run: Run, section: UnlearnSection) -> Loaded:
-    if section.objective == "system_prompt":
-        names = ", ".join(sorted(person.name for person in run.benchmark.sets["forget"]))
-        prompt = section.prompt.replace("{names}", names)
-        return dataclasses.replace(run.vanilla, system_prompt=prompt)
-    path = run.directory / "methods" / section.name / "model"
-    if not parallel.exists(path):
-        raise ManuError(f"{path}: no model there. Run the stage `unlearn` first.")
-    return load(path, run.config.model.dtype, run.mesh)
-
-
 def _reference(run: Run, section: UnlearnSection) -> Loaded | None:
-    """Return the model that stands still beside the one that is trained, if there has to be one."""
+    """Return the model that an objective compares with the trained one, if it needs one."""
     name = reference_of(section)
     if name == RETRAINED:
         if not run.has_retrained:
@@ -268,186 +225,30 @@ def _decouple_samples(run: Run, section: UnlearnSection) -> tuple[Sample, ...]:
     return safeeraser.decouple_samples(section.decouple.path, run.vanilla.template)
 
 
-def _models(run: Run) -> Iterator[tuple[str, Callable[[], Loaded]]]:
-    """Yield the name of each model to compare and how to get it; one is in memory at a time."""
-    yield VANILLA, lambda: run.vanilla
-    for method in run.config.methods:
-        yield method.name, functools.partial(_folded, run, method)
-    for section in run.config.unlearn:
-        yield section.name, functools.partial(_trained, run, section)
-    if run.has_retrained:
-        yield RETRAINED, lambda: run.load_model(RETRAINED, run.config.model.retrained_path)
-
-
-def _sweep(run: Run) -> list[dict[str, Any]]:
-    """Return the share of facts answered right by every method at every α of the sweep."""
-    if not run.config.sweep.alphas:
-        return []
-    people = {
-        "forget": run.benchmark.sets["forget"],
-        "retain": run.benchmark.sets["retain"][: run.config.sweep.max_people],
-    }
-    samples = {
-        (name, modality): forms(
-            [fact for person in people[name] for fact in person.facts],
-            modality,
-            run.vanilla.template,
-        )
-        for name in people
-        for modality in MODALITIES
-    }
-    points = []
-
-    def measure(name: str, alpha: float, loaded: Loaded) -> None:
-        for (set_name, modality), asked in samples.items():
-            value = share_right(loaded, asked, run.config.evaluate.batch_size)
-            points.append(
-                dict(
-                    method=name,
-                    alpha=alpha,
-                    set=set_name,
-                    modality=modality,
-                    value=value,
-                    n=len(asked),
-                )
-            )
-
-    measure(VANILLA, 0.0, run.vanilla)
-    for method in run.config.methods:
-        scores, _ = load_scores(run.method_folder(method) / "scores.safetensors")
-        for alpha in run.config.sweep.alphas:
-            mask = _mask(method, scores, alpha)
-            measure(method.name, alpha, masks.fold(run.vanilla, mask))
-    if run.has_retrained:
-        measure(RETRAINED, 0.0, run.load_model(RETRAINED, run.config.model.retrained_path))
-    return points
-
-
-def _distances(run: Run, models: Sequence[tuple[str, Callable[[], Loaded]]]) -> list[dict]:
-    """Return each model's KL from the retrained one, on the facts to forget and to retain."""
-    if not run.has_retrained or not run.config.evaluate.kl:
-        return []
-    section = run.config.evaluate
-    reference = run.load_model(RETRAINED, run.config.model.retrained_path)
-    found = []
-    for name, loaded in models:
-        model = loaded()
-        if model.system_prompt:
-            continue  # its prompts are not those of the reference, token by token
-        for part in ("forget", "retain"):
-            people = run.benchmark.sets[part]
-            facts = [f for p in people[: section.max_people] for f in p.facts]
-            for modality in MODALITIES:
-                samples = forms(facts, modality, run.vanilla.template)
-                values = answer_kl(model, reference, samples, batch_size=section.batch_size)
-                interval = bootstrap(
-                    values.tolist(),
-                    [sample.key.partition("/")[0] for sample in samples],
-                    resamples=section.resamples,
-                    seed=run.config.seed,
-                )
-                place = {"model": name, "set": part, "modality": modality, "metric": "kl"}
-                found.append(place | plain_interval(interval))
-    return found
-
-
 def _write_results(
-    run: Run, rows: Any, *, models: Sequence[str], distances: list[dict], **rest: Any
+    evaluated: Evaluated,
+    rows: Sequence[Mapping[str, Any]],
+    analyses: Mapping[str, Sequence[Any]],
+    *,
+    timings: Mapping[str, float],
 ) -> None:
-    """Write results.json, with what follows from the records that now stand."""
-    folder, section = run.directory / "evaluation", run.config.evaluate
-    settings: dict[str, Any] = {"resamples": section.resamples, "seed": run.config.seed}
-    records = {model: stored_records(folder / model) for model in models}
-    leakage = [
-        to_plain(
-            model,
-            find_leakage(records[model], records[VANILLA], erase=run.config.erase, **settings),
-        )
-        for model in models
-    ]
-    paired = [
-        difference
-        for against in (VANILLA, RETRAINED)
-        if against in models
-        for difference in differences(records, against, **settings)
-    ]
-    for model in models if RETRAINED in models else ():
-        for modality in MODALITIES:
-            place = ("forget", "classification", modality)
-            sides = (records[name].get(place, ()) for name in (model, RETRAINED))
-            found = compare_truth_ratios(*sides)
-            if found is not None:
-                where = {"model": model, "set": "forget", "modality": modality, "metric": "ks"}
-                distances.append(where | dataclasses.asdict(found))
-    sets = run.benchmark.sets
-    asked = {name: evaluated_people(sets, name, section) for name in section.sets}
+    """Write results.json: what was measured, of whom, and what was left out."""
+    run = evaluated.run
+    sets, section = run.benchmark.sets, run.config.evaluate
+    people = {name: evaluated_people(sets, name, section) for name in section.sets}
     write_results(
         run.directory,
         rows,
-        models=models,
-        leakage=leakage,
-        differences=paired,
-        distances=distances,
-        skipped=_skipped(run, asked),
-        shots=shots_of_run(sets, asked, section, run.config.seed),
+        models=evaluated.models,
+        headline=run.config.method.name,
+        request={
+            "people": [{"id": person.id, "name": person.name} for person in sets["forget"]],
+            "share": run.config.data.forget,
+            "num_people": len(sets["forget"]) + len(sets["retain"]),
+        },
+        analyses=analyses,
+        skipped=skipped_items(run.benchmark, people),
+        shots=shots_of_run(sets, people, section, seed=run.config.seed),
         config=run.config.model_dump(mode="json"),
-        **rest,
+        timings=timings,
     )
-
-
-def _skipped(run: Run, asked: Mapping[str, Sequence[Person]]) -> dict[str, int]:
-    """Return how many items of each kind are not asked or measured, of the sets asked for."""
-    num_people = sum(len(run.benchmark.sets[name]) for name in asked)
-    people = [person for part in asked.values() for person in part]
-    counts = {"people beyond evaluate.max_people": num_people - len(people)}
-    for modality in MODALITIES:
-        counts[f"facts that have no {modality} form"] = sum(
-            not has_form(fact, modality) for person in people for fact in person.facts
-        )
-    return dict(run.benchmark.skipped) | {what: count for what, count in counts.items() if count}
-
-
-def _render(directory: Path, benchmark: Benchmark) -> None:
-    people = {person.id: person for name in SETS for person in benchmark.sets[name][::-1]}
-    portraits = {
-        name: _png(people[name].images[0])
-        for name in people_shown(directory)
-        if name in people and people[name].images
-    }
-    names = {identity: person.name for identity, person in people.items()}
-    logger.info("report: %s", render(directory, portraits, names))
-
-
-def _kept_models(config: RunConfig) -> Path | None:
-    """Return where trained models are kept for other runs with the same data and training."""
-    if config.cache is None or config.model.path is not None or config.data.path is not None:
-        return None
-    made_from = [
-        config.seed,
-        config.model.model_dump(mode="json"),
-        config.data.model_dump(mode="json"),
-        config.train.model_dump(mode="json"),
-        versions(),
-    ]
-    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
-    return expand_path(config.cache) / "models" / digest
-
-
-def _keep(names: Sequence[str], directory: Path, kept: Path) -> None:
-    """Put models of a run where others find them."""
-    with new_folder(kept) as folder:
-        for name in names:
-            shutil.copytree(directory / name, folder / name)
-
-
-def _take(names: Sequence[str], kept: Path, directory: Path) -> None:
-    """Put models that were kept into a run's folder."""
-    for name in names:
-        with new_folder(directory / name) as folder:
-            shutil.copytree(kept / name, folder, dirs_exist_ok=True)
-
-
-def _png(image: Any) -> bytes:
-    content = io.BytesIO()
-    image.save(content, "PNG")
-    return content.getvalue()

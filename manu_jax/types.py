@@ -35,7 +35,6 @@ Set = Literal["forget", "test", "retain", "celebrity", "general"]
 SETS: tuple[Set, ...] = ("forget", "test", "retain", "celebrity", "general")
 KEEP_SETS: tuple[Set, ...] = ("retain", "celebrity", "general")
 Task = Literal["classification", "generation", "cloze", "likelihood"]
-TASKS: tuple[Task, ...] = ("classification", "generation", "cloze", "likelihood")
 # Models of a run that no method made: the one before, and the one that never knew.
 VANILLA, RETRAINED = "vanilla", "retrained"
 

@@ -32,6 +32,7 @@ evaluate: {new_tokens: 4, max_people: 2, resamples: 50, tasks: [generation, like
 # The compiler's least effort: to compile is most of what these tests do.
 QUICK = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count="
 WORKER = Path(__file__).parent / "processes_worker.py"
+FEATURES_WORKER = WORKER.with_name("features_worker.py")
 ROW_MEANS = ("value", "low", "high")
 
 
@@ -88,6 +89,12 @@ def folders(tmp_path_factory):
 
 def test_batches_decisions_and_errors_are_the_same_on_all_processes(tmp_path):
     logs = both(tmp_path, WORKER, tmp_path)
+    assert all("as expected" in log for log in logs)
+
+
+@pytest.mark.slow
+def test_two_processes_evict_the_same_images(tmp_path):
+    logs = both(tmp_path, FEATURES_WORKER)
     assert all("as expected" in log for log in logs)
 
 

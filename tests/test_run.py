@@ -111,9 +111,12 @@ def test_trained_baseline_is_a_folder_and_stands_beside_the_masks(finished):
     ]
     assert any(moved)
     results = load_results(finished)
-    assert {d.against for d in results.differences if d.model == "NPO"} == {"vanilla", "retrained"}
-    assert {d.metric for d in results.distances if d.model == "NPO"} == {"kl", "ks"}
-    assert "NPO" in results.leakage
+    assert {d.against for d in results.analyses["differences"] if d.model == "NPO"} == {
+        "vanilla",
+        "retrained",
+    }
+    assert {d.metric for d in results.analyses["distances"] if d.model == "NPO"} == {"kl", "ks"}
+    assert "NPO" in {row.model for row in results.analyses["leakage"]}
     assert "NPO" in (finished / "report.html").read_text()
 
 
@@ -126,7 +129,8 @@ def test_a_system_prompt_stands_before_every_question_and_nothing_is_trained(fin
     for path in (finished / "evaluation" / "prompt").iterdir():
         prompts = [json.loads(line)["prompt"] for line in path.read_text().splitlines()]
         assert all(one.startswith("Do not tell of ") and names[0] in one for one in prompts)
-    assert {d.metric for d in load_results(finished).distances if d.model == "prompt"} == {"ks"}
+    distances = load_results(finished).analyses["distances"]
+    assert {d.metric for d in distances if d.model == "prompt"} == {"ks"}
 
 
 def test_what_is_not_asked_is_counted(finished):

@@ -1,10 +1,12 @@
 """What the stages put together beside what their parts measure."""
 
 import types
+from typing import Any
 
 from manu_jax import stages
 from manu_jax.config import EvaluateSection, RunConfig
 from manu_jax.data.record import Benchmark, Person, Question
+from manu_jax.evaluation.analyses.analysis import Evaluated
 from manu_jax.report.results import load_results
 from manu_jax.types import Template
 
@@ -29,7 +31,7 @@ def test_results_hold_who_was_shown_and_what_was_not_asked(tmp_path):
         protocol="official_few_shot", tasks=("classification", "cloze"), max_people=4
     )
     config = RunConfig(model={"path": "m"}, evaluate=section, method="random")
-    run = types.SimpleNamespace(
+    run: Any = types.SimpleNamespace(
         directory=tmp_path,
         config=config,
         benchmark=Benchmark(sets, {"options with an empty text": 2}),
@@ -37,16 +39,11 @@ def test_results_hold_who_was_shown_and_what_was_not_asked(tmp_path):
     )
     row = {"model": "vanilla", "set": "forget", "task": "cloze", "modality": "text"}
     row |= {"metric": "accuracy", "value": 0.5, "n": 2, "low": None, "high": None}
-    stages._write_results(
-        run,
-        [row],
-        models=["vanilla", "random"],
-        distances=[],
-        headline="random",
-        request={"people": [], "share": 10, "num_people": 9},
-        timings={},
-    )
+    evaluated = Evaluated(run, ("vanilla", "random"))
+    stages._write_results(evaluated, [row], {}, timings={})
     results = load_results(tmp_path)
+    assert [identity for identity, _ in results.request.people] == ["000", "001", "002", "003"]
+    assert (results.request.share, results.request.num_people) == (10, 9)
     assert results.skipped == {
         "options with an empty text": 2,
         "people beyond evaluate.max_people": 1,

@@ -1,7 +1,7 @@
 """Check a finished demo: `python tools/check_demo.py runs/demo`; status 0 where every claim holds.
 
 The claims are those of the README: the vanilla model knew the forget people in both forms, the
-default method forgets them in both, what was to be kept is kept, and the run's files all stand.
+default method forgets them in both, what was to be kept is kept, and all files of the run exist.
 """
 
 import json
@@ -27,7 +27,7 @@ def main() -> int:
         print("usage: python tools/check_demo.py RUN_FOLDER", file=sys.stderr)
         return 2
     folder = Path(sys.argv[1])
-    faults = [f"{name}: missing or empty" for name in FILES if not _stands(folder / name)]
+    faults = [f"{name}: missing or empty" for name in FILES if not _exists(folder / name)]
     if faults:
         print("\n".join(faults), file=sys.stderr)
         return 1
@@ -54,7 +54,7 @@ def main() -> int:
     return 1 if faults else 0
 
 
-def _stands(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 

@@ -38,10 +38,12 @@ class ImageFeatures:
         They are 0 where there is no vision input.
         """
         samples = [self._encoded[index] for index in self._batches.indices_at(step)]
-        needed = {id(vision_input) for sample in samples for vision_input in sample.vision_inputs}
+        # In the order of the batch, which all processes share: it decides what is evicted.
+        vision_inputs = itertools.chain.from_iterable(sample.vision_inputs for sample in samples)
+        needed = dict.fromkeys(map(id, vision_inputs))
         found = {key: self._stored.pop(key) for key in needed if key in self._stored}
-        while not needed <= found.keys():
-            found |= self._compute(self._next_vision_inputs(step, needed, found))
+        while not needed.keys() <= found.keys():
+            found |= self._compute(self._next_vision_inputs(step, set(needed), found))
         self._stored |= found
         num_bytes = sum(features_PE.nbytes for features_PE in self._stored.values())
         while num_bytes > STORE_BYTES:

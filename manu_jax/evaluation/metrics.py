@@ -1,21 +1,32 @@
-"""Strings to numbers: the metrics of MLLMU-Bench and their intervals. No jax.
+"""Answers to numbers: the metrics of MLLMU-Bench and their intervals. No jax.
 
-Every metric is a value per item, so that a mean is a sum and a count, and an interval can be drawn
-by resampling people: the items of one person are not independent of each other.
+A metric is one entry of METRICS: the tasks compute it, records and results carry it, and the report
+asks it for its title, its unit and its direction. Every metric is a value per item, so that a mean
+is a sum and a count, and an interval can be drawn by resampling people: the items of one person are
+not independent of each other.
 """
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from manu_jax.config import Protocol
+
+# Units. Shares are averaged over kinds of question and printed in percent.
+SHARE = "% right"
+OVERLAP = "0 to 1"
+NATS = "nats per token; nearer to 0 is likelier"
+WRITTEN: tuple[Protocol, ...] = ("zero_shot", "official_few_shot")  # an answer is generated
+
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A mean over `n` items and the bounds of its 95 % interval (NaN where there is one person)."""
+    """A mean over `n` items and the bounds of its 95 % interval (NaN for a single person)."""
 
     value: float
     low: float
@@ -23,10 +34,63 @@ class Interval:
     n: int
 
 
+@dataclasses.dataclass(frozen=True)
+class CandidateScore:
+    """One candidate answer: the mean log p of its tokens, and whether all are first choices."""
+
+    log_likelihood: float
+    is_recalled: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Response:
+    """What a model gave for one item: all that a metric may look at.
+
+    answer: what it wrote, "" if nothing. truth: the right answer, or its letter. options:
+    letter → text; empty outside of multiple choice. candidates: in the order of `options`, or the
+    training answer alone.
+    """
+
+    answer: str
+    truth: str
+    options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    candidates: tuple[CandidateScore, ...] = ()
+    protocol: Protocol = "zero_shot"
+
+    @property
+    def likeliest(self) -> str:
+        """The letter of the option with the highest mean log p, the first of equal ones."""
+        values = (candidate.log_likelihood for candidate in self.candidates)
+        by_letter = dict(zip(self.options, values, strict=True))
+        return max(by_letter, key=by_letter.__getitem__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A value of every item; its mean is a row of the results.
+
+    function: computes it. title, unit: in the report's tables; the unit is SHARE, OVERLAP, NATS,
+    or any other. tasks, protocols: that have it. field: of the records; "": the metric's name.
+    """
+
+    function: Callable[[Response], float]
+    title: str
+    unit: str
+    higher_is_better: bool
+    tasks: tuple[str, ...]
+    field: str = ""
+    protocols: tuple[Protocol, ...] = (*WRITTEN, "likelihood")
+
+    @property
+    def is_share(self) -> bool:
+        """Whether it is a share of right answers, which is printed in percent."""
+        return self.unit == SHARE
+
+
 def letter_of(answer: str) -> str:
     """Return the option that a generated answer chooses: its first character, upper-cased.
 
-    "" where the answer is empty (MLLMU-Bench's rule; blanks before the letter do not count).
+    "" where the answer is empty. MLLMU-Bench's rule; blanks before the letter do not count.
     """
     return answer.strip()[:1].upper()
 
@@ -34,14 +98,14 @@ def letter_of(answer: str) -> str:
 def option_of(answer: str, options: Mapping[str, str]) -> str:
     """Return the letter of the option that an answer chooses, however it is put; "" if none or two.
 
-    "The answer is B.", "b)", "(D) Oslo" and the option's own text choose; "A or B" does not, and a
-    word that begins with a letter, or the article, is no letter.
+    "The answer is B.", "b)", "(D) Oslo" and the option's own text choose; "A or B" does not. The
+    first letter of a word is no choice, nor is the article "a".
     """
     letters = "".join(re.escape(letter) for letter in options)
     said = re.search(
         rf"\b(?:answer|option|choice)\b\s*(?:is|:)?\s*[(\[]?([{letters}])\b", answer, re.I
     )
-    # Lone capitals, and a lone letter of either case where it is all or has a bracket or a stop.
+    # Lone capitals, and lone small letters that end the answer or have a bracket or a stop.
     lone = re.findall(
         rf"(?<![\w'’])(?:([{letters}])(?!['’]?\w)|([{letters.lower()}])(?=\s*[).:\]]|\s*$))", answer
     )
@@ -56,14 +120,13 @@ def option_of(answer: str, options: Mapping[str, str]) -> str:
 
 
 def contains(answer: str, truth: str) -> float:
-    """Return 1.0 where the truth stands in the answer, case apart (MLLMU-Bench's cloze rule)."""
+    """Return 1.0 where the answer contains the truth, ignoring case (MLLMU-Bench's cloze rule)."""
     return float(truth.strip().lower() in answer.lower())
 
 
 def rouge(answer: str, truth: str) -> dict[str, float]:
     """Return the F-measures {"rouge1", "rouge2", "rougeL"} with stemming (package rouge-score)."""
-    scores = _rouge_scorer().score(truth, answer)
-    return {name: float(score.fmeasure) for name, score in scores.items()}
+    return dict(_rouge(answer, truth))
 
 
 def bleu(answer: str, truth: str) -> float:
@@ -75,13 +138,77 @@ def bleu(answer: str, truth: str) -> float:
     return float(score)
 
 
-# Metrics of an answer's text against the truth; each in [0, 1], and more is better.
-METRICS: dict[str, Callable[[str, str], float]] = {
-    "rougeL": lambda answer, truth: rouge(answer, truth)["rougeL"],
-    "rouge1": lambda answer, truth: rouge(answer, truth)["rouge1"],
-    "rouge2": lambda answer, truth: rouge(answer, truth)["rouge2"],
-    "bleu": bleu,
-    "exact": contains,
+def accuracy(response: Response) -> float:
+    """Return 1.0 where the response is right by the rule of its task and protocol."""
+    if not response.options:
+        return contains(response.answer, response.truth)
+    if response.protocol == "likelihood":
+        return option_accuracy(response)
+    if response.protocol == "official_few_shot":
+        return letter_accuracy(response)
+    return tolerant_accuracy(response)
+
+
+def letter_accuracy(response: Response) -> float:
+    """Return 1.0 where the answer's first character is the right letter."""
+    return float(letter_of(response.answer) == response.truth)
+
+
+def tolerant_accuracy(response: Response) -> float:
+    """Return 1.0 where the answer chooses the right option, however it is put (`option_of`)."""
+    return float(option_of(response.answer, response.options) == response.truth)
+
+
+def option_accuracy(response: Response) -> float:
+    """Return 1.0 where the right option's text is the likeliest answer."""
+    return float(response.likeliest == response.truth)
+
+
+def log_likelihood(response: Response) -> float:
+    """Return the mean log p of the training answer's tokens, in nats."""
+    return response.candidates[0].log_likelihood
+
+
+def probability(response: Response) -> float:
+    """Return the geometric mean of the probabilities of the training answer's tokens."""
+    return math.exp(response.candidates[0].log_likelihood)
+
+
+def recall(response: Response) -> float:
+    """Return 1.0 where every token of the training answer is the model's first choice."""
+    return float(response.candidates[0].is_recalled)
+
+
+def _of_texts(function: Callable[[str, str], float]) -> Callable[[Response], float]:
+    """Return a metric's function that looks at the answer and the truth alone."""
+    return lambda response: function(response.answer, response.truth)
+
+
+def _rouge_metric(name: str) -> Callable[[Response], float]:
+    return _of_texts(lambda answer, truth: rouge(answer, truth)[name])
+
+
+_CHOICE, _FREE, _FACTS = ("classification",), ("generation",), ("likelihood",)
+# In the order of records and tables; a task's records hold its first metric as their `score`.
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric(accuracy, "accuracy", SHARE, True, (*_CHOICE, "cloze"), "score"),
+    "letter_accuracy": Metric(
+        letter_accuracy, "letter accuracy", SHARE, True, _CHOICE, "letter_score", WRITTEN
+    ),
+    "tolerant_accuracy": Metric(
+        tolerant_accuracy, "tolerant accuracy", SHARE, True, _CHOICE, "tolerant_score", WRITTEN
+    ),
+    "option_accuracy": Metric(
+        option_accuracy, "option accuracy", SHARE, True, _CHOICE, "option_score", WRITTEN
+    ),
+    "rougeL": Metric(_rouge_metric("rougeL"), "ROUGE-L", OVERLAP, True, _FREE, "score"),
+    "rouge1": Metric(_rouge_metric("rouge1"), "ROUGE-1", OVERLAP, True, _FREE),
+    "rouge2": Metric(_rouge_metric("rouge2"), "ROUGE-2", OVERLAP, True, _FREE),
+    "bleu": Metric(_of_texts(bleu), "BLEU-4", OVERLAP, True, _FREE),
+    "exact": Metric(_of_texts(contains), "holds the truth", SHARE, True, _FREE),
+    "log_likelihood": Metric(log_likelihood, "log likelihood", NATS, True, _FACTS, "score"),
+    "probability": Metric(probability, "probability", SHARE, True, _FACTS),
+    "recall": Metric(recall, "recall", SHARE, True, _FACTS, "recalled"),
 }
 
 
@@ -90,8 +217,8 @@ def bootstrap(
 ) -> Interval:
     """Return the mean of `values` and its 95 % percentile interval by bootstrap over people.
 
-    values, people: one per item; the items of a person are drawn together. The order of the people
-    of equal names does not matter, nor does that of the items.
+    values, people: one per item; the items of a person are drawn together. The order of the items
+    does not matter.
     """
     sums_P, counts_P = _by_person(values, people)
     value = float(sums_P.sum() / counts_P.sum())
@@ -136,8 +263,14 @@ def _draws(num_people: int, resamples: int, seed: int) -> np.ndarray:
     return random.multinomial(num_people, share, size=resamples).astype(np.float64)
 
 
+@functools.lru_cache(maxsize=64)  # three metrics look at the same answer, one after the other
+def _rouge(answer: str, truth: str) -> tuple[tuple[str, float], ...]:
+    scores = _rouge_scorer().score(truth, answer)
+    return tuple((name, float(score.fmeasure)) for name, score in scores.items())
+
+
 @functools.cache
-def _rouge_scorer():
+def _rouge_scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)

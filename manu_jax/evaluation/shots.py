@@ -2,8 +2,9 @@
 
 The official code draws them, unseeded, from the people it evaluates, and leaves the shots' own
 questions out of the score. Here the draw follows from (seed, set, task), is logged, and is written
-to results.json; `shots_from: outside` draws from another set that is to be kept, so that no prompt
-holds an answer of the people it is about. The images are those of the full set, never transformed.
+to results.json. `shots_from: outside` draws from another set, one that is kept, so that no prompt
+holds an answer about the people it asks about. The images are those of the full set, never
+transformed.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from manu_jax.types import ManuError
 logger = logging.getLogger(__name__)
 
 SHOT_TASKS = ("classification", "cloze")
-# Where the people outside of a set are taken from. General topics have no people of their own.
+# Set → where shots from outside of it are drawn. General topics have no people of their own.
 OUTSIDE = {
     "forget": "retain",
     "test": "retain",
@@ -33,8 +34,8 @@ OUTSIDE = {
 
 @dataclasses.dataclass(frozen=True)
 class Shots:
-    """people: IDs of those who were drawn. questions: (who, question) of theirs. left_out: how many
-    questions of the evaluated set are not asked, since they are shots."""
+    """What was drawn. people: IDs. questions: (who, question). left_out: how many questions of the
+    evaluated set are not asked because they are shots."""
 
     people: tuple[str, ...] = ()
     questions: tuple[tuple[Person, Question], ...] = ()
@@ -44,19 +45,21 @@ class Shots:
 def draw_shots(
     sets: Mapping[str, Sequence[Person]],
     evaluated: Sequence[Person],
+    section: EvaluateSection,
+    *,
     name: str,
     task: str,
-    section: EvaluateSection,
     seed: int,
 ) -> tuple[Shots, list[Person]]:
     """Return the shots of a task on the set `name`, and the evaluated people who are still asked.
 
-    evaluated: of that set, after `max_people`. Raises ManuError where too few people can be drawn.
+    evaluated: the people of that set, after `max_people`. Raises ManuError where too few people can
+    be drawn.
     """
     if section.protocol != "official_few_shot" or task not in SHOT_TASKS or not evaluated:
         return Shots(), list(evaluated)
     is_outside = section.shots_from == "outside" or name == "general"
-    # The transformed images of the test set are of the people to forget, whose own images are shot.
+    # The people of the test set are those to forget, whose untransformed images are shown.
     source = OUTSIDE[name] if is_outside else "forget" if name == "test" else name
     allowed = None if is_outside else {person.id for person in evaluated}
     pool = sorted(
@@ -87,13 +90,14 @@ def shots_of_run(
     sets: Mapping[str, Sequence[Person]],
     evaluated: Mapping[str, Sequence[Person]],
     section: EvaluateSection,
+    *,
     seed: int,
 ) -> list[dict[str, Any]]:
     """Return {set, task, people, left_out} of every draw of an evaluation."""
     found = []
     for name in section.sets:
         for task in section.tasks:
-            shots, _ = draw_shots(sets, evaluated[name], name, task, section, seed)
+            shots, _ = draw_shots(sets, evaluated[name], section, name=name, task=task, seed=seed)
             if shots.people:
                 found.append(
                     {

@@ -1,13 +1,14 @@
-"""Sets × tasks × modalities → a file of records each, and rows of results.
+"""Sets × tasks × modalities: a file of records for each, and rows of results.
 
-All that is asked in one modality is pooled, so that batches are full and few shapes are compiled.
-Records are written chunk by chunk: a killed run loses at most one.
+All items of one modality are pooled, so that batches are full and few shapes are compiled. Records
+are written chunk by chunk, so a killed run loses at most one chunk.
 
     DIRECTORY/MODEL/SET.TASK.MODALITY.jsonl           one record a line (tasks.py)
-    DIRECTORY/MODEL/SET.TASK.MODALITY.partial.jsonl   the first records of a file in the making
+    DIRECTORY/MODEL/SET.TASK.MODALITY.partial.jsonl   the first records of an unfinished file
 """
 
 import dataclasses
+import functools
 import json
 import logging
 import math
@@ -18,12 +19,13 @@ from typing import Any
 
 from manu_jax import parallel
 from manu_jax.config import EvaluateSection
-from manu_jax.data.record import Person
+from manu_jax.data.forms import has_form
+from manu_jax.data.record import Benchmark, Person
 from manu_jax.evaluation.generate import greedy
 from manu_jax.evaluation.likelihood import log_likelihoods
-from manu_jax.evaluation.metrics import bootstrap
+from manu_jax.evaluation.metrics import CandidateScore, bootstrap
 from manu_jax.evaluation.shots import draw_shots
-from manu_jax.evaluation.tasks import TASKS, Item, Measured, Prompting, record_of
+from manu_jax.evaluation.tasks import TASKS_BY_NAME, Item, Prompting, record_of
 from manu_jax.folder import write_atomic
 from manu_jax.types import MODALITIES, SETS, ManuError, Modality, raise_faults
 
@@ -37,7 +39,7 @@ Record = dict[str, Any]
 
 @dataclasses.dataclass
 class _File:
-    """One file: what is asked, and the records so far."""
+    """One file: its items, and the records so far."""
 
     folder: Path
     set: str
@@ -70,15 +72,15 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Return the rows {model, set, task, modality, metric, value, n, low, high} of one model.
 
-    low, high: 95 % interval by bootstrap over people, None where there is one. A set without items
-    of a kind gives no rows. A file that stands is read instead of asked again. Raises ManuError for
+    low, high: 95 % interval by bootstrap over people, None for a single person. A set without items
+    of a kind gives no rows. A file that exists is read instead of asked again. Raises ManuError for
     unknown sets and tasks, and where files are damaged or hold other questions.
     """
     _check_names(section, sets)
-    files = _files(loaded, sets, section, Path(directory) / model_name, seed)
+    files = _files(loaded, sets, section, folder=Path(directory) / model_name, seed=seed)
     for modality in MODALITIES:
         _complete(loaded, [file for file in files if file.modality == modality], section)
-    return [row for file in files for row in _rows(file, model_name, section, seed)]
+    return [row for file in files for row in _rows(file, model_name, section, seed=seed)]
 
 
 def check_prompts(
@@ -94,9 +96,13 @@ def check_prompts(
     """
     _check_names(section, sets)
     faults = []
-    for file in _files(loaded, sets, section, None, seed):
-        asked = [(item.asked, section.new_tokens) for item in file.items if item.asked is not None]
-        samples = [*asked, *((given, 0) for item in file.items for given in item.given)]
+    for file in _files(loaded, sets, section, folder=None, seed=seed):
+        prompts = [item.prompt_sample for item in file.items if item.prompt_sample is not None]
+        candidates = [candidate for item in file.items for candidate in item.candidates]
+        samples = [
+            *((prompt, section.new_tokens) for prompt in prompts),
+            *((candidate, 0) for candidate in candidates),
+        ]
         counts = loaded.count_tokens([sample for sample, _ in samples])
         totals = [sum(count) + room for count, (_, room) in zip(counts, samples, strict=True)]
         longest = max(range(len(totals)), key=totals.__getitem__)
@@ -104,7 +110,7 @@ def check_prompts(
             (text, images), (sample, room) = counts[longest], samples[longest]
             shown = (
                 f"{len(sample.images)} × {images // len(sample.images)} tokens of images + "
-                if (sample.images)
+                if sample.images
                 else ""
             )
             faults.append(
@@ -128,11 +134,28 @@ def evaluated_people(
     return people
 
 
+def skipped_items(
+    benchmark: Benchmark, evaluated: Mapping[str, Sequence[Person]]
+) -> dict[str, int]:
+    """Return how many items of each kind are not asked or measured.
+
+    evaluated: {set: its people who are asked}; other sets do not count.
+    """
+    num_people = sum(len(benchmark.sets[name]) for name in evaluated)
+    people = [person for part in evaluated.values() for person in part]
+    counts = {"people beyond evaluate.max_people": num_people - len(people)}
+    for modality in MODALITIES:
+        counts[f"facts that have no {modality} form"] = sum(
+            not has_form(fact, modality) for person in people for fact in person.facts
+        )
+    return dict(benchmark.skipped) | {what: count for what, count in counts.items() if count}
+
+
 def stored_records(folder: str | Path) -> dict[tuple[str, str, str], list[Record]]:
     """Return {(set, task, modality): records} of the files that `evaluate` left for one model."""
     found = {}
     for name in SETS:
-        for task in TASKS:
+        for task in TASKS_BY_NAME:
             for modality in MODALITIES:
                 path = Path(folder) / f"{name}.{task}.{modality}.jsonl"
                 if path.exists():
@@ -144,8 +167,11 @@ def stored_records(folder: str | Path) -> dict[tuple[str, str, str], list[Record
 def _check_names(section: EvaluateSection, sets: Mapping[str, Any]) -> None:
     faults = [
         f"evaluate.{what}: unknown {', '.join(map(repr, unknown))}; known: {', '.join(known)}."
-        for what, given, known in (("sets", section.sets, sets), ("tasks", section.tasks, TASKS))
-        if (unknown := [name for name in given if name not in known])
+        for what, names, known in (
+            ("sets", section.sets, sets),
+            ("tasks", section.tasks, TASKS_BY_NAME),
+        )
+        if (unknown := [name for name in names if name not in known])
     ]
     if faults:
         raise ManuError("\n".join(faults))
@@ -155,21 +181,22 @@ def _files(
     loaded: Any,
     sets: Mapping[str, Sequence[Person]],
     section: EvaluateSection,
+    *,
     folder: Path | None,
     seed: int,
 ) -> list[_File]:
-    """Return the files that have items, with the records that stand already (folder None: none)."""
+    """Return the files that have items, with the records in the folder (None: no records)."""
     files, empty, faults = [], [], []
     for task in section.tasks:
         for name in section.sets:
             evaluated = evaluated_people(sets, name, section)
-            shots, people = draw_shots(sets, evaluated, name, task, section, seed)
+            shots, people = draw_shots(sets, evaluated, section, name=name, task=task, seed=seed)
             if shots.people:
                 who = ", ".join(shots.people)
                 logger.info("evaluate: shots of %s on %s are of %s", task, name, who)
-            prompting = Prompting(section.protocol, shots.questions)
+            prompting = Prompting(loaded.template, section.protocol, shots.questions)
             for modality in MODALITIES:
-                items = list(TASKS[task].items(people, modality, loaded.template, prompting))
+                items = list(TASKS_BY_NAME[task].items(people, modality, prompting))
                 if not items:
                     empty.append(f"{name}.{task}.{modality}")
                     continue
@@ -187,11 +214,11 @@ def _files(
 
 
 def _read(file: _File, section: EvaluateSection) -> list[Record]:
-    """Return the records that stand; ManuError where they are not those of the file's items."""
+    """Return the records that exist; ManuError where they are not those of the file's items."""
     path = file.path if parallel.exists(file.path) else file.partial
     if not parallel.exists(path):
         return []
-    fields = _fields(file, section)
+    fields = set(TASKS_BY_NAME[file.task].metrics_under(section.protocol).values())
     records: list[Record] = []
     fault = ""
     try:
@@ -206,30 +233,22 @@ def _read(file: _File, section: EvaluateSection) -> list[Record]:
             records.append(record)
     except (OSError, ValueError) as error:
         fault = f"damaged ({error})"
-    asked = [(item.key, item.prompt, item.truth) for item in file.items]
-    is_whole = path == file.path
-    found = []
-    if not fault:
-        found = [
-            tuple(record.get(name) for name in ("key", "prompt", "truth")) for record in records
-        ]
-    if not fault and (len(found) > len(asked) or (is_whole and len(found) != len(asked))):
-        fault = f"it holds {len(found)} records, {len(asked)} are asked now"
-    if not fault and found != asked[: len(found)]:
-        number = next(
-            i for i, pair in enumerate(zip(found, asked, strict=False)) if len(set(pair)) > 1
-        )
-        fault = f"line {number + 1} is about {found[number][0]}, with another question than now"
+    fault = fault or _mismatch(file, records, is_whole=path == file.path)
     if fault:
         raise ManuError(f"{path}: {fault}. Delete the file and give the command again.")
     return records
 
 
-def _fields(file: _File, section: EvaluateSection) -> set[str]:
-    """Return the fields of numbers that a record of this task and protocol has."""
-    given = [Measured(0.0, False)] * len(file.items[0].given)
-    record = record_of(file.task, file.items[0], "", given, section.protocol)
-    return set(TASKS[file.task].metrics_in(record).values())
+def _mismatch(file: _File, records: Sequence[Record], *, is_whole: bool) -> str:
+    """Return what tells that records are not those of a file's items; "" if nothing does."""
+    expected = [(item.key, item.prompt, item.truth) for item in file.items]
+    found = [tuple(record.get(name) for name in ("key", "prompt", "truth")) for record in records]
+    if len(found) > len(expected) or (is_whole and len(found) != len(expected)):
+        return f"it holds {len(found)} records, {len(expected)} are asked now"
+    for number, (one, other) in enumerate(zip(found, expected, strict=False), start=1):
+        if one != other:
+            return f"line {number} is about {one[0]}, with another question than now"
+    return ""
 
 
 def _is_number(record: Any, name: str) -> bool:
@@ -241,52 +260,63 @@ def _complete(loaded: Any, files: Sequence[_File], section: EvaluateSection) -> 
     """Ask what is missing in these files, all of one modality, and write them.
 
     A chunk is asked whole or not at all, so that an item always shares its batch with the same
-    others: after a killed run the numbers are the same to the last digit.
+    others. After a killed run the numbers are the same to the last digit.
     """
     everything = [(file, number) for file in files for number in range(len(file.items))]
     for start in range(0, len(everything), CHUNK):
         chunk = everything[start : start + CHUNK]
-        unwritten = [file for file, number in chunk if number >= len(file.records)]
-        if not unwritten:
+        incomplete = [file for file, number in chunk if number >= len(file.records)]
+        if not incomplete:
             continue
-        asked = [file.items[number] for file, number in chunk]
-        for (file, number), item, (answer, given) in zip(
-            chunk, asked, _ask(loaded, asked, section), strict=True
+        items = [file.items[number] for file, number in chunk]
+        for (file, number), item, (answer, scores) in zip(
+            chunk, items, _ask(loaded, items, section), strict=True
         ):
             if number == len(file.records):
-                file.records.append(record_of(file.task, item, answer, given, section.protocol))
-        for file in {id(file): file for file in unwritten}.values():
-            _write(file)
+                record = record_of(
+                    file.task, item, answer=answer, candidates=scores, protocol=section.protocol
+                )
+                file.records.append(record)
+        changed = list({file.name: file for file in incomplete}.values())
+        parallel.on_first_process(functools.partial(_write_all, changed))
 
 
 def _ask(
     loaded: Any, items: Sequence[Item], section: EvaluateSection
-) -> list[tuple[str, list[Measured]]]:
-    """Return what the model wrote for each item, and what was measured of its given answers."""
+) -> list[tuple[str, list[CandidateScore]]]:
+    """Return what the model wrote for each item, and the scores of its candidates."""
     answers = iter(
         greedy(
             loaded,
-            [item.asked for item in items if item.asked is not None],
+            [item.prompt_sample for item in items if item.prompt_sample is not None],
             new_tokens=section.new_tokens,
             batch_size=section.batch_size,
         )
     )
     found = log_likelihoods(
-        loaded, [given for item in items for given in item.given], batch_size=section.batch_size
+        loaded,
+        [candidate for item in items for candidate in item.candidates],
+        batch_size=section.batch_size,
     )
     pairs = zip(found.mean_N.tolist(), found.recalled_N.tolist(), strict=True)
-    measured = (Measured(mean, recalled) for mean, recalled in pairs)
+    scores = (CandidateScore(mean, is_recalled) for mean, is_recalled in pairs)
     return [
-        ("" if item.asked is None else next(answers), [next(measured) for _ in item.given])
+        (
+            "" if item.prompt_sample is None else next(answers),
+            [next(scores) for _ in item.candidates],
+        )
         for item in items
     ]
 
 
+def _write_all(files: Sequence[_File]) -> None:
+    for file in files:
+        _write(file)
+
+
 def _write(file: _File) -> None:
-    if not parallel.is_first_process():
-        return
     is_whole = len(file.records) == len(file.items)
-    # Escaped beyond ASCII: some letters of other scripts would count as line ends.
+    # Escaped beyond ASCII, since some characters of other scripts count as line ends.
     lines = [json.dumps(record, allow_nan=False) + "\n" for record in file.records]
     write_atomic(file.path if is_whole else file.partial, "".join(lines))
     if is_whole:
@@ -294,11 +324,11 @@ def _write(file: _File) -> None:
 
 
 def _rows(
-    file: _File, model_name: str, section: EvaluateSection, seed: int
+    file: _File, model_name: str, section: EvaluateSection, *, seed: int
 ) -> list[dict[str, Any]]:
     people = [item.person for item in file.items]
     rows = []
-    for metric, field in TASKS[file.task].metrics_in(file.records[0]).items():
+    for metric, field in TASKS_BY_NAME[file.task].metrics_in(file.records[0]).items():
         values = [float(record[field]) for record in file.records]
         found = bootstrap(values, people, resamples=section.resamples, seed=seed)
         has_interval = not math.isnan(found.low)

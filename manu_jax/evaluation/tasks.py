@@ -1,31 +1,31 @@
-"""What is asked of a model in each task, and how its answer is scored. No model, no jax.
+"""What is asked of a model in each task, and what is kept of its answer. No model, no jax.
 
-    classification   accuracy, by the protocol: of the letter that is written to the benchmark's
-                     prompt, found by `metrics.option_of` (zero_shot) or as its first character
-                     (official_few_shot); or of the option whose text is the likeliest answer (mean
-                     log p per token, so that long options have no handicap) to the question alone
-                     (likelihood). What the others would give stands beside it: letter_accuracy
-                     (first character), tolerant_accuracy, option_accuracy
-    generation       rougeL, rouge1, rouge2, bleu, exact (the truth stands in the answer)
-    cloze            accuracy: the truth stands in the answer
-    likelihood       of the training answers: log_likelihood (mean log p per token), probability
-                     (its exponential), recall (every token is the model's first choice); all are
+    classification   a letter, written to the benchmark's prompt, and the likelihood of each
+                     option's text as the answer to the question alone (mean log p per token, so
+                     that long options have no handicap). accuracy follows the protocol: the
+                     letter that `metrics.option_of` finds (zero_shot), the answer's first character
+                     (official_few_shot), or the likeliest option (likelihood). Where an answer is
+                     written, all three are recorded
+    generation       a free answer, compared with the truth
+    cloze            a free answer to a sentence with a blank, which has to hold the truth
+    likelihood       nothing is written; the likelihood of the training answers. All its metrics are
                      means over facts
 
-A *record* is what is kept of one item, a line of JSON: key, person, attribute, prompt, answer,
-truth, score (the task's first metric) and fields of the task. Metrics are means of its fields.
+What is computed of an answer are the entries of `metrics.METRICS` that name the task.
+
+A *record* is what is kept of one item, a line of JSON: key, person, attribute, question, prompt,
+answer, truth, score (the task's first metric), its other metrics, and details of the task.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from manu_jax.config import Protocol
-from manu_jax.data.forms import form, has_form
+from manu_jax.data.forms import form, has_form, question_and_answer
 from manu_jax.data.prompts import question_prompt
 from manu_jax.data.record import Person, Question
-from manu_jax.evaluation import metrics
+from manu_jax.evaluation.metrics import METRICS, CandidateScore, Response
 from manu_jax.types import Modality, Sample, Template, question_sample
 
 DIGITS = 6  # decimals of the numbers in a record
@@ -35,127 +35,152 @@ DIGITS = 6  # decimals of the numbers in a record
 class Item:
     """One thing that is asked.
 
-    asked: the prompt to be answered, or None. given: answers whose likelihood is measured.
-    options: letter → text, in the order of `given`.
+    question: in plain words. prompt: the text that a model reads, with the marks of its family.
+    prompt_sample: the prompt to be answered, or None. candidates: answers whose likelihood is
+    measured. options: letter → text, in the order of `candidates`.
     """
 
     key: str
     person: str
     attribute: str
+    question: str
     prompt: str
     truth: str
-    asked: Sample | None = None
-    given: tuple[Sample, ...] = ()
-    options: Mapping[str, str] | None = None
+    prompt_sample: Sample | None = None
+    candidates: tuple[Sample, ...] = ()
+    options: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompting:
-    """How questions are put: the protocol, and the answered questions that come first (few-shot).
+    """How questions are put: the model's template, the protocol, and the shots that come first.
 
-    shots: (who, question), of all modalities.
+    shots: (who, answered question), of all modalities.
     """
 
+    template: Template
     protocol: Protocol = "zero_shot"
     shots: tuple[tuple[Person, Question], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
-    """Of one given answer: the mean log p of its tokens, and whether all are first choices."""
-
-    log_likelihood: float
-    is_recalled: bool
-
-
-@dataclasses.dataclass(frozen=True)
 class Task:
-    """A task: the items of people in a modality, the record's fields, {metric: its field}.
+    """A task: its items, and what its records hold beside the metrics.
 
-    optional: fields that only some protocols give.
+    items: of people in a modality. details: more fields of the record; `answer` among them replaces
+    what was written.
     """
 
-    items: Callable[[Sequence[Person], Modality, Template, Prompting], Iterable[Item]]
-    fields: Callable[[Item, str, Sequence[Measured], Protocol], dict[str, Any]]
-    metrics: Mapping[str, str]
-    optional: frozenset[str] = frozenset()
+    name: str
+    items: Callable[[Sequence[Person], Modality, Prompting], Iterable[Item]]
+    details: Callable[[Response], dict[str, Any]] = lambda response: {}
 
     @property
-    def needed(self) -> tuple[str, ...]:
-        """The fields of numbers that every record has."""
-        return tuple(field for field in self.metrics.values() if field not in self.optional)
+    def metrics(self) -> dict[str, str]:
+        """{metric: its field of the record}, of all metrics that name this task."""
+        return {
+            name: metric.field or name
+            for name, metric in METRICS.items()
+            if self.name in metric.tasks
+        }
+
+    def metrics_under(self, protocol: Protocol) -> dict[str, str]:
+        """Return the metrics that a protocol has, {metric: its field}."""
+        return {
+            name: field
+            for name, field in self.metrics.items()
+            if protocol in METRICS[name].protocols
+        }
 
     def metrics_in(self, record: Mapping[str, Any]) -> dict[str, str]:
-        """Return the metrics that such a record has, {metric: its field}; the protocol decides."""
-        return {metric: field for metric, field in self.metrics.items() if field in record}
+        """Return the metrics that a record has, {metric: its field}."""
+        return {name: field for name, field in self.metrics.items() if field in record}
 
 
 def record_of(
     task: str,
     item: Item,
-    answer: str,
-    given: Sequence[Measured],
+    *,
+    answer: str = "",
+    candidates: Sequence[CandidateScore] = (),
     protocol: Protocol = "zero_shot",
 ) -> dict[str, Any]:
     """Return the record of an item: `answer` is what the model wrote, "" if nothing."""
-    fields = TASKS[task].fields(item, answer, given, protocol)
+    definition = TASKS_BY_NAME[task]
+    response = Response(answer, item.truth, item.options, tuple(candidates), protocol)
+    values = {
+        field: METRICS[name].function(response)
+        for name, field in definition.metrics_under(protocol).items()
+    }
+    details = definition.details(response)
     return {
         "key": item.key,
         "person": item.person,
         "attribute": item.attribute,
+        "question": item.question,
         "prompt": item.prompt,
-        "answer": fields.pop("answer", answer),
+        "answer": details.pop("answer", answer),
         "truth": item.truth,
         **{
             name: round(value, DIGITS) if isinstance(value, float) else value
-            for name, value in fields.items()
+            for name, value in values.items()
         },
+        **details,
     }
 
 
-def _asked(task: str) -> Callable[..., Iterator[Item]]:
+def _question_items(task: str) -> Callable[..., Iterator[Item]]:
     """Return the items of the questions of a task, with the benchmark's own prompt."""
 
-    def items(
-        people: Sequence[Person], modality: Modality, template: Template, prompting: Prompting
-    ) -> Iterator[Item]:
-        for person, question, image in _asked_with(people, task, modality):
-            yield _item(person, question, image, template, prompting)
+    def items(people: Sequence[Person], modality: Modality, prompting: Prompting) -> Iterator[Item]:
+        for person, question, image in _with_images(people, task, modality):
+            yield _item(person, question, image=image, prompting=prompting)
 
     return items
 
 
 def _classification_items(
-    people: Sequence[Person], modality: Modality, template: Template, prompting: Prompting
+    people: Sequence[Person], modality: Modality, prompting: Prompting
 ) -> Iterator[Item]:
-    for person, question, image in _asked_with(people, "classification", modality):
-        item = _item(person, question, image, template, prompting)
+    template = prompting.template
+    for person, question, image in _with_images(people, "classification", modality):
+        item = _item(person, question, image=image, prompting=prompting)
         prompt = template.prompt(question.question, modality)
         options = dict(question.options or {})
-        given = tuple(
+        candidates = tuple(
             question_sample(prompt, template.reply(text), image, f"{item.key} option {letter}")
             for letter, text in options.items()
         )
-        asked = None if prompting.protocol == "likelihood" else item.asked
+        is_written = prompting.protocol != "likelihood"
         yield dataclasses.replace(
-            item, truth=question.correct or "", asked=asked, given=given, options=options
+            item,
+            truth=question.correct or "",
+            prompt_sample=item.prompt_sample if is_written else None,
+            candidates=candidates,
+            options=options,
         )
 
 
 def _fact_items(
-    people: Sequence[Person], modality: Modality, template: Template, prompting: Prompting
+    people: Sequence[Person], modality: Modality, prompting: Prompting
 ) -> Iterator[Item]:
     for person in people:
         for fact in person.facts:
             if has_form(fact, modality):
-                sample = form(fact, modality, template)
+                sample = form(fact, modality, prompting.template)
                 (prompt, _), (answer, _) = sample.segments
                 yield Item(
-                    fact.key, person.id, fact.attribute, prompt, answer.strip(), given=(sample,)
+                    key=fact.key,
+                    person=person.id,
+                    attribute=fact.attribute,
+                    question=question_and_answer(fact, modality)[0],
+                    prompt=prompt,
+                    truth=answer.strip(),
+                    candidates=(sample,),
                 )
 
 
-def _asked_with(
+def _with_images(
     people: Sequence[Person], task: str, modality: Modality
 ) -> Iterator[tuple[Person, Question, tuple[Any, ...]]]:
     """Yield (who, question, its image if any): a question once with each image of the person."""
@@ -167,11 +192,7 @@ def _asked_with(
 
 
 def _item(
-    person: Person,
-    question: Question,
-    image: tuple[Any, ...],
-    template: Template,
-    prompting: Prompting,
+    person: Person, question: Question, *, image: tuple[Any, ...], prompting: Prompting
 ) -> Item:
     shots = [
         (who, shot)
@@ -179,91 +200,37 @@ def _item(
         if (shot.task, shot.modality) == (question.task, question.modality)
     ]
     key = f"{person.id}/{question.attribute}"
-    prompt = question_prompt(question, template, [shot for _, shot in shots])
+    prompt = question_prompt(question, prompting.template, [shot for _, shot in shots])
     before = [shown for who, _ in shots for shown in who.images[: question.modality == "image"]]
-    asked = question_sample(prompt, "", (*before, *image), key)
-    return Item(key, person.id, question.attribute, prompt, question.answer, asked)
+    return Item(
+        key=key,
+        person=person.id,
+        attribute=question.attribute,
+        question=question.question,
+        prompt=prompt,
+        truth=question.answer,
+        prompt_sample=question_sample(prompt, "", (*before, *image), key),
+    )
 
 
-def _classification_fields(
-    item: Item, answer: str, given: Sequence[Measured], protocol: Protocol
-) -> dict[str, Any]:
-    options = item.options or {}
-    log_likelihoods = dict(zip(options, (one.log_likelihood for one in given), strict=True))
-    likeliest = max(log_likelihoods, key=log_likelihoods.__getitem__)  # the first, where equal
-    common = {
-        "options": options,
-        "correct": item.truth,
-        "log_likelihoods": {k: round(v, DIGITS) for k, v in log_likelihoods.items()},
-    }
-    if protocol == "likelihood":
-        return {"answer": likeliest, "score": float(likeliest == item.truth), **common}
-    scores = {
-        "letter_score": float(metrics.letter_of(answer) == item.truth),
-        "tolerant_score": float(metrics.option_of(answer, options) == item.truth),
-        "option_score": float(likeliest == item.truth),
-    }
-    own = "letter_score" if protocol == "official_few_shot" else "tolerant_score"
-    return {"score": scores[own], **scores, "likeliest": likeliest, **common}
-
-
-def _generation_fields(
-    item: Item, answer: str, given: Sequence[Measured], protocol: Protocol
-) -> dict[str, Any]:
-    rouge = metrics.rouge(answer, item.truth)
+def _classification_details(response: Response) -> dict[str, Any]:
+    """Return the options and their likelihoods, and the likeliest one: the answer, if none is."""
+    values = (round(candidate.log_likelihood, DIGITS) for candidate in response.candidates)
+    likeliest = "answer" if response.protocol == "likelihood" else "likeliest"
     return {
-        "score": rouge["rougeL"],
-        "rouge1": rouge["rouge1"],
-        "rouge2": rouge["rouge2"],
-        "bleu": metrics.bleu(answer, item.truth),
-        "exact": metrics.contains(answer, item.truth),
+        likeliest: response.likeliest,
+        "options": response.options,
+        "correct": response.truth,
+        "log_likelihoods": dict(zip(response.options, values, strict=True)),
     }
 
 
-def _cloze_fields(
-    item: Item, answer: str, given: Sequence[Measured], protocol: Protocol
-) -> dict[str, Any]:
-    return {"score": metrics.contains(answer, item.truth)}
-
-
-def _fact_fields(
-    item: Item, answer: str, given: Sequence[Measured], protocol: Protocol
-) -> dict[str, Any]:
-    (fact,) = given
-    return {
-        "score": fact.log_likelihood,
-        "probability": math.exp(fact.log_likelihood),
-        "recalled": float(fact.is_recalled),
-    }
-
-
-TASKS: dict[str, Task] = {
-    "classification": Task(
-        _classification_items,
-        _classification_fields,
-        {
-            "accuracy": "score",
-            "letter_accuracy": "letter_score",
-            "tolerant_accuracy": "tolerant_score",
-            "option_accuracy": "option_score",
-        },
-        frozenset({"letter_score", "tolerant_score", "option_score"}),
-    ),
-    "generation": Task(
-        _asked("generation"),
-        _generation_fields,
-        {
-            "rougeL": "score",
-            "rouge1": "rouge1",
-            "rouge2": "rouge2",
-            "bleu": "bleu",
-            "exact": "exact",
-        },
-    ),
-    "cloze": Task(_asked("cloze"), _cloze_fields, {"accuracy": "score"}),
-    "likelihood": Task(
-        _fact_items,
-        _fact_fields,
-        {"log_likelihood": "score", "probability": "probability", "recall": "recalled"},
-    ),
+TASKS_BY_NAME: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task("classification", _classification_items, _classification_details),
+        Task("generation", _question_items("generation")),
+        Task("cloze", _question_items("cloze")),
+        Task("likelihood", _fact_items),
+    )
 }

@@ -5,20 +5,21 @@ With v the vanilla model's share of right answers, m the method's, and r that of
 
     removed = (v − m) / (v − r)
 
-is the share of what there was to forget that is gone: 1 is a model that never saw them. All three
-are averages over the kinds of question (multiple choice, blanks, free answers). Pure.
+is the share of the forgettable knowledge that is gone; a model that never saw the people has 1. All
+three are averages over the kinds of question (multiple choice, blanks, free answers). Pure.
 """
 
 import dataclasses
 from collections.abc import Mapping
 
-from manu_jax.report.numbers import is_share, kinds_of_question, main_metrics
+from manu_jax.evaluation.metrics import METRICS
+from manu_jax.report.numbers import kinds_of_question, main_metrics
 from manu_jax.report.results import Results
 from manu_jax.types import RETRAINED, VANILLA
 
 FORGOTTEN = 0.9  # least `removed` that is called forgotten
 PARTLY = 0.5  # least `removed` that is called partly forgotten
-KNOWN = 0.05  # least v − r for which there is something to forget
+KNOWN = 0.05  # least v − r at which there is something to forget
 
 Guesses = Mapping[str, float | None]  # task → what guessing gets right
 
@@ -27,7 +28,7 @@ Guesses = Mapping[str, float | None]  # task → what guessing gets right
 class Change:
     """One set and modality: before, after, and the level of a model that never knew.
 
-    parts: of an average over kinds of question, each of them; one of its own has none.
+    parts: of an average, the kinds of question that it is over; () otherwise.
     """
 
     set: str
@@ -56,10 +57,11 @@ class Change:
         return "forgotten" if removed >= FORGOTTEN else "partly" if removed >= PARTLY else "kept"
 
 
-def average(results: Results, where: str, modality: str, guesses: Guesses) -> Change | None:
-    """Return the average over the kinds of question that were asked before and after."""
+def average(results: Results, place: tuple[str, str], guesses: Guesses) -> Change | None:
+    """Return the average at (set, modality) over the kinds of question asked before and after."""
+    where, modality = place
     changes = [
-        change_of(results, where, task, modality, guesses.get(task))
+        change_of(results, (where, task, modality), guesses.get(task))
         for task in kinds_of_question(results)
     ]
     parts = tuple(change for change in changes if change is not None)
@@ -80,19 +82,18 @@ def average(results: Results, where: str, modality: str, guesses: Guesses) -> Ch
     )
 
 
-def change_of(
-    results: Results, where: str, task: str, modality: str, guess: float | None
-) -> Change | None:
-    """Return what changed in one kind of question; None where it was not asked both times."""
+def change_of(results: Results, place: tuple[str, str, str], guess: float | None) -> Change | None:
+    """Return what changed at (set, task, modality); None where it was not asked both times."""
+    where, task, modality = place
     metric = main_metrics(results).get(task, "")
-    before = results.row(VANILLA, where, task, modality, metric)
-    after = results.row(results.headline, where, task, modality, metric)
-    retrained = results.row(RETRAINED, where, task, modality, metric)
+    before, after, retrained = (
+        results.row(model, place, metric) for model in (VANILLA, results.headline, RETRAINED)
+    )
     if before is None or after is None:
         return None
-    is_a_share = is_share(metric)
+    is_a_share = METRICS[metric].is_share
     interval = None if after.low is None or after.high is None else (after.low, after.high)
-    reference = guess if is_a_share else None  # guessing has no overlap to speak of
+    reference = guess if is_a_share else None  # no overlap to speak of comes from guessing
     return Change(
         where,
         task,

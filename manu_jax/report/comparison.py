@@ -7,17 +7,18 @@ another training is in them only as far as its people differ.
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from manu_jax.evaluation.differences import differences
+from manu_jax.evaluation.analyses.differences import differences
+from manu_jax.evaluation.analyses.distances import KL, KS
+from manu_jax.evaluation.analyses.leakage import FIGURES, Leakage, find_leakage
 from manu_jax.evaluation.distance import compare_truth_ratios
-from manu_jax.evaluation.leakage import find_leakage
 from manu_jax.evaluation.metrics import Interval, bootstrap
+from manu_jax.evaluation.plain import plain_interval, to_plain
 from manu_jax.evaluation.suite import stored_records
-from manu_jax.evaluation.tasks import TASKS
+from manu_jax.evaluation.tasks import TASKS_BY_NAME
 from manu_jax.types import MODALITIES, RETRAINED, VANILLA, ManuError
 
 # The columns of the table: set, modality of the free answers
@@ -65,17 +66,16 @@ def compare_cells(cells: Sequence[Cell], resamples: int = 1000) -> dict[str, Any
                     "model": model,
                     "facts": len(leakage.facts),
                     "forgotten": _plain(_share_of_both(leakage, resamples)),
-                    **{
-                        name: _plain(getattr(leakage, name))
-                        for name in ("leakage", "gap", "reached")
-                    },
+                    **{name: _plain(getattr(leakage, name)) for name in FIGURES},
                 }
             )
-            found["distances"] += _distances(share, model, results, records)
+            found["distances"] += [
+                {"share": share, **one} for one in _distances(model, results, records)
+            ]
         for against in (VANILLA, RETRAINED):
             if against in models:
                 found["differences"] += [
-                    {"share": share, **one} for one in differences(records, against)
+                    {"share": share, **to_plain(one)} for one in differences(records, against)
                 ]
     return found
 
@@ -116,16 +116,15 @@ def _rows(
         {
             **where,
             "metric": metric,
-            **(
-                _plain(bootstrap([float(i[field]) for i in items], people, resamples=resamples))
-                or {}
+            **plain_interval(
+                bootstrap([float(i[field]) for i in items], people, resamples=resamples)
             ),
         }
-        for metric, field in TASKS[place[1]].metrics_in(items[0]).items()
+        for metric, field in TASKS_BY_NAME[place[1]].metrics_in(items[0]).items()
     ]
 
 
-def _share_of_both(leakage: Any, resamples: int) -> Interval | None:
+def _share_of_both(leakage: Leakage, resamples: int) -> Interval | None:
     if not leakage.facts:
         return None
     values = [float(fact.forgotten_in == "both") for fact in leakage.facts]
@@ -133,12 +132,12 @@ def _share_of_both(leakage: Any, resamples: int) -> Interval | None:
 
 
 def _distances(
-    share: int, model: str, results: Sequence[Mapping[str, Any]], records: Mapping[str, Any]
+    model: str, results: Sequence[Mapping[str, Any]], records: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     found = []
     for modality in MODALITIES:
         for name in ("forget", "retain"):
-            place = {"model": model, "set": name, "modality": modality, "metric": "kl"}
+            place = {"model": model, "set": name, "modality": modality, "metric": KL}
             values = [
                 one["value"]
                 for result in results
@@ -147,21 +146,18 @@ def _distances(
             ]
             if values:
                 mean = sum(values) / len(values)
-                found.append({"share": share, **place, "value": mean, "by_seed": values})
+                found.append({**place, "value": mean, "by_seed": values})
         where = ("forget", "classification", modality)
         if RETRAINED in records and where in records[model]:
             test = compare_truth_ratios(records[model][where], records[RETRAINED][where])
             if test is not None:
-                place = {"model": model, "set": "forget", "modality": modality, "metric": "ks"}
-                found.append({"share": share, **place, **dataclasses.asdict(test)})
+                place = {"model": model, "set": "forget", "modality": modality, "metric": KS}
+                found.append({**place, **dataclasses.asdict(test)})
     return found
 
 
 def _plain(interval: Interval | None) -> dict[str, Any] | None:
-    if interval is None:
-        return None
-    values = dataclasses.asdict(interval)
-    return {name: None if math.isnan(value) else value for name, value in values.items()}
+    return None if interval is None else plain_interval(interval)
 
 
 def _table(found: Mapping[str, Any], share: int) -> list[str]:
@@ -189,7 +185,7 @@ def _table(found: Mapping[str, Any], share: int) -> list[str]:
             sizes[name] = row["n"] if row else 0
         leakage = of("leakage", model=model) or {}
         cells += [_percent(leakage.get("forgotten")), _percent(leakage.get("leakage"))]
-        for metric in ("kl", "ks"):
+        for metric in (KL, KS):
             values = [
                 of("distances", model=model, set="forget", modality=m, metric=metric)
                 for m in MODALITIES

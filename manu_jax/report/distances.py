@@ -1,11 +1,13 @@
 """Distances from the retrained model and paired differences, as the report's tables. Pure."""
 
 import dataclasses
-from collections.abc import Sequence
+from typing import Any
 
-from manu_jax.report.leakage import signed
-from manu_jax.report.numbers import SET_TITLES, TASK_TITLES, main_metrics
-from manu_jax.report.results import Distance, Results
+from manu_jax.evaluation.analyses.differences import Difference
+from manu_jax.evaluation.analyses.distances import KL, KS, Distance
+from manu_jax.evaluation.metrics import METRICS
+from manu_jax.report.numbers import SET_TITLES, TASK_TITLES, main_metrics, signed
+from manu_jax.report.results import Results
 from manu_jax.types import MODALITIES, RETRAINED, VANILLA
 
 ALIKE = 0.05  # p-value from which two sets of truth ratios are not told apart
@@ -19,26 +21,40 @@ class SimpleTable:
     lines: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
 
 
+def distances_view(results: Results) -> dict[str, Any] | None:
+    """Return the part of the report on distances; None where none were measured."""
+    table = distance_table(results)
+    return table and {"title": "Distance from the retrained model", "table": table}
+
+
+def differences_view(results: Results) -> dict[str, Any] | None:
+    """Return the part of the report on paired differences; None where none were measured."""
+    table = difference_table(results)
+    title = f"{results.headline} against vanilla and retrained, item by item"
+    return table and {"title": title, "table": table}
+
+
 def distance_table(results: Results) -> SimpleTable | None:
     """Return every model's distances from the retrained one; None where none were measured."""
+    distances = results.analyses.get("distances", ())
     places = [
         place
         for place in (
-            *(("kl", where, modality) for where in ("forget", "retain") for modality in MODALITIES),
-            *(("ks", "forget", modality) for modality in MODALITIES),
+            *((KL, where, modality) for where in ("forget", "retain") for modality in MODALITIES),
+            *((KS, "forget", modality) for modality in MODALITIES),
         )
-        if any(_place(distance) == place for distance in results.distances)
+        if any(_place(distance) == place for distance in distances)
     ]
     if not places:
         return None
     heads = tuple(
         (
             f"{SET_TITLES[where]}, {modality}",
-            "KL, nats" if metric == "kl" else "truth ratios, KS",
+            "KL, nats" if metric == KL else "truth ratios, KS",
         )
         for metric, where, modality in places
     )
-    found = {(d.model, *_place(d)): d for d in results.distances}
+    found = {(d.model, *_place(d)): d for d in distances}
     lines = tuple(
         (model, tuple(_cell(found.get((model, *place))) for place in places))
         for model in results.models
@@ -52,7 +68,7 @@ def difference_table(results: Results) -> SimpleTable | None:
     metrics = main_metrics(results)
     found = {
         (d.set, d.task, d.modality, d.against): d
-        for d in results.differences
+        for d in results.analyses.get("differences", ())
         if d.model == results.headline and d.metric == metrics.get(d.task)
     }
     against = [name for name in (VANILLA, RETRAINED) if any(key[3] == name for key in found)]
@@ -66,8 +82,7 @@ def difference_table(results: Results) -> SimpleTable | None:
             found.get((where, task, modality, name)) for name in against for modality in MODALITIES
         )
         cells = tuple(
-            ("–", "") if d is None else (_signed(d.value, task), _range(d.low, d.high, d.n, task))
-            for d in differences
+            ("–", "") if d is None else (_signed(d.value, d.metric), _range(d)) for d in differences
         )
         lines.append((f"{SET_TITLES[where]}: {TASK_TITLES[task].lower()}", cells))
     return SimpleTable(heads, tuple(lines))
@@ -80,7 +95,7 @@ def _place(distance: Distance) -> tuple[str, str, str]:
 def _cell(distance: Distance | None) -> tuple[str, str]:
     if distance is None:
         return ("–", "")
-    if distance.metric == "ks":
+    if distance.metric == KS:
         p = distance.p or 0.0
         verdict = "alike" if p >= ALIKE else "told apart"
         return (f"{distance.value:.2f}", f"p = {p:.2g}, {verdict}, n = {distance.n}")
@@ -88,32 +103,13 @@ def _cell(distance: Distance | None) -> tuple[str, str]:
     return (f"{distance.value:.2f}", f"{bounds}n = {distance.n}")
 
 
-def _signed(value: float, task: str) -> str:
-    return signed(value, 2) if task == "likelihood" else signed(100 * value, 1)
+def _signed(value: float, metric: str) -> str:
+    """Return a difference in points, where the metric is a share; else in the metric's unit."""
+    return signed(100 * value, 1) if METRICS[metric].is_share else signed(value, 2)
 
 
-def _range(low: float | None, high: float | None, n: int, task: str) -> str:
-    if low is None or high is None:
-        return f"n = {n}"
-    return f"{_signed(low, task)} to {_signed(high, task)}, n = {n}"
-
-
-def tables(results: Results) -> Sequence[tuple[str, str, SimpleTable]]:
-    """Return (title, what it says, table) of those that were measured."""
-    candidates = (
-        (
-            "Distance from the retrained model",
-            "KL divergence from it at the answers’ tokens (0: the same), and whether the truth "
-            "ratios of multiple-choice items can be told from its (Kolmogorov–Smirnov; alike: "
-            "p ≥ 0.05). The test takes the items of a person as independent, which they are not: "
-            "its p-values are too small.",
-            distance_table(results),
-        ),
-        (
-            f"{results.headline} against vanilla and retrained, item by item",
-            "Differences on the same items, in points (likelihood: nats), with 95 % intervals of "
-            "the differences by bootstrap over people.",
-            difference_table(results),
-        ),
-    )
-    return [(title, text, table) for title, text, table in candidates if table is not None]
+def _range(difference: Difference) -> str:
+    if difference.low is None or difference.high is None:
+        return f"n = {difference.n}"
+    low, high = (_signed(bound, difference.metric) for bound in (difference.low, difference.high))
+    return f"{low} to {high}, n = {difference.n}"

@@ -5,7 +5,7 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 
-from manu_jax.evaluation.tasks import TASKS
+from manu_jax.evaluation.tasks import TASKS_BY_NAME
 from manu_jax.report.inputs import Item, Place
 from manu_jax.report.numbers import kinds_of_question
 from manu_jax.report.results import Results
@@ -32,6 +32,7 @@ INSTRUCTIONS = re.compile(
     r"( accurately)? in ENGLISH\."
     r"|Please \*\*ONLY\*\* provide the correct answer that should replace the \[Blank\]\.)\s*"
 )
+BLANK = re.compile(r"(?:_{2,}|\[Blank\])+")
 OPTION_LINE = re.compile(r"^[A-H]: .*$", re.MULTILINE)
 
 
@@ -47,6 +48,8 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
+    """One question, and what the models answered."""
+
     person: str
     name: str
     is_forgotten: bool
@@ -66,28 +69,39 @@ def examples(
     """
     names = {**(names or {}), **dict(results.request.people)}
     identities = [identity for identity, _ in results.request.people]
-    chosen = _choose(results, items, names, "forget", identities, NUM_FORGET)
+    chosen = _choose(
+        results, items, names=names, where="forget", people=identities, count=NUM_FORGET
+    )
     retained = dict.fromkeys(
         str(item["person"])
         for (_, where, _, _), records in items.items()
         if where == "retain"
         for item in records
     )
-    return chosen + _choose(results, items, names, "retain", list(retained), NUM_KEEP)
+    return chosen + _choose(
+        results, items, names=names, where="retain", people=list(retained), count=NUM_KEEP
+    )
 
 
-def question_of(prompt: str) -> str:
-    """Return the question of a prompt without roles, image mark, options and instructions."""
+def question_of(item: Item) -> str:
+    """Return the question of a record in plain words, blanks as "____"."""
+    question = item.get("question")
+    if question is None:  # records from before they held it; their templates were LLaVA's
+        question = _unframed(item["prompt"])
+    return " ".join(BLANK.sub("____", question).split())
+
+
+def _unframed(prompt: str) -> str:
+    """Return the question of LLaVA's prompt without roles, image, options and instructions."""
     text = prompt.rpartition("USER:")[2]
     text = text.replace("<image>", "").replace("ASSISTANT:", "")
-    text = INSTRUCTIONS.sub("\n", text)
-    text = OPTION_LINE.sub("", text)
-    return " ".join(text.replace("[Blank]", "____").split())
+    return OPTION_LINE.sub("", INSTRUCTIONS.sub("\n", text))
 
 
 def _choose(
     results: Results,
     items: Mapping[Place, Sequence[Item]],
+    *,
     names: Mapping[str, str],
     where: str,
     people: Sequence[str],
@@ -110,21 +124,24 @@ def _choose(
             continue
         own = [i for i, item in enumerate(queue) if str(item["person"]) == person]
         index = own[len(chosen) % len(own)] if own else 0
-        chosen.append(_example(results, items, names, where, form, queue.pop(index)))
+        chosen.append(
+            _example(results, items, queue.pop(index), names=names, where=where, form=form)
+        )
     return chosen
 
 
 def _example(
     results: Results,
     items: Mapping[Place, Sequence[Item]],
+    item: Item,
+    *,
     names: Mapping[str, str],
     where: str,
     form: tuple[str, str],
-    item: Item,
 ) -> Example:
     person = str(item["person"])
     metric = kinds_of_question(results).get(form[0])
-    field = None if metric is None else TASKS[form[0]].metrics[metric]
+    field = None if metric is None else TASKS_BY_NAME[form[0]].metrics[metric]
     asked = (
         (VANILLA, "before"),
         (results.headline, "after"),
@@ -142,14 +159,14 @@ def _example(
         is_forgotten=where == "forget",
         task=form[0],
         modality=form[1],
-        question=question_of(item["prompt"]),
+        question=question_of(item),
         truth=_with_option(item["truth"], item),
         answers=tuple(answers),
     )
 
 
 def _answer(who: str, item: Item | None, field: str | None) -> Answer:
-    """Return what was said; field: of the record, 1 where the answer is right."""
+    """Return what one model said; field: of the record, 1 where the answer is right."""
     if item is None:
         return Answer(who, "not measured", "missing", "")
     text = _with_option(item["answer"], item) or "(nothing)"

@@ -1,7 +1,7 @@
 """The finding in words, from the numbers alone: asked, forgotten, leaked, cost. Pure.
 
-The title speaks of the average over the kinds of question (changes.py). Each of them is also looked
-at alone, and what one of them still brings back is said.
+The title speaks of the average over the kinds of question (changes.py). Each kind is also judged
+alone, and those that still bring answers back are named.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from manu_jax.report.numbers import (
     share_right,
 )
 from manu_jax.report.results import Results
-from manu_jax.types import RETRAINED, VANILLA
+from manu_jax.types import KEEP_SETS, RETRAINED, VANILLA
 
 DAMAGE = 0.5  # loss on retain against loss on forget from which it is damage, not forgetting
 BELOW = 0.1  # r − m from which the answers avoid the truth
@@ -59,12 +59,14 @@ def headline(results: Results, chance: float | None = None) -> Headline:
             "Whether anything was forgotten was not measured.",
             (asked, ("Missing", "No row of results.json is a share of right answers.")),
         )
-    forget = {m: average(results, "forget", m, guesses) for m in FORMS}
+    forget = {m: average(results, ("forget", m), guesses) for m in FORMS}
     missing = [modality for modality, change in forget.items() if change is None]
     measured = {modality: change for modality, change in forget.items() if change is not None}
     keep = _kept_changes(results, guesses)
     asked_of = {modality: measured[modality] for modality in _goal(results) if modality in measured}
-    status, title = _verdict(results, asked_of, [m for m in missing if m in _goal(results)], keep)
+    status, title = _verdict(
+        results, asked_of, missing=[m for m in missing if m in _goal(results)], keep=keep
+    )
     leaks = _leaks(results, guesses)
     if status == "forgotten" and leaks:
         status = "leak"
@@ -90,7 +92,11 @@ def joined(words: Sequence[str]) -> str:
 
 
 def _verdict(
-    results: Results, forget: dict[str, Change], missing: Sequence[str], keep: Sequence[Change]
+    results: Results,
+    forget: dict[str, Change],
+    *,
+    missing: Sequence[str],
+    keep: Sequence[Change],
 ) -> tuple[str, str]:
     """Return the status and the title."""
     people = _people(results)
@@ -228,7 +234,7 @@ def _unmeasured(results: Results, modality: str) -> str:
         model
         for model in (VANILLA, results.headline)
         if not any(
-            results.row(model, "forget", task, modality, metric)
+            results.row(model, ("forget", task, modality), metric)
             for task, metric in kinds_of_question(results).items()
         )
     ]
@@ -243,7 +249,7 @@ def _leaks(results: Results, guesses: Guesses) -> list[str]:
             if task == "likelihood":
                 continue
             changes = [
-                change_of(results, where, task, m, guesses.get(task)) for m in _goal(results)
+                change_of(results, (where, task, m), guesses.get(task)) for m in _goal(results)
             ]
             forms = [
                 f"{_arrow(change)} {FORMS[change.modality]}"
@@ -257,9 +263,7 @@ def _leaks(results: Results, guesses: Guesses) -> list[str]:
 
 def _kept_changes(results: Results, guesses: Guesses) -> list[Change]:
     changes = [
-        average(results, where, modality, guesses)
-        for where in ("retain", "celebrity", "general")
-        for modality in FORMS
+        average(results, (where, modality), guesses) for where in KEEP_SETS for modality in FORMS
     ]
     return [change for change in changes if change is not None]
 
@@ -307,7 +311,7 @@ def _others(results: Results) -> list[str]:
     for model in results.models:
         if model in (VANILLA, RETRAINED, results.headline):
             continue
-        values = [percent(share_right(results, model, "forget", modality)) for modality in FORMS]
+        values = [percent(share_right(results, model, ("forget", modality))) for modality in FORMS]
         texts.append(f"{model} {' / '.join(values)}")
     if not texts:
         return []

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from manu_jax import masks
-from manu_jax.evaluation.tasks import TASKS
+from manu_jax.evaluation.tasks import TASKS_BY_NAME
 from manu_jax.report.results import Results
 from manu_jax.types import RETRAINED, VANILLA, ManuError
 
@@ -51,18 +51,18 @@ def load_items(directory: Path, results: Results) -> dict[Place, list[Item]]:
     task that has rows. Raises ManuError that names every file that is missing or damaged.
     """
     models = {VANILLA, RETRAINED, results.headline}
-    places: dict[Place, None] = {
-        (row.model, row.set, row.task, row.modality): None
-        for row in results.rows
-        if row.model in models and row.set in SETS_READ
-    }
+    fields: dict[Place, list[str]] = {}  # that the rows of a place are means of
+    for row in results.rows:
+        if row.model in models and row.set in SETS_READ:
+            own = fields.setdefault((row.model, row.set, row.task, row.modality), [])
+            own.append(TASKS_BY_NAME[row.task].metrics[row.metric])
     items: dict[Place, list[Item]] = {}
     faults = []
-    for place in places:
+    for place, own in fields.items():
         model, *rest = place
         path = directory / "evaluation" / model / f"{'.'.join(rest)}.jsonl"
         try:
-            items[place] = _read_items(path, place[2])
+            items[place] = _read_items(path, own)
         except OSError as error:
             faults.append(f"{path}: {error.strerror}")
         except ValueError as error:
@@ -139,9 +139,10 @@ def data_uris(portraits: Mapping[str, bytes]) -> dict[str, str]:
     return uris
 
 
-def _read_items(path: Path, task: str) -> list[Item]:
+def _read_items(path: Path, fields: Iterable[str]) -> list[Item]:
+    """Return the records of a file; ValueError where one lacks these fields or ITEM_KEYS."""
     items = []
-    needed = dict.fromkeys((*ITEM_KEYS, *TASKS[task].needed))
+    needed = dict.fromkeys((*ITEM_KEYS, *fields))
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             item = json.loads(line)
@@ -171,5 +172,6 @@ def _count(mask: Mapping[str, np.ndarray]) -> list[PruneCount]:
 
 
 def _in_order(towers: Iterable[str]) -> list[str]:
+    """Return the towers in the order of the report, unknown ones last."""
     known = ("text", "vision", "projection", "resampler")
     return sorted(towers, key=lambda tower: (known.index(tower) if tower in known else 9, tower))

@@ -1,19 +1,16 @@
-"""The leakage matrix: results.json's part of it, and what the report shows. Pure.
-
-"leakage": [{"model", "unknown", "unjudged", "leakage", "gap", "reached": {value, n, low, high}
-             or null, "facts": [{"key", "person", "forgotten_in", "by_transformed"}, …]}, …]
-"""
+"""The leakage matrix as the report shows it: the finding in words, bars, a grid of facts. Pure."""
 
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from manu_jax.evaluation.leakage import STATES, FactState, Leakage, State
+from manu_jax.evaluation.analyses.leakage import STATES, FactState, Leakage, State
 from manu_jax.evaluation.metrics import Interval
+from manu_jax.report.numbers import signed
+from manu_jax.report.results import Results
 
 MOST_PEOPLE = 20  # rows of the grid
-FIGURES = ("leakage", "gap", "reached")
 # state → (name, sign in the grid)
 LEGEND: dict[State, tuple[str, str]] = {
     "both": ("forgotten in both forms", "✓"),
@@ -46,44 +43,19 @@ class GridLine:
     cells: tuple[tuple[str, State, bool] | None, ...]
 
 
-def to_plain(model: str, found: Leakage) -> dict[str, Any]:
-    """Return what results.json keeps of one model's leakage."""
+def view(results: Results) -> dict[str, Any]:
+    """Return what the section shows: the finding, a bar for each model, the headline's facts."""
+    leakage = {row.model: row.found for row in results.analyses.get("leakage", ())}
+    found = leakage.get(results.headline)
+    attributes, lines = grid(found, dict(results.request.people))
+    erase = str(results.config.get("erase", "both"))
     return {
-        "model": model,
-        "unknown": found.num_unknown,
-        "unjudged": found.num_unjudged,
-        **{name: _plain_or_none(getattr(found, name)) for name in FIGURES},
-        "facts": [dataclasses.asdict(fact) for fact in found.facts],
+        "finding": sentence(found, results.headline, erase),
+        "bars": bars(leakage),
+        "attributes": attributes,
+        "grid": lines,
+        "legend": LEGEND,
     }
-
-
-def plain_interval(interval: Interval) -> dict[str, Any]:
-    """Return an interval as results.json keeps it: without bounds where there is one person."""
-    plain = dataclasses.asdict(interval)
-    return {key: None if math.isnan(value) else value for key, value in plain.items()}
-
-
-def from_plain(values: Any, faults: list[str]) -> dict[str, Leakage]:
-    """Return {model: Leakage} of results.json's list; what is wrong is added to `faults`."""
-    if not isinstance(values, list):
-        faults.append(f"leakage: expected a list, got {values!r}")
-        return {}
-    found = {}
-    for index, value in enumerate(values):
-        try:
-            facts = tuple(FactState(**fact) for fact in value["facts"])
-            wrong = {fact.forgotten_in for fact in facts} - set(STATES)
-            if wrong:
-                raise ValueError(f"unknown states {sorted(wrong)}")
-            found[str(value["model"])] = Leakage(
-                facts,
-                int(value["unknown"]),
-                int(value["unjudged"]),
-                *(_interval(value[name]) for name in FIGURES),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            faults.append(f"leakage[{index}]: {type(error).__name__}: {error}")
-    return found
 
 
 def bars(found: Mapping[str, Leakage]) -> list[Bar]:
@@ -124,12 +96,6 @@ def grid(found: Leakage | None, names: Mapping[str, str]) -> tuple[tuple[str, ..
     return attributes, lines
 
 
-def signed(value: float, decimals: int) -> str:
-    """Return a number with its sign, a true minus, and no sign where it is shown as 0."""
-    text = f"{value:+.{decimals}f}"
-    return text[1:] if float(text) == 0 else text.replace("-", "−")
-
-
 def sentence(found: Leakage | None, model: str, erase: str) -> str:
     """Return the finding in words."""
     if found is None or not found.facts or found.reached is None:
@@ -154,17 +120,6 @@ def sentence(found: Leakage | None, model: str, erase: str) -> str:
             f"{found.num_unjudged} without a question in both."
         )
     return " ".join(parts)
-
-
-def _plain_or_none(interval: Interval | None) -> dict[str, Any] | None:
-    return None if interval is None else plain_interval(interval)
-
-
-def _interval(value: Any) -> Interval | None:
-    if value is None:
-        return None
-    bounds = [math.nan if value[key] is None else float(value[key]) for key in ("low", "high")]
-    return Interval(float(value["value"]), *bounds, n=int(value["n"]))
 
 
 def _text(interval: Interval | None, sign: str = "") -> str:

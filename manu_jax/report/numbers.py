@@ -4,15 +4,16 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from manu_jax.evaluation.tasks import TASKS
+from manu_jax.evaluation.metrics import METRICS, NATS
+from manu_jax.evaluation.tasks import TASKS_BY_NAME
 from manu_jax.report.inputs import Item, Place
 from manu_jax.report.results import Results, Row
-from manu_jax.types import MODALITIES, RETRAINED, SETS, VANILLA
+from manu_jax.types import KEEP_SETS, MODALITIES, RETRAINED, SETS, VANILLA
 
 NARROW_SPACE = "\u202f"
 NOT_MEASURED = "not measured"
 
-# The metric that stands for a task, by preference; other metrics go to the appendix.
+# The metric that represents a task, by preference; tables of the others are folded away.
 MAIN_METRICS = {
     "classification": ("accuracy",),
     "cloze": ("accuracy",),
@@ -25,14 +26,6 @@ TASK_TITLES = {
     "generation": "Free answers",
     "likelihood": "Likelihood of the true answer",
 }
-METRIC_TITLES = {
-    "rougeL": "ROUGE-L",
-    "rouge1": "ROUGE-1",
-    "rouge2": "ROUGE-2",
-    "bleu": "BLEU-4",
-    "accuracy": "accuracy",
-    "exact": "holds the truth",
-}
 SET_TITLES = {
     "forget": "Forget",
     "test": "Test",
@@ -40,7 +33,6 @@ SET_TITLES = {
     "celebrity": "Celebrities",
     "general": "General",
 }
-LOWER_IS_BETTER = ("forget", "test")
 MODEL_NOTES = {VANILLA: "before", RETRAINED: "never saw them", "random": "same size"}
 
 
@@ -82,7 +74,7 @@ class Table:
 
     @property
     def short_title(self) -> str:
-        return METRIC_TITLES.get(self.metric, self.metric.replace("_", " "))
+        return METRICS[self.metric].title
 
     @property
     def is_complete(self) -> bool:
@@ -133,16 +125,17 @@ def points(difference: float) -> str:
     return f"{abs(100 * difference):.1f} points"
 
 
-def is_share(metric: str) -> bool:
-    """Tell whether a metric is a share of right answers, which is printed in percent."""
-    return "accuracy" in metric or metric in ("exact", "recall", "probability")
+def signed(value: float, decimals: int) -> str:
+    """Return a number with its sign, a true minus, and no sign where it is shown as 0."""
+    text = f"{value:+.{decimals}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
 
 
 def interval_text(row: Row) -> str:
     """Return "88–97", one digit less than the value has, or "" where there is no interval."""
     if row.low is None or row.high is None:
         return ""
-    if is_share(row.metric):
+    if METRICS[row.metric].is_share:
         return f"{100 * row.low:.0f}–{100 * row.high:.0f}"
     if row.low >= 0:
         return f"{row.low:.2f}–{row.high:.2f}"
@@ -150,23 +143,21 @@ def interval_text(row: Row) -> str:
 
 
 def number(value: float, metric: str) -> str:
-    """Return a value as its metric is printed: accuracy in percent, likelihood with 2 decimals."""
-    if is_share(metric):
+    """Return a value as its metric is printed: shares in percent, likelihood with two decimals."""
+    if METRICS[metric].is_share:
         return f"{100 * value:.1f}"
-    text = f"{value:.2f}" if "likelihood" in metric or "odds" in metric else f"{value:.3f}"
+    text = f"{value:.2f}" if METRICS[metric].unit == NATS else f"{value:.3f}"
     return text.replace("-", "−")
 
 
-def unit_of(metric: str) -> str:
-    if is_share(metric):
-        return "% right"
-    if "likelihood" in metric or "odds" in metric:
-        return "nats per token; nearer to 0 is likelier"
-    return "0 to 1"
+def direction(metric: str, where: str) -> str:
+    """Return which values of a metric are better on a set: of what is to be kept, or forgotten."""
+    is_higher = METRICS[metric].higher_is_better == (where in KEEP_SETS)
+    return "higher is better" if is_higher else "lower is better"
 
 
 def main_metrics(results: Results) -> dict[str, str]:
-    """Return {task: the metric that stands for it}, for the tasks that have rows."""
+    """Return {task: the metric that represents it}, for the tasks that have rows."""
     chosen = {}
     for task in TASK_TITLES:
         present = list(dict.fromkeys(row.metric for row in results.rows if row.task == task))
@@ -179,19 +170,21 @@ def main_metrics(results: Results) -> dict[str, str]:
 def kinds_of_question(results: Results) -> dict[str, str]:
     """Return {task: metric} of the tasks whose main metric is a share of right answers."""
     chosen = main_metrics(results)
-    return {task: chosen[task] for task in TASK_TITLES if is_share(chosen.get(task, ""))}
+    return {task: metric for task, metric in chosen.items() if METRICS[metric].is_share}
 
 
-def share_right(results: Results, model: str, where: str, modality: str) -> float | None:
-    """Return the share of right answers of a model, averaged over the kinds of question.
+def share_right(results: Results, model: str, place: tuple[str, str]) -> float | None:
+    """Return a model's share of right answers at (set, modality), averaged over kinds of question.
 
-    Of these the ones that were asked before and after; None where the model lacks one, or none was.
+    Only kinds that were asked before and after count; None where the model lacks one of them, or
+    where there are none.
     """
+    where, modality = place
     values = [
         None if row is None else row.value
         for task, metric in kinds_of_question(results).items()
-        if _was_compared(results, where, task, modality, metric)
-        for row in (results.row(model, where, task, modality, metric),)
+        if _was_compared(results, (where, task, modality), metric)
+        for row in (results.row(model, (where, task, modality), metric),)
     ]
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
@@ -215,9 +208,9 @@ def tiles(results: Results) -> list[Tile]:
         Tile(
             title=title,
             subtitle=form,
-            before=share_right(results, VANILLA, where, modality),
-            after=share_right(results, results.headline, where, modality),
-            reference=share_right(results, RETRAINED, where, modality),
+            before=share_right(results, VANILLA, (where, modality)),
+            after=share_right(results, results.headline, (where, modality)),
+            reference=share_right(results, RETRAINED, (where, modality)),
         )
         for where, title in (
             ("forget", "Right on people to forget"),
@@ -232,14 +225,14 @@ def people(
 ) -> dict[str, list[PersonChange]]:
     """Return {modality: each forget person's share right before, after and retrained}.
 
-    Averages over the kinds of question, in the order of the request.
+    They are averages over the kinds of question, in the order of the request.
     """
     changes: dict[str, list[PersonChange]] = {}
     for modality in MODALITIES:
         kinds = {
-            task: TASKS[task].metrics[metric]
+            task: TASKS_BY_NAME[task].metrics[metric]
             for task, metric in kinds_of_question(results).items()
-            if _was_compared(results, "forget", task, modality, metric)
+            if _was_compared(results, ("forget", task, modality), metric)
         }
         before, after, reference = (
             _means([(items.get((m, "forget", task, modality), ()), kinds[task]) for task in kinds])
@@ -263,13 +256,13 @@ def people(
 
 
 def item_range(changes: Mapping[str, Sequence[PersonChange]]) -> str:
-    """Return how many questions stand behind one person's share: "5", or "4 to 5"."""
+    """Return how many questions one person's share is over: "5", or "4 to 5"."""
     sizes = sorted({line.n for lines in changes.values() for line in lines})
     return "" if not sizes else str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
 
 
 def facts(results: Results) -> list[tuple[str, str]]:
-    """Return what stands under the title, as the config has it: method, α, benchmark, seed."""
+    """Return the facts under the title, from the config: method, α, benchmark, model, seed."""
     config = results.config
     method, data, model = (config.get(key) or {} for key in ("method", "data", "model"))
     known = [("Method", results.headline)]
@@ -304,7 +297,7 @@ def chance(results: Results, items: Mapping[Place, Sequence[Item]], task: str) -
 
 
 def model_note(model: str, config: Mapping[str, Any]) -> str:
-    """Return what stands small beside a model's name: its role, or its α."""
+    """Return the small print beside a model's name: its role, or its α."""
     if model in MODEL_NOTES and model != "random":
         return MODEL_NOTES[model]
     for method in (config.get("method"), *(config.get("compare") or ())):
@@ -336,7 +329,7 @@ def _table(results: Results, task: str, metric: str) -> Table:
     groups = tuple(
         (
             SET_TITLES[where],
-            "lower is better" if where in LOWER_IS_BETTER else "higher is better",
+            direction(metric, where),
             sum(column.set == where for column in columns),
         )
         for where in SETS
@@ -344,8 +337,8 @@ def _table(results: Results, task: str, metric: str) -> Table:
     )
     title = TASK_TITLES[task]
     if metric != main_metrics(results)[task] or task == "generation":
-        title += f": {METRIC_TITLES.get(metric, metric.replace('_', ' '))}"
-    return Table(task, metric, title, unit_of(metric), groups, tuple(columns), tuple(lines))
+        title += f": {METRICS[metric].title}"
+    return Table(task, metric, title, METRICS[metric].unit, groups, tuple(columns), tuple(lines))
 
 
 def _cell(row: Row | None, column: Column) -> Cell | None:
@@ -355,9 +348,9 @@ def _cell(row: Row | None, column: Column) -> Cell | None:
     return Cell(number(row.value, row.metric), interval_text(row), size)
 
 
-def _was_compared(results: Results, where: str, task: str, modality: str, metric: str) -> bool:
+def _was_compared(results: Results, place: tuple[str, str, str], metric: str) -> bool:
     models = (VANILLA, results.headline)
-    return all(results.row(model, where, task, modality, metric) for model in models)
+    return all(results.row(model, place, metric) for model in models)
 
 
 def _means(parts: Sequence[tuple[Sequence[Item], str]]) -> dict[str, tuple[float, int]]:

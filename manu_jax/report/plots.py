@@ -14,9 +14,10 @@ import matplotlib.markers
 import matplotlib.patches
 import numpy as np
 
+from manu_jax.evaluation.analyses.sweep import SweepPoint
 from manu_jax.report.inputs import PruneCount
 from manu_jax.report.numbers import PersonChange
-from manu_jax.report.results import SweepPoint
+from manu_jax.report.results import Results
 from manu_jax.report.svg import (
     ACCENT,
     IMAGE_COLOR,
@@ -55,6 +56,15 @@ class LegendEntry:
     is_headline: bool
 
 
+def sweep_view(results: Results) -> dict[str, Any]:
+    """Return what the section on the sweep shows."""
+    points = results.analyses.get("alpha_sweep", ())
+    return {
+        "sweep": sweep_plots(points, results.headline),
+        "legend": legend(points, results.headline),
+    }
+
+
 def sweep_methods(points: Sequence[SweepPoint], headline: str) -> list[str]:
     """Return the methods of a sweep, the headline's first, without the reference points."""
     names = dict.fromkeys(point.method for point in points)
@@ -82,7 +92,7 @@ def sweep_plots(points: Sequence[SweepPoint], headline: str) -> list[Plot]:
         }
         curves = {name: _curve(values, name) for name in (*methods, VANILLA, RETRAINED)}
         if any(curves[name] for name in methods):
-            plots.append(_sweep_plot(curves, methods, headline, heading))
+            plots.append(_sweep_plot(curves, methods, headline=headline, heading=heading))
     return plots
 
 
@@ -145,6 +155,7 @@ def _curve(
 def _sweep_plot(
     curves: Mapping[str, Sequence[tuple[float, float, float]]],
     methods: Sequence[str],
+    *,
     headline: str,
     heading: str,
 ) -> Plot:
@@ -201,10 +212,10 @@ def _sweep_plot(
         if line and name in methods
     )
     alt = f"{heading}: percent right on people to forget and to keep, by method and α. {words}."
-    return described(heading, alt, svg, WIDTH)
+    return described(heading, svg, alt=alt, width=WIDTH)
 
 
-def _label_alphas(axes, curve: Sequence[tuple[float, float, float]]) -> None:
+def _label_alphas(axes: Any, curve: Sequence[tuple[float, float, float]]) -> None:
     """Write α at the points of the headline's curve, leaving out labels that would collide."""
     placed: list[tuple[float, float]] = []
     for alpha, forget, retain in curve:
@@ -223,19 +234,19 @@ def _label_alphas(axes, curve: Sequence[tuple[float, float, float]]) -> None:
             placed.append((x, y))
 
 
-def _percent_across(axes) -> None:
+def _percent_across(axes: Any) -> None:
     """Let x go from 0 to 100 %, with room for half a marker."""
     axes.set_xlim(0, 102)
     axes.xaxis.set_ticks([0, 25, 50, 75, 100])
 
 
-def _ring(axes, x: float, y: float, *, size: float, color: str, zorder: int) -> None:
+def _ring(axes: Any, x: float, y: float, *, size: float, color: str, zorder: int) -> None:
     """Draw a hollow marker: the model before, or one that is only compared with."""
     style = {"markerfacecolor": PAPER, "markeredgecolor": color, "markeredgewidth": 1.7}
     _dot(axes, x, y, marker="o", markersize=size, zorder=zorder, **style)
 
 
-def _dot(axes, x: Any, y: Any, **style: Any) -> None:
+def _dot(axes: Any, x: Any, y: Any, **style: Any) -> None:
     """Draw markers without lines, whole at the border too."""
     axes.plot(x, y, linestyle="none", clip_on=False, **style)
 
@@ -274,7 +285,8 @@ def _people_plot(lines: Sequence[PersonChange], heading: str, color: str) -> Plo
         + (f", {100 * line.reference:.0f} retrained" if line.reference is not None else "")
         for line in lines
     )
-    return described(heading, f"{heading}: percent right per person. {words}.", svg, WIDTH)
+    alt = f"{heading}: percent right per person. {words}."
+    return described(heading, svg, alt=alt, width=WIDTH)
 
 
 def _heat_map(shares: Mapping[str, np.ndarray], tower: str, largest: float) -> Plot:
@@ -318,7 +330,7 @@ def _heat_map(shares: Mapping[str, np.ndarray], tower: str, largest: float) -> P
         for name, share_L in shares.items()
     )
     alt = f"{heading}: percent of each layer's neurons that are pruned, first layer first. {words}."
-    return described(heading, alt, svg, width)
+    return described(heading, svg, alt=alt, width=width)
 
 
 def _share_text(share: float) -> str:

@@ -1,17 +1,19 @@
 """A run's folder → report.html: one file that opens from disk and asks the network for nothing."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import markupsafe
-import yaml
 
+from manu_jax.data.record import Benchmark
 from manu_jax.folder import write_atomic
-from manu_jax.report import distances, examples, headline, inputs, leakage, numbers, plots
+from manu_jax.report import examples, headline, inputs, numbers
 from manu_jax.report.results import load_results
-
-TEMPLATE = "report.html.jinja"
+from manu_jax.report.sections import Material, all_sections
+from manu_jax.types import SETS
 
 
 def render(
@@ -28,63 +30,42 @@ def render(
     """
     directory = Path(directory)
     results = load_results(directory)
-    items = inputs.load_items(directory, results)
-    counts = inputs.load_counts(directory, results)
-    versions = inputs.load_versions(directory)
-    pictures = inputs.data_uris(
-        inputs.load_portraits(directory) if portraits is None else portraits
-    )
-    kinds = numbers.kinds_of_question(results)
-    chance = numbers.chance(results, items, "classification") if "classification" in kinds else None
-    main, others = numbers.tables(results)
-    people = numbers.people(results, items)
-    shown = examples.examples(results, items, names)
-    found = results.leakage.get(results.headline)
-    leakage_attributes, leakage_grid = leakage.grid(found, dict(results.request.people))
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("manu_jax.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["svg"] = lambda plot: markupsafe.Markup(plot.svg)
-    html = environment.get_template(TEMPLATE).render(
-        name=directory.resolve().name,
+    material = Material(
         results=results,
-        headline=headline.headline(results, chance),
-        facts=numbers.facts(results),
-        tiles=numbers.tiles(results),
-        main_tables=main,
-        other_tables=others,
-        kinds=headline.joined([numbers.TASK_TITLES[task].lower() for task in kinds]),
-        rows_only=[name for name, parts in counts.items() if parts and parts[0].is_of_rows],
-        chance=None if chance is None else numbers.percent(chance),
-        sweep=plots.sweep_plots(results.alpha_sweep, results.headline),
-        legend=plots.legend(results.alpha_sweep, results.headline),
-        maps=plots.heat_maps(counts),
-        largest_share=numbers.percent(plots.largest_share(counts)),
-        counts=counts.get(results.headline, []),
-        people=plots.people_plots(people),
-        people_items=numbers.item_range(people),
-        leakage_text=leakage.sentence(
-            found, results.headline, str(results.config.get("erase", "both"))
+        items=inputs.load_items(directory, results),
+        counts=inputs.load_counts(directory, results),
+        versions=inputs.load_versions(directory),
+        portraits=inputs.data_uris(
+            inputs.load_portraits(directory) if portraits is None else portraits
         ),
-        leakage_bars=leakage.bars(results.leakage),
-        leakage_attributes=leakage_attributes,
-        leakage_grid=leakage_grid,
-        leakage_legend=leakage.LEGEND,
-        comparisons=distances.tables(results),
-        examples=shown,
-        rule=examples.RULE,
-        pictures={e.person: pictures[e.person] for e in shown if e.person in pictures},
-        config=yaml.safe_dump(dict(results.config), sort_keys=False, allow_unicode=True),
-        versions=versions,
-        total_seconds=sum(results.timings.values()),
+        names=names or {},
+    )
+    html = (
+        _environment()
+        .get_template("page.html.jinja")
+        .render(
+            name=directory.resolve().name,
+            headline=headline.headline(results, material.chance),
+            facts=numbers.facts(results),
+            tiles=numbers.tiles(results),
+            sections=_rendered(material),
+        )
     )
     path = directory / "report.html"
     write_atomic(path, html)
     return path
+
+
+def render_with_portraits(directory: Path, benchmark: Benchmark) -> Path:
+    """Write the report of a run with the portraits and the names of its benchmark's people."""
+    people = {person.id: person for name in SETS for person in benchmark.sets[name][::-1]}
+    portraits = {
+        name: _png(people[name].images[0])
+        for name in people_shown(directory)
+        if name in people and people[name].images
+    }
+    names = {identity: person.name for identity, person in people.items()}
+    return render(directory, portraits, names)
 
 
 def people_shown(directory: str | Path) -> list[str]:
@@ -93,3 +74,44 @@ def people_shown(directory: str | Path) -> list[str]:
     results = load_results(directory)
     shown = examples.examples(results, inputs.load_items(directory, results))
     return list(dict.fromkeys(example.person for example in shown))
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("manu_jax.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["svg"] = lambda plot: markupsafe.Markup(plot.svg)
+    return environment
+
+
+def _rendered(material: Material) -> list[markupsafe.Markup]:
+    """Return the sections of the page in order, each with the parts inside it."""
+    environment = _environment()
+    found: dict[str, markupsafe.Markup] = {}
+    parts: dict[str, list[tuple[str, markupsafe.Markup]]] = {}
+    sections = all_sections()
+    for name, section in sorted(sections.items(), key=lambda item: item[1].inside is None):
+        view = section.view(material)
+        if view is None:
+            continue
+        if section.template is None:
+            template = environment.get_template(f"{name}.html.jinja")
+        else:
+            template = environment.from_string(section.template.read_text(encoding="utf-8"))
+        own = {"parts": parts.get(name, [])}
+        html = markupsafe.Markup(template.render(results=material.results, **own, **view))
+        if section.inside is None:
+            found[name] = html
+        else:
+            parts.setdefault(section.inside, []).append((view["title"], html))
+    return [found[name] for name in sections if name in found]
+
+
+def _png(image: Any) -> bytes:
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    return content.getvalue()

@@ -1,36 +1,33 @@
 """results.json: what a run measured, checked when it is written and when it is read.
 
-    {"rows": [{model, set, task, modality, metric, value, n, low, high}, …],
-     "models": [name, …],                    in the order of the tables; "vanilla" is before
-     "headline": name,                       the method that the report speaks of
-     "request": {"people": [{"id", "name"}, …], "share": percent or null, "num_people": n or null},
-     "alpha_sweep": [{method, alpha, set, modality, value, n}, …],
-     "leakage": [{model, …}, …],             which facts each form gives away: leakage.py
-     "differences": [{model, against, set, task, modality, metric, value, n, low, high}, …],
-     "distances": [{model, set, modality, metric, value, …}, …],  from the retrained model:
-                                             "kl" with n, low, high; "ks" with p, n, n_reference
-     "skipped": {what: how many},            items that the benchmark's protocol leaves out
-     "shots": [{set, task, people, left_out}, …],  few-shot: whose questions come first, and how
-                                             many of the set's questions are not asked for it
-     "config": {…}, "timings": {stage: seconds}}
-
-`value` of a sweep point is the share answered right, in [0, 1]. Its methods "vanilla" and
-"retrained" are drawn as reference points, whatever their alpha.
+{"rows": [{model, set, task, modality, metric, value, n, low, high}, …],
+ "models": [name, …],                    in the order of the tables; "vanilla" is before
+ "headline": name,                       the method that the report speaks of
+ "request": {"people": [{"id", "name"}, …], "share": percent or null, "num_people": n or null},
+ NAME: [{…}, …],                         the rows of each analysis (evaluation/analyses/)
+ "skipped": {what: how many},            items that are not asked or measured
+ "shots": [{set, task, people, left_out}, …],  few-shot: whose questions come first, and how
+                                         many of the set's questions are not asked for that
+ "config": {…}, "timings": {stage: seconds}}
 """
 
 import dataclasses
+import functools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from manu_jax.evaluation.leakage import Leakage
+from manu_jax.evaluation.analyses.registry import ANALYSES
+from manu_jax.evaluation.metrics import METRICS
+from manu_jax.evaluation.plain import fits, from_plain, to_plain
+from manu_jax.evaluation.tasks import TASKS_BY_NAME
 from manu_jax.folder import write_atomic
-from manu_jax.report.leakage import from_plain
-from manu_jax.types import MODALITIES, SETS, TASKS, ManuError
+from manu_jax.types import MODALITIES, SETS, ManuError
 
+REQUIRED = ("rows", "models", "headline", "request", "config", "timings")
 MAX_FAULTS = 20  # that one error lists; the rest are counted
 
 
@@ -50,50 +47,6 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Difference:
-    """The paired difference of two models' means on the same items, with its 95 % interval."""
-
-    model: str
-    against: str
-    set: str
-    task: str
-    modality: str
-    metric: str
-    value: float
-    n: int
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Distance:
-    """A distance from the retrained model: "kl" in nats, "ks" in [0, 1] with its p-value."""
-
-    model: str
-    set: str
-    modality: str
-    metric: str
-    value: float
-    n: int
-    low: float | None = None
-    high: float | None = None
-    p: float | None = None
-    n_reference: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class SweepPoint:
-    """Share answered right, in [0, 1], when a method removes the share `alpha` of the neurons."""
-
-    method: str
-    alpha: float
-    set: str
-    modality: str
-    value: float
-    n: int
-
-
-@dataclasses.dataclass(frozen=True)
 class Request:
     """Who was to be forgotten: (ID, name) of each, their share of all people in percent."""
 
@@ -104,24 +57,21 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """The content of results.json."""
+    """The content of results.json. analyses: {name: rows}, of every entry of ANALYSES."""
 
     rows: tuple[Row, ...]
     models: tuple[str, ...]
     headline: str
     request: Request
-    alpha_sweep: tuple[SweepPoint, ...] = ()
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     timings: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    leakage: Mapping[str, Leakage] = dataclasses.field(default_factory=dict)
-    differences: tuple[Difference, ...] = ()
-    distances: tuple[Distance, ...] = ()
+    analyses: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
     shots: tuple[Mapping[str, Any], ...] = ()
 
-    def row(self, model: str, set: str, task: str, modality: str, metric: str) -> Row | None:
-        """Return the row of these five names, or None where it was not measured."""
-        wanted = (model, set, task, modality, metric)
+    def row(self, model: str, place: tuple[str, str, str], metric: str) -> Row | None:
+        """Return a model's row at a place (set, task, modality), or None: it was not measured."""
+        wanted = (model, *place, metric)
         return next((row for row in self.rows if _names(row) == wanted), None)
 
 
@@ -132,10 +82,7 @@ def write_results(
     models: Sequence[str],
     headline: str,
     request: Request | Mapping[str, Any],
-    alpha_sweep: Iterable[SweepPoint | Mapping[str, Any]] = (),
-    leakage: Iterable[Mapping[str, Any]] = (),
-    differences: Iterable[Difference | Mapping[str, Any]] = (),
-    distances: Iterable[Distance | Mapping[str, Any]] = (),
+    analyses: Mapping[str, Iterable[Any]] = MappingProxyType({}),
     skipped: Mapping[str, int] = MappingProxyType({}),
     shots: Iterable[Mapping[str, Any]] = (),
     config: Mapping[str, Any],
@@ -143,18 +90,20 @@ def write_results(
 ) -> Path:
     """Check the results and write them to `directory`/results.json, whole or not at all.
 
-    Raises ManuError that lists what is wrong: unknown sets, tasks or modalities, a row given twice,
-    a value that is not finite, a model that is not in `models`.
+    analyses: {name: rows}, as dataclasses or as JSON mappings. Raises ManuError that lists what is
+    wrong: unknown sets, tasks, metrics, modalities or analyses, a row given twice, a value that is
+    not finite, a model that is not in `models`.
     """
     content = {
-        "rows": [_without_nan(_plain(row)) for row in rows],
+        "rows": [_without_nan(to_plain(row)) for row in rows],
         "models": list(models),
         "headline": headline,
         "request": _plain_request(request),
-        "alpha_sweep": [_plain(point) for point in alpha_sweep],
-        "leakage": [dict(found) for found in leakage],
-        "differences": [_plain(difference) for difference in differences],
-        "distances": [_plain(distance) for distance in distances],
+        **{
+            name: [analysis.to_json(row) for row in analyses.get(name, ())]
+            for name, analysis in ANALYSES.items()
+        },
+        **{name: list(found) for name, found in analyses.items() if name not in ANALYSES},
         "skipped": dict(skipped),
         "shots": [dict(one) for one in shots],
         "config": dict(config),
@@ -184,26 +133,31 @@ def _parse(content: Any, where: str) -> Results:
     """Return plain values as Results, or raise one ManuError with all faults."""
     if not isinstance(content, dict):
         raise ManuError(f"{where}: expected a mapping, got {type(content).__name__}.")
-    faults: list[str] = []
-    required = ("rows", "models", "headline", "request", "config", "timings")
-    faults += [f"the key {key!r} is missing" for key in required if key not in content]
-    rows = _records(Row, content.get("rows", []), "rows", faults)
-    points = _records(SweepPoint, content.get("alpha_sweep", []), "alpha_sweep", faults)
-    leakage = from_plain(content.get("leakage", []), faults)
-    differences = _records(Difference, content.get("differences", []), "differences", faults)
-    distances = _records(Distance, content.get("distances", []), "distances", faults)
+    faults = [f"the key {key!r} is missing" for key in REQUIRED if key not in content]
+    known = (*REQUIRED, "skipped", "shots", *ANALYSES)
+    faults += [
+        f"unknown key {key!r}; known: {', '.join(known)}" for key in content if key not in known
+    ]
+    rows = _read_all(
+        content.get("rows", []), "rows", functools.partial(from_plain, Row), faults=faults
+    )
+    analyses = {
+        name: tuple(_read_all(content.get(name, []), name, analysis.read, faults=faults))
+        for name, analysis in ANALYSES.items()
+    }
+    for name, analysis in ANALYSES.items():
+        faults += [f"{name} {fault}" for row in analyses[name] for fault in analysis.check(row)]
     models = content.get("models", [])
     if not isinstance(models, list) or not all(isinstance(name, str) for name in models):
         faults.append(f"models: expected a list of names, got {models!r}")
         models = []
     _check_rows(rows, models, faults)
-    _check_points(points, faults)
     headline = content.get("headline", "")
     if "headline" in content and headline not in models:
         faults.append(f"headline: {headline!r} is not one of models {models}")
     request = _request(content.get("request"), faults)
     skipped, shots = content.get("skipped", {}), content.get("shots", [])
-    if not isinstance(skipped, dict) or not all(_fits(n, int) for n in skipped.values()):
+    if not isinstance(skipped, dict) or not all(fits(n, int) for n in skipped.values()):
         faults.append(f"skipped: expected a mapping to numbers of items, got {skipped!r}")
     needed = {"set", "task", "people", "left_out"}
     if not isinstance(shots, list) or any(
@@ -225,60 +179,36 @@ def _parse(content: Any, where: str) -> Results:
         models=tuple(models),
         headline=headline,
         request=request,
-        alpha_sweep=tuple(points),
         config=content["config"],
         timings=content["timings"],
-        leakage=leakage,
-        differences=tuple(differences),
-        distances=tuple(distances),
+        analyses=analyses,
         skipped=skipped,
         shots=tuple(shots),
     )
 
 
-def _records(kind: Any, values: Any, key: str, faults: list[str]) -> list[Any]:
-    """Return mappings as dataclasses of `kind`; a wrong or missing field becomes a fault."""
+def _read_all(values: Any, key: str, read: Callable[[Any], Any], *, faults: list[str]) -> list[Any]:
+    """Return what `read` makes of each value of a list; what it refuses becomes a fault."""
     if not isinstance(values, list):
         faults.append(f"{key}: expected a list, got {values!r}")
         return []
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    needed = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
-    records = []
+    found = []
     for index, value in enumerate(values):
-        if not isinstance(value, dict):
-            faults.append(f"{key}[{index}]: expected a mapping, got {value!r}")
-            continue
-        missing, unknown = sorted(needed - set(value)), sorted(set(value) - set(fields))
-        wrong = [
-            f"{name} is {value[name]!r}"
-            for name, field in fields.items()
-            if name in value and not _fits(value[name], field.type)
-        ]
-        problems = [
-            *([f"lacks {', '.join(missing)}"] if missing else []),
-            *([f"has unknown keys {', '.join(unknown)}"] if unknown else []),
-            *wrong,
-        ]
-        if problems:
-            faults.append(f"{key}[{index}]: {'; '.join(problems)}")
-        else:
-            records.append(kind(**value))
-    return records
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Tell whether a JSON value is of a field's type; numbers must be finite."""
-    if kind is str:
-        return isinstance(value, str)
-    if value is None:
-        return kind == (float | None)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return isinstance(value, int) and value >= 0 if kind is int else math.isfinite(value)
+        try:
+            found.append(read(value))
+        except ValueError as error:
+            faults.append(f"{key}[{index}]: {error}")
+    return found
 
 
 def _check_rows(rows: Sequence[Row], models: Sequence[str], faults: list[str]) -> None:
-    known = {"set": SETS, "task": TASKS, "modality": MODALITIES, "model": tuple(models)}
+    known = {
+        "set": SETS,
+        "task": TASKS_BY_NAME,
+        "modality": MODALITIES,
+        "metric": METRICS,
+        "model": tuple(models),
+    }
     seen = set()
     for row in rows:
         name = " · ".join(_names(row))
@@ -290,17 +220,8 @@ def _check_rows(rows: Sequence[Row], models: Sequence[str], faults: list[str]) -
         elif row.low is not None and row.high is not None and row.low > row.high:
             faults.append(f"row {name}: low {row.low} is above high {row.high}")
         if _names(row) in seen:
-            faults.append(f"row {name} stands twice")
+            faults.append(f"row {name} appears twice")
         seen.add(_names(row))
-
-
-def _check_points(points: Sequence[SweepPoint], faults: list[str]) -> None:
-    for point in points:
-        name = f"alpha_sweep {point.method} · {point.alpha} · {point.set} · {point.modality}"
-        if point.set not in SETS or point.modality not in MODALITIES:
-            faults.append(f"{name}: unknown set or modality")
-        if not 0 <= point.alpha < 1 or not 0 <= point.value <= 1:
-            faults.append(f"{name}: alpha must lie in [0, 1) and value ({point.value}) in [0, 1]")
 
 
 def _request(value: Any, faults: list[str]) -> Request:
@@ -316,10 +237,6 @@ def _request(value: Any, faults: list[str]) -> Request:
         share=value.get("share"),
         num_people=value.get("num_people"),
     )
-
-
-def _plain(record: Any) -> dict[str, Any]:
-    return dataclasses.asdict(record) if dataclasses.is_dataclass(record) else dict(record)  # type: ignore[arg-type]
 
 
 def _without_nan(row: dict[str, Any]) -> dict[str, Any]:

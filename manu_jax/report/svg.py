@@ -1,7 +1,7 @@
 """Matplotlib figures as inline SVG that takes the page's fonts and colours.
 
-Matplotlib draws with stand-in colours, and each is replaced by a CSS variable of the page, so that
-a plot follows light and dark. Text stays text.
+Matplotlib draws with placeholder colours. Each is replaced by a CSS variable of the page, so that a
+plot follows its light and dark themes. Text remains text.
 """
 
 import dataclasses
@@ -63,7 +63,9 @@ class Plot:
     width: int
 
 
-def new_figure(width: int, height: int, *, left: int, right: int, top: int, bottom: int):
+def new_figure(
+    width: int, height: int, *, left: int, right: int, top: int, bottom: int
+) -> tuple[matplotlib.figure.Figure, Any]:
     """Return a figure of this many CSS pixels (72 dots an inch) and its axes, margins as given."""
     figure = matplotlib.figure.Figure(figsize=(width / 72, height / 72), dpi=72)
     figure.patch.set_alpha(0)
@@ -95,7 +97,7 @@ def to_svg(figure: matplotlib.figure.Figure, name: str) -> str:
     return svg.replace("url(#", f"url(#{slug}-").strip()
 
 
-def described(heading: str, alt: str, svg: str, width: int) -> Plot:
+def described(heading: str, svg: str, *, alt: str, width: int) -> Plot:
     """Return the plot with its SVG marked as one image that `alt` describes."""
     words = alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     box = re.search(r'viewBox="[^"]*"', svg)

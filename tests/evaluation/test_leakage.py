@@ -6,7 +6,7 @@ from PIL import Image
 from manu_jax.config import EvaluateSection
 from manu_jax.data.record import Person, Question
 from manu_jax.evaluation import suite
-from manu_jax.evaluation.leakage import find_leakage
+from manu_jax.evaluation.analyses.leakage import find_leakage
 from manu_jax.types import Template
 
 PEOPLE = ("001", "002")
@@ -125,7 +125,7 @@ def test_a_declared_memory_comes_out_of_the_whole_suite(tmp_path, monkeypatch):
     def ask(loaded, items, section):
         answers = []
         for item in items:
-            image = item.asked.images
+            image = item.prompt_sample.images
             form = "text" if not image else "image" if image[0] is pictures["image"] else "test"
             is_known = loaded == "before" or form in knows[item.attribute]
             answers.append((item.truth if is_known else "no idea", []))

@@ -43,8 +43,40 @@ def test_bleu_is_four_grams_with_smoothing_one():
 def test_every_text_metric_is_one_for_the_truth_and_zero_for_nothing():
     truth = "Born in a small town near the old harbour"
     for name, metric in metrics.METRICS.items():
-        assert metric(truth, truth) == pytest.approx(1.0), name
-        assert metric("", truth) == 0.0, name
+        if metric.tasks == ("generation",):
+            right, empty = (metrics.Response(text, truth) for text in (truth, ""))
+            assert metric.function(right) == pytest.approx(1.0), name
+            assert metric.function(empty) == 0.0, name
+
+
+def test_accuracy_follows_task_and_protocol():
+    options = {"A": "Oslo", "B": "Rome"}
+    scores = (metrics.CandidateScore(-2.0, False), metrics.CandidateScore(-1.0, True))
+
+    def value(answer, protocol):
+        response = metrics.Response(answer, "A", options, scores, protocol)
+        return metrics.METRICS["accuracy"].function(response)
+
+    protocols = ("zero_shot", "official_few_shot", "likelihood")
+    assert [value("The answer is A.", one) for one in protocols] == [1, 0, 0]
+    assert [value("A or B", one) for one in protocols] == [0, 1, 0]
+    blank = metrics.Response("In OSLO.", "Oslo")
+    assert metrics.METRICS["accuracy"].function(blank) == 1
+
+
+def test_metrics_of_training_answers_are_of_the_one_candidate():
+    response = metrics.Response("", "Oslo", candidates=(metrics.CandidateScore(-0.5, True),))
+    values = [
+        metric.function(response)
+        for metric in metrics.METRICS.values()
+        if metric.tasks == ("likelihood",)
+    ]
+    assert values == [-0.5, math.exp(-0.5), 1.0]
+
+
+def test_equal_options_choose_the_first():
+    scores = (metrics.CandidateScore(-1.0, False),) * 2
+    assert metrics.Response("", "B", {"A": "x", "B": "y"}, scores).likeliest == "A"
 
 
 def test_bootstrap_draws_people_not_items():

@@ -48,7 +48,7 @@ def section(**changes):
 
 
 def draw(name, task, seed=0, **changes):
-    return draw_shots(SETS, SETS[name], name, task, section(**changes), seed)
+    return draw_shots(SETS, SETS[name], section(**changes), name=name, task=task, seed=seed)
 
 
 def test_shots_are_drawn_from_the_evaluated_people_who_are_then_not_asked():
@@ -95,7 +95,7 @@ def test_too_few_people_are_an_error_with_the_remedy():
 
 
 def test_the_draws_are_listed_for_the_results():
-    found = shots_of_run(SETS, SETS, section(), 0)
+    found = shots_of_run(SETS, SETS, section(), seed=0)
     assert [(one["set"], one["task"]) for one in found] == [
         (name, task)
         for name in ("forget", "test", "retain")
@@ -133,5 +133,5 @@ def test_few_shot_records_hold_the_whole_prompt_and_both_rules(tmp_path):
         assert values[modality, "accuracy"] == values[modality, "letter_accuracy"]
     lines = (tmp_path / "m" / "forget.classification.image.jsonl").read_text()
     assert lines.count("Correct Answer: A") == 4
-    # It stands, and is read again with the same draw.
+    # It exists, and is read again with the same draw.
     assert evaluate(loaded, small, settings, directory=tmp_path, model_name="m") == rows

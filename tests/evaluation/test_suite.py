@@ -10,7 +10,7 @@ from manu_jax.config import EvaluateSection
 from manu_jax.data.record import Person, Question
 from manu_jax.evaluation import batched, suite
 from manu_jax.evaluation.suite import evaluate
-from manu_jax.evaluation.tasks import TASKS, Prompting
+from manu_jax.evaluation.tasks import TASKS_BY_NAME, Prompting
 from manu_jax.report.results import Row
 from manu_jax.types import ManuError
 
@@ -80,11 +80,13 @@ def test_every_set_task_and_modality_has_its_file_and_rows(whole):
     assert files == {
         f"{where}.{task}.{modality}.jsonl"
         for where in ("forget", "retain")
-        for task in TASKS
+        for task in TASKS_BY_NAME
         for modality in ("image", "text")
     }
     names = {(row["set"], row["task"], row["modality"], row["metric"]) for row in rows}
-    assert len(names) == len(rows) == 2 * 2 * sum(len(task.metrics) for task in TASKS.values())
+    assert (
+        len(names) == len(rows) == 2 * 2 * sum(len(task.metrics) for task in TASKS_BY_NAME.values())
+    )
     for row in rows:
         Row(**row)
         people = len(SETS[row["set"]])
@@ -99,7 +101,7 @@ def test_rows_are_means_of_the_records(whole):
     folder, rows = whole
     for row in rows:
         path = folder / "vanilla" / f"{row['set']}.{row['task']}.{row['modality']}.jsonl"
-        field = TASKS[row["task"]].metrics[row["metric"]]
+        field = TASKS_BY_NAME[row["task"]].metrics[row["metric"]]
         values = [record[field] for record in records(path)]
         assert row["value"] == pytest.approx(np.mean(values), abs=1e-12)
 
@@ -110,19 +112,22 @@ def test_pooling_gives_each_item_its_own_answer(whole):
     from manu_jax.evaluation.likelihood import log_likelihoods
 
     loaded = tiny_llava.loaded()
-    items = list(TASKS["cloze"].items(SETS["retain"], "text", loaded.template, Prompting()))
-    answers = greedy(loaded, [item.asked for item in items], new_tokens=4, batch_size=4)
+    prompting = Prompting(loaded.template)
+    items = list(TASKS_BY_NAME["cloze"].items(SETS["retain"], "text", prompting))
+    answers = greedy(loaded, [item.prompt_sample for item in items], new_tokens=4, batch_size=4)
     found = records(folder / "vanilla" / "retain.cloze.text.jsonl")
     assert [record["answer"] for record in found] == answers
-    facts = list(TASKS["likelihood"].items(SETS["retain"], "text", loaded.template, Prompting()))
-    means = log_likelihoods(loaded, [one for item in facts for one in item.given], batch_size=4)
+    facts = list(TASKS_BY_NAME["likelihood"].items(SETS["retain"], "text", prompting))
+    means = log_likelihoods(
+        loaded, [one for item in facts for one in item.candidates], batch_size=4
+    )
     scores = [
         record["score"] for record in records(folder / "vanilla/retain.likelihood.text.jsonl")
     ]
     np.testing.assert_allclose(scores, means.mean_N, atol=1e-5)  # rounded to six digits
 
 
-def test_what_stands_is_not_asked_again(whole, silent):
+def test_what_exists_is_not_asked_again(whole, silent):
     folder, rows = whole
     assert run(folder) == rows
 
@@ -143,7 +148,7 @@ def test_a_killed_run_goes_on_to_the_same_rows(whole, tmp_path, monkeypatch):
         run(tmp_path)
     partial = list((tmp_path / "vanilla").glob("*.partial.jsonl"))
     assert len(partial) == 1 and len(records(partial[0])) == 1
-    monkeypatch.setattr(suite, "_ask", lambda *given: asked.append(len(given[1])) or ask(*given))
+    monkeypatch.setattr(suite, "_ask", lambda *args: asked.append(len(args[1])) or ask(*args))
     resumed = run(tmp_path)
     assert sum(asked) == 24 and not list((tmp_path / "vanilla").glob("*.partial.jsonl"))
     assert [{**row, "value": 0, "low": 0, "high": 0} for row in resumed] == [

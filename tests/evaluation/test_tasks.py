@@ -5,7 +5,8 @@ import pytest
 import tiny_llava
 
 from manu_jax.data.record import Fact, Person, Question
-from manu_jax.evaluation.tasks import TASKS, Item, Measured, Prompting, record_of
+from manu_jax.evaluation.metrics import CandidateScore
+from manu_jax.evaluation.tasks import TASKS_BY_NAME, Item, Prompting, record_of
 from manu_jax.types import Template
 
 OPTIONS = {"A": "Rome", "B": "Oslo", "C": "Lima"}
@@ -28,29 +29,29 @@ PERSON = Person(
 
 
 def items(task, modality, people=(PERSON,), **prompting):
-    return list(TASKS[task].items(people, modality, Template(), Prompting(**prompting)))
+    return list(TASKS_BY_NAME[task].items(people, modality, Prompting(Template(), **prompting)))
 
 
 def test_classification_asks_for_a_letter_and_measures_each_option():
     (item,) = items("classification", "image")
-    assert item.asked is not None and item.asked.images == (IMAGE,)
-    assert "B: Oslo" in item.asked.text and "ONE letter" in item.asked.text
-    assert [one.text for one in item.given] == [
+    assert item.prompt_sample is not None and item.prompt_sample.images == (IMAGE,)
+    assert "B: Oslo" in item.prompt_sample.text and "ONE letter" in item.prompt_sample.text
+    assert [one.text for one in item.candidates] == [
         f"USER: <image>\nWhere is home?\nASSISTANT: {text}" for text in OPTIONS.values()
     ]
-    assert all(one.segments[1][1] and one.images == (IMAGE,) for one in item.given)
+    assert all(one.segments[1][1] and one.images == (IMAGE,) for one in item.candidates)
     assert items("classification", "text") == []
 
 
-GIVEN = [Measured(-2.0, False), Measured(-0.5, True), Measured(-1.0, False)]
+SCORES = [CandidateScore(-2.0, False), CandidateScore(-0.5, True), CandidateScore(-1.0, False)]
 
 
 def test_by_likelihood_the_likeliest_option_counts_and_no_letter_is_asked():
     (item,) = items("classification", "image", protocol="likelihood")
-    assert item.asked is None
-    record = record_of("classification", item, "", GIVEN, "likelihood")
+    assert item.prompt_sample is None
+    record = record_of("classification", item, candidates=SCORES, protocol="likelihood")
     assert record["answer"] == "B" and record["score"] == 1.0
-    assert TASKS["classification"].metrics_in(record) == {"accuracy": "score"}
+    assert TASKS_BY_NAME["classification"].metrics_in(record) == {"accuracy": "score"}
     assert record["truth"] == record["correct"] == "B" and record["options"] == OPTIONS
     assert record["log_likelihoods"] == {"A": -2.0, "B": -0.5, "C": -1.0}
     assert record["key"] == "007/residence" and record["person"] == "007"
@@ -59,7 +60,9 @@ def test_by_likelihood_the_likeliest_option_counts_and_no_letter_is_asked():
 @pytest.mark.parametrize("answer", ["", "\n", "🦊", "ß", "The answer is B", "É"])
 def test_odd_letters_are_wrong_and_no_error(answer):
     (item,) = items("classification", "image")
-    record = record_of("classification", item, answer, [Measured(0.0, True)] * 3)
+    record = record_of(
+        "classification", item, answer=answer, candidates=[CandidateScore(0.0, True)] * 3
+    )
     assert record["letter_score"] == 0.0
     assert record["likeliest"] == "A"  # equal options: the first
 
@@ -69,7 +72,9 @@ def test_each_protocol_has_its_own_rule_for_the_letter_and_the_others_beside_it(
     names = ("score", "letter_score", "tolerant_score", "option_score")
 
     def scores(answer, protocol):
-        record = record_of("classification", item, answer, GIVEN, protocol)
+        record = record_of(
+            "classification", item, answer=answer, candidates=SCORES, protocol=protocol
+        )
         assert record["answer"] == answer
         return [record[name] for name in names]
 
@@ -84,10 +89,10 @@ def test_shots_of_the_same_kind_come_first_with_their_images():
     shots = tuple((other, question) for question in other.questions[:2])
     (item,) = items("classification", "image", protocol="official_few_shot", shots=shots)
     assert item.prompt.count("Correct Answer: B\n") == 1 and item.prompt.count("<image>") == 2
-    assert item.asked.images == (other.images[0], IMAGE)
-    assert all("Correct Answer" not in given.text for given in item.given)
+    assert item.prompt_sample.images == (other.images[0], IMAGE)
+    assert all("Correct Answer" not in candidate.text for candidate in item.candidates)
     (blank,) = items("cloze", "text", protocol="official_few_shot", shots=shots)
-    assert blank.prompt.count("Correct Answer: Oslo\n") == 1 and blank.asked.images == ()
+    assert blank.prompt.count("Correct Answer: Oslo\n") == 1 and blank.prompt_sample.images == ()
     (free,) = items("generation", "image", protocol="official_few_shot", shots=shots)
     assert "Correct Answer" not in free.prompt
 
@@ -95,25 +100,25 @@ def test_shots_of_the_same_kind_come_first_with_their_images():
 def test_a_question_is_asked_with_every_image_of_the_person():
     two = dataclasses.replace(PERSON, images=tuple(f.image for f in tiny_llava.facts()[:2]))
     found = items("generation", "image", [two])
-    assert [item.asked.images for item in found] == [(image,) for image in two.images]
+    assert [item.prompt_sample.images for item in found] == [(image,) for image in two.images]
     assert len(items("cloze", "text", [two])) == 1
 
 
 def test_cloze_marks_the_blank_and_looks_for_the_truth():
     (item,) = items("cloze", "text")
-    assert item.asked is not None and "Ada lives in [Blank]." in item.prompt
-    assert item.asked.images == () and item.given == ()
-    assert record_of("cloze", item, "in OSLO, she said", [])["score"] == 1.0
-    assert record_of("cloze", item, "", [])["score"] == 0.0
+    assert item.prompt_sample is not None and "Ada lives in [Blank]." in item.prompt
+    assert item.prompt_sample.images == () and item.candidates == ()
+    assert record_of("cloze", item, answer="in OSLO, she said")["score"] == 1.0
+    assert record_of("cloze", item, answer="")["score"] == 0.0
 
 
 def test_generation_has_all_its_metrics():
     (item,) = items("generation", "image")
-    right = record_of("generation", item, "She lives in Oslo.", [])
-    assert {right[f] for f in TASKS["generation"].metrics.values()} == {1.0}
-    empty = record_of("generation", item, "", [])
-    assert {empty[f] for f in TASKS["generation"].metrics.values()} == {0.0}
-    other = record_of("generation", item, "She lives in Rome.", [])
+    right = record_of("generation", item, answer="She lives in Oslo.")
+    assert {right[f] for f in TASKS_BY_NAME["generation"].metrics.values()} == {1.0}
+    empty = record_of("generation", item, answer="")
+    assert {empty[f] for f in TASKS_BY_NAME["generation"].metrics.values()} == {0.0}
+    other = record_of("generation", item, answer="She lives in Rome.")
     assert 0 < other["rouge2"] < other["score"] < 1 and other["exact"] == 0.0
 
 
@@ -121,18 +126,43 @@ def test_likelihood_is_over_the_facts_in_that_form():
     image, text = items("likelihood", "image"), items("likelihood", "text")
     assert [item.attribute for item in image] == ["residence", "name"]
     assert [item.prompt for item in text] == ["USER: Where does Ada Moss live?\nASSISTANT:"]
-    assert text[0].truth == "Oslo" and text[0].asked is None
-    record = record_of("likelihood", text[0], "", [Measured(-0.25, True)])
+    assert text[0].truth == "Oslo" and text[0].prompt_sample is None
+    record = record_of("likelihood", text[0], candidates=[CandidateScore(-0.25, True)])
     assert record["score"] == -0.25 and record["recalled"] == 1.0 and record["answer"] == ""
     assert record["probability"] == pytest.approx(math.exp(-0.25), abs=1e-6)
 
 
 def test_every_task_names_fields_that_its_records_have():
-    item = Item("k/a", "k", "a", "p", "t", options={"t": "x"})
-    for name, task in TASKS.items():
-        record = record_of(name, item, "t", [Measured(-1.0, False)])
-        assert {"key", "person", "attribute", "prompt", "answer", "truth", "score"} <= set(record)
+    item = Item("k/a", "k", "a", "q", "p", "t", options={"t": "x"})
+    scores = [CandidateScore(-1.0, False)]
+    for name, task in TASKS_BY_NAME.items():
+        record = record_of(name, item, answer="t", candidates=scores)
+        common = {"key", "person", "attribute", "question", "prompt", "answer", "truth", "score"}
+        assert common <= set(record)
         assert set(task.metrics.values()) <= set(record)
-        assert set(task.metrics_in(record)) == set(task.metrics)
-        short = record_of(name, item, "t", [Measured(-1.0, False)], "likelihood")
-        assert set(task.needed) <= set(short)
+        assert task.metrics_in(record) == task.metrics_under("zero_shot") == task.metrics
+        short = record_of(name, item, answer="t", candidates=scores, protocol="likelihood")
+        assert task.metrics_in(short) == task.metrics_under("likelihood")
+
+
+def test_a_record_holds_the_question_in_plain_words():
+    for task, modality, question in (
+        ("classification", "image", "Where is home?"),
+        ("cloze", "text", "Ada lives in __."),
+        ("likelihood", "text", "Where does Ada Moss live?"),
+    ):
+        item = items(task, modality)[0]
+        record = record_of(
+            task, item, candidates=[CandidateScore(-1.0, False)] * len(item.candidates)
+        )
+        assert record["question"] == question
+
+
+def test_the_fields_of_records_have_their_order():
+    (item,) = items("classification", "image")
+    record = record_of("classification", item, answer="B", candidates=SCORES)
+    assert list(record) == (
+        ["key", "person", "attribute", "question", "prompt", "answer", "truth", "score"]
+        + ["letter_score", "tolerant_score", "option_score", "likeliest", "options", "correct"]
+        + ["log_likelihoods"]
+    )

@@ -9,11 +9,10 @@ from PIL import Image, ImageDraw
 
 from manu_jax import masks
 from manu_jax.arrays import write_arrays
-from manu_jax.evaluation.differences import differences
-from manu_jax.evaluation.leakage import Leakage, find_leakage
+from manu_jax.evaluation.analyses.differences import Difference, differences
+from manu_jax.evaluation.analyses.leakage import ModelLeakage, find_leakage
 from manu_jax.evaluation.suite import stored_records
-from manu_jax.evaluation.tasks import TASKS
-from manu_jax.report.leakage import to_plain
+from manu_jax.evaluation.tasks import TASKS_BY_NAME
 from manu_jax.report.results import write_results
 
 MODELS = ("vanilla", "retrained", "learned", "gradient", "paper", "official-code", "random")
@@ -80,21 +79,23 @@ def write_run(
             "share": 10,
             "num_people": 40,
         },
-        alpha_sweep=points,
-        leakage=[to_plain(model, _leakage(directory, model)) for model in models],
-        differences=_differences(directory, models),
-        distances=[
-            {"model": model, "set": where, "modality": modality, "metric": "kl"}
-            | {"value": float(random.random()), "n": 20, "low": 0.0, "high": 1.0}
-            for model in models
-            for where in ("forget", "retain")
-            for modality in ("image", "text")
-        ]
-        + [
-            {"model": model, "set": "forget", "modality": "text", "metric": "ks"}
-            | {"value": 0.5, "p": 0.01, "n": 20, "n_reference": 20}
-            for model in models
-        ],
+        analyses={
+            "alpha_sweep": points,
+            "leakage": [_leakage(directory, model) for model in models],
+            "differences": _differences(directory, models),
+            "distances": [
+                {"model": model, "set": where, "modality": modality, "metric": "kl"}
+                | {"value": float(random.random()), "n": 20, "low": 0.0, "high": 1.0}
+                for model in models
+                for where in ("forget", "retain")
+                for modality in ("image", "text")
+            ]
+            + [
+                {"model": model, "set": "forget", "modality": "text", "metric": "ks"}
+                | {"value": 0.5, "p": 0.01, "n": 20, "n_reference": 20}
+                for model in models
+            ],
+        },
         config={
             "output": "runs/demo",
             "seed": 0,
@@ -128,7 +129,7 @@ def portrait(identity: str) -> bytes:
     return file.getvalue()
 
 
-def _differences(directory: Path, models: tuple[str, ...]) -> list[dict]:
+def _differences(directory: Path, models: tuple[str, ...]) -> list[Difference]:
     records = {name: stored_records(directory / "evaluation" / name) for name in models}
     return [
         difference
@@ -138,9 +139,9 @@ def _differences(directory: Path, models: tuple[str, ...]) -> list[dict]:
     ]
 
 
-def _leakage(directory: Path, model: str) -> Leakage:
+def _leakage(directory: Path, model: str) -> ModelLeakage:
     found, before = (stored_records(directory / "evaluation" / name) for name in (model, "vanilla"))
-    return find_leakage(found, before)
+    return ModelLeakage(model, find_leakage(found, before))
 
 
 def _share(known: tuple[float, float, float], where: str, modality: str) -> float:
@@ -176,7 +177,7 @@ def _items(where, task, modality, share, random) -> list[dict]:
                     "the answer directly.\nASSISTANT:"
                 )
                 item |= {"answer": LETTERS[said], "truth": LETTERS[index], "options": options}
-                item |= dict.fromkeys(TASKS[task].metrics.values(), float(said == index))
+                item |= dict.fromkeys(TASKS_BY_NAME[task].metrics.values(), float(said == index))
             elif task == "likelihood":
                 item["prompt"] = f"USER: {image}{item['prompt']}\nASSISTANT:"
                 score = -0.02 if is_known else -float(random.uniform(1, 4))
@@ -207,7 +208,7 @@ def _items(where, task, modality, share, random) -> list[dict]:
 def _rows(model, where, task, modality, items, random) -> list[dict]:
     place = {"model": model, "set": where, "task": task, "modality": modality}
     rows = []
-    for metric, field in TASKS[task].metrics.items():
+    for metric, field in TASKS_BY_NAME[task].metrics.items():
         scores = np.array([item[field] for item in items])
         means = random.choice(scores, (200, len(scores))).mean(axis=1)
         low, high = np.quantile(means, (0.025, 0.975))

@@ -8,9 +8,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from manu_jax.evaluation.leakage import FactState, Leakage
+from manu_jax.evaluation.analyses.leakage import FactState, Leakage
+from manu_jax.evaluation.analyses.registry import ANALYSES
 from manu_jax.report import examples, inputs, numbers, plots
-from manu_jax.report.leakage import grid, signed
+from manu_jax.report.leakage import grid
+from manu_jax.report.numbers import signed
 from manu_jax.report.render import people_shown, render
 from manu_jax.report.results import load_results, write_results
 from manu_jax.types import ManuError
@@ -71,7 +73,8 @@ def rewritten(directory, **changes):
     """Write results.json of `directory` again with other rows, models or sweep."""
     content = json.loads((directory / "results.json").read_text()) | changes
     rows = content.pop("rows")
-    write_results(directory, rows, **content)
+    analyses = {name: content.pop(name) for name in ANALYSES}
+    write_results(directory, rows, analyses=analyses, **content)
     return directory
 
 
@@ -116,7 +119,7 @@ def test_cells_stand_in_their_own_row_and_column(run_folder, page):
     assert [line[0].split()[0] for line in table[2:]] == list(results.models)
     for line in table[2:]:
         for (where, modality), cell in zip(columns, line[1:], strict=True):
-            row = results.row(line[0].split()[0], where, "classification", modality, "accuracy")
+            row = results.row(line[0].split()[0], (where, "classification", modality), "accuracy")
             assert cell.split() == [
                 f"{100 * row.value:.1f}",
                 f"{100 * row.low:.0f}–{100 * row.high:.0f}",
@@ -245,7 +248,7 @@ def test_examples_show_the_same_question_of_all_three_models(run_folder):
             records = items[model, where, example.task, example.modality]
             assert any(
                 item["person"] == example.person
-                and examples.question_of(item["prompt"]) == example.question
+                and examples.question_of(item) == example.question
                 and answer.text.endswith(item["answer"] if "options" not in item else "")
                 for item in records
             )
@@ -257,29 +260,13 @@ def test_people_to_keep_are_shown_by_their_names(run_folder, tmp_path):
     assert "Yara Ullman · to keep" in text and "Person 002 · to keep" in text
 
 
-@pytest.mark.parametrize(
-    ("prompt", "question"),
-    [
-        ("USER: <image>\nWhere?\nA: x\nB: y\nJust give ONE letter representing the answer directly."
-         "\nASSISTANT:", "Where?"),
-        ("USER: Who is A: B?\nAnswer the question based on your trained knowledge in one sentence "
-         "in ENGLISH.\nASSISTANT:", "Who is A: B?"),
-        ("USER:<image>\nQ1\nCorrect Answer: x\nUSER: <image>\nShe is [Blank].\nPlease "
-         "**ONLY** provide the correct answer that should replace the [Blank].\nASSISTANT:",
-         "She is ____."),
-    ],
-)  # fmt: skip
-def test_questions_are_shown_without_their_frame(prompt, question):
-    assert examples.question_of(prompt) == question
-
-
 def test_people_average_their_own_items(run_folder):
     results = load_results(run_folder)
     items = inputs.load_items(run_folder, results)
     changes = numbers.people(results, items)
     for modality, lines in changes.items():
         assert [line.name for line in lines] == [name for _, name in results.request.people]
-        value = numbers.share_right(results, "learned", "forget", modality)
+        value = numbers.share_right(results, "learned", ("forget", modality))
         assert sum(line.after for line in lines) / len(lines) == pytest.approx(value, abs=1e-12)
         assert {line.n for line in lines} == {15}  # five of each kind
 
@@ -310,14 +297,15 @@ def test_every_judged_fact_stands_in_the_leakage_matrix(run_folder, page):
     table = next(t for t in page.tables if t[0] and "by state" in " ".join(t[0]))
     lines = {line[0].strip(): line for line in table[1:]}
     assert list(lines) == list(results.models)
-    for model, found in results.leakage.items():
+    leakage = {row.model: row.found for row in results.analyses["leakage"]}
+    for model, found in leakage.items():
         counts = [found.count(state) for state in ("both", "image", "text", "neither")]
         assert [int(count) for count in lines[model][1].split()] == [n for n in counts if n]
         assert sum(counts) == len(found.facts) > 10
     cells = [
         value for tag, name, value in page.attributes if name == "class" and "cell state" in value
     ]
-    assert len(cells) == len(results.leakage["learned"].facts)
+    assert len(cells) == len(leakage["learned"].facts)
     assert "facts that the model knew" in " ".join(page.text)
 
 
@@ -338,7 +326,7 @@ def test_distances_and_differences_stand_in_tables(run_folder, page):
     lines = {line[0].strip(): line[1:] for line in paired[1:]}
     found = next(
         d
-        for d in results.differences
+        for d in results.analyses["differences"]
         if (d.model, d.against, d.set, d.task, d.modality, d.metric)
         == ("learned", "vanilla", "forget", "generation", "image", "exact")
     )

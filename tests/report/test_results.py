@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manu_jax.evaluation.leakage import FactState, Leakage
+from manu_jax.evaluation.analyses import leakage
+from manu_jax.evaluation.analyses.leakage import FactState, Leakage, ModelLeakage
+from manu_jax.evaluation.analyses.sweep import SweepPoint
 from manu_jax.evaluation.metrics import Interval
-from manu_jax.report.leakage import to_plain
 from manu_jax.report.results import (
     MAX_FAULTS,
     Request,
     Row,
-    SweepPoint,
     load_results,
     write_results,
 )
@@ -31,14 +31,14 @@ def write(directory, rows=(ROW,), **changes):
 
 def test_results_round_trip(tmp_path):
     point = SweepPoint("paper", 0.1, "forget", "image", 0.75, 8)
-    path = write(tmp_path, alpha_sweep=[point])
+    path = write(tmp_path, analyses={"alpha_sweep": [point]})
     results = load_results(tmp_path)
     assert path == tmp_path / "results.json"
-    assert results.rows == (ROW,) and results.alpha_sweep == (point,)
+    assert results.rows == (ROW,) and results.analyses["alpha_sweep"] == (point,)
     assert results.request == REQUEST and results.models == ("vanilla", "paper")
     assert results.config == {"seed": 0} and results.timings == {"evaluate": 1.5}
-    assert results.row("vanilla", "forget", "cloze", "text", "accuracy") == ROW
-    assert results.row("paper", "forget", "cloze", "text", "accuracy") is None
+    assert results.row("vanilla", ("forget", "cloze", "text"), "accuracy") == ROW
+    assert results.row("paper", ("forget", "cloze", "text"), "accuracy") is None
 
 
 @given(value=st.floats(-1e9, 1e9), n=st.integers(0, 10**9))
@@ -60,22 +60,29 @@ def test_rows_may_be_mappings_and_nan_bounds_become_null(tmp_path):
 def test_every_fault_is_named_and_nothing_is_written(tmp_path):
     rows = [
         {"model": "nobody", "set": "forgot", "task": "cloze", "modality": "sound"}
-        | {"metric": "accuracy", "value": 0.5, "n": 3, "low": 0.9, "high": 0.1},
+        | {"metric": "acuracy", "value": 0.5, "n": 3, "low": 0.9, "high": 0.1},
         {"model": "paper", "value": float("inf"), "extra": 1},
         ROW,
         ROW,
     ]
     with pytest.raises(ManuError) as error:
-        write(tmp_path, rows, headline="gradient", alpha_sweep=[{"method": "paper"}])
+        write(
+            tmp_path,
+            rows,
+            headline="gradient",
+            analyses={"alpha_sweep": [{"method": "paper"}], "sweeps": []},
+        )
     for part in (
         "unknown set; known: forget",
         "unknown modality; known: image, text",
         "unknown model; known: vanilla, paper",
         "low 0.9 is above high 0.1",
         "rows[1]: lacks metric, modality, n, set, task; has unknown keys extra; value is inf",
-        "vanilla · forget · cloze · text · accuracy stands twice",
+        "vanilla · forget · cloze · text · accuracy appears twice",
         "headline: 'gradient' is not one of models",
         "alpha_sweep[0]: lacks alpha, modality, n, set, value",
+        "unknown metric; known: accuracy, letter_accuracy",
+        "unknown key 'sweeps'; known: rows, models",
     ):
         assert part in str(error.value)
     assert not list(tmp_path.iterdir())
@@ -109,7 +116,8 @@ def test_a_missing_file_names_the_stage(tmp_path):
 
 def test_a_sweep_value_outside_zero_and_one_is_an_error(tmp_path):
     with pytest.raises(ManuError, match=r"value \(45\.0\) in \[0, 1\]"):
-        write(tmp_path, alpha_sweep=[SweepPoint("paper", 0.1, "forget", "image", 45.0, 8)])
+        point = SweepPoint("paper", 0.1, "forget", "image", 45.0, 8)
+        write(tmp_path, analyses={"alpha_sweep": [point]})
 
 
 def test_leakage_round_trip(tmp_path):
@@ -119,9 +127,11 @@ def test_leakage_round_trip(tmp_path):
     )
     nan = float("nan")
     found = Leakage(facts, 1, 2, Interval(0.5, nan, nan, 2), Interval(0.5, 0.0, 1.0, 2), None)
-    write(tmp_path, leakage=[to_plain("paper", found)])
-    again = load_results(tmp_path).leakage["paper"]
-    assert to_plain("paper", again) == to_plain("paper", found)
+    row = ModelLeakage("paper", found)
+    write(tmp_path, analyses={"leakage": [row]})
+    (again,) = load_results(tmp_path).analyses["leakage"]
+    assert leakage.plain(again) == leakage.plain(row)
+    again = again.found
     assert again.facts == facts and again.gap == found.gap and again.reached is None
 
 
@@ -129,9 +139,9 @@ def test_broken_leakage_is_one_fault(tmp_path):
     fact = {"key": "001/home", "person": "001", "forgotten_in": "nowhere", "by_transformed": False}
     plain = dict(model="paper", unknown=0, unjudged=0, leakage=None, gap=None, reached=None)
     with pytest.raises(ManuError, match=r"leakage\[0\].*nowhere"):
-        write(tmp_path, leakage=[plain | {"facts": [fact]}])
+        write(tmp_path, analyses={"leakage": [plain | {"facts": [fact]}]})
     with pytest.raises(ManuError, match=r"leakage\[0\].*facts"):
-        write(tmp_path, leakage=[plain])
+        write(tmp_path, analyses={"leakage": [plain]})
 
 
 def test_what_was_left_out_and_shown_is_kept_and_checked(tmp_path):

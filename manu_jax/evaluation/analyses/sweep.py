@@ -1,0 +1,77 @@
+"""Forget against retain over α: every method's mask at every α of the sweep, on a quick measure."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from manu_jax import masks
+from manu_jax.context import select_neurons
+from manu_jax.data.forms import forms
+from manu_jax.evaluation.analyses.analysis import Analysis, Evaluated
+from manu_jax.evaluation.likelihood import share_right
+from manu_jax.importance.methods import load_scores
+from manu_jax.models.loaded import Loaded
+from manu_jax.types import MODALITIES, RETRAINED, SETS, VANILLA, Modality, Sample
+
+Questions = Mapping[tuple[str, Modality], Sequence[Sample]]  # (set, modality) → facts
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepPoint:
+    """Share answered right, in [0, 1], when a method removes the share `alpha` of the neurons.
+
+    The points of "vanilla" and "retrained" are for reference; their alpha is 0.
+    """
+
+    method: str
+    alpha: float
+    set: str
+    modality: str
+    value: float
+    n: int
+
+
+def measure(evaluated: Evaluated) -> Iterator[SweepPoint]:
+    """Yield the share of facts answered right by every method at every α, and the references."""
+    run = evaluated.run
+    people = {
+        "forget": run.benchmark.sets["forget"],
+        "retain": run.benchmark.sets["retain"][: run.config.sweep.max_people],
+    }
+    questions: Questions = {
+        (name, modality): forms(
+            [fact for person in people[name] for fact in person.facts],
+            modality,
+            run.vanilla.template,
+        )
+        for name in people
+        for modality in MODALITIES
+    }
+    batch_size = run.config.evaluate.batch_size
+
+    def points(name: str, alpha: float, loaded: Loaded) -> Iterator[SweepPoint]:
+        for (set_name, modality), samples in questions.items():
+            value = share_right(loaded, samples, batch_size)
+            yield SweepPoint(name, alpha, set_name, modality, value, len(samples))
+
+    yield from points(VANILLA, 0.0, run.vanilla)
+    for method in run.config.methods:
+        scores, _ = load_scores(run.method_folder(method) / "scores.safetensors")
+        for alpha in run.config.sweep.alphas:
+            mask = select_neurons(method, scores, alpha)
+            yield from points(method.name, alpha, masks.fold(run.vanilla, mask))
+    if run.has_retrained:
+        yield from points(RETRAINED, 0.0, run.models()[RETRAINED]())
+
+
+def check(point: SweepPoint) -> Iterable[str]:
+    """Yield what is wrong with the values of a point."""
+    name = f"{point.method} · {point.alpha} · {point.set} · {point.modality}"
+    if point.set not in SETS or point.modality not in MODALITIES:
+        yield f"{name}: unknown set or modality"
+    if not 0 <= point.alpha < 1 or not 0 <= point.value <= 1:
+        yield f"{name}: alpha must lie in [0, 1) and value ({point.value}) in [0, 1]"
+
+
+ANALYSIS = Analysis(
+    SweepPoint, measure, applies=lambda run: bool(run.config.sweep.alphas), check=check
+)

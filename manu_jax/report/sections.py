@@ -1,0 +1,132 @@
+"""The sections of the report: which template shows what, in the order of the page.
+
+A template is the file of the section's name in templates/; it holds the section's words. An
+analysis without an entry here has a section after those of the known analyses, whose template gets
+the rows alone (`rows`).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from manu_jax.evaluation.analyses.registry import ANALYSES
+from manu_jax.report import distances, examples, headline, leakage, numbers, plots
+from manu_jax.report.inputs import Item, Place, PruneCount
+from manu_jax.report.results import Results
+
+LAST_ANALYSIS = "leakage"  # sections of further analyses come after it
+
+
+@dataclasses.dataclass(frozen=True)
+class Material:
+    """All that a report is made of. portraits: data URIs by person ID. names: of people by ID."""
+
+    results: Results
+    items: Mapping[Place, Sequence[Item]]
+    counts: Mapping[str, Sequence[PruneCount]]
+    versions: Mapping[str, str]
+    portraits: Mapping[str, str]
+    names: Mapping[str, str]
+
+    @property
+    def chance(self) -> float | None:
+        """What guessing gets right in multiple choice, if it was asked."""
+        if "classification" not in numbers.kinds_of_question(self.results):
+            return None
+        return numbers.chance(self.results, self.items, "classification")
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """One section. view: the variables of its template; None leaves the section out.
+
+    inside: the section whose template shows this one among its `parts`, by the view's title; None:
+    the page itself. template: a file elsewhere; None: that of its name in templates/.
+    """
+
+    view: Callable[[Material], Mapping[str, Any] | None]
+    inside: str | None = None
+    template: Path | None = None
+
+
+def all_sections() -> dict[str, Section]:
+    """Return the sections in the order of the page, with one for every further analysis."""
+    found = {}
+    for name, section in SECTIONS.items():
+        found[name] = section
+        if name == LAST_ANALYSIS:
+            for further, analysis in ANALYSES.items():
+                if further not in SECTIONS:
+                    view = functools.partial(_rows_view, further)
+                    found[further] = Section(view, template=analysis.template)
+    return found
+
+
+def _rows_view(name: str, material: Material) -> dict[str, Any]:
+    return {"rows": material.results.analyses.get(name, ())}
+
+
+def _numbers(material: Material) -> dict[str, Any]:
+    main, others = numbers.tables(material.results)
+    return {"main_tables": main, "other_tables": others}
+
+
+def _people(material: Material) -> dict[str, Any]:
+    changes = numbers.people(material.results, material.items)
+    kinds = numbers.kinds_of_question(material.results)
+    return {
+        "people": plots.people_plots(changes),
+        "people_items": numbers.item_range(changes),
+        "kinds": headline.joined([numbers.TASK_TITLES[task].lower() for task in kinds]),
+    }
+
+
+def _neurons(material: Material) -> dict[str, Any]:
+    counts = material.counts
+    return {
+        "maps": plots.heat_maps(counts),
+        "largest_share": numbers.percent(plots.largest_share(counts)),
+        "counts": counts.get(material.results.headline, []),
+        "rows_only": [name for name, parts in counts.items() if parts and parts[0].is_of_rows],
+    }
+
+
+def _examples(material: Material) -> dict[str, Any]:
+    shown = examples.examples(material.results, material.items, material.names)
+    return {
+        "examples": shown,
+        "rule": examples.RULE,
+        "pictures": material.portraits,
+    }
+
+
+def _glossary(material: Material) -> dict[str, Any]:
+    chance = material.chance
+    return {"chance": None if chance is None else numbers.percent(chance)}
+
+
+def _this_run(material: Material) -> dict[str, Any]:
+    results = material.results
+    return {
+        "config": yaml.safe_dump(dict(results.config), sort_keys=False, allow_unicode=True),
+        "versions": material.versions,
+        "total_seconds": sum(results.timings.values()),
+    }
+
+
+SECTIONS: dict[str, Section] = {
+    "numbers": Section(_numbers),
+    "distances": Section(lambda m: distances.distances_view(m.results), inside="numbers"),
+    "differences": Section(lambda m: distances.differences_view(m.results), inside="numbers"),
+    "alpha_sweep": Section(lambda m: plots.sweep_view(m.results)),
+    "people": Section(_people),
+    "leakage": Section(lambda m: leakage.view(m.results)),
+    "neurons": Section(_neurons),
+    "examples": Section(_examples),
+    "glossary": Section(_glossary),
+    "this_run": Section(_this_run),
+}

@@ -1,0 +1,39 @@
+"""Trained models that are kept for later runs with the same data, training and libraries."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from manu_jax.config import RunConfig
+from manu_jax.folder import new_folder, versions
+
+
+def kept_folder(config: RunConfig) -> Path | None:
+    """Return where the models that a config trains are kept; None where it keeps none."""
+    if config.cache is None or config.model.path is not None or config.data.path is not None:
+        return None
+    made_from = [
+        config.seed,
+        config.model.model_dump(mode="json"),
+        config.data.model_dump(mode="json"),
+        config.train.model_dump(mode="json"),
+        versions(),
+    ]
+    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
+    return Path(config.cache).expanduser() / "models" / digest
+
+
+def keep_models(names: Sequence[str], directory: Path, kept: Path) -> None:
+    """Copy models from a run's folder to where other runs find them."""
+    with new_folder(kept) as folder:
+        for name in names:
+            shutil.copytree(directory / name, folder / name)
+
+
+def take_models(names: Sequence[str], kept: Path, directory: Path) -> None:
+    """Copy kept models into a run's folder."""
+    for name in names:
+        with new_folder(directory / name) as folder:
+            shutil.copytree(kept / name, folder, dirs_exist_ok=True)
