@@ -1,7 +1,7 @@
 """What a benchmark is made of: people, the facts they are known by, the questions asked of them.
 
 A *fact* is one question-answer pair of the training data. It can be put to a model in two forms,
-with the person's image or in text alone (`views.py`), and it is what importance is measured on. A
+with the person's image or in text alone (`forms.py`), and it is what importance is measured on. A
 *question* is one item of the evaluation. General knowledge has the same types: a topic is a
 "person" without a name.
 """
@@ -44,7 +44,7 @@ class Question:
 
     options: letter → text, and `correct` the letter of the right one; both None but in
     classification, where `answer` is the right option's text. In a cloze, "__" in `question` marks
-    the blank.
+    the blank. alternatives: other right answers, of which any counts as well as `answer`.
     """
 
     task: Task
@@ -54,6 +54,7 @@ class Question:
     attribute: str
     options: Mapping[str, str] | None = None
     correct: str | None = None
+    alternatives: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -335,7 +335,8 @@ def _write_rows(folder: Path, rows: list[dict], schema: str, num_files: int = 1)
     for number in range(num_files):
         part = rows[number * per_file : (number + 1) * per_file]
         table = pyarrow.Table.from_pylist(part, arrow_schema)
-        parquet.write_table(table, folder / f"train-{number:05d}-of-{num_files:05d}.parquet")
+        file = folder / f"train-{number:05d}-of-{num_files:05d}.parquet"
+        parquet.write_table(table, file, write_page_checksum=True)
 
 
 def _arrow_schema(schema: str) -> Any:
