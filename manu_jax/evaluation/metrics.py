@@ -7,6 +7,7 @@ by resampling people: the items of one person are not independent of each other.
 import dataclasses
 import functools
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ def option_of(answer: str, options: Mapping[str, str]) -> str:
     "The answer is B.", "b)", "(D) Oslo" and the option's own text choose; "A or B" does not, and a
     word that begins with a letter, or the article, is no letter.
     """
+    answer = _composed(answer)
     letters = "".join(re.escape(letter) for letter in options)
     said = re.search(
         rf"\b(?:answer|option|choice)\b\s*(?:is|:)?\s*[(\[]?([{letters}])\b", answer, re.I
@@ -55,24 +57,37 @@ def option_of(answer: str, options: Mapping[str, str]) -> str:
     return found.pop() if len(found) == 1 else ""
 
 
-def contains(answer: str, truth: str) -> float:
-    """Return 1.0 where the truth stands in the answer, case apart (MLLMU-Bench's cloze rule)."""
-    return float(truth.strip().lower() in answer.lower())
+def contains(answer: str, *truths: str) -> float:
+    """Return 1.0 where one of the truths stands in the answer, case apart (MLLMU-Bench's cloze
+    rule)."""
+    answer = _composed(answer).lower()
+    return float(any(_composed(truth).strip().lower() in answer for truth in truths))
 
 
-def rouge(answer: str, truth: str) -> dict[str, float]:
-    """Return the F-measures {"rouge1", "rouge2", "rougeL"} with stemming (package rouge-score)."""
-    scores = _rouge_scorer().score(truth, answer)
-    return {name: float(score.fmeasure) for name, score in scores.items()}
+def rouge(answer: str, *truths: str) -> dict[str, float]:
+    """Return the F-measures {"rouge1", "rouge2", "rougeL"} with stemming (package rouge-score).
+
+    Each is the best over the truths.
+    """
+    answer = _composed(answer)
+    scores = [_rouge_scorer().score(_composed(truth), answer) for truth in truths]
+    return {name: max(float(one[name].fmeasure) for one in scores) for name in scores[0]}
 
 
-def bleu(answer: str, truth: str) -> float:
-    """Return BLEU-4 on whitespace tokens with smoothing method 1 (NLTK's definition)."""
+def bleu(answer: str, *truths: str) -> float:
+    """Return BLEU-4 on whitespace tokens with smoothing method 1 (NLTK's definition).
+
+    It is the best over the truths.
+    """
     from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
     smoothing = SmoothingFunction().method1
-    score: Any = sentence_bleu([truth.split()], answer.split(), smoothing_function=smoothing)
-    return float(score)
+    words = _composed(answer).split()
+    scores: list[Any] = [
+        sentence_bleu([_composed(truth).split()], words, smoothing_function=smoothing)
+        for truth in truths
+    ]
+    return max(map(float, scores))
 
 
 # Metrics of an answer's text against the truth; each in [0, 1], and more is better.
@@ -119,6 +134,11 @@ def paired_bootstrap(
         resamples=resamples,
         seed=seed,
     )
+
+
+def _composed(text: str) -> str:
+    """Return the text in NFC: an accent may be part of a letter or follow it, and look alike."""
+    return unicodedata.normalize("NFC", text)
 
 
 def _by_person(values: Sequence[float], people: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

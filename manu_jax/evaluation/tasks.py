@@ -36,7 +36,7 @@ class Item:
     """One thing that is asked.
 
     asked: the prompt to be answered, or None. given: answers whose likelihood is measured.
-    options: letter → text, in the order of `given`.
+    options: letter → text, in the order of `given`. alternatives: truths that count as well.
     """
 
     key: str
@@ -47,6 +47,7 @@ class Item:
     asked: Sample | None = None
     given: tuple[Sample, ...] = ()
     options: Mapping[str, str] | None = None
+    alternatives: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +107,7 @@ def record_of(
         "prompt": item.prompt,
         "answer": fields.pop("answer", answer),
         "truth": item.truth,
+        **({"alternatives": list(item.alternatives)} if item.alternatives else {}),
         **{
             name: round(value, DIGITS) if isinstance(value, float) else value
             for name, value in fields.items()
@@ -182,7 +184,8 @@ def _item(
     prompt = question_prompt(question, template, [shot for _, shot in shots])
     before = [shown for who, _ in shots for shown in who.images[: question.modality == "image"]]
     asked = question_sample(prompt, "", (*before, *image), key)
-    return Item(key, person.id, question.attribute, prompt, question.answer, asked)
+    item = Item(key, person.id, question.attribute, prompt, question.answer, asked)
+    return dataclasses.replace(item, alternatives=question.alternatives)
 
 
 def _classification_fields(
@@ -210,20 +213,21 @@ def _classification_fields(
 def _generation_fields(
     item: Item, answer: str, given: Sequence[Measured], protocol: Protocol
 ) -> dict[str, Any]:
-    rouge = metrics.rouge(answer, item.truth)
+    truths = (item.truth, *item.alternatives)
+    rouge = metrics.rouge(answer, *truths)
     return {
         "score": rouge["rougeL"],
         "rouge1": rouge["rouge1"],
         "rouge2": rouge["rouge2"],
-        "bleu": metrics.bleu(answer, item.truth),
-        "exact": metrics.contains(answer, item.truth),
+        "bleu": metrics.bleu(answer, *truths),
+        "exact": metrics.contains(answer, *truths),
     }
 
 
 def _cloze_fields(
     item: Item, answer: str, given: Sequence[Measured], protocol: Protocol
 ) -> dict[str, Any]:
-    return {"score": metrics.contains(answer, item.truth)}
+    return {"score": metrics.contains(answer, item.truth, *item.alternatives)}
 
 
 def _fact_fields(
