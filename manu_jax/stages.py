@@ -28,7 +28,7 @@ from typing import Any
 from manu_jax import masks, parallel
 from manu_jax.config import Preset, RunConfig, UnlearnSection
 from manu_jax.context import Run
-from manu_jax.data import safeeraser, synthetic
+from manu_jax.data import safeeraser
 from manu_jax.data.forms import forms, has_form
 from manu_jax.data.record import Benchmark, Person
 from manu_jax.evaluation.differences import differences
@@ -56,18 +56,11 @@ logger = logging.getLogger(__name__)
 
 
 def make_data(run: Run) -> None:
-    """Write the synthetic benchmark, unless the config names one; read it either way."""
+    """Write the benchmark if the run makes its own; read it either way."""
     data = run.config.data
-    if data.path is None and not parallel.exists(run.directory / "data"):
-        write = functools.partial(
-            synthetic.write,
-            run.directory / "data",
-            num_people=data.num_people,
-            num_celebrities=data.num_celebrities,
-            num_general=data.num_general,
-            seed=run.config.seed,
-        )
-        parallel.on_first_process(write)
+    write, folder = run.benchmark_format.write, run.directory / "data"
+    if write is not None and data.path is None and not parallel.exists(folder):
+        parallel.on_first_process(functools.partial(write, folder, data, run.config.seed))
     sizes = ", ".join(f"{name} {len(run.benchmark.sets[name])}" for name in SETS)
     logger.info("data: people (topics) in each set: %s", sizes)
 
@@ -91,6 +84,7 @@ def make_models(run: Run) -> None:
                 run.benchmark,
                 config.model,
                 config.train,
+                question_prompt=run.benchmark_format.question_prompt,
                 directory=run.directory,
                 seed=config.seed,
                 mesh=run.mesh,
@@ -98,7 +92,13 @@ def make_models(run: Run) -> None:
             if kept is not None:
                 parallel.on_first_process(functools.partial(_keep, names, run.directory, kept))
     remove_checkpoints(run.directory)
-    check_prompts(run.vanilla, run.benchmark.sets, config.evaluate, seed=config.seed)
+    check_prompts(
+        run.vanilla,
+        run.benchmark.sets,
+        config.evaluate,
+        question_prompt=run.benchmark_format.question_prompt,
+        seed=config.seed,
+    )
     for section in config.unlearn:
         check_loss(run.vanilla, section, place_of(section))
     if config.train.memory_gate:
@@ -175,6 +175,7 @@ def make_evaluation(run: Run) -> None:
             loaded(),
             run.benchmark.sets,
             run.config.evaluate,
+            question_prompt=run.benchmark_format.question_prompt,
             directory=run.directory / "evaluation",
             model_name=name,
             seed=run.config.seed,

@@ -7,10 +7,10 @@ with the person's image or in text alone (`forms.py`), and it is what importance
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
 
-from manu_jax.types import Modality
+from manu_jax.types import Modality, Template
 
 Task = Literal["classification", "generation", "cloze"]
 TASKS: tuple[Task, ...] = ("classification", "generation", "cloze")
@@ -55,6 +55,18 @@ class Question:
     options: Mapping[str, str] | None = None
     correct: str | None = None
     alternatives: tuple[str, ...] = ()
+
+
+class QuestionPrompt(Protocol):
+    """Returns the prompt of a question in a benchmark's words and a family's turns.
+
+    The prompt ends where the answer begins. shots: answered questions of the same task and
+    modality, which come first; an implementation may refuse them.
+    """
+
+    def __call__(
+        self, question: Question, template: Template, shots: Sequence[Question] = ()
+    ) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,8 @@ from typing import Any
 
 from manu_jax import parallel
 from manu_jax.config import EvaluateSection
-from manu_jax.data.record import Person
+from manu_jax.data.prompts import question_prompt
+from manu_jax.data.record import Person, QuestionPrompt
 from manu_jax.evaluation.generate import greedy
 from manu_jax.evaluation.likelihood import log_likelihoods
 from manu_jax.evaluation.metrics import bootstrap
@@ -66,16 +67,18 @@ def evaluate(
     *,
     directory: str | os.PathLike,
     model_name: str,
+    question_prompt: QuestionPrompt = question_prompt,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Return the rows {model, set, task, modality, metric, value, n, low, high} of one model.
 
+    question_prompt: the benchmark's wording; the default is MLLMU-Bench's.
     low, high: 95 % interval by bootstrap over people, None where there is one. A set without items
     of a kind gives no rows. A file that stands is read instead of asked again. Raises ManuError for
     unknown sets and tasks, and where files are damaged or hold other questions.
     """
     _check_names(section, sets)
-    files = _files(loaded, sets, section, Path(directory) / model_name, seed)
+    files = _files(loaded, sets, section, Path(directory) / model_name, seed, question_prompt)
     for modality in MODALITIES:
         _complete(loaded, [file for file in files if file.modality == modality], section)
     return [row for file in files for row in _rows(file, model_name, section, seed)]
@@ -86,6 +89,7 @@ def check_prompts(
     sets: Mapping[str, Sequence[Person]],
     section: EvaluateSection,
     *,
+    question_prompt: QuestionPrompt = question_prompt,
     seed: int = 0,
 ) -> None:
     """Raise ManuError, with the arithmetic, where a prompt and its answer exceed the context.
@@ -94,7 +98,7 @@ def check_prompts(
     """
     _check_names(section, sets)
     faults = []
-    for file in _files(loaded, sets, section, None, seed):
+    for file in _files(loaded, sets, section, None, seed, question_prompt):
         asked = [(item.asked, section.new_tokens) for item in file.items if item.asked is not None]
         samples = [*asked, *((given, 0) for item in file.items for given in item.given)]
         counts = loaded.count_tokens([sample for sample, _ in samples])
@@ -157,6 +161,7 @@ def _files(
     section: EvaluateSection,
     folder: Path | None,
     seed: int,
+    question_prompt: QuestionPrompt,
 ) -> list[_File]:
     """Return the files that have items, with the records that stand already (folder None: none)."""
     files, empty, faults = [], [], []
@@ -167,7 +172,7 @@ def _files(
             if shots.people:
                 who = ", ".join(shots.people)
                 logger.info("evaluate: shots of %s on %s are of %s", task, name, who)
-            prompting = Prompting(section.protocol, shots.questions)
+            prompting = Prompting(section.protocol, shots.questions, question_prompt)
             for modality in MODALITIES:
                 items = list(TASKS[task].items(people, modality, loaded.template, prompting))
                 if not items:

@@ -24,7 +24,7 @@ from typing import Any
 from manu_jax.config import Protocol
 from manu_jax.data.forms import form, has_form
 from manu_jax.data.prompts import question_prompt
-from manu_jax.data.record import Person, Question
+from manu_jax.data.record import Person, Question, QuestionPrompt
 from manu_jax.evaluation import metrics
 from manu_jax.types import Modality, Sample, Template, question_sample
 
@@ -54,11 +54,13 @@ class Item:
 class Prompting:
     """How questions are put: the protocol, and the answered questions that come first (few-shot).
 
-    shots: (who, question), of all modalities.
+    shots: (who, question), of all modalities. question_prompt: the benchmark's wording; the default
+    is MLLMU-Bench's.
     """
 
     protocol: Protocol = "zero_shot"
     shots: tuple[tuple[Person, Question], ...] = ()
+    question_prompt: QuestionPrompt = question_prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +183,7 @@ def _item(
         if (shot.task, shot.modality) == (question.task, question.modality)
     ]
     key = f"{person.id}/{question.attribute}"
-    prompt = question_prompt(question, template, [shot for _, shot in shots])
+    prompt = prompting.question_prompt(question, template, [shot for _, shot in shots])
     before = [shown for who, _ in shots for shown in who.images[: question.modality == "image"]]
     asked = question_sample(prompt, "", (*before, *image), key)
     item = Item(key, person.id, question.attribute, prompt, question.answer, asked)
