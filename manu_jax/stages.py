@@ -149,8 +149,8 @@ def make_unlearned(run: Run) -> None:
             trained = unlearn(
                 run.vanilla,
                 section,
-                run.benchmark.facts("forget"),
-                run.benchmark.facts("retain", "celebrity", "general"),
+                forget=run.benchmark.facts("forget"),
+                keep=run.benchmark.facts("retain", "celebrity", "general"),
                 directory=path / "checkpoints",
                 seed=run.config.seed,
                 reference=_reference(run, section),

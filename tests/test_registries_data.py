@@ -3,14 +3,19 @@
 import json
 import types
 
+import jax
+import numpy as np
 import pytest
+import tiny_llava
 
-from manu_jax.config import DataSection
+from manu_jax.config import DataSection, UnlearnSection
 from manu_jax.context import Run
 from manu_jax.data.benchmarks import BENCHMARKS, BenchmarkFormat, benchmark_format
 from manu_jax.data.documents import documents
 from manu_jax.data.record import Benchmark, Fact, Person, Question
 from manu_jax.evaluation.tasks import TASKS, Prompting
+from manu_jax.training.objectives import RECIPES, Recipe, cross_entropy_on_answers
+from manu_jax.training.unlearner import unlearn
 from manu_jax.types import SETS, ManuError, Template
 
 
@@ -83,3 +88,18 @@ def test_an_unknown_benchmark_is_an_error_that_lists_the_known_ones(quiz, tmp_pa
 
 def test_the_run_writes_the_synthetic_benchmark_and_no_other():
     assert {name for name, entry in BENCHMARKS.items() if entry.write} == {"synthetic"}
+
+
+def half_ascent(model, data, remat):
+    return -0.5 * cross_entropy_on_answers(model, data.forget, remat)
+
+
+def test_an_objective_is_one_function_and_its_recipe(monkeypatch, tmp_path):
+    monkeypatch.setitem(RECIPES, "half_ascent", Recipe((half_ascent,), keeps=False))
+    settings = {"steps": 1, "batch_size": 4, "learning_rate": 1e-3, "clip": None}
+    section = UnlearnSection(name="x", objective="gradient_ascent", **settings)
+    section = section.model_copy(update={"objective": "half_ascent"})
+    loaded, facts = tiny_llava.loaded(), tiny_llava.facts(4)
+    trained = unlearn(loaded, section, forget=facts, keep=facts, directory=tmp_path, seed=0)
+    pairs = zip(jax.tree.leaves(trained.model), jax.tree.leaves(loaded.model), strict=True)
+    assert any((np.asarray(new) != np.asarray(old)).any() for new, old in pairs)
