@@ -181,7 +181,7 @@ class _Reader(TableReader):
             person_name = name_of(biography, train_pairs)
             questions = tuple(self._questions(row, biography))
             shown = next(iter(images), None) if name == "test" else train_image
-            facts = _facts(row.id, person_name, train_pairs, shown, biography)
+            facts = _facts(row.id, train_pairs, biography, name=person_name, image=shown)
             people.append(Person(row.id, person_name, images, biography, facts, questions))
         return tuple(sorted(people, key=lambda person: person.id))
 
@@ -356,10 +356,11 @@ def _pair(item: Any) -> tuple[str, str]:
 
 def _facts(
     person_id: str,
-    name: str,
     pairs: list[tuple[str, str]],
-    image: Any,
     biography: Mapping[str, Any],
+    *,
+    name: str,
+    image: Any,
 ) -> tuple[Fact, ...]:
     facts, uses = [], Counter()
     for number, (question, answer) in enumerate(pairs):

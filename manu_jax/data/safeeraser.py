@@ -38,7 +38,11 @@ def decouple_samples(path: str | Path, template: Template) -> tuple[Sample, ...]
         if not isinstance(record, dict) or not isinstance(record.get("unsafe_pairs"), list):
             faults.append(f"{place}: expected a mapping with a list of unsafe_pairs.")
             continue
-        image = _image(path.parent, record.get("SDImage_path"), place, faults)
+        image = None
+        try:
+            image = _image(path.parent, record.get("SDImage_path"))
+        except ManuError as error:
+            faults.append(f"{place}: {error}")
         for index, pair in enumerate(record["unsafe_pairs"]):
             try:
                 question, response = _pair(pair)
@@ -85,12 +89,10 @@ def _pair(pair: Any) -> tuple[str, str]:
     return question, text_of(pair["sd_response"], "sd_response")
 
 
-def _image(folder: Path, name: Any, place: str, faults: list[str]) -> Any:
+def _image(folder: Path, name: Any) -> Any:
     if not isinstance(name, str):
-        faults.append(f"{place}: no SDImage_path. Mend the record.")
-        return None
+        raise ManuError("no SDImage_path. Mend the record.")
     try:
         return decode(folder / name)
     except ManuError as error:
-        faults.append(f"{place}: the image {name}: {error}")
-        return None
+        raise ManuError(f"the image {name}: {error}") from None

@@ -57,7 +57,7 @@ class TableReader:
         seen: dict[str, str] = {}
         for file in self._files(folder):
             shown = f"{folder.name}/{file.relative_to(folder).as_posix()}"
-            records = self._records(file, shown, columns_fault, only)
+            records = self._records(file, shown, columns_fault, only=only)
             for number, (row_id, cells) in enumerate(records):
                 place = f"{shown}, row {number}, ID {row_id}"
                 if not isinstance(row_id, str) or not row_id:
@@ -76,6 +76,7 @@ class TableReader:
         file: Path,
         shown: str,
         columns_fault: Callable[[set[str]], str | None],
+        *,
         only: set[str] | None,
     ) -> Iterator[tuple[Any, Mapping[str, Any] | None]]:
         """Yield (ID, cells) of a file's rows; no cells where the ID is not in `only`.

@@ -53,7 +53,7 @@ class UnlearnData:
 
     forget, keep: None where the loss does not look at them. reference: a model that is not trained,
     or None where the objective needs none. beta, keep_weight: scalars. decouple: harmless images
-    with the questions that are to be refused, and their right answers (Prompt-Decouple), or None;
+    with the questions that are refused elsewhere, and right answers (Prompt-Decouple), or None;
     decouple_weight: a scalar.
     """
 
@@ -94,7 +94,7 @@ def cross_entropy_on_answers(model: Any, batch: Batch, remat: Remat) -> jax.Arra
 def gradient_ascent(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
     """Return −CE(forget) (Jang et al. 2023, arXiv 2210.01504). Without a bound: it can diverge."""
     return _decoupled(
-        -cross_entropy_on_answers(model, _given(data.forget), remat), model, data, remat
+        -cross_entropy_on_answers(model, _given(data.forget), remat), model, data, remat=remat
     )
 
 
@@ -147,7 +147,7 @@ def npo(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
     losses_B = -2 / data.beta * jax.nn.log_sigmoid(-data.beta * (found_B - reference_B))
     mean = (losses_B * weights_B).sum() / jnp.maximum(weights_B.sum(), 1e-9)
     loss = mean + keep_cross_entropy(model, data, remat)
-    return _decoupled(loss, model, data, remat)
+    return _decoupled(loss, model, data, remat=remat)
 
 
 def npo_official(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
@@ -161,13 +161,13 @@ def npo_official(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
         for one in (model, jax.lax.stop_gradient(data.reference))
     )
     loss = -2 / data.beta * jax.nn.log_sigmoid(data.beta * (found - reference))
-    return _decoupled(loss, model, data, remat)
+    return _decoupled(loss, model, data, remat=remat)
 
 
 def idk(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
     """Return CE(forget) + w · CE(keep), where the answers to forget are refusals (TOFU's IDK)."""
     found = cross_entropy_on_answers(model, _given(data.forget), remat)
-    return _decoupled(found + keep_cross_entropy(model, data, remat), model, data, remat)
+    return _decoupled(found + keep_cross_entropy(model, data, remat), model, data, remat=remat)
 
 
 # By the name that the config's `unlearn` gives; system_prompt trains nothing.
@@ -195,11 +195,11 @@ def _given(batch: Batch | None) -> Batch:
     return batch
 
 
-def _decoupled(loss: jax.Array, model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
+def _decoupled(loss: jax.Array, model: Any, data: UnlearnData, *, remat: Remat) -> jax.Array:
     """Return the loss with SafeEraser's Prompt-Decouple term (arXiv 2502.12520), if there is one.
 
-    That is weight · CE on harmless images with the same kind of questions, so that the refusal is
-    tied to the image and not to the words alone.
+    That is weight · CE of the right answers to harmful questions about harmless images, so that the
+    refusal is tied to the image and not to the words alone.
     """
     if data.decouple is None or data.decouple_weight is None:
         return loss
