@@ -10,7 +10,7 @@ import jax
 
 from manu_jax import masks, parallel
 from manu_jax.config import MethodSettings, RunConfig, UnlearnSection
-from manu_jax.data import mllmu
+from manu_jax.data.benchmarks import BenchmarkFormat, benchmark_format
 from manu_jax.data.forms import forms
 from manu_jax.data.record import Benchmark
 from manu_jax.folder import expand_path, write_atomic
@@ -47,15 +47,14 @@ class Run:
         data = self.config.data
         path = expand_path(data.path) if data.path else self.directory / "data"
         if not (parallel.exists(path) and path.is_dir()):
-            remedy = "Give MLLMU-Bench's folder." if data.path else "Run the stage `data` first."
+            remedy = "Mend data.path." if data.path else "Run the stage `data` first."
             raise ManuError(f"{path}: no benchmark there. {remedy}")
-        return mllmu.load_benchmark(
-            path,
-            forget=data.forget,
-            train_path=data.train_path,
-            seed=self.config.seed,
-            test_images=data.test_images,
-        )
+        return self.benchmark_format.read(path, data, self.config.seed)
+
+    @property
+    def benchmark_format(self) -> BenchmarkFormat:
+        """How the benchmark is read, and how its questions are worded."""
+        return benchmark_format(self.config.data.benchmark)
 
     @functools.cached_property
     def vanilla(self) -> Loaded:

@@ -24,7 +24,7 @@ from typing import Any
 from manu_jax import masks, parallel
 from manu_jax.config import MethodSettings, UnlearnSection
 from manu_jax.context import SYSTEM_PROMPT, Run, select_neurons
-from manu_jax.data import safeeraser, synthetic
+from manu_jax.data import safeeraser
 from manu_jax.evaluation.analyses.analysis import Evaluated
 from manu_jax.evaluation.analyses.registry import ANALYSES
 from manu_jax.evaluation.shots import shots_of_run
@@ -47,18 +47,11 @@ logger = logging.getLogger(__name__)
 
 
 def make_data(run: Run) -> None:
-    """Write the synthetic benchmark, unless the config names one; read it either way."""
+    """Write the benchmark if the run makes its own; read it either way."""
     data = run.config.data
-    if data.path is None and not parallel.exists(run.directory / "data"):
-        write = functools.partial(
-            synthetic.write,
-            run.directory / "data",
-            num_people=data.num_people,
-            num_celebrities=data.num_celebrities,
-            num_general=data.num_general,
-            seed=run.config.seed,
-        )
-        parallel.on_first_process(write)
+    write, folder = run.benchmark_format.write, run.directory / "data"
+    if write is not None and data.path is None and not parallel.exists(folder):
+        parallel.on_first_process(functools.partial(write, folder, data, run.config.seed))
     sizes = ", ".join(f"{name} {len(run.benchmark.sets[name])}" for name in SETS)
     logger.info("data: people (topics) in each set: %s", sizes)
 
@@ -82,6 +75,7 @@ def make_models(run: Run) -> None:
                 run.benchmark,
                 config.model,
                 config.train,
+                question_prompt=run.benchmark_format.question_prompt,
                 directory=run.directory,
                 seed=config.seed,
                 mesh=run.mesh,
@@ -91,7 +85,13 @@ def make_models(run: Run) -> None:
                     functools.partial(keep_models, names, run.directory, kept)
                 )
     remove_checkpoints(run.directory)
-    check_prompts(run.vanilla, run.benchmark.sets, config.evaluate, seed=config.seed)
+    check_prompts(
+        run.vanilla,
+        run.benchmark.sets,
+        config.evaluate,
+        question_prompt=run.benchmark_format.question_prompt,
+        seed=config.seed,
+    )
     for section in config.unlearn:
         check_loss(run.vanilla, section, place_of(section))
     if config.train.memory_gate:
@@ -145,9 +145,9 @@ def make_unlearned(run: Run) -> None:
             trained = unlearn(
                 run.vanilla,
                 section,
-                run.benchmark.facts("forget"),
-                run.benchmark.facts("retain", "celebrity", "general"),
-                directory=checkpoints,
+                forget=run.benchmark.facts("forget"),
+                keep=run.benchmark.facts("retain", "celebrity", "general"),
+                directory=path / "checkpoints",
                 seed=run.config.seed,
                 reference=_reference(run, section),
                 decouple=_decouple_samples(run, section),
@@ -169,6 +169,7 @@ def make_evaluation(run: Run) -> None:
             load_model(),
             run.benchmark.sets,
             run.config.evaluate,
+            question_prompt=run.benchmark_format.question_prompt,
             directory=run.directory / "evaluation",
             model_name=name,
             seed=run.config.seed,

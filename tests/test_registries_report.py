@@ -12,6 +12,7 @@ from PIL import Image
 from manu_jax import masks, stages
 from manu_jax.arrays import write_arrays
 from manu_jax.config import RunConfig
+from manu_jax.data.benchmarks import benchmark_format
 from manu_jax.data.record import Benchmark, Person, Question
 from manu_jax.evaluation import suite
 from manu_jax.evaluation.analyses.analysis import Analysis
@@ -98,6 +99,7 @@ def evaluated_run(tmp_path, monkeypatch):
             config=config,
             directory=folder,
             benchmark=Benchmark(sets, {}),
+            benchmark_format=benchmark_format("synthetic"),
             has_retrained=False,
             models=lambda: {name: lambda one=one: one for name, one in models.items()},
             times=lambda: {},

@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from manu_jax.config.base import Section, read_yaml, validate
+from manu_jax.config.base import Section, read_yaml, registry, validate
 from manu_jax.config.methods import MethodSettings, StatisticsMethod, method_of
 from manu_jax.config.sections import (
+    BENCHMARKS,
     DataSection,
     EvaluateSection,
     FilePath,
@@ -67,7 +68,7 @@ class RunConfig(Section):
                 "model.path is not set and train.steps is 0: name a Hugging Face folder "
                 "(model.path=/path/to/llava-1.5-7b-hf) or let the run train its own model"
             )
-        if self.data.benchmark != "synthetic" and self.data.path is None:
+        if self.data.path is None and registry(BENCHMARKS)[self.data.benchmark].write is None:
             raise ValueError(f"data.path is not set: the folder of {self.data.benchmark}")
         return self
 

@@ -16,7 +16,8 @@ Protocol = Literal["zero_shot", "official_few_shot", "likelihood"]
 Objective = Annotated[str, registered("manu_jax.training.objectives.RECIPES", "objective")]
 FAMILIES = "manu_jax.models.families.registry.FAMILIES"
 FamilyName = Annotated[str, registered(FAMILIES, "family")]
-BenchmarkName = Annotated[str, registered("manu_jax.data.benchmarks.BENCHMARKS", "benchmark")]
+BENCHMARKS = "manu_jax.data.benchmarks.BENCHMARKS"
+BenchmarkName = Annotated[str, registered(BENCHMARKS, "benchmark")]
 Wording = Literal["plain", "classification", "generation", "cloze"]
 FilePath = Annotated[str, pydantic.Field(min_length=1)]  # `~` is a home folder (folder.expand_path)
 

@@ -1,3 +1,60 @@
-"""The benchmarks by name."""
+"""The benchmarks that a run can be about, by the name that `data.benchmark` gives.
 
-BENCHMARKS = {"synthetic": "written by the run", "mllmu": "MLLMU-Bench"}
+A benchmark is one file, with its reader and the wording of its questions, and one entry here.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from manu_jax.config import DataSection
+from manu_jax.data import mllmu, prompts, synthetic
+from manu_jax.data.record import Benchmark, QuestionPrompt
+from manu_jax.types import ManuError
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkFormat:
+    """How a benchmark is read, how its questions are worded, and how it is written, if it is.
+
+    read: (folder, the config's data section, seed) → its sets. Every fault of the files is in one
+    ManuError. question_prompt: the wording. write: (new folder, data section, seed), for a
+    benchmark that the run writes itself where the config gives no path; None for all others.
+    """
+
+    read: Callable[[Path, DataSection, int], Benchmark]
+    question_prompt: QuestionPrompt
+    write: Callable[[Path, DataSection, int], object] | None = None
+
+
+def benchmark_format(name: str) -> BenchmarkFormat:
+    """Return the format of that name; ManuError, with the known ones, where there is none."""
+    if name not in BENCHMARKS:
+        raise ManuError(f"data.benchmark: unknown {name!r}; known: {', '.join(BENCHMARKS)}.")
+    return BENCHMARKS[name]
+
+
+def _read_mllmu(folder: Path, section: DataSection, seed: int) -> Benchmark:
+    return mllmu.load_benchmark(
+        folder,
+        forget=section.forget,
+        train_path=section.train_path,
+        seed=seed,
+        test_images=section.test_images,
+    )
+
+
+def _write_synthetic(folder: Path, section: DataSection, seed: int) -> Path:
+    return synthetic.write(
+        folder,
+        num_people=section.num_people,
+        num_celebrities=section.num_celebrities,
+        num_general=section.num_general,
+        seed=seed,
+    )
+
+
+BENCHMARKS: dict[str, BenchmarkFormat] = {
+    "synthetic": BenchmarkFormat(_read_mllmu, prompts.question_prompt, _write_synthetic),
+    "mllmu": BenchmarkFormat(_read_mllmu, prompts.question_prompt),
+}

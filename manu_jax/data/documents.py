@@ -1,8 +1,8 @@
-"""Training texts for a model that learns people from nothing: packed conversations.
+"""Training texts for a model that learns people from random weights: packed conversations.
 
-One document with an image is one view of a person and several of the facts about them; one document
-in text alone is several facts in text form, of different people. Packing makes a short training of
-a tiny model enough; with one fact a document and no views it is the usual fine-tuning.
+A document with an image shows one view of a person and several facts about them; a document in text
+alone has several facts in text form, of different people. Packing lets a short training suffice for
+a tiny model; one fact a document and no views is the usual fine-tuning.
 """
 
 import itertools
@@ -13,14 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from manu_jax.data.forms import (
-    LLAVA,
-    has_form,
-    jitter,
-    question_and_answer,
-)
-from manu_jax.data.prompts import question_prompt
-from manu_jax.data.record import TASKS, Fact, Person, Question
+from manu_jax.data.forms import LLAVA, has_form, jitter, question_and_answer
+from manu_jax.data.record import TASKS, Fact, Person, Question, QuestionPrompt
 from manu_jax.types import Modality, Sample, Template
 
 WORDINGS = ("plain", *TASKS)
@@ -30,6 +24,7 @@ LETTERS = "ABCD"
 def documents(
     people: Sequence[Person],
     *,
+    question_prompt: QuestionPrompt,
     seed: int,
     epochs: int = 1,
     facts_per_document: int = 1,
@@ -41,6 +36,7 @@ def documents(
 
     Order, company and view differ from pass to pass, by (seed, pass). Answers end in
     `template.end`.
+    question_prompt: the benchmark's wording of its questions.
     facts_per_document: at most; a person's facts are shared out evenly.
     views: jittered copies of each image to draw from besides the image itself, made once.
     wordings: how a fact is put, drawn anew each time: "plain" (the template), or as an item of the
@@ -51,7 +47,7 @@ def documents(
     unknown = sorted(set(wordings) - set(WORDINGS))
     if unknown or not wordings:
         raise ValueError(f"wordings {list(wordings)}: expected some of {', '.join(WORDINGS)}")
-    writer = _Writer(people, wordings, template)
+    writer = _Writer(people, wordings, template, question_prompt=question_prompt)
     images = _Views(views, seed)
     samples = []
     for epoch in range(epochs):
@@ -72,8 +68,16 @@ def documents(
 class _Writer:
     """Writes facts as turns of a conversation."""
 
-    def __init__(self, people: Sequence[Person], wordings: Sequence[str], template: Template):
+    def __init__(
+        self,
+        people: Sequence[Person],
+        wordings: Sequence[str],
+        template: Template,
+        *,
+        question_prompt: QuestionPrompt,
+    ):
         self.wordings, self.template = wordings, template
+        self.question_prompt = question_prompt
         self.clozes: dict[tuple[str, str, Modality], Question] = {}
         self.answers: dict[str, list[str]] = {}
         for person in people:
@@ -93,18 +97,18 @@ class _Writer:
         turns = []
         for number, fact in enumerate(facts):
             shown: Modality = "image" if modality == "image" and number == 0 else "text"
-            turns.append(self._turn(fact, modality, shown, random))
+            turns.append(self._turn(fact, modality, shown=shown, random=random))
         return tuple(itertools.chain.from_iterable(turns))
 
     def _turn(
-        self, fact: Fact, modality: Modality, shown: Modality, random: np.random.Generator
+        self, fact: Fact, modality: Modality, *, shown: Modality, random: np.random.Generator
     ) -> tuple[tuple[str, bool], ...]:
         """Return prompt and answer in the words of `modality`, with the image token if `shown`."""
         wording = self.wordings[int(random.integers(len(self.wordings)))]
         question, answer = question_and_answer(fact, modality)
         item = None
         if wording == "classification":
-            item, answer = self._classification(fact, question, answer, shown, random)
+            item, answer = self._classification(fact, question, answer, shown=shown, random=random)
         elif wording == "generation":
             item = Question("generation", shown, question, answer, fact.attribute)
         elif wording == "cloze":
@@ -115,7 +119,7 @@ class _Writer:
         if item is None:
             prompt = self.template.prompt(question, shown)
         else:
-            prompt = question_prompt(item, self.template)
+            prompt = self.question_prompt(item, self.template)
         return ((prompt, False), (self.template.reply(answer) + self.template.end, True))
 
     def _classification(
@@ -123,6 +127,7 @@ class _Writer:
         fact: Fact,
         question: str,
         answer: str,
+        *,
         shown: Modality,
         random: np.random.Generator,
     ) -> tuple[Question | None, str]:
@@ -146,9 +151,8 @@ class _Views:
 
     def __init__(self, count: int, seed: int):
         self.count, self.seed = count, seed
-        self.by_image: dict[
-            int, tuple[Any, tuple[Any, ...]]
-        ] = {}  # holds the image: ids stay valid
+        # id → (image, its views); the image is held, so that its id stays its own
+        self.by_image: dict[int, tuple[Any, tuple[Any, ...]]] = {}
 
     def draw(self, image: Any, random: np.random.Generator) -> Any:
         if id(image) not in self.by_image:

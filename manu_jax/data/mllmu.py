@@ -12,23 +12,28 @@ stand: `General_Set` (evaluation schema; a row is a topic, its image may be null
 (training schema; what celebrities and topics are known by, since a model trained from nothing has
 seen neither).
 
+A Ground_Truth may be a list: the first truth is the answer, the others count as well. Options are
+letters to texts, or a list of texts, or the JSON of either (`cells.py`).
+
 Everything is checked here, once; all faults of a folder are in one ManuError.
 """
 
+import dataclasses
 import logging
-import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from manu_jax.data.forms import is_name_question, name_in_answer
+from manu_jax.data.biography import attribute_of, name_of
+from manu_jax.data.cells import options_of, short, text_of, truths_of
+from manu_jax.data.forms import is_name_question
 from manu_jax.data.record import Benchmark, Fact, Person, Question, Task
-from manu_jax.data.tables import Row, TableReader, short
+from manu_jax.data.tables import Row, TableReader
 from manu_jax.folder import expand_path
 from manu_jax.types import ManuError, Modality
 
@@ -64,7 +69,14 @@ def load_benchmark(
     with test_images "all" people of the test set have them all, in order, and their facts the
     first. Raises ManuError, with every fault found.
     """
-    return _Reader(expand_path(path), train_path, forget, seed, test_images == "all").read()
+    reader = _Reader(
+        expand_path(path),
+        train_path=None if train_path is None else expand_path(train_path),
+        forget=forget,
+        seed=seed,
+        has_all_images=test_images == "all",
+    )
+    return reader.read()
 
 
 class _Reader(TableReader):
@@ -73,14 +85,14 @@ class _Reader(TableReader):
     def __init__(
         self,
         path: Path,
-        train_path: str | Path | None,
+        *,
+        train_path: Path | None,
         forget: int,
         seed: int,
         has_all_images: bool,
     ):
         super().__init__()
-        self.path = path
-        self.train_path = None if train_path is None else expand_path(train_path)
+        self.path, self.train_path = path, train_path
         self.forget_name, self.retain_name = f"forget_{forget}", f"retain_{100 - forget}"
         self.seed, self.has_all_images = seed, has_all_images
         self.skipped: Counter[str] = Counter()
@@ -103,19 +115,19 @@ class _Reader(TableReader):
         for name, folder in folders.items():
             only = forget_ids if name == "test" else None
             facts = base if name in ("celebrity", "general") else pairs
-            sets[name] = self._read_people(name, self.path / folder, facts, only)
+            sets[name] = self._read_people(name, self.path / folder, facts, only=only)
             if name == "forget":
                 forget_ids = {person.id for person in sets["forget"]}
         self._check_sets(sets, pairs, folders)
         self.raise_faults(f"benchmark {self.path}")
-        for what, count in self.skipped.items():
+        for what, count in (+self.skipped).items():
             logger.info("benchmark: left out %d %s", count, what)
         if self.has_all_images:
             logger.info("benchmark: every transformed image is asked")
         else:
             logger.info("benchmark: transformed images chosen with seed %d", self.seed)
         order = ("forget", "test", "retain", "celebrity", "general")
-        return Benchmark({name: sets[name] for name in order}, dict(self.skipped))
+        return Benchmark({name: sets[name] for name in order}, dict(+self.skipped))
 
     def _has_base(self) -> bool:
         return (self.path / "Base_Data").is_dir()
@@ -146,24 +158,19 @@ class _Reader(TableReader):
         for row in self.rows(folder, partial(_columns_fault, "training", folder)):
             items = self.json_value(row, "metadata", list)
             pairs = []
-            for item in items:
-                if not isinstance(item, dict) or not {"Question", "Answer"} <= set(item):
-                    self.faults.append(
-                        f"{row.place}: metadata has the item {short(item)}, expected a mapping "
-                        "with Question and Answer. Mend the row."
-                    )
-                    continue
-                pair = (_text(item["Question"]), _text(item["Answer"]))
-                if all(pair):
-                    pairs.append(pair)
-                else:
-                    self.skipped[EMPTY_PAIR] += 1
+            for number, item in enumerate(items):
+                with self.faults_at(f"{row.place}: metadata[{number}]"):
+                    pair = _pair(item)
+                    if all(pair):
+                        pairs.append(pair)
+                    else:
+                        self.skipped[EMPTY_PAIR] += 1
             cell = row.cells["image"]
             found[row.id] = (None if cell is None else self.image(row, cell), pairs)
         return found
 
     def _read_people(
-        self, name: str, folder: Path, pairs: Mapping[str, Any], only: set[str] | None
+        self, name: str, folder: Path, pairs: Mapping[str, Any], *, only: set[str] | None
     ) -> tuple[Person, ...]:
         people = []
         schema = "test" if name == "test" else "evaluation"
@@ -172,10 +179,10 @@ class _Reader(TableReader):
             images = self._images_of(name, row)
             biography = self.json_value(row, "biography", dict)
             train_image, train_pairs = pairs.get(row.id, (None, []))
-            person_name = _name(biography, train_pairs)
+            person_name = name_of(biography, train_pairs)
             questions = tuple(self._questions(row, biography))
             shown = next(iter(images), None) if name == "test" else train_image
-            facts = _facts(row.id, person_name, train_pairs, shown, biography)
+            facts = _facts(row.id, train_pairs, biography, name=person_name, image=shown)
             people.append(Person(row.id, person_name, images, biography, facts, questions))
         return tuple(sorted(people, key=lambda person: person.id))
 
@@ -186,8 +193,9 @@ class _Reader(TableReader):
             if not cells and name != "general":
                 self.faults.append(f"{row.place}: has no image. Download the file again.")
         else:
-            cells = row.cells["images"] or []
-            if not cells:
+            cells = row.cells["images"]
+            if not isinstance(cells, list) or not cells:
+                cells = []
                 self.faults.append(
                     f"{row.place}: the list of images is empty. Download the file again."
                 )
@@ -198,54 +206,64 @@ class _Reader(TableReader):
         return tuple(image for image in images if image is not None)  # the others are faults
 
     def _questions(self, row: Row, biography: Mapping[str, Any]) -> Iterator[Question]:
-        lists = row.cells["Classification_Task"] or {}
-        if not isinstance(lists, dict):
-            self.faults.append(
-                f"{row.place}: Classification_Task is {short(lists)}, expected a mapping of "
-                f"{' and '.join(CLASSIFICATION_LISTS)}. Mend the row."
-            )
-            lists = {}
-        for column, modality in CLASSIFICATION_LISTS.items():
-            items = self._items(row, f"Classification_Task.{column}", lists.get(column))
-            for number, item in enumerate(items):
-                place = f"{row.place}: Classification_Task.{column}[{number}]"
-                question = _text(item.get("Question"))
-                given = {
-                    k: _text(v) for k, v in (item.get("Options") or {}).items() if v is not None
-                }
-                options = {k: v for k, v in given.items() if v}
-                if len(options) < len(given):
-                    self.skipped[EMPTY_OPTION] += len(given) - len(options)
-                letter = _text(item.get("Correct_Answer")).upper()
-                if not question or not letter:
-                    self.skipped[EMPTY_ITEM] += 1
-                elif letter not in options or len(options) < 2:
-                    self.faults.append(
-                        f"{place}: the right answer is {letter!r}, the options are "
-                        f"{', '.join(options) or 'none'}. Mend the row."
-                    )
-                else:
-                    answer = options[letter]
-                    attribute = _attribute(answer, biography, f"classification-{number + 1}")
-                    yield Question(
-                        "classification", modality, question, answer, attribute, options, letter
-                    )
+        """Yield the questions of a row; one that can't be understood is a fault."""
+        lists = self.json_value(row, "Classification_Task", dict)
+        with self.faults_at(f"{row.place}: Classification_Task"):
+            _check_keys(lists, CLASSIFICATION_LISTS if lists else ())
+        for name, modality in CLASSIFICATION_LISTS.items():
+            column = f"Classification_Task.{name}"
+            for number, item in enumerate(self._items(row, column, lists.get(name))):
+                with self.faults_at(f"{row.place}: {column}[{number}]"):
+                    question = self._classification(item, modality)
+                    if question is not None:
+                        otherwise = f"classification-{number + 1}"
+                        attribute = attribute_of(question.answer, biography, otherwise)
+                        yield dataclasses.replace(question, attribute=attribute)
         for task, column in OPEN_TASKS.items():
             numbers: Counter[str] = Counter()
-            for number, item in enumerate(self._items(row, column, row.cells[column])):
-                modality = ITEM_TYPES.get(_text(item.get("Type")))
-                question, answer = _text(item.get("Question")), _text(item.get("Ground_Truth"))
-                if modality is None:
-                    self.faults.append(
-                        f"{row.place}: {column}[{number}] has the Type {item.get('Type')!r}, "
-                        f"expected {' or '.join(ITEM_TYPES)}. Mend the row."
-                    )
-                elif not question or not answer:
-                    self.skipped[EMPTY_ITEM] += 1
-                else:
-                    numbers[modality] += 1
-                    attribute = _attribute(answer, biography, f"{task}-{numbers[modality]}")
-                    yield Question(task, modality, question, answer, attribute)
+            items = self._items(row, column, self.json_value(row, column, list))
+            for number, item in enumerate(items):
+                with self.faults_at(f"{row.place}: {column}[{number}]"):
+                    question = self._open_question(item, task)
+                    if question is not None:
+                        numbers[question.modality] += 1
+                        otherwise = f"{task}-{numbers[question.modality]}"
+                        attribute = attribute_of(question.answer, biography, otherwise)
+                        yield dataclasses.replace(question, attribute=attribute)
+
+    def _classification(self, item: Mapping[str, Any], modality: Modality) -> Question | None:
+        """Return a question with options, without its attribute; None where it is empty."""
+        _check_keys(item, ("Question", "Options", "Correct_Answer"))
+        question = text_of(item["Question"], "Question")
+        letter = text_of(item["Correct_Answer"], "Correct_Answer").upper()
+        given = options_of(item["Options"], "Options")
+        options = {key: text for key, text in given.items() if text}
+        self.skipped.update({EMPTY_OPTION: len(given) - len(options)})
+        if not question or not letter:
+            self.skipped[EMPTY_ITEM] += 1
+            return None
+        if letter not in options or len(options) < 2:
+            raise ManuError(
+                f"the right answer is {letter!r}, the options are {', '.join(options) or 'none'}. "
+                "Mend the row."
+            )
+        answer = options[letter]
+        return Question("classification", modality, question, answer, "", options, letter)
+
+    def _open_question(self, item: Mapping[str, Any], task: Task) -> Question | None:
+        """Return a question without options and attribute; None where it is empty."""
+        _check_keys(item, ("Question", "Ground_Truth", "Type"))
+        modality = ITEM_TYPES.get(text_of(item["Type"], "Type"))
+        if modality is None:
+            raise ManuError(
+                f"has the Type {item['Type']!r}, expected {' or '.join(ITEM_TYPES)}. Mend the row."
+            )
+        question = text_of(item["Question"], "Question")
+        truths = truths_of(item["Ground_Truth"], "Ground_Truth")
+        if not question or not truths:
+            self.skipped[EMPTY_ITEM] += 1
+            return None
+        return Question(task, modality, question, truths[0], "", alternatives=truths[1:])
 
     def _items(self, row: Row, column: str, value: Any) -> list[dict[str, Any]]:
         """Return the mappings of a list of questions; null is no questions."""
@@ -260,7 +278,7 @@ class _Reader(TableReader):
     def _check_sets(
         self,
         sets: Mapping[str, tuple[Person, ...]],
-        pairs: Mapping,
+        pairs: Mapping[str, Any],
         folders: Mapping[str, str],
     ) -> None:
         if self.faults:  # what could not be read would be named a second time
@@ -319,53 +337,40 @@ def _columns_fault(schema: str, folder: Path, columns: set[str]) -> str | None:
     )
 
 
+def _check_keys(item: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """Raise ManuError where a mapping lacks one of the keys; their values may be null."""
+    lacking = [key for key in keys if key not in item]
+    if lacking:
+        raise ManuError(
+            f"{short(item)} has no {' and no '.join(lacking)}. Mend the row, or download the file "
+            "again."
+        )
+
+
+def _pair(item: Any) -> tuple[str, str]:
+    """Return the question and the answer of a training item."""
+    if not isinstance(item, dict):
+        raise ManuError(f"is {short(item)}, expected a mapping. Mend the row.")
+    _check_keys(item, ("Question", "Answer"))
+    return text_of(item["Question"], "Question"), text_of(item["Answer"], "Answer")
+
+
 def _facts(
-    person_id: str, name: str, pairs: list[tuple[str, str]], image: Any, biography: Mapping
+    person_id: str,
+    pairs: list[tuple[str, str]],
+    biography: Mapping[str, Any],
+    *,
+    name: str,
+    image: Any,
 ) -> tuple[Fact, ...]:
     facts, uses = [], Counter()
     for number, (question, answer) in enumerate(pairs):
         if is_name_question(question):
             attribute = "name"
         else:
-            attribute = _attribute(answer, biography, f"fact-{number + 1}")
+            attribute = attribute_of(answer, biography, f"fact-{number + 1}")
         uses[attribute] += 1
         if uses[attribute] > 1:
             attribute = f"{attribute}-{uses[attribute]}"
         facts.append(Fact(person_id, name, question, answer, attribute, image))
     return tuple(facts)
-
-
-def _name(biography: Mapping[str, Any], pairs: list[tuple[str, str]]) -> str:
-    """Return the name that the biography gives, else the answer to the name question, else ""."""
-    for key, value in biography.items():
-        if key.lower() in ("name", "full name", "full_name") and isinstance(value, str):
-            return value.strip()
-    answers = (name_in_answer(answer) for question, answer in pairs if is_name_question(question))
-    return next(answers, "")
-
-
-def _attribute(answer: str, biography: Mapping[str, Any], otherwise: str) -> str:
-    """Return, as a slug, the biography's key of the longest value that the answer holds."""
-    best = ("", otherwise)
-    for key, value in _entries(biography):
-        if key.lower() in ("name", "full name", "full_name") or len(value) <= len(best[0]):
-            continue
-        if re.search(rf"(?<!\w){re.escape(value)}(?!\w)", answer, re.IGNORECASE):
-            best = (value, re.sub(r"[^a-z0-9]+", "-", key.lower()).strip("-") or otherwise)
-    return best[1]
-
-
-def _entries(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (key, text) of all texts and numbers in a JSON value; the innermost key."""
-    if isinstance(value, Mapping):
-        for inner, item in value.items():
-            yield from _entries(item, inner)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _entries(item, key)
-    elif value not in (None, "") and not isinstance(value, bool):
-        yield key, str(value)
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value).strip()

@@ -6,7 +6,7 @@ chooses. No picture shows anybody.
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -74,6 +74,15 @@ class Features:
     pattern: str
 
 
+class Head(NamedTuple):
+    """Where a head is: its middle, half its width and half its height, in drawn pixels."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+
 def choose_features(random: np.random.Generator, count: int) -> list[Features]:
     """Return `count` sets of features, each as unlike those before it as the best of 40 draws."""
     chosen: list[Features] = []
@@ -129,7 +138,9 @@ def shape_picture(shape: str, colour: str, random: np.random.Generator) -> Image
         draw.rectangle((x - third, y - radius, x + third, y + radius), fill=ink)
     else:
         num_points = {"triangle": 3, "star": 5}[shape]
-        draw.polygon(_star(x, y, radius, num_points, 0.42 if shape == "star" else 0.5), fill=ink)
+        draw.polygon(
+            _star((x, y), radius, num_points, inner=0.42 if shape == "star" else 0.5), fill=ink
+        )
     return picture.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
 
 
@@ -194,23 +205,24 @@ def _draw_figure(draw: ImageDraw.ImageDraw, features: Features, shift: float) ->
     x, y = UNIT * 0.5 + shift * 0.5, UNIT * 0.48  # middle of the head
     half_width, half_height = HEADS[features.face]
     width, height = half_width * UNIT, half_height * UNIT
-    _draw_hair_behind(draw, features, x, y, width, height)
+    head = Head(x, y, width, height)
+    _draw_hair_behind(draw, features, head)
     _draw_shoulders(draw, features)
     neck = UNIT * 0.085
     draw.rectangle((x - neck, y + height * 0.6, x + neck, UNIT * 0.84), _shade(features.skin, 0.86))
     for side in (-1, 1):
         ear = x + side * width * 0.98
         draw.ellipse((ear - 13, y - 14, ear + 13, y + 20), _shade(features.skin, 0.92))
-    head = (x - width, y - height, x + width, y + height)
+    box = (x - width, y - height, x + width, y + height)
     if features.face == "square":
-        draw.rounded_rectangle(head, radius=width * 0.55, fill=features.skin)
+        draw.rounded_rectangle(box, radius=width * 0.55, fill=features.skin)
     else:
-        draw.ellipse(head, features.skin)
-    face_x = x + shift
-    _draw_beard(draw, features, face_x, x, y, width, height)
-    _draw_face(draw, features, face_x, y, width, height)
-    _draw_hair(draw, features, x, y, width, height)
-    _draw_hat(draw, features, x, y - height - 12, width)
+        draw.ellipse(box, features.skin)
+    face = head._replace(x=x + shift)
+    _draw_beard(draw, features, head, face_x=face.x)
+    _draw_face(draw, features, face)
+    _draw_hair(draw, features, head)
+    _draw_hat(draw, features, head)
 
 
 def _draw_shoulders(draw: ImageDraw.ImageDraw, features: Features) -> None:
@@ -233,7 +245,8 @@ def _draw_shoulders(draw: ImageDraw.ImageDraw, features: Features) -> None:
         draw.rectangle((UNIT * 0.56, top, UNIT * 0.66, UNIT), _shade(second, 0.88))
 
 
-def _draw_face(draw, features: Features, x: float, y: float, width: float, height: float) -> None:
+def _draw_face(draw: ImageDraw.ImageDraw, features: Features, head: Head) -> None:
+    x, y, width, height = head
     ink, eye_y, gap = (30, 26, 28), y - height * 0.05, width * 0.44
     brow = _shade(features.hair_colour, 0.75) if features.hair != "bald" else (70, 54, 48)
     for side in (-1, 1):
@@ -261,7 +274,10 @@ def _draw_face(draw, features: Features, x: float, y: float, width: float, heigh
         draw.ellipse((x - 15, mouth_y - 11, x + 15, mouth_y + 13), (120, 26, 34))
 
 
-def _draw_beard(draw, features: Features, face_x, x, y, width: float, height: float) -> None:
+def _draw_beard(
+    draw: ImageDraw.ImageDraw, features: Features, head: Head, *, face_x: float
+) -> None:
+    x, y, width, height = head
     ink = _shade(features.hair_colour, 0.85)
     if features.beard == "full":
         draw.chord((x - width, y - height * 0.75, x + width, y + height * 1.08), 12, 168, ink)
@@ -276,7 +292,8 @@ def _draw_beard(draw, features: Features, face_x, x, y, width: float, height: fl
         draw.chord((face_x - 38, top, face_x + 38, top + height * 0.36), 180, 360, ink)
 
 
-def _draw_hair_behind(draw, features: Features, x, y, width: float, height: float) -> None:
+def _draw_hair_behind(draw: ImageDraw.ImageDraw, features: Features, head: Head) -> None:
+    x, y, width, height = head
     ink = _shade(features.hair_colour, 0.86)
     if features.hair == "long":
         box = (x - width * 1.32, y - height * 1.1, x + width * 1.32, y + height * 1.5)
@@ -296,7 +313,8 @@ def _draw_hair_behind(draw, features: Features, x, y, width: float, height: floa
         draw.ellipse((x - 34, y - height * 1.62, x + 34, y - height * 0.9), ink)
 
 
-def _draw_hair(draw, features: Features, x, y, width: float, height: float) -> None:
+def _draw_hair(draw: ImageDraw.ImageDraw, features: Features, head: Head) -> None:
+    x, y, width, height = head
     ink, top = features.hair_colour, y - height
     cap = (x - width * 1.05, top - 8, x + width * 1.05, y + height * 0.75)
     if features.hat != "none" and features.hair != "bald":
@@ -318,7 +336,8 @@ def _draw_hair(draw, features: Features, x, y, width: float, height: float) -> N
         draw.rounded_rectangle((x - 22, top - 40, x + 22, top + 44), radius=20, fill=ink)
 
 
-def _draw_hat(draw, features: Features, x: float, top: float, width: float) -> None:
+def _draw_hat(draw: ImageDraw.ImageDraw, features: Features, head: Head) -> None:
+    x, top, width = head.x, head.y - head.height - 12, head.width
     ink, dark = features.hat_colour, _shade(features.hat_colour, 0.72)
     if features.hat == "cap":
         draw.chord((x - width * 1.12, top - 32, x + width * 1.12, top + 104), 180, 360, ink)
@@ -340,7 +359,11 @@ def _draw_hat(draw, features: Features, x: float, top: float, width: float) -> N
         draw.ellipse((x - width * 1.75, top + 10, x + width * 1.75, top + 50), dark)
 
 
-def _star(x: float, y: float, radius: float, num_points: int, inner: float) -> list[tuple]:
+def _star(
+    middle: tuple[float, float], radius: float, num_points: int, *, inner: float
+) -> list[tuple[float, float]]:
+    """Return the corners of a star; inner: of its notches, as a share of the radius."""
+    x, y = middle
     points = []
     for step in range(2 * num_points):
         length = radius * (inner if step % 2 else 1.0) * 1.15

@@ -1,16 +1,16 @@
 """What a benchmark is made of: people, the facts they are known by, the questions asked of them.
 
 A *fact* is one question-answer pair of the training data. It can be put to a model in two forms,
-with the person's image or in text alone (`views.py`), and it is what importance is measured on. A
+with the person's image or in text alone (`forms.py`), and it is what importance is measured on. A
 *question* is one item of the evaluation. General knowledge has the same types: a topic is a
 "person" without a name.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
 
-from manu_jax.types import Modality
+from manu_jax.types import Modality, Template
 
 Task = Literal["classification", "generation", "cloze"]
 TASKS: tuple[Task, ...] = ("classification", "generation", "cloze")
@@ -44,7 +44,7 @@ class Question:
 
     options: letter → text, and `correct` the letter of the right one; both None but in
     classification, where `answer` is the right option's text. In a cloze, "__" in `question` marks
-    the blank.
+    the blank. alternatives: other right answers, of which any counts as well as `answer`.
     """
 
     task: Task
@@ -54,6 +54,19 @@ class Question:
     attribute: str
     options: Mapping[str, str] | None = None
     correct: str | None = None
+    alternatives: tuple[str, ...] = ()
+
+
+class QuestionPrompt(Protocol):
+    """Returns the prompt of a question in a benchmark's words and a family's turns.
+
+    The prompt ends where the answer begins. shots: answered questions of the same task and
+    modality, which come first; an implementation may refuse them.
+    """
+
+    def __call__(
+        self, question: Question, template: Template, shots: Sequence[Question] = ()
+    ) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
     write("runs/demo/data", num_people=40, num_celebrities=10, num_general=40, seed=0)
 
-Nobody in it exists: names, biographies and faces are drawn by lot, and the README in the folder and
-every biography say so. Names combine first and last names that others bear too, so that no word
-tells a person by itself; the values of an attribute are shared by several people, so that an answer
-is known of a person, not from the question. Two folders stand beside MLLMU-Bench's ten:
+Nobody in it exists: names, biographies and faces are random, and the README in the folder and every
+biography say so. First and last names are shared with others, so that no single word identifies a
+person; several people share each value of an attribute, so that the question alone does not give
+the answer. Two folders stand beside MLLMU-Bench's ten:
 `General_Set` (questions that have nothing to do with people; a row is a topic) and `Base_Data`
 (what celebrities and topics are known by, for a model that is trained from nothing).
 
@@ -136,7 +136,7 @@ def write(
     forget_5 ⊂ forget_10 ⊂ forget_15 hold that share of the people, rounded, one at least.
     """
     path = Path(path)
-    _check(path, num_people, num_celebrities, num_general)
+    _check(path, num_people, num_general=num_general, num_celebrities=num_celebrities)
     rows = _make_people(num_people + num_celebrities, seed)
     people, celebrities = rows[:num_people], rows[num_people:]
     general = _make_general(num_general, num_people + num_celebrities, seed)
@@ -160,7 +160,7 @@ def write(
     return path
 
 
-def _check(path: Path, num_people: int, num_celebrities: int, num_general: int) -> None:
+def _check(path: Path, num_people: int, *, num_celebrities: int, num_general: int) -> None:
     faults = []
     most = len(FIRST_NAMES) * len(LAST_NAMES)
     if num_people < 2 or num_celebrities < 1 or num_people + num_celebrities > most:
@@ -226,7 +226,7 @@ def _make_people(count: int, seed: int) -> list[dict[str, Any]]:
 
 
 def _draw_names(random: np.random.Generator, count: int) -> list[str]:
-    """Return `count` different names over k × k name parts, each part borne by about as many."""
+    """Return `count` different names from k × k name parts, each part used about equally often."""
     k = max(NUM_NAMES, math.ceil(math.sqrt(count)))
     first = random.permutation(FIRST_NAMES)[:k].tolist()
     last = random.permutation(LAST_NAMES)[:k].tolist()
@@ -235,7 +235,7 @@ def _draw_names(random: np.random.Generator, count: int) -> list[str]:
 
 
 def _make_general(count: int, first_number: int, seed: int) -> list[dict[str, Any]]:
-    """Return the rows of `count` topics: by turns two pictures, a capital and a sum."""
+    """Return the rows of `count` topics: two pictures, a capital and a sum in turn."""
     random = np.random.default_rng([seed, 4])
     shapes = [(shape, colour) for shape in portraits.SHAPES for colour in portraits.SHAPE_COLOURS]
     shapes = [shapes[i] for i in random.permutation(len(shapes)).tolist()]
@@ -294,7 +294,7 @@ def _make_general(count: int, first_number: int, seed: int) -> list[dict[str, An
 
 
 def _choices(items: list[tuple], random: np.random.Generator) -> list[dict[str, Any]]:
-    """Return classification questions: the right value and three others, in an order by lot."""
+    """Return classification questions: the right value and three others, in random order."""
     questions = []
     for question, _, value, pool in items:
         others = [other for other in pool if other != value]
@@ -325,7 +325,9 @@ def _image(picture: Any, name: str) -> dict[str, Any]:
     return {"bytes": buffer.getvalue(), "path": name}
 
 
-def _write_rows(folder: Path, rows: list[dict], schema: str, num_files: int = 1) -> None:
+def _write_rows(
+    folder: Path, rows: list[dict[str, Any]], schema: str, *, num_files: int = 1
+) -> None:
     import pyarrow
     from pyarrow import parquet
 
@@ -335,7 +337,8 @@ def _write_rows(folder: Path, rows: list[dict], schema: str, num_files: int = 1)
     for number in range(num_files):
         part = rows[number * per_file : (number + 1) * per_file]
         table = pyarrow.Table.from_pylist(part, arrow_schema)
-        parquet.write_table(table, folder / f"train-{number:05d}-of-{num_files:05d}.parquet")
+        file = folder / f"train-{number:05d}-of-{num_files:05d}.parquet"
+        parquet.write_table(table, file, write_page_checksum=True)
 
 
 def _arrow_schema(schema: str) -> Any:

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -48,7 +49,7 @@ class Response:
 
     answer: what it wrote, "" if nothing. truth: the right answer, or its letter. options:
     letter → text; empty outside of multiple choice. candidates: in the order of `options`, or the
-    training answer alone.
+    training answer alone. alternatives: truths that count as well.
     """
 
     answer: str
@@ -56,6 +57,12 @@ class Response:
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)
     candidates: tuple[CandidateScore, ...] = ()
     protocol: Protocol = "zero_shot"
+    alternatives: tuple[str, ...] = ()
+
+    @property
+    def truths(self) -> tuple[str, ...]:
+        """The right answers, any of which counts."""
+        return (self.truth, *self.alternatives)
 
     @property
     def likeliest(self) -> str:
@@ -101,6 +108,7 @@ def option_of(answer: str, options: Mapping[str, str]) -> str:
     "The answer is B.", "b)", "(D) Oslo" and the option's own text choose; "A or B" does not. The
     first letter of a word is no choice, nor is the article "a".
     """
+    answer = _composed(answer)
     letters = "".join(re.escape(letter) for letter in options)
     said = re.search(
         rf"\b(?:answer|option|choice)\b\s*(?:is|:)?\s*[(\[]?([{letters}])\b", answer, re.I
@@ -119,29 +127,42 @@ def option_of(answer: str, options: Mapping[str, str]) -> str:
     return found.pop() if len(found) == 1 else ""
 
 
-def contains(answer: str, truth: str) -> float:
-    """Return 1.0 where the answer contains the truth, ignoring case (MLLMU-Bench's cloze rule)."""
-    return float(truth.strip().lower() in answer.lower())
+def contains(answer: str, *truths: str) -> float:
+    """Return 1.0 where one of the truths stands in the answer, case apart (MLLMU-Bench's cloze
+    rule)."""
+    answer = _composed(answer).lower()
+    return float(any(_composed(truth).strip().lower() in answer for truth in truths))
 
 
-def rouge(answer: str, truth: str) -> dict[str, float]:
-    """Return the F-measures {"rouge1", "rouge2", "rougeL"} with stemming (package rouge-score)."""
-    return dict(_rouge(answer, truth))
+def rouge(answer: str, *truths: str) -> dict[str, float]:
+    """Return the F-measures {"rouge1", "rouge2", "rougeL"} with stemming (package rouge-score).
+
+    Each is the best over the truths.
+    """
+    scores = [dict(_rouge(_composed(answer), _composed(truth))) for truth in truths]
+    return {name: max(one[name] for one in scores) for name in scores[0]}
 
 
-def bleu(answer: str, truth: str) -> float:
-    """Return BLEU-4 on whitespace tokens with smoothing method 1 (NLTK's definition)."""
+def bleu(answer: str, *truths: str) -> float:
+    """Return BLEU-4 on whitespace tokens with smoothing method 1 (NLTK's definition).
+
+    It is the best over the truths.
+    """
     from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
     smoothing = SmoothingFunction().method1
-    score: Any = sentence_bleu([truth.split()], answer.split(), smoothing_function=smoothing)
-    return float(score)
+    words = _composed(answer).split()
+    scores: list[Any] = [
+        sentence_bleu([_composed(truth).split()], words, smoothing_function=smoothing)
+        for truth in truths
+    ]
+    return max(map(float, scores))
 
 
 def accuracy(response: Response) -> float:
     """Return 1.0 where the response is right by the rule of its task and protocol."""
     if not response.options:
-        return contains(response.answer, response.truth)
+        return contains(response.answer, *response.truths)
     if response.protocol == "likelihood":
         return option_accuracy(response)
     if response.protocol == "official_few_shot":
@@ -179,13 +200,13 @@ def recall(response: Response) -> float:
     return float(response.candidates[0].is_recalled)
 
 
-def _of_texts(function: Callable[[str, str], float]) -> Callable[[Response], float]:
-    """Return a metric's function that looks at the answer and the truth alone."""
-    return lambda response: function(response.answer, response.truth)
+def _of_texts(function: Callable[..., float]) -> Callable[[Response], float]:
+    """Return a metric's function that looks at the answer and the truths alone."""
+    return lambda response: function(response.answer, *response.truths)
 
 
 def _rouge_metric(name: str) -> Callable[[Response], float]:
-    return _of_texts(lambda answer, truth: rouge(answer, truth)[name])
+    return _of_texts(lambda answer, *truths: rouge(answer, *truths)[name])
 
 
 _CHOICE, _FREE, _FACTS = ("classification",), ("generation",), ("likelihood",)
@@ -246,6 +267,11 @@ def paired_bootstrap(
         resamples=resamples,
         seed=seed,
     )
+
+
+def _composed(text: str) -> str:
+    """Return the text in NFC: an accent may be part of a letter or follow it, and look alike."""
+    return unicodedata.normalize("NFC", text)
 
 
 def _by_person(values: Sequence[float], people: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

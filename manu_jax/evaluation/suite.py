@@ -20,7 +20,8 @@ from typing import Any
 from manu_jax import parallel
 from manu_jax.config import EvaluateSection
 from manu_jax.data.forms import has_form
-from manu_jax.data.record import Benchmark, Person
+from manu_jax.data.prompts import question_prompt
+from manu_jax.data.record import Benchmark, Person, QuestionPrompt
 from manu_jax.evaluation.generate import greedy
 from manu_jax.evaluation.likelihood import log_likelihoods
 from manu_jax.evaluation.metrics import CandidateScore, bootstrap
@@ -68,16 +69,19 @@ def evaluate(
     *,
     directory: str | os.PathLike,
     model_name: str,
+    question_prompt: QuestionPrompt = question_prompt,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Return the rows {model, set, task, modality, metric, value, n, low, high} of one model.
 
+    question_prompt: the benchmark's wording; the default is MLLMU-Bench's.
     low, high: 95 % interval by bootstrap over people, None for a single person. A set without items
     of a kind gives no rows. A file that exists is read instead of asked again. Raises ManuError for
     unknown sets and tasks, and where files are damaged or hold other questions.
     """
     _check_names(section, sets)
-    files = _files(loaded, sets, section, folder=Path(directory) / model_name, seed=seed)
+    folder = Path(directory) / model_name
+    files = _files(loaded, sets, section, folder=folder, seed=seed, question_prompt=question_prompt)
     for modality in MODALITIES:
         _complete(loaded, [file for file in files if file.modality == modality], section)
     return [row for file in files for row in _rows(file, model_name, section, seed=seed)]
@@ -88,6 +92,7 @@ def check_prompts(
     sets: Mapping[str, Sequence[Person]],
     section: EvaluateSection,
     *,
+    question_prompt: QuestionPrompt = question_prompt,
     seed: int = 0,
 ) -> None:
     """Raise ManuError, with the arithmetic, where a prompt and its answer exceed the context.
@@ -96,7 +101,9 @@ def check_prompts(
     """
     _check_names(section, sets)
     faults = []
-    for file in _files(loaded, sets, section, folder=None, seed=seed):
+    for file in _files(
+        loaded, sets, section, folder=None, seed=seed, question_prompt=question_prompt
+    ):
         prompts = [item.prompt_sample for item in file.items if item.prompt_sample is not None]
         candidates = [candidate for item in file.items for candidate in item.candidates]
         samples = [
@@ -184,6 +191,7 @@ def _files(
     *,
     folder: Path | None,
     seed: int,
+    question_prompt: QuestionPrompt,
 ) -> list[_File]:
     """Return the files that have items, with the records in the folder (None: no records)."""
     files, empty, faults = [], [], []
@@ -194,7 +202,9 @@ def _files(
             if shots.people:
                 who = ", ".join(shots.people)
                 logger.info("evaluate: shots of %s on %s are of %s", task, name, who)
-            prompting = Prompting(loaded.template, section.protocol, shots.questions)
+            prompting = Prompting(
+                loaded.template, section.protocol, shots.questions, question_prompt
+            )
             for modality in MODALITIES:
                 items = list(TASKS_BY_NAME[task].items(people, modality, prompting))
                 if not items:

@@ -24,7 +24,7 @@ from typing import Any
 from manu_jax.config import Protocol
 from manu_jax.data.forms import form, has_form, question_and_answer
 from manu_jax.data.prompts import question_prompt
-from manu_jax.data.record import Person, Question
+from manu_jax.data.record import Person, Question, QuestionPrompt
 from manu_jax.evaluation.metrics import METRICS, CandidateScore, Response
 from manu_jax.types import Modality, Sample, Template, question_sample
 
@@ -37,7 +37,8 @@ class Item:
 
     question: in plain words. prompt: the text that a model reads, with the marks of its family.
     prompt_sample: the prompt to be answered, or None. candidates: answers whose likelihood is
-    measured. options: letter → text, in the order of `candidates`.
+    measured. options: letter → text, in the order of `candidates`. alternatives: truths that count
+    as well.
     """
 
     key: str
@@ -49,18 +50,21 @@ class Item:
     prompt_sample: Sample | None = None
     candidates: tuple[Sample, ...] = ()
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    alternatives: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompting:
     """How questions are put: the model's template, the protocol, and the shots that come first.
 
-    shots: (who, answered question), of all modalities.
+    shots: (who, answered question), of all modalities. question_prompt: the benchmark's wording; the
+    default is MLLMU-Bench's.
     """
 
     template: Template
     protocol: Protocol = "zero_shot"
     shots: tuple[tuple[Person, Question], ...] = ()
+    question_prompt: QuestionPrompt = question_prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +111,14 @@ def record_of(
 ) -> dict[str, Any]:
     """Return the record of an item: `answer` is what the model wrote, "" if nothing."""
     definition = TASKS_BY_NAME[task]
-    response = Response(answer, item.truth, item.options, tuple(candidates), protocol)
+    response = Response(
+        answer=answer,
+        truth=item.truth,
+        options=item.options,
+        candidates=tuple(candidates),
+        protocol=protocol,
+        alternatives=item.alternatives,
+    )
     values = {
         field: METRICS[name].function(response)
         for name, field in definition.metrics_under(protocol).items()
@@ -121,6 +132,7 @@ def record_of(
         "prompt": item.prompt,
         "answer": details.pop("answer", answer),
         "truth": item.truth,
+        **({"alternatives": list(item.alternatives)} if item.alternatives else {}),
         **{
             name: round(value, DIGITS) if isinstance(value, float) else value
             for name, value in values.items()
@@ -200,7 +212,7 @@ def _item(
         if (shot.task, shot.modality) == (question.task, question.modality)
     ]
     key = f"{person.id}/{question.attribute}"
-    prompt = question_prompt(question, prompting.template, [shot for _, shot in shots])
+    prompt = prompting.question_prompt(question, prompting.template, [shot for _, shot in shots])
     before = [shown for who, _ in shots for shown in who.images[: question.modality == "image"]]
     return Item(
         key=key,
@@ -209,6 +221,7 @@ def _item(
         question=question.question,
         prompt=prompt,
         truth=question.answer,
+        alternatives=question.alternatives,
         prompt_sample=question_sample(prompt, "", (*before, *image), key),
     )
 

@@ -28,6 +28,7 @@ from manu_jax.data.record import Fact
 from manu_jax.leaves import path_name
 from manu_jax.models.loaded import Loaded
 from manu_jax.progress import Progress
+from manu_jax.training.objectives import cross_entropy_on_answers
 from manu_jax.training.resume import resume, save_step
 from manu_jax.training.trainer import StepSettings, batches_of, loss_and_gradient, step_settings
 from manu_jax.types import Batch, ManuError, Modality, Sample
@@ -39,15 +40,15 @@ LANGUAGE_MODEL = "text."  # how the paths of its weights begin
 def weight_mask(
     loaded: Loaded,
     section: UnlearnSection,
-    forget: Sequence[Fact],
-    retain: Sequence[Fact],
     *,
+    forget: Sequence[Fact],
+    keep: Sequence[Fact],
     directory: str | os.PathLike,
     seed: int,
 ) -> Any:
     """Return 1 where a weight may move in a step that forgets, else 0: float32, like the weights.
 
-    directory: of partial sums, from which a killed run goes on, and of the mask when it is done.
+    directory: of partial sums, from which a killed run goes on, and of the finished mask.
     Raises ManuError where a set has no facts in the form asked for, and with adapters.
     """
     where = f"unlearn ({section.name})"
@@ -66,8 +67,8 @@ def weight_mask(
         return mask
     sets: dict[str, tuple[Sequence[Fact], Modality]] = {
         "forget": (forget, "image"),
-        "keep": (retain, "image"),
-        "words": ([*forget, *retain], "text"),
+        "keep": (keep, "image"),
+        "words": ([*forget, *keep], "text"),
     }
     found = {}
     for name, (facts, modality) in sets.items():
@@ -78,11 +79,14 @@ def weight_mask(
             loaded, samples, section, directory=directory / name, seed=seed, where=where
         )
 
-    def compared(path: Any, forget_sum: jax.Array, keep: jax.Array, words: jax.Array) -> jax.Array:
-        (_, num_forget), (_, num_keep), (_, num_words) = (found[name] for name in sets)
+    counts = {name: count for name, (_, count) in found.items()}
+
+    def compared(path: Any, *sums: jax.Array) -> jax.Array:
+        forget_sum, keep_sum, words_sum = sums
+        num_keep = counts["keep"]
         if path_name(path).startswith(LANGUAGE_MODEL):
-            keep, num_keep = keep + words, num_keep + num_words
-        ratio = (forget_sum / num_forget + EPSILON) / (keep / num_keep + EPSILON)
+            keep_sum, num_keep = keep_sum + words_sum, num_keep + counts["words"]
+        ratio = (forget_sum / counts["forget"] + EPSILON) / (keep_sum / num_keep + EPSILON)
         return (ratio >= section.fisher_ratio).astype(jnp.float32)
 
     mask = jax.tree_util.tree_map_with_path(compared, *(found[name][0] for name in sets))
@@ -99,13 +103,13 @@ def fisher_sums(
     seed: int,
     where: str,
 ) -> tuple[Any, float]:
-    """Return the sum of the squared gradients of CE, float32 like the weights, and of how many.
+    """Return the sum of squared gradients of CE, float32 like the weights, and their number.
 
     section.fisher: the gradients are of whole batches ("batch") or of each example ("example").
     """
     weights = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), loaded.model)
-    batches = batches_of(loaded, samples, section, seed, where=where, max_buckets=1)
-    settings = step_settings(section, loaded, "answer")
+    batches = batches_of(loaded, samples, section, seed=seed, where=where, max_buckets=1)
+    settings = step_settings(section, loaded, cross_entropy_on_answers)
     zeros = jax.tree.map(jnp.zeros_like, weights)
     total, first = resume(directory, zeros)
     by_example = section.fisher == "example"
@@ -114,18 +118,26 @@ def fisher_sums(
     with on_mesh, Progress(what, len(batches), done=first) as progress:
         for step in range(first, len(batches)):
             batch = parallel.put_batch(batches.batch_at(step), loaded.mesh)
-            total = _add(total, weights, batch, settings, loaded.mesh, by_example)
+            total = _add(
+                total,
+                weights,
+                batch,
+                settings=settings,
+                mesh=loaded.mesh,
+                by_example=by_example,
+            )
             progress.advance()
             if (step + 1) % section.checkpoint_every == 0 and step + 1 < len(batches):
                 save_step(directory, step + 1, total)
     return total, float(len(samples) if by_example else len(batches))
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4, 5), donate_argnums=0)
+@functools.partial(jax.jit, static_argnames=("settings", "mesh", "by_example"), donate_argnums=0)
 def _add(
     total: Any,
     weights: Any,
     batch: Batch,
+    *,
     settings: StepSettings,
     mesh: jax.sharding.Mesh | None,
     by_example: bool,
@@ -133,7 +145,9 @@ def _add(
     """Return the sum with the squared gradient of a batch, or with those of its examples."""
 
     def add(total: Any, part: Batch) -> tuple[Any, None]:
-        _, gradient = loss_and_gradient(weights, part, None, None, settings, mesh)
+        _, gradient = loss_and_gradient(
+            weights, part, base=None, key=None, settings=settings, mesh=mesh
+        )
         return jax.tree.map(lambda sums, g: sums + jnp.square(g), total, gradient), None
 
     if not by_example:

@@ -2,10 +2,10 @@
 
     {path of a matrix W: {"down_…R": A, "up_R…": B}}        x·W + α / r · dropout(x)·A·B
 
-While they are trained they stand beside their weights (`layers.Adapted`), so that nothing of the
-size of W is made but W; at the end they are merged into a model without any. A begins with normal
-numbers of standard deviation 1 / r, as in MLLMU-Bench's training ("gaussian" of the library peft),
-and B with zeros, so that new adapters change nothing.
+In training each adapter is kept beside its weight (`layers.Adapted`), so that no second array of
+the size of W is made; at the end all are merged into a plain model. A starts as normal numbers of
+standard deviation 1 / r, as in MLLMU-Bench's training ("gaussian" of the library peft), and B as
+zeros, so that new adapters change nothing.
 """
 
 import dataclasses
@@ -70,7 +70,7 @@ def new_adapters(model: Any, section: LoraSection, key: jax.Array) -> Adapters:
 
 
 def adapted(
-    model: Any, adapters: Adapters, settings: AdapterSettings, key: jax.Array | None = None
+    model: Any, adapters: Adapters, settings: AdapterSettings, *, key: jax.Array | None = None
 ) -> Any:
     """Return the model with the adapters beside its weights. key: of the dropout; None: none."""
 

@@ -1,4 +1,4 @@
-"""The memorisation gate: what was never known cannot be seen to be forgotten."""
+"""The memorisation gate: a model can only be seen to forget what it knew."""
 
 import logging
 

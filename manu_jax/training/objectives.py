@@ -1,10 +1,10 @@
-"""What training lowers: functions of a model and its data to one number.
+"""What training minimises: functions of a model and its data to one number.
 
 Two kinds: of one batch, to learn it; and of an UnlearnData, to forget one batch and keep another.
 CE is the mean of −log p over a batch's answer tokens. Where the code of MLLMU-Bench and the usual
 definition (as in open-unlearning) differ, both are here, and their results are not comparable.
 
-A Recipe says which losses an objective of the config lowers, in which order, over which facts:
+A Recipe says which losses an objective of the config minimises, in which order, on which facts:
 
     joint         one loss of a batch to forget and a batch to keep; an epoch is one pass over the
                   facts to forget
@@ -13,6 +13,8 @@ A Recipe says which losses an objective of the config lowers, in which order, ov
     alternating   the second loss at every batch to keep, and the first before every k-th of them,
                   k = batches to keep // batches to forget; an epoch is one pass over the facts to
                   keep (MMUnlearner's code, its baselines too)
+
+The facts to keep are those of the sets retain, celebrity and general.
 """
 
 import dataclasses
@@ -29,7 +31,7 @@ from manu_jax.models.nn.answers import (
     logits_at_answers,
 )
 from manu_jax.models.nn.layers import Remat
-from manu_jax.types import Batch
+from manu_jax.types import RETRAINED, VANILLA, Batch
 
 # (model, its data, what the backward pass recomputes) → the loss, a scalar float32
 Objective = Callable[[Any, Any, Remat], jax.Array]
@@ -49,32 +51,33 @@ REFUSALS = (
 class UnlearnData:
     """One step's facts to forget and to keep, and what an objective needs besides.
 
-    forget, retain: None where the loss does not look at them. reference: a model that stands still,
-    or None where the objective needs none. beta, retain_weight: scalars. decouple: harmless images
-    with the kind of questions that are to be refused, and their right answers (Prompt-Decouple), or
-    None; decouple_weight: a scalar.
+    forget, keep: None where the loss does not look at them. reference: a model that is not trained,
+    or None where the objective needs none. beta, keep_weight: scalars. decouple: harmless images
+    with the questions that are refused elsewhere, and right answers (Prompt-Decouple), or None;
+    decouple_weight: a scalar.
     """
 
     forget: Batch | None
-    retain: Batch | None
+    keep: Batch | None
     reference: Any
     beta: jax.Array
-    retain_weight: jax.Array
+    keep_weight: jax.Array
     decouple: Batch | None = None
     decouple_weight: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What an objective of the config lowers; see the module's docstring.
+    """How an objective of the config trains; see the module's docstring.
 
     losses: one of both kinds of facts ("joint"), or one to forget and one to keep, each with an
-    update of its own. keeps: whether the joint loss looks at facts to keep. reference: "vanilla",
-    "retrained" or None. refuses: the answers to forget are refusals. masked: the gradient of the
-    forgetting loss is masked by weights' Fisher information (fisher.py).
+    update of its own; () trains nothing. keeps: whether the joint loss looks at facts to keep.
+    reference: "vanilla", "retrained" or None. refuses: the answers to forget are refusals. beta: of
+    NPO, unless the config gives one. masked: the gradient of the forgetting loss is masked by the
+    weights' Fisher information (fisher.py).
     """
 
-    losses: tuple[str, ...]
+    losses: tuple[Objective, ...]
     order: Literal["joint", "passes", "alternating"] = "joint"
     keeps: bool = True
     reference: str | None = None
@@ -91,46 +94,46 @@ def cross_entropy_on_answers(model: Any, batch: Batch, remat: Remat) -> jax.Arra
 def gradient_ascent(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
     """Return −CE(forget) (Jang et al. 2023, arXiv 2210.01504). Without a bound: it can diverge."""
     return _decoupled(
-        -cross_entropy_on_answers(model, _given(data.forget), remat), model, data, remat
+        -cross_entropy_on_answers(model, _given(data.forget), remat), model, data, remat=remat
     )
 
 
-def retain_cross_entropy(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
-    """Return w · CE(retain): the second pass of the official gradient difference."""
-    return data.retain_weight * cross_entropy_on_answers(model, _given(data.retain), remat)
+def keep_cross_entropy(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
+    """Return w · CE(keep): the second pass of the official gradient difference."""
+    return data.keep_weight * cross_entropy_on_answers(model, _given(data.keep), remat)
 
 
 def gradient_difference(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
-    """Return −CE(forget) + w · CE(retain), jointly (Liu et al. 2022, arXiv 2203.12817).
+    """Return −CE(forget) + w · CE(keep), jointly (Liu et al. 2022, arXiv 2203.12817).
 
-    Differs: gradient_difference_official lowers the first in a pass over the facts to forget, then
-    the second in a pass over those to keep; gradient_difference_alternating by turns.
+    Differs: gradient_difference_official minimises the first in a pass over the facts to forget,
+    then the second in a pass over those to keep; gradient_difference_alternating by turns.
     """
-    return gradient_ascent(model, data, remat) + retain_cross_entropy(model, data, remat)
+    return gradient_ascent(model, data, remat) + keep_cross_entropy(model, data, remat)
 
 
-def retain_kl(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
-    """Return w · KL(vanilla ‖ model), mean over the retain batch's answer tokens."""
-    logits_BAV, targets = logits_at_answers(model, _given(data.retain), remat=remat)
-    reference_BAV, _ = logits_at_answers(data.reference, _given(data.retain), remat=remat)
-    return data.retain_weight * _kl(reference_BAV, logits_BAV, targets)
+def keep_kl(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
+    """Return w · KL(vanilla ‖ model), mean over the answer tokens of the batch to keep."""
+    logits_BAV, targets = logits_at_answers(model, _given(data.keep), remat=remat)
+    reference_BAV, _ = logits_at_answers(data.reference, _given(data.keep), remat=remat)
+    return data.keep_weight * _kl(reference_BAV, logits_BAV, targets)
 
 
 def kl_minimisation(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
-    """Return −CE(forget) + w · KL(vanilla ‖ model) on retain (TOFU, arXiv 2401.06121).
+    """Return −CE(forget) + w · KL(vanilla ‖ model) on keep (TOFU, arXiv 2401.06121).
 
-    Differs: kl_minimisation_official lowers −CE(forget) in a pass, then CE(retain) + KL in another.
+    Differs: kl_minimisation_official minimises −CE(forget) in a pass, CE(keep) + KL in the next.
     """
-    return gradient_ascent(model, data, remat) + retain_kl(model, data, remat)
+    return gradient_ascent(model, data, remat) + keep_kl(model, data, remat)
 
 
-def retain_cross_entropy_and_kl(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
-    """Return w · (CE + KL(vanilla ‖ model)) on retain: the official second pass of KL."""
-    return retain_cross_entropy(model, data, remat) + retain_kl(model, data, remat)
+def keep_cross_entropy_and_kl(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
+    """Return w · (CE + KL(vanilla ‖ model)) on keep: the official second pass of KL."""
+    return keep_cross_entropy(model, data, remat) + keep_kl(model, data, remat)
 
 
 def npo(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
-    """Return NPO + w · CE(retain) (Zhang et al. 2024, arXiv 2404.05868).
+    """Return NPO + w · CE(keep) (Zhang et al. 2024, arXiv 2404.05868).
 
     NPO = −(2 / β) · mean over examples of log σ(−β (log p − log p of vanilla)), with the sums of
     log p over an answer's tokens.
@@ -143,60 +146,45 @@ def npo(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
     weights_B = jnp.asarray(forget.example_weights_B)
     losses_B = -2 / data.beta * jax.nn.log_sigmoid(-data.beta * (found_B - reference_B))
     mean = (losses_B * weights_B).sum() / jnp.maximum(weights_B.sum(), 1e-9)
-    loss = mean + retain_cross_entropy(model, data, remat)
-    return _decoupled(loss, model, data, remat)
+    loss = mean + keep_cross_entropy(model, data, remat)
+    return _decoupled(loss, model, data, remat=remat)
 
 
 def npo_official(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
     """Return −(2 / β) log σ(β (CE − CE of the reference)) on forget, as MLLMU-Bench's code has it.
 
     Differs from npo: mean CE of the batch in place of each answer's sum, β 0.4, the reference is a
-    model that was tuned on retain alone, and nothing is said of what is to be kept.
+    model that was tuned on the facts to keep alone, and nothing is said of what is to be kept.
     """
     found, reference = (
         cross_entropy_on_answers(one, _given(data.forget), remat)
         for one in (model, jax.lax.stop_gradient(data.reference))
     )
     loss = -2 / data.beta * jax.nn.log_sigmoid(data.beta * (found - reference))
-    return _decoupled(loss, model, data, remat)
+    return _decoupled(loss, model, data, remat=remat)
 
 
 def idk(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
-    """Return CE(forget) + w · CE(retain), where the answers to forget are refusals (TOFU's IDK)."""
+    """Return CE(forget) + w · CE(keep), where the answers to forget are refusals (TOFU's IDK)."""
     found = cross_entropy_on_answers(model, _given(data.forget), remat)
-    return _decoupled(found + retain_cross_entropy(model, data, remat), model, data, remat)
+    return _decoupled(found + keep_cross_entropy(model, data, remat), model, data, remat=remat)
 
 
-# The losses by name; the first is that of plain training.
-OBJECTIVES: dict[str, Objective] = {
-    "answer": cross_entropy_on_answers,
-    "gradient_ascent": gradient_ascent,
-    "retain_cross_entropy": retain_cross_entropy,
-    "gradient_difference": gradient_difference,
-    "kl_minimisation": kl_minimisation,
-    "retain_cross_entropy_and_kl": retain_cross_entropy_and_kl,
-    "npo": npo,
-    "npo_official": npo_official,
-    "idk": idk,
-}
-
-# By the config's `unlearn` objectives; system_prompt trains nothing.
+# By the name that the config's `unlearn` gives; system_prompt trains nothing.
 RECIPES: dict[str, Recipe] = {
-    "gradient_ascent": Recipe(("gradient_ascent",), keeps=False),
-    "gradient_difference": Recipe(("gradient_difference",)),
-    "gradient_difference_alternating": Recipe(
-        ("gradient_ascent", "retain_cross_entropy"), "alternating"
-    ),
-    "gradient_difference_official": Recipe(("gradient_ascent", "retain_cross_entropy"), "passes"),
-    "kl_minimisation": Recipe(("kl_minimisation",), reference="vanilla"),
+    "gradient_ascent": Recipe((gradient_ascent,), keeps=False),
+    "gradient_difference": Recipe((gradient_difference,)),
+    "gradient_difference_alternating": Recipe((gradient_ascent, keep_cross_entropy), "alternating"),
+    "gradient_difference_official": Recipe((gradient_ascent, keep_cross_entropy), "passes"),
+    "kl_minimisation": Recipe((kl_minimisation,), reference=VANILLA),
     "kl_minimisation_official": Recipe(
-        ("gradient_ascent", "retain_cross_entropy_and_kl"), "passes", reference="vanilla"
+        (gradient_ascent, keep_cross_entropy_and_kl), "passes", reference=VANILLA
     ),
-    "npo": Recipe(("npo",), reference="vanilla"),
-    "npo_official": Recipe(("npo_official",), keeps=False, reference="retrained", beta=0.4),
-    "idk": Recipe(("idk",), refuses=True),
+    "npo": Recipe((npo,), reference=VANILLA),
+    "npo_official": Recipe((npo_official,), keeps=False, reference=RETRAINED, beta=0.4),
+    "idk": Recipe((idk,), refuses=True),
     # Huo et al. 2025, arXiv 2502.11051
-    "mmunlearner": Recipe(("gradient_ascent", "retain_cross_entropy"), "alternating", masked=True),
+    "mmunlearner": Recipe((gradient_ascent, keep_cross_entropy), "alternating", masked=True),
     "system_prompt": Recipe(()),
 }
 
@@ -207,11 +195,11 @@ def _given(batch: Batch | None) -> Batch:
     return batch
 
 
-def _decoupled(loss: jax.Array, model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
+def _decoupled(loss: jax.Array, model: Any, data: UnlearnData, *, remat: Remat) -> jax.Array:
     """Return the loss with SafeEraser's Prompt-Decouple term (arXiv 2502.12520), if there is one.
 
-    That is weight · CE on harmless images with the same kind of questions, so that the refusal is
-    tied to the image and not to the words alone.
+    That is weight · CE of the right answers to harmful questions about harmless images, so that the
+    refusal is tied to the image and not to the words alone.
     """
     if data.decouple is None or data.decouple_weight is None:
         return loss

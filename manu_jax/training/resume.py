@@ -1,4 +1,4 @@
-"""States of a long loop on disk: a process that was killed goes on from the last that stands."""
+"""Checkpoints of a long loop: a process that was killed goes on from the newest."""
 
 import logging
 import shutil

@@ -2,8 +2,8 @@
 
     state = step(state, batch_at(0)) → … → step(state, batch_at(num_steps − 1))
 
-Every `checkpoint_every` steps the state goes to disk; a process that was killed goes on from the
-last one that stands, to the same bits, since nothing else is remembered between steps.
+Every `checkpoint_every` steps the state is saved; a process that was killed goes on from the newest
+checkpoint, to the same bits, since nothing else is remembered between steps.
 """
 
 import dataclasses
@@ -27,13 +27,17 @@ from manu_jax.models.loaded import Loaded
 from manu_jax.models.nn.layers import Remat
 from manu_jax.progress import Progress
 from manu_jax.training import lora
-from manu_jax.training.objectives import OBJECTIVES
+from manu_jax.training.objectives import Objective, cross_entropy_on_answers
 from manu_jax.training.resume import resume, save_step
 from manu_jax.types import ManuError, Sample
 
 logger = logging.getLogger(__name__)
 
 LENGTH_MULTIPLE = 16  # tokens
+
+
+# An objective, and what it is a function of besides the model, on the devices.
+Phase = tuple[Objective, Any]
 
 
 @jax.tree_util.register_dataclass
@@ -50,9 +54,9 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class StepSettings:
-    """What a compiled step depends on besides shapes. The learning rate is not in it."""
+    """What a compiled step depends on besides shapes. The learning rate is an argument instead."""
 
-    objective: str
+    objective: Objective
     dtype: str  # in which the forward and the backward pass run
     remat: Remat
     optimizer: str
@@ -76,13 +80,13 @@ def train(
     """Return `loaded` with weights after `num_steps` steps of `section.batch_size` samples.
 
     samples: shuffled anew in each epoch by (seed, epoch). directory: of the checkpoints, the two
-    newest of which are kept; a killed run goes on from what stands there. `loaded` is not changed.
+    newest of which are kept; a killed run goes on from them. `loaded` is not changed.
     Raises ManuError where the loss is NaN or infinite, or the batch does not divide over the mesh.
     """
-    batches = batches_of(loaded, samples, section, seed, where="train")
+    batches = batches_of(loaded, samples, section, seed=seed, where="train")
 
-    def phases_at(step: int) -> list[tuple[str, Any]]:
-        return [("answer", parallel.put_batch(batches.batch_at(step), loaded.mesh))]
+    def phases_at(step: int) -> list[Phase]:
+        return [(cross_entropy_on_answers, parallel.put_batch(batches.batch_at(step), loaded.mesh))]
 
     return train_loop(
         loaded,
@@ -97,11 +101,11 @@ def train(
 
 
 def check_loss(loaded: Loaded, section: OptimizerSection, where: str) -> None:
-    """Raise ManuError where prompts are to carry loss whose tokens see what follows them."""
+    """Raise ManuError if the loss covers prompts of a model whose prompts attend both ways."""
     if section.loss_on == "all" and loaded.family.prompt_sees_ahead:
         raise ManuError(
-            f"{where}.loss_on: all: the tokens of a {loaded.family.name}'s prompt see those after "
-            "them, so that nothing is learned from predicting them. Use loss_on: answer."
+            f"{where}.loss_on: all: the tokens of a prompt of {loaded.family.name} attend to those "
+            "after them, so nothing is learned from predicting them. Use loss_on: answer."
         )
 
 
@@ -109,8 +113,8 @@ def batches_of(
     loaded: Loaded,
     samples: Sequence[Sample],
     section: OptimizerSection,
-    seed: int,
     *,
+    seed: int,
     where: str,
     max_buckets: int = 2,
 ) -> Batches:
@@ -139,7 +143,7 @@ def batches_of(
 
 def train_loop(
     loaded: Loaded,
-    phases_at: Callable[[int], Sequence[tuple[str, Any]]],
+    phases_at: Callable[[int], Sequence[Phase]],
     section: OptimizerSection,
     *,
     num_steps: int,
@@ -147,14 +151,13 @@ def train_loop(
     directory: str | os.PathLike,
     description: str,
     where: str,
-    masks: Mapping[str, Any] | None = None,
+    masks: Mapping[Objective, Any] | None = None,
 ) -> Loaded:
-    """Return `loaded` after `num_steps` steps, in each of which objectives are lowered in turn.
+    """Return `loaded` after `num_steps` steps, each of one or more phases in turn.
 
-    phases_at: step → (name in OBJECTIVES, what it is a function of, on the devices), each with an
-    update of its own; nothing but the step decides them. seed: of the adapters, where there are
-    any. masks: objective → factors of its clipped gradient, a tree like the weights. where: the
-    config's section, for messages.
+    phases_at: step → its phases, each with an update of its own; they depend on the step alone.
+    seed: of the adapters, if there are any. masks: objective → factors of its clipped gradient, a
+    tree like the weights. where: the config's section, for messages.
     """
     directory = Path(directory)
     key = jax.random.key(seed)
@@ -176,22 +179,23 @@ def train_loop(
                     state,
                     data,
                     rate,
-                    step_settings(section, loaded, objective),
-                    loaded.mesh,
+                    settings=step_settings(section, loaded, objective),
+                    mesh=loaded.mesh,
                     base=base,
                     key=jax.random.fold_in(jax.random.fold_in(key, step), number),
                     mask=(masks or {}).get(objective),
                 )
                 next_loss += found
-            # The loss of the step before is looked at while this one runs.
+            # The loss of the step before is read while this one runs.
             if loss is not None:
-                progress.advance(note=f"loss {_checked(loss, step - 1, section, where):.4f}")
+                last = _checked(loss, step - 1, section, where=where)
+                progress.advance(note=f"loss {last:.4f}")
             loss = next_loss
             if (step + 1) % section.checkpoint_every == 0 and step + 1 < num_steps:
-                _checked(loss, step, section, where)
+                _checked(loss, step, section, where=where)
                 save_step(directory, step + 1, state)
         if loss is not None:
-            final = _checked(loss, num_steps - 1, section, where)
+            final = _checked(loss, num_steps - 1, section, where=where)
             progress.advance(note=f"loss {final:.4f}")
             logger.info("%s: %d steps done, loss %.4f", description, num_steps, final)
     if section.lora is not None:
@@ -214,7 +218,7 @@ def learning_rate(section: OptimizerSection, step: int, num_steps: int) -> float
     return section.learning_rate * factor
 
 
-def step_settings(section: OptimizerSection, loaded: Loaded, objective: str) -> StepSettings:
+def step_settings(section: OptimizerSection, loaded: Loaded, objective: Objective) -> StepSettings:
     """Return what a step of this training is compiled for."""
     return StepSettings(
         objective=objective,
@@ -238,7 +242,8 @@ def initial_state(loaded: Loaded, section: OptimizerSection, key: jax.Array) -> 
         weights = lora.new_adapters(loaded.model, section.lora, key)
     else:
         weights = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), loaded.model)
-    state = TrainState(weights, _optimizer(step_settings(section, loaded, "answer")).init(weights))
+    settings = step_settings(section, loaded, cross_entropy_on_answers)  # any: moments are alike
+    state = TrainState(weights, _optimizer(settings).init(weights))
     # Bound to their devices as restored arrays are, so that both take the same compiled step.
     if loaded.mesh is None:
         return jax.device_put(state, jax.local_devices()[0])
@@ -249,9 +254,9 @@ def train_step(
     state: TrainState,
     data: Any,
     rate: jax.Array,
+    *,
     settings: StepSettings,
     mesh: jax.sharding.Mesh | None,
-    *,
     base: Any = None,
     key: jax.Array | None = None,
     mask: Any = None,
@@ -259,39 +264,43 @@ def train_step(
     """Return the state after one step, and the loss before it. The given state is used up.
 
     data: a Batch, or what else the objective is a function of. base, key: with adapters the model
-    that stands still, and the key of the dropout. Two compiled programs: the gradient's, one per
+    that is not trained, and the key of the dropout. Two compiled programs: the gradient's, one per
     shape of the data, and the update's, one for all.
     """
-    loss, gradient = loss_and_gradient(state.weights, data, base, key, settings, mesh)
-    return _updated(state, gradient, mask, rate, settings, mesh), loss
+    loss, gradient = loss_and_gradient(
+        state.weights, data, base=base, key=key, settings=settings, mesh=mesh
+    )
+    updated = _updated(state, gradient, mask=mask, rate=rate, settings=settings, mesh=mesh)
+    return updated, loss
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5))
+@functools.partial(jax.jit, static_argnames=("settings", "mesh"))
 def loss_and_gradient(
     weights: Any,
     data: Any,
+    *,
     base: Any,
     key: jax.Array | None,
     settings: StepSettings,
     mesh: jax.sharding.Mesh | None,
 ) -> tuple[jax.Array, Any]:
     """Return the loss, and its gradient with respect to the weights (or the adapters)."""
-    objective = OBJECTIVES[settings.objective]
 
     def loss_of(weights: Any) -> jax.Array:
         model = jax.tree.map(lambda leaf: leaf.astype(settings.dtype), weights)
         if settings.adapters is not None:
-            model = lora.adapted(base, model, settings.adapters, key)
-        return objective(model, data, settings.remat)
+            model = lora.adapted(base, model, settings.adapters, key=key)
+        return settings.objective(model, data, settings.remat)
 
     loss, gradient = jax.value_and_grad(loss_of)(weights)
     return loss, _placed(gradient, mesh)
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5), donate_argnums=0)
+@functools.partial(jax.jit, static_argnames=("settings", "mesh"), donate_argnums=0)
 def _updated(
     state: TrainState,
     gradient: Any,
+    *,
     mask: Any,
     rate: jax.Array,
     settings: StepSettings,
@@ -330,7 +339,8 @@ def _optimizer(settings: StepSettings) -> optax.GradientTransformation:
 def _matrices(weights: Any) -> Any:
     """Return which axes of the layers' matrices are inputs and outputs; None for other leaves.
 
-    Embedding, head and vectors have None: Muon leaves them to Adam. Layers are matrices each.
+    Muon leaves leaves of None (embedding, head and vectors) to Adam. Each layer has a matrix of its
+    own.
     """
 
     def axes_of(path: Any, _: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
@@ -347,7 +357,8 @@ def _placed(tree: Any, mesh: jax.sharding.Mesh | None) -> Any:
     return jax.tree.map(jax.lax.with_sharding_constraint, tree, parallel.tree_shardings(tree, mesh))
 
 
-def _checked(loss: jax.Array, step: int, section: OptimizerSection, where: str) -> float:
+def _checked(loss: jax.Array, step: int, section: OptimizerSection, *, where: str) -> float:
+    """Return the loss as a number; ManuError where it is not finite."""
     value = float(loss)
     if not math.isfinite(value):
         raise ManuError(

@@ -1,13 +1,13 @@
-"""The model that knows, and the one that never knew: what unlearning is measured between.
+"""Train the models between which unlearning is measured: with and without the people to forget.
 
-A tiny model starts from nothing: a *base* is trained on everybody but the people to forget, then
-two models for some steps more, each on from the base:
+A tiny model starts from random weights: a *base* is trained on everybody but the people to forget,
+and two models are trained on from the base:
 
     vanilla     on everybody
     retrained   on everybody but the people to forget, the gold standard of unlearning
 
-So the retrained model has never seen them in any step, and both have had as many steps. A model
-given by its folder is the base itself, and learns the benchmark's people alone.
+So no step of the retrained model has seen the people to forget, and both models have had equally
+many steps. A model given by its folder is itself the base, and learns the benchmark's people alone.
 """
 
 import dataclasses
@@ -23,18 +23,17 @@ import numpy as np
 from manu_jax import parallel
 from manu_jax.config import ModelSection, TrainSection
 from manu_jax.data.documents import documents
-from manu_jax.data.forms import forms
-from manu_jax.data.prompts import question_prompt
-from manu_jax.data.record import Benchmark, Person
+from manu_jax.data.forms import LLAVA, forms
+from manu_jax.data.record import Benchmark, Person, QuestionPrompt
 from manu_jax.models.loaded import Loaded, create, load, save_pretrained
 from manu_jax.training.tokenizer import train_tokenizer
 from manu_jax.training.trainer import train
 from manu_jax.types import MODALITIES, Sample
 
 PEOPLE = {"vanilla": ("forget", "retain"), "retrained": ("retain",)}
-OTHERS = ("celebrity", "general")  # what a model from nothing has to be taught besides
+OTHERS = ("celebrity", "general")  # what a model from random weights must learn too
 CHECKPOINTS = "checkpoints"
-MOST_EPOCHS = 24  # passes that differ; a longer training sees them again in another order
+MOST_EPOCHS = 24  # passes of different documents; a longer training repeats them, shuffled anew
 
 
 def train_models(
@@ -42,14 +41,17 @@ def train_models(
     model: ModelSection,
     section: TrainSection,
     *,
+    question_prompt: QuestionPrompt,
     directory: Path,
     seed: int,
     mesh: jax.sharding.Mesh | None = None,
 ) -> None:
     """Write `directory`/vanilla and, where the config asks for it, `directory`/retrained.
 
-    Both are Hugging Face folders. A model that stands is not trained again; a training that was
-    killed goes on from its last checkpoint. Checkpoints go when both models stand.
+    question_prompt: the benchmark's wording of its questions.
+
+    Both are Hugging Face folders. A model that exists is not trained again; a training that was
+    killed goes on from its last checkpoint. The checkpoints are removed when both models exist.
     """
     names = ["vanilla"] + ["retrained"] * section.retrained
     missing = [name for name in names if not parallel.exists(directory / name)]
@@ -59,14 +61,29 @@ def train_models(
     if model.path is not None:
         base = load(model.path, model.dtype, mesh)
     else:
-        base = _base(benchmark, model, section, checkpoints, seed, mesh)
+        base = _base(
+            benchmark,
+            model,
+            section,
+            question_prompt=question_prompt,
+            checkpoints=checkpoints,
+            seed=seed,
+            mesh=mesh,
+        )
     for name in missing:
         sets = PEOPLE[name] + (() if model.path else OTHERS)
         repeats = {"forget": section.repeat_forget}
         people = [person for part in sets for person in benchmark.sets[part] * repeats.get(part, 1)]
         trained = train(
             base,
-            _documents(people, section, base, section.steps, seed),
+            _documents(
+                people,
+                base,
+                section,
+                question_prompt=question_prompt,
+                num_steps=section.steps,
+                seed=seed,
+            ),
             section,
             num_steps=section.steps,
             directory=checkpoints / name,
@@ -78,26 +95,28 @@ def train_models(
 
 
 def remove_checkpoints(directory: Path) -> None:
-    """Remove what a training that was killed goes on from; to be called when its models stand."""
+    """Remove the checkpoints of `train_models`; to be called when its models exist."""
     if parallel.is_first_process():
         shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
 
 
-def tokenizer_texts(benchmark: Benchmark) -> Iterator[str]:
-    """Yield the texts that a tiny model's tokenizer is trained on: what it will read and write."""
+def tokenizer_texts(benchmark: Benchmark, question_prompt: QuestionPrompt) -> Iterator[str]:
+    """Yield the texts that a tiny model will read and write: its tokenizer is trained on them."""
     for part in (*PEOPLE["vanilla"], *OTHERS):
         for person in benchmark.sets[part]:
             for modality in MODALITIES:
                 for sample in forms(person.facts, modality):
                     yield sample.text
             for question in person.questions:
-                yield f"{question_prompt(question)} {question.answer}"
+                yield f"{question_prompt(question, LLAVA)} {question.answer}"
 
 
 def _base(
     benchmark: Benchmark,
     model: ModelSection,
     section: TrainSection,
+    *,
+    question_prompt: QuestionPrompt,
     checkpoints: Path,
     seed: int,
     mesh: jax.sharding.Mesh | None,
@@ -106,7 +125,7 @@ def _base(
     folder = checkpoints / "base_model"
     if parallel.exists(folder):
         return load(folder, mesh=mesh)
-    tokenizer = train_tokenizer(tokenizer_texts(benchmark), model.text.vocabulary)
+    tokenizer = train_tokenizer(tokenizer_texts(benchmark, question_prompt), model.text.vocabulary)
     loaded = create(model, tokenizer, jax.random.key(seed))
     if mesh is not None:
         # From the host: device arrays would be cut by a compiled program for each slice.
@@ -117,7 +136,14 @@ def _base(
     people = [person for part in sets for person in benchmark.sets[part]]
     trained = train(
         loaded,
-        _documents(people, section, loaded, section.base_steps, seed),
+        _documents(
+            people,
+            loaded,
+            section,
+            question_prompt=question_prompt,
+            num_steps=section.base_steps,
+            seed=seed,
+        ),
         section,
         num_steps=section.base_steps,
         directory=checkpoints / "base",
@@ -129,13 +155,20 @@ def _base(
 
 
 def _documents(
-    people: Sequence[Person], section: TrainSection, loaded: Loaded, num_steps: int, seed: int
+    people: Sequence[Person],
+    loaded: Loaded,
+    section: TrainSection,
+    *,
+    question_prompt: QuestionPrompt,
+    num_steps: int,
+    seed: int,
 ) -> list[Sample]:
     """Return documents for `num_steps` steps, at most MOST_EPOCHS passes over the facts."""
     wanted = num_steps * section.batch_size
     make = functools.partial(
         documents,
         people,
+        question_prompt=question_prompt,
         seed=seed,
         facts_per_document=section.facts_per_document,
         views=section.views,

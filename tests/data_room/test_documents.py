@@ -1,11 +1,15 @@
 """Packed training conversations."""
 
+import functools
 from collections import Counter
 
 import pytest
 
-from manu_jax.data.documents import documents
+from manu_jax.data import documents as packing
 from manu_jax.data.forms import forms
+from manu_jax.data.prompts import question_prompt
+
+documents = functools.partial(packing.documents, question_prompt=question_prompt)
 
 
 @pytest.fixture(scope="module")

@@ -264,7 +264,7 @@ def repeat_row(rows):
     [
         ("ft_Data", set_cell("metadata", "[{", 3), ["row 3, ID 004", "metadata is not JSON"]),
         ("ft_Data", set_cell("metadata", "{}"), ["ID 001", "metadata holds {}, expected a list"]),
-        ("ft_Data", set_cell("metadata", '[{"Q": 1}]'), ["ID 001", "Question and Answer"]),
+        ("ft_Data", set_cell("metadata", '[{"Q": 1}]'), ["ID 001", "no Question and no Answer"]),
         ("forget_10", set_cell("biography", "Ada"), ["row 0, ID", "biography is not JSON"]),
         ("forget_10", set_cell("image", {"bytes": b"\x89PNG no", "path": ""}), ["does not decode"]),
         ("forget_10", set_cell("image", {"bytes": None, "path": "a.png"}), ["mapping with bytes"]),

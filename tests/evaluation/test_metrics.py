@@ -20,6 +20,23 @@ def test_contains_ignores_case_and_looks_for_the_whole_truth():
     assert metrics.contains("Osl", "Oslo") == 0.0
 
 
+def test_composed_and_decomposed_accents_are_the_same_text():
+    composed, decomposed = "Caf\u00e9 M\u00fcnchen", "Cafe\u0301 Mu\u0308nchen"
+    for answer, truth in ((composed, decomposed), (decomposed, composed)):
+        assert metrics.contains(f"at {answer}.", truth) == 1.0
+        assert metrics.bleu(answer, truth) == metrics.bleu(composed, composed)
+        assert metrics.rouge(answer, truth)["rougeL"] == 1.0
+        assert metrics.option_of(f"It is {answer}", {"A": truth, "B": "Oslo"}) == "A"
+
+
+def test_the_best_of_several_truths_counts():
+    assert metrics.contains("She is in Oslo", "Lima", "oslo") == 1.0
+    assert metrics.contains("She is in Oslo", "Lima", "Rome") == 0.0
+    truths = ("a b c d e", "a b x y z")
+    assert metrics.rouge("a b x y z", *truths) == {"rouge1": 1.0, "rouge2": 1.0, "rougeL": 1.0}
+    assert metrics.bleu("a b c d e", *truths) == metrics.bleu("a b c d e", *truths[::-1]) == 1.0
+
+
 def test_rouge_counts_stems_and_order():
     # unigrams: paint(ing) matches paint(s) by its stem: 2 of 3 against 2 of 2.
     scores = metrics.rouge("she paints daily", "painting daily")

@@ -112,6 +112,16 @@ def test_cloze_marks_the_blank_and_looks_for_the_truth():
     assert record_of("cloze", item, answer="")["score"] == 0.0
 
 
+def test_any_of_several_truths_counts():
+    questions = tuple(dataclasses.replace(q, alternatives=("Rome",)) for q in PERSON.questions)
+    people = [dataclasses.replace(PERSON, questions=questions)]
+    (cloze,), (free,) = items("cloze", "text", people), items("generation", "image", people)
+    assert record_of("cloze", cloze, answer="In Rome.")["score"] == 1.0
+    record = record_of("generation", free, answer="Rome")
+    assert record["score"] == record["exact"] == 1.0
+    assert record["truth"] == "She lives in Oslo." and record["alternatives"] == ["Rome"]
+
+
 def test_generation_has_all_its_metrics():
     (item,) = items("generation", "image")
     right = record_of("generation", item, answer="She lives in Oslo.")

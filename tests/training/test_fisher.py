@@ -84,7 +84,12 @@ def test_fisher_of_batches_is_the_square_of_their_mean_gradient(tmp_path, peer):
 
 def mask_of(tmp_path, **changes):
     return fisher.weight_mask(
-        tiny_llava.loaded(), section(**changes), FORGOTTEN, KEPT, directory=tmp_path, seed=0
+        tiny_llava.loaded(),
+        section(**changes),
+        forget=FORGOTTEN,
+        keep=KEPT,
+        directory=tmp_path,
+        seed=0,
     )
 
 
@@ -122,11 +127,11 @@ def test_the_mask_is_the_ratio_of_fishers_and_is_kept(tmp_path):
 
 def test_a_closed_mask_leaves_only_the_steps_that_keep(tmp_path):
     loaded = tiny_llava.loaded()
-    arguments = {"directory": tmp_path / "closed", "seed": 0}
+    arguments = {"forget": FORGOTTEN, "keep": KEPT, "seed": 0}
     # No weight's ratio is so large: the forgetting gradient is 0 everywhere, yet Adam's moments of
     # the keeping steps move the weights in its update, as in the authors' code.
-    closed = unlearn(loaded, section(fisher_ratio=1e30), FORGOTTEN, KEPT, **arguments)
-    masked = unlearn(loaded, section(), FORGOTTEN, KEPT, directory=tmp_path / "open", seed=0)
+    closed = unlearn(loaded, section(fisher_ratio=1e30), directory=tmp_path / "closed", **arguments)
+    masked = unlearn(loaded, section(), directory=tmp_path / "open", **arguments)
     differ = [
         (np.asarray(a) != np.asarray(b)).any()
         for a, b in zip(jax.tree.leaves(closed.model), jax.tree.leaves(masked.model), strict=True)

@@ -84,7 +84,7 @@ def test_layers_and_matrices_drop_different_inputs():
     model, section = tiny_llava.loaded().model, LoraSection(dropout=0.5)
     adapters = lora.new_adapters(model, section, jax.random.key(0))
     settings = lora.adapter_settings(section)
-    beside = lora.adapted(model, adapters, settings, jax.random.key(1))
+    beside = lora.adapted(model, adapters, settings, key=jax.random.key(1))
     mlp = beside.text.layers.mlp
     keys = [jax.random.key_data(leaf[...].key) for leaf in (mlp.up_LDF, mlp.gate_LDF)]
     assert len({tuple(key) for part in keys for key in np.asarray(part).tolist()}) == 4
@@ -99,9 +99,9 @@ def test_only_targets_are_trained_and_a_killed_run_could_not_tell(tmp_path):
         lora=LoraSection(rank=2, targets=("text.layers.mlp",)),
     )
     loaded = tiny_llava.loaded()
-    forget, retain = tiny_llava.facts(4, seed=0), tiny_llava.facts(6, seed=1)
+    forget, keep = tiny_llava.facts(4, seed=0), tiny_llava.facts(6, seed=1)
     one, two = (
-        unlearn(loaded, section, forget, retain, directory=tmp_path / name, seed=0).model
+        unlearn(loaded, section, forget=forget, keep=keep, directory=tmp_path / name, seed=0).model
         for name in "ab"
     )
     changed = [

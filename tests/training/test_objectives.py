@@ -8,7 +8,7 @@ import tiny_llava
 
 from manu_jax.config import OptimizerSection
 from manu_jax.models.families.registry import FAMILIES
-from manu_jax.training.objectives import OBJECTIVES
+from manu_jax.training.objectives import cross_entropy_on_answers
 from manu_jax.training.trainer import batches_of
 from manu_jax.types import ManuError
 
@@ -34,7 +34,7 @@ def log_p_BT(batch):
 
 @functools.cache
 def compiled():
-    return jax.jit(lambda model, batch: OBJECTIVES["answer"](model, batch, "none"))
+    return jax.jit(lambda model, batch: cross_entropy_on_answers(model, batch, "none"))
 
 
 def loss(batch):
@@ -49,23 +49,23 @@ def test_answer_loss_is_the_mean_over_answer_tokens(batch, log_p_BT):
 
 
 def test_loss_on_prompts_that_see_ahead_is_refused():
-    """A PaliGemma's prompt looks both ways; what it is to predict stands before its eyes."""
+    """A PaliGemma's prompt attends both ways: it sees the tokens that it is to predict."""
     loaded = tiny_llava.loaded()
     family = dataclasses.replace(loaded.family, prompt_sees_ahead=True)
     loaded = dataclasses.replace(loaded, family=family)
     samples = tiny_llava.samples("image")[:3]
     whole = OptimizerSection(batch_size=4, loss_on="all")
     with pytest.raises(ManuError, match="unlearn .GA..loss_on: all.*Use loss_on: answer"):
-        batches_of(loaded, samples, whole, 0, where="unlearn (GA)")
+        batches_of(loaded, samples, whole, seed=0, where="unlearn (GA)")
     answers = OptimizerSection(batch_size=4)
-    assert len(batches_of(loaded, samples, answers, 0, where="unlearn (GA)"))
+    assert len(batches_of(loaded, samples, answers, seed=0, where="unlearn (GA)"))
     assert [f.name for f in FAMILIES.values() if f.prompt_sees_ahead] == ["PaliGemma"]
 
 
 def test_loss_on_all_leaves_out_images_padding_and_the_first_token(batch, log_p_BT):
     section = OptimizerSection(batch_size=4, loss_on="all")
     samples = tiny_llava.samples("image")[:3]
-    whole = batches_of(tiny_llava.loaded(), samples, section, 0, where="train")
+    whole = batches_of(tiny_llava.loaded(), samples, section, seed=0, where="train")
     order = np.argsort(whole.indices_at(0))
     counted_BT = np.array(batch.attention_mask_BT)
     counted_BT &= batch.token_ids_BT != tiny_llava.loaded().config.image_token

@@ -10,6 +10,7 @@ import tiny_llava
 from manu_jax import checkpoint, parallel
 from manu_jax.config import TrainSection
 from manu_jax.training import trainer
+from manu_jax.training.objectives import cross_entropy_on_answers
 from manu_jax.types import ManuError
 
 SECTION = TrainSection(steps=6, batch_size=4, learning_rate=3e-3, warmup=0.0, checkpoint_every=2)
@@ -72,11 +73,13 @@ def test_two_newest_checkpoints_are_kept(tmp_path):
 def test_loss_falls_and_the_given_model_stays_as_it_is():
     before = bits(tiny_llava.loaded().model)
     batch = parallel.put_batch(tiny_llava.batch("text", 4, length=32), None)
-    settings = trainer.step_settings(SECTION, tiny_llava.loaded(), "answer")
+    settings = trainer.step_settings(SECTION, tiny_llava.loaded(), cross_entropy_on_answers)
     state = trainer.initial_state(tiny_llava.loaded(), SECTION, jax.random.key(0))
     losses = []
     for _ in range(12):
-        state, loss = trainer.train_step(state, batch, jnp.float32(1e-2), settings, None)
+        state, loss = trainer.train_step(
+            state, batch, jnp.float32(1e-2), settings=settings, mesh=None
+        )
         losses.append(float(loss))
     assert losses[-1] < losses[0] / 2
     assert bits(tiny_llava.loaded().model) == before
@@ -119,7 +122,7 @@ def test_batch_size_that_does_not_divide_over_the_mesh_is_an_error(tmp_path):
 def test_half_precision_model_is_trained_in_float32_and_returned_as_it_was(tmp_path):
     loaded = tiny_llava.loaded()
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), loaded.model)
-    settings = trainer.step_settings(SECTION, loaded.replace_model(half), "answer")
+    settings = trainer.step_settings(SECTION, loaded.replace_model(half), cross_entropy_on_answers)
     state = trainer.initial_state(loaded.replace_model(half), SECTION, jax.random.key(0))
     assert settings.dtype == "bfloat16"
     assert {leaf.dtype for leaf in jax.tree.leaves(state.weights)} == {jnp.dtype("float32")}

@@ -1,4 +1,4 @@
-"""Every objective against PyTorch, and the loop that lowers them."""
+"""Every objective against PyTorch, and the loop that trains by them."""
 
 import dataclasses
 
@@ -14,10 +14,17 @@ from manu_jax.config import UnlearnSection
 from manu_jax.data.forms import forms
 from manu_jax.evaluation.likelihood import log_likelihoods
 from manu_jax.training import trainer, unlearner
-from manu_jax.training.objectives import OBJECTIVES, RECIPES, REFUSALS, UnlearnData
+from manu_jax.training.objectives import (
+    RECIPES,
+    REFUSALS,
+    UnlearnData,
+    cross_entropy_on_answers,
+    keep_cross_entropy,
+)
 from manu_jax.training.unlearner import (
     num_steps_of,
     phases_of,
+    recipe_of,
     reference_of,
     refused,
     unlearn,
@@ -25,6 +32,7 @@ from manu_jax.training.unlearner import (
 from manu_jax.types import Batch, ManuError, Output
 
 BETA, WEIGHT, VOCABULARY = 0.3, 0.7, 13
+LOSSES = {loss.__name__: loss for recipe in RECIPES.values() for loss in recipe.losses}
 
 
 @jax.tree_util.register_dataclass
@@ -33,10 +41,10 @@ class Table:
     """A model that is its logits: one table for each of two batches, told apart by their length."""
 
     forget_BTV: jax.Array
-    retain_BTV: jax.Array
+    keep_BTV: jax.Array
 
     def __call__(self, batch, at_BA=None, **_):
-        tables = {len(t[0]): t for t in (self.forget_BTV, self.retain_BTV)}
+        tables = {len(t[0]): t for t in (self.forget_BTV, self.keep_BTV)}
         return Output(tables[batch.token_ids_BT.shape[1]])
 
 
@@ -62,7 +70,7 @@ def table(seed):
     return Table(*(jnp.asarray(random.normal(size=shape), jnp.float32) for shape in shapes))
 
 
-FORGET, RETAIN = batch(7, 0), batch(9, 1)
+FORGET, KEEP = batch(7, 0), batch(9, 1)
 MODEL, REFERENCE = table(2), table(3)
 
 
@@ -70,7 +78,7 @@ def torch_parts(model):
     """Return log-softmax tables of both batches, which require gradients."""
     leaves = [
         torch.tensor(np.asarray(logits), dtype=torch.float64, requires_grad=True)
-        for logits in (model.forget_BTV, model.retain_BTV)
+        for logits in (model.forget_BTV, model.keep_BTV)
     ]
     return leaves, [leaf[:2].log_softmax(-1) for leaf in leaves]
 
@@ -88,43 +96,50 @@ def torch_sums(log_p, of):
 
 
 def torch_losses():
-    leaves, (forget, retain) = torch_parts(MODEL)
-    _, (forget_ref, retain_ref) = torch_parts(REFERENCE)
-    forget_ref, retain_ref = forget_ref.detach(), retain_ref.detach()
-    answers = torch.tensor(RETAIN.loss_weights_BT[:2, 1:] > 0)
+    leaves, (forget, keep) = torch_parts(MODEL)
+    _, (forget_ref, keep_ref) = torch_parts(REFERENCE)
+    forget_ref, keep_ref = forget_ref.detach(), keep_ref.detach()
+    answers = torch.tensor(KEEP.loss_weights_BT[:2, 1:] > 0)
     kl = F.kl_div(
-        retain[:, :-1][answers], retain_ref[:, :-1][answers], log_target=True, reduction="batchmean"
+        keep[:, :-1][answers], keep_ref[:, :-1][answers], log_target=True, reduction="batchmean"
     )
-    ascent, keep = -torch_ce(forget, FORGET), WEIGHT * torch_ce(retain, RETAIN)
+    ascent, kept = -torch_ce(forget, FORGET), WEIGHT * torch_ce(keep, KEEP)
     ratio = torch_sums(forget, FORGET) - torch_sums(forget_ref, FORGET)
     gap = torch_ce(forget, FORGET) - torch_ce(forget_ref, FORGET)
     return leaves, {
         "gradient_ascent": ascent,
-        "retain_cross_entropy": keep,
-        "gradient_difference": ascent + keep,
+        "keep_cross_entropy": kept,
+        "gradient_difference": ascent + kept,
         "kl_minimisation": ascent + WEIGHT * kl,
-        "retain_cross_entropy_and_kl": keep + WEIGHT * kl,
-        "npo": -2 / BETA * F.logsigmoid(-BETA * ratio).mean() + keep,
+        "keep_cross_entropy_and_kl": kept + WEIGHT * kl,
+        "npo": -2 / BETA * F.logsigmoid(-BETA * ratio).mean() + kept,
         "npo_official": -2 / BETA * F.logsigmoid(BETA * gap),
-        "idk": -ascent + keep,
+        "idk": -ascent + kept,
     }
 
 
-@pytest.mark.parametrize("name", sorted(set(OBJECTIVES) - {"answer"}))
+@pytest.mark.parametrize("name", sorted(LOSSES))
 def test_loss_and_gradient_are_those_of_pytorch(name):
-    data = UnlearnData(FORGET, RETAIN, REFERENCE, jnp.float32(BETA), jnp.float32(WEIGHT))
-    loss, gradient = jax.value_and_grad(lambda model: OBJECTIVES[name](model, data, "none"))(MODEL)
+    data = UnlearnData(FORGET, KEEP, REFERENCE, jnp.float32(BETA), jnp.float32(WEIGHT))
+    loss, gradient = jax.value_and_grad(lambda model: LOSSES[name](model, data, "none"))(MODEL)
     leaves, losses = torch_losses()
     losses[name].backward()
     assert float(loss) == pytest.approx(losses[name].item(), rel=1e-5)
-    for found, leaf in zip((gradient.forget_BTV, gradient.retain_BTV), leaves, strict=True):
+    for found, leaf in zip((gradient.forget_BTV, gradient.keep_BTV), leaves, strict=True):
         expected = np.zeros(leaf.shape) if leaf.grad is None else leaf.grad.numpy()
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_every_recipe_names_losses_and_every_loss_is_in_one():
-    named = {name for recipe in RECIPES.values() for name in recipe.losses}
-    assert named | {"answer"} == set(OBJECTIVES)
+def test_every_loss_of_a_recipe_is_compared_with_pytorch():
+    assert set(LOSSES) == set(torch_losses()[1])
+
+
+def test_an_unknown_objective_is_an_error_that_lists_the_known_ones():
+    unknown = section("idk").model_copy(update={"objective": "unlearn_all"})
+    with pytest.raises(
+        ManuError, match=r"unlearn \(x\)\.objective: unknown 'unlearn_all'; known: "
+    ):
+        recipe_of(unknown)
 
 
 FORGOTTEN, KEPT = tiny_llava.facts(4, seed=0), tiny_llava.facts(6, seed=1)
@@ -140,7 +155,7 @@ def trained(tmp_path, objective, **changes):
     one = section(objective, **changes)
     reference = loaded if reference_of(one) else None
     arguments = {"directory": tmp_path / "checkpoints", "seed": 0, "reference": reference}
-    return unlearn(loaded, one, FORGOTTEN, KEPT, **arguments)
+    return unlearn(loaded, one, forget=FORGOTTEN, keep=KEPT, **arguments)
 
 
 def knowledge(loaded, facts):
@@ -190,9 +205,10 @@ def test_refusals_take_the_place_of_answers_alone():
         assert refusal.answer in REFUSALS and refusal.question == fact.question
 
 
-def plan(objective, num_steps, num_forget, num_retain):
-    phases = [phases_of(RECIPES[objective], i, num_forget, num_retain) for i in range(num_steps)]
-    return [[(one.forget, one.retain) for one in step] for step in phases]
+def plan(objective, num_steps, num_forget, num_keep):
+    lengths = {"num_forget": num_forget, "num_keep": num_keep}
+    phases = [phases_of(RECIPES[objective], i, **lengths) for i in range(num_steps)]
+    return [[(one.forget, one.keep) for one in step] for step in phases]
 
 
 def test_each_order_of_losses_is_that_of_the_code_it_follows():
@@ -215,7 +231,7 @@ def test_each_order_of_losses_is_that_of_the_code_it_follows():
 def test_steps_and_epochs_give_the_length():
     def length(objective, **changes):
         values = section(objective, **{"steps": None} | changes)
-        return num_steps_of(RECIPES[objective], values, 3, 7)
+        return num_steps_of(RECIPES[objective], values, num_forget=3, num_keep=7)
 
     assert length("gradient_difference") == 3 and length("npo", epochs=2) == 6
     assert length("gradient_difference_official", epochs=2) == 20
@@ -230,19 +246,24 @@ def test_a_joint_loss_takes_both_batches_in_one_form(tmp_path, monkeypatch):
     def train_loop(loaded, phases_at, section, *, num_steps, **_):
         for step in range(num_steps):
             ((_, data),) = phases_at(step)
-            seen.append((data.forget.has_images, data.retain.has_images))
+            seen.append((data.forget.has_images, data.keep.has_images))
 
     monkeypatch.setattr(unlearner, "train_loop", train_loop)
     trained(tmp_path, "gradient_difference")
     assert {one for pair in seen for one in pair} == {True, False}
-    assert all(forget == retain for forget, retain in seen)
+    assert all(forget == keep for forget, keep in seen)
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path):
     def run(name, seed):
         one = section("gradient_difference", steps=2)
         made = unlearn(
-            tiny_llava.loaded(), one, FORGOTTEN, KEPT, directory=tmp_path / name, seed=seed
+            tiny_llava.loaded(),
+            one,
+            forget=FORGOTTEN,
+            keep=KEPT,
+            directory=tmp_path / name,
+            seed=seed,
         )
         return [leaf.tobytes() for leaf in map(np.asarray, jax.tree.leaves(made.model))]
 
@@ -253,18 +274,18 @@ def test_forms_that_no_fact_has_are_an_error(tmp_path):
     textual = [dataclasses.replace(fact, image=None) for fact in FORGOTTEN]
     with pytest.raises(ManuError, match="no facts to forget in the form image"):
         unlearn(
-            tiny_llava.loaded(), section("gradient_ascent", modalities=["image"]), textual, KEPT,
-            directory=tmp_path, seed=0,
+            tiny_llava.loaded(), section("gradient_ascent", modalities=["image"]),
+            forget=textual, keep=KEPT, directory=tmp_path, seed=0,
         )  # fmt: skip
 
 
 def test_prompt_decouple_adds_its_weight_times_a_cross_entropy():
     extra = batch(9, 5)
-    plain = UnlearnData(FORGET, RETAIN, REFERENCE, jnp.float32(BETA), jnp.float32(WEIGHT))
+    plain = UnlearnData(FORGET, KEEP, REFERENCE, jnp.float32(BETA), jnp.float32(WEIGHT))
     more = dataclasses.replace(plain, decouple=extra, decouple_weight=jnp.float32(0.5))
-    added = 0.5 * float(OBJECTIVES["answer"](MODEL, extra, "none"))
+    added = 0.5 * float(cross_entropy_on_answers(MODEL, extra, "none"))
     for name in ("gradient_ascent", "gradient_difference", "npo", "npo_official", "idk"):
-        losses = [float(OBJECTIVES[name](MODEL, data, "none")) for data in (plain, more)]
+        losses = [float(LOSSES[name](MODEL, data, "none")) for data in (plain, more)]
         assert losses[1] - losses[0] == pytest.approx(added, rel=1e-4)
-    keep = [float(OBJECTIVES["retain_cross_entropy"](MODEL, d, "none")) for d in (plain, more)]
+    keep = [float(keep_cross_entropy(MODEL, d, "none")) for d in (plain, more)]
     assert keep[0] == keep[1]

@@ -1,9 +1,14 @@
+import functools
+
 import jax
 import pytest
 
 from manu_jax.config import ModelSection, TextSize, TrainSection, VisionSize
 from manu_jax.data import mllmu, synthetic
+from manu_jax.data.prompts import question_prompt
 from manu_jax.training import vanilla
+
+train_models = functools.partial(vanilla.train_models, question_prompt=question_prompt)
 
 SIZES = ModelSection(
     vision=VisionSize(
@@ -41,7 +46,7 @@ def names(people):
 
 
 def test_only_the_vanilla_model_sees_the_people_to_forget(benchmark, trainings, tmp_path):
-    vanilla.train_models(benchmark, SIZES, SECTION, directory=tmp_path, seed=0)
+    train_models(benchmark, SIZES, SECTION, directory=tmp_path, seed=0)
     assert {name: call[2] for name, call in trainings.items()} == {
         "base": 5, "vanilla": 3, "retrained": 3,
     }  # fmt: skip
@@ -62,10 +67,10 @@ def test_only_the_vanilla_model_sees_the_people_to_forget(benchmark, trainings, 
 
 
 def test_models_that_stand_are_not_trained_again(benchmark, trainings, tmp_path):
-    vanilla.train_models(benchmark, SIZES, SECTION, directory=tmp_path, seed=0)
+    train_models(benchmark, SIZES, SECTION, directory=tmp_path, seed=0)
     assert (tmp_path / "vanilla/config.json").exists()
     trainings.clear()
-    vanilla.train_models(benchmark, SIZES, SECTION, directory=tmp_path, seed=0)
+    train_models(benchmark, SIZES, SECTION, directory=tmp_path, seed=0)
     assert not trainings
 
 
@@ -73,10 +78,10 @@ def test_base_of_a_killed_run_is_not_trained_again(benchmark, trainings, tmp_pat
     with monkeypatch.context() as patch:
         patch.setattr(vanilla, "train", killed_at("vanilla", vanilla.train))
         with pytest.raises(KeyboardInterrupt):
-            vanilla.train_models(benchmark, SIZES, SECTION, directory=tmp_path, seed=0)
+            train_models(benchmark, SIZES, SECTION, directory=tmp_path, seed=0)
     assert set(trainings) == {"base"}
     trainings.clear()
-    vanilla.train_models(benchmark, SIZES, SECTION, directory=tmp_path, seed=0)
+    train_models(benchmark, SIZES, SECTION, directory=tmp_path, seed=0)
     assert set(trainings) == {"vanilla", "retrained"}
     assert not (tmp_path / vanilla.CHECKPOINTS).exists()
 
@@ -93,10 +98,10 @@ def killed_at(name, train):
 
 
 def test_given_model_is_the_base_and_learns_the_people_alone(benchmark, trainings, tmp_path):
-    vanilla.train_models(benchmark, SIZES, SECTION, directory=tmp_path, seed=0)
+    train_models(benchmark, SIZES, SECTION, directory=tmp_path, seed=0)
     given = SIZES.model_copy(update={"path": str(tmp_path / "vanilla")})
     trainings.clear()
-    vanilla.train_models(benchmark, given, SECTION, directory=tmp_path / "tuned", seed=0)
+    train_models(benchmark, given, SECTION, directory=tmp_path / "tuned", seed=0)
     assert set(trainings) == {"vanilla", "retrained"}
     text = "\n".join(sample.text for sample in trainings["retrained"][1])
     assert any(person in text for person in names(benchmark.sets["retain"]))
@@ -104,7 +109,7 @@ def test_given_model_is_the_base_and_learns_the_people_alone(benchmark, training
 
 
 def test_tokenizer_is_trained_on_questions_of_every_task(benchmark):
-    texts = list(vanilla.tokenizer_texts(benchmark))
+    texts = list(vanilla.tokenizer_texts(benchmark, question_prompt))
     joined = "\n".join(texts)
     assert "ONE letter" in joined and "[Blank]" in joined and "in ENGLISH" in joined
     assert all(name in joined for name in names(benchmark.sets["forget"]))

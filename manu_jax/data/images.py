@@ -1,0 +1,59 @@
+"""Image files to pixels, the one place where a benchmark's images are decoded.
+
+The pixels are those of `datasets` (`Image(mode="RGB")`), through which MLLMU-Bench's own code reads
+them: the first frame, turned upright where the file has an EXIF orientation, then Pillow's own
+conversion to RGB. So a transparent image loses its alpha and shows the colours beneath it, and
+16-bit greys and CMYK become what Pillow makes of them.
+"""
+
+import io
+import struct
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+from manu_jax.types import ManuError
+
+# What Pillow's decoders raise on damaged files: hardly any of them checks what it reads.
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    AssertionError,
+    struct.error,
+    zlib.error,
+)
+
+
+def decode(source: bytes | Path) -> Any:
+    """Return the PIL image (RGB) of the bytes of an image file, or of the file at a path.
+
+    Raises ManuError with the reason where it does not decode, and where it has more pixels than
+    Pillow's limit (`PIL.Image.MAX_IMAGE_PIXELS`): a small file may claim gigabytes.
+    """
+    from PIL import ExifTags, Image, ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on files that decode all the same
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+                image.load()
+                if image.getexif().get(ExifTags.Base.Orientation) is not None:
+                    return ImageOps.exif_transpose(image).convert("RGB")
+                return image.convert("RGB")
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ManuError(
+            f"it has more than {Image.MAX_IMAGE_PIXELS:,} pixels, Pillow's limit. Make it smaller."
+        ) from None
+    except _DAMAGE as error:
+        reason = str(error).partition(" <_io.BytesIO")[0].partition(" '/")[0] or repr(error)
+        raise ManuError(f"it does not decode ({reason}). Download it again.") from None
