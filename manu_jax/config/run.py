@@ -68,7 +68,9 @@ class RunConfig(Section):
                 "model.path is not set and train.steps is 0: name a Hugging Face folder "
                 "(model.path=/path/to/llava-1.5-7b-hf) or let the run train its own model"
             )
-        if self.data.path is None and registry(BENCHMARKS)[self.data.benchmark].write is None:
+        # The default benchmark is written by the run; nothing is loaded to find that out.
+        lacks_path = self.data.path is None and "benchmark" in self.data.model_fields_set
+        if lacks_path and registry(BENCHMARKS)[self.data.benchmark].write is None:
             raise ValueError(f"data.path is not set: the folder of {self.data.benchmark}")
         return self
 
