@@ -29,7 +29,7 @@ def compiled(definition, modality, objective):
 def gradients_of(batch, gates=None, *, definition=False, objective="log_odds"):
     towers = tiny.loaded().towers
     gates = {"text": np.ones(towers["text"], np.float32)} | (gates or {})
-    modality = "image" if batch.has_images else "text"
+    modality = "text" if batch.images is None else "image"
     return compiled(definition, modality, objective)(tiny.loaded().model, batch, gates)
 
 
@@ -137,7 +137,9 @@ def test_gradients_equal_those_of_torch_hooks_and_autograd(tmp_path, modality):
         valid = batch.attention_mask_BT[b]
         inputs = {"input_ids": torch.tensor(batch.token_ids_BT[b][valid][None])}
         if modality == "image":
-            vision_inputs = [VisionInput(patches, None, 0) for patches in batch.patches_BIPC[b]]
+            vision_inputs = [
+                VisionInput(patches, None, 0) for patches in batch.images.patches_BIPC[b]
+            ]
             inputs["pixel_values"] = torch.tensor(tiny.pixels(vision_inputs))
         logits = peer(**inputs).logits[0]
         chosen = torch.tensor(batch.loss_weights_BT[b][valid] > 0)[1:]

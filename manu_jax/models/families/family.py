@@ -20,18 +20,17 @@ from manu_jax.types import Template, VisionInput
 class Family:
     """What is particular about one architecture.
 
-    spellings: {form: {start of a name: the start that stands for it in the export form, "A"}}.
-    tied: {name that files may hold besides: the tensor that it repeats}. replacements and vision inputs: what
-    takes the places of an image's placeholder in a text, and what the tower takes for an image, given
-    (text and images, or the image), the processor and the config. placeholder: the processor's attribute
-    that holds the placeholder. feature_rows: which rows of each image's features, vision input after vision input,
-    its tokens take, given the images and the config, [J], or [J, 4] where a token is the sum of
-    four with the weights that bilinear_weights gives; None: all, in order. vision_inputs_of_many: as
-    vision inputs, of an image that is not the only one of its text, where that differs. rope_positions:
-    the three positions of each token, given which are images' tokens, the vision inputs and the config;
-    None: a token has one. template_of: the prompt strings by the tokenizer, where not all models of
-    the family have the same; it may return None for the usual ones. prompt_sees_ahead: the tokens
-    before an answer look at each other in both directions.
+    name_prefixes: {form: {prefix of names: the prefix that replaces it in the export form, "A"}}.
+    tied: {name that files may hold besides: the tensor that it repeats}. replacements: what
+    replaces the placeholders of images, given the text, the images, the processor and the config.
+    vision_inputs: what the tower reads of an image, given the image, the processor and the config.
+    vision_inputs_of_many: the same of an image that is not the only one of its text, where that
+    differs. placeholder: the processor's attribute that holds the placeholder. feature_rows: the
+    rows of each image's features that its tokens take, given the images and the config; None: all,
+    in order. rope_positions: the three positions of each token, given which are image tokens, the
+    vision inputs and the config; None: a token has one. template_of: the prompt strings by the
+    tokenizer, where they differ within the family; it may return None for the usual ones.
+    prompt_sees_ahead: the tokens before an answer attend to each other in both directions.
     """
 
     name: str
@@ -50,8 +49,7 @@ class Family:
     mlps: Callable[[Any], dict[str, TowerMlp]] = text_and_vision_mlps
     placeholder: str = "image_token"
     load_processor: Callable[[Path], Any] = processing.whole_processor
-    feature_rows: Callable[[Sequence[Any], Any], Sequence[np.ndarray]] | None = None
-    bilinear_weights: Callable[[Sequence[Any], Any], Sequence[np.ndarray]] | None = None
+    feature_rows: Callable[[Sequence[Any], Any], Sequence[processing.FeatureRows]] | None = None
     vision_inputs_of_many: Callable[[Any, Any, Any], tuple[VisionInput, ...]] | None = None
     rope_positions: Callable[[np.ndarray, Sequence[VisionInput], Any], np.ndarray] | None = None
     template_of: Callable[[Any], Template | None] | None = None

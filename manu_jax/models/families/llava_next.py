@@ -3,8 +3,8 @@
 Liu et al. 2024, "LLaVA-NeXT: Improved reasoning, OCR, and world knowledge", as
 `LlavaNextForConditionalGeneration`. Peculiarities: an image goes through the tower once whole and
 once in tiles, whose number is that of the best of some resolutions (`image_grid_pinpoints`). The
-tokens of the tiles lie as one map; what shows only padding is cut off, and each of its rows ends in
-a learned token (`image_newline`). So tokens take the rows of features in an order of their own.
+tokens of the tiles form one map; rows and columns that show only padding are cut off, and each row
+ends in a learned token (`image_newline`). So tokens take the rows of features in another order.
 """
 
 import dataclasses
@@ -20,11 +20,16 @@ import numpy as np
 from manu_jax.models.families import llava
 from manu_jax.models.hf.fields import Fields, refuse
 from manu_jax.models.hf.tables import Entry
-from manu_jax.models.inputs.processing import Replacement, placeholders, whole_processor
+from manu_jax.models.inputs.processing import (
+    FeatureRows,
+    Replacement,
+    placeholders,
+    whole_processor,
+)
 from manu_jax.models.inputs.vision_inputs import square_vision_inputs
-from manu_jax.models.nn.layers import Remat, random_weight
-from manu_jax.models.nn.multimodal import CaptureOf
-from manu_jax.types import Array, ManuError, Neurons, Template, VisionInput
+from manu_jax.models.nn.forward import Forward
+from manu_jax.models.nn.layers import random_weight
+from manu_jax.types import Images, ManuError, Template, VisionInput
 
 # Of an image processor without any: rows and columns of pixels.
 PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
@@ -114,25 +119,15 @@ class LlavaNext(llava.Llava):
         E = config.text.width
         self.newline_E = random_weight(jax.random.fold_in(key, 4), (E,), E)
 
-    def encode_images(
-        self,
-        patches_BIPC: Array,
-        patch_positions_BIP2: Array | None,
-        *,
-        gates: Neurons,
-        capture_of: CaptureOf,
-        remat: Remat,
-    ) -> tuple[jax.Array, dict[str, Any]]:
-        """Return the projected features, and the newline after those of each vision input. [B, I, P, E].
+    def encode_images(self, images: Images, forward: Forward) -> tuple[jax.Array, dict[str, Any]]:
+        """Return each vision input's projected features, and the newline after them. [B, I, P, E].
 
         P is one more than the patches of a vision input.
         """
-        y_BIPE, seen = super().encode_images(
-            patches_BIPC, patch_positions_BIP2, gates=gates, capture_of=capture_of, remat=remat
-        )
+        y_BIPE, captured = super().encode_images(images, forward)
         newline_E = self.newline_E[...].astype(y_BIPE.dtype)
         shape = (*y_BIPE.shape[:2], 1, len(newline_E))
-        return jnp.concatenate([y_BIPE, jnp.broadcast_to(newline_E, shape)], axis=2), seen
+        return jnp.concatenate([y_BIPE, jnp.broadcast_to(newline_E, shape)], axis=2), captured
 
 
 def weight_table(config: LlavaNextConfig) -> list[Entry]:
@@ -161,24 +156,24 @@ def load_processor(path: Path) -> Any:
 def replacements(
     text: str, images: Sequence[Any], processor: Any, config: LlavaNextConfig
 ) -> list[Replacement]:
-    """Return what takes the placeholders' places: as many image tokens as take features."""
+    """Return what replaces each placeholder: an image token for each row that tokens take."""
     return repeated(text, processor.image_token, feature_rows(images, config))
 
 
-def repeated(text: str, token: str, rows: Sequence[np.ndarray]) -> list[Replacement]:
-    """Return what takes the placeholders' places, given the rows that the tokens of each take."""
+def repeated(text: str, token: str, rows: Sequence[FeatureRows]) -> list[Replacement]:
+    """Return what replaces each placeholder, given the rows that the tokens of each image take."""
     pairs = zip(placeholders(text, token), rows, strict=False)
-    return [(start, end, token * len(taken)) for (start, end), taken in pairs]
+    return [(start, end, token * len(taken.index)) for (start, end), taken in pairs]
 
 
-def feature_rows(images: Sequence[Any], config: LlavaNextConfig) -> list[np.ndarray]:
+def feature_rows(images: Sequence[Any], config: LlavaNextConfig) -> list[FeatureRows]:
     """Return the rows of each image's features that its tokens take, in order.
 
     The features are those of the whole image and then of the tiles, row by row, each of them its
     patches and a newline.
     """
     maps = [map_of_tiles(image.height, image.width, config) for image in images]
-    return [in_order(map_YX, config) for map_YX in maps]
+    return [FeatureRows(in_order(map_YX, config)) for map_YX in maps]
 
 
 def vision_inputs(image: Any, processor: Any, config: LlavaNextConfig) -> tuple[VisionInput, ...]:
@@ -218,9 +213,9 @@ def grid(height: int, width: int, config: LlavaNextConfig) -> tuple[int, int]:
     return best[0] // config.vision.image_size, best[1] // config.vision.image_size
 
 
-@functools.lru_cache(maxsize=64)  # a sample asks several times, and many samples are of one size
+@functools.lru_cache(maxsize=64)  # asked several times a sample; many images are of one size
 def map_of_tiles(height: int, width: int, config: LlavaNextConfig) -> np.ndarray:
-    """Return the rows of features of the tiles as they lie in the image, without padding. [Y, X].
+    """Return the rows of the tiles' features where they lie in the image, without padding. [Y, X].
 
     The arithmetic of `unpad_image`.
     """

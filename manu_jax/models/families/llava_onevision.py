@@ -4,10 +4,11 @@ Li et al. 2024, "LLaVA-OneVision: Easy Visual Task Transfer" (arXiv 2408.03326),
 `LlavaOnevisionForConditionalGeneration`. Peculiarities: the tower's hidden states are taken without
 its last norm; a map of more tokens than those of so many tiles ("anyres_max_9") is made smaller by
 bilinear interpolation, so that a token is the weighted sum of four rows of features; an image that
-is one of several in a text has no tiles: it is padded to a square and seen whole.
+is one of several in a text has no tiles: it is padded to a square.
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 
 from manu_jax.models.families import llava, llava_next
 from manu_jax.models.hf.fields import Fields, refuse
-from manu_jax.models.inputs.processing import Replacement
+from manu_jax.models.inputs.processing import FeatureRows, Replacement
 from manu_jax.models.inputs.vision_inputs import square_vision_inputs
 from manu_jax.types import Template, VisionInput
 
@@ -82,52 +83,49 @@ def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Lla
 def replacements(
     text: str, images: Sequence[Any], processor: Any, config: LlavaOnevisionConfig
 ) -> list[Replacement]:
-    """Return what takes the placeholders' places: as many image tokens as take features."""
+    """Return what replaces each placeholder: an image token for each sum of rows."""
     return llava_next.repeated(text, processor.image_token, feature_rows(images, config))
 
 
-def feature_rows(images: Sequence[Any], config: LlavaOnevisionConfig) -> list[np.ndarray]:
-    """Return the four rows of each image's features that its tokens are the sums of. [J, 4] each.
+def feature_rows(images: Sequence[Any], config: LlavaOnevisionConfig) -> list[FeatureRows]:
+    """Return the four rows of each image's features whose weighted sum each of its tokens is.
 
-    The features are those of the whole image and then of the tiles, as in LLaVA-NeXT.
+    The features are those of the whole image and then of the tiles, as in LLaVA-NeXT; an image that
+    is one of several has no tiles.
     """
-    if len(images) != 1:
-        return [np.tile(np.arange(config.num_patches + 1)[:, None], 4) for _ in images]
-    map_YX = llava_next.map_of_tiles(images[0].height, images[0].width, config)
-    (first_Y, second_Y, _), (first_X, second_X, _) = _resized(map_YX.shape, config)
-    corners = [map_YX[y][:, x] for y in (first_Y, second_Y) for x in (first_X, second_X)]
-    return [
-        np.stack([llava_next.in_order(bilinear_YX, config) for bilinear_YX in corners], axis=-1)
-    ]
-
-
-def bilinear_weights(images: Sequence[Any], config: LlavaOnevisionConfig) -> list[np.ndarray]:
-    """Return the weights of the four rows that each token is the sum of. [J, 4] each, float32."""
     P = config.num_patches
     if len(images) != 1:
-        return [_first(P + 1) for _ in images]
-    shape = llava_next.map_of_tiles(images[0].height, images[0].width, config).shape
-    (_, _, share_Y), (_, _, share_X) = _resized(shape, config)
+        return [FeatureRows(np.tile(np.arange(P + 1)[:, None], 4), _first(P + 1)) for _ in images]
+    return [_of_tiles(images[0].height, images[0].width, config)]
+
+
+@functools.lru_cache(maxsize=64)  # asked several times a sample; many images are of one size
+def _of_tiles(height: int, width: int, config: LlavaOnevisionConfig) -> FeatureRows:
+    map_YX = llava_next.map_of_tiles(height, width, config)
+    (first_Y, second_Y, share_Y), (first_X, second_X, share_X) = _resized(map_YX.shape, config)
+    corners = [map_YX[y][:, x] for y in (first_Y, second_Y) for x in (first_X, second_X)]
+    rows = [llava_next.in_order(corner_YX, config) for corner_YX in corners]
     weights_YX4 = np.stack(
         [y_Y[:, None] * x_X for y_Y in (1 - share_Y, share_Y) for x_X in (1 - share_X, share_X)],
         axis=-1,
     )
     newlines_YX4 = _first(len(share_Y))[:, None]
     lines_YX4 = np.concatenate([weights_YX4, newlines_YX4], axis=1)
-    return [np.concatenate([_first(P), lines_YX4.reshape(-1, 4)])]
+    weights_J4 = np.concatenate([_first(config.num_patches), lines_YX4.reshape(-1, 4)])
+    return FeatureRows(np.stack(rows, axis=-1), weights_J4)
 
 
 def vision_inputs_of_many(
     image: Any, processor: Any, config: LlavaOnevisionConfig
 ) -> tuple[VisionInput, ...]:
-    """Return the one vision input of an image that stands beside others: padded to a square."""
-    # The image processor does so where a text has two images; the second is not used.
+    """Return the one vision input of an image that is one of several: padded to a square."""
+    # The image processor pads where a text has two images; the second one is not used.
     coded = processor.image_processor(images=[[image, image]], return_tensors="np")
     return square_vision_inputs(np.asarray(coded["pixel_values"][0]), config)
 
 
 def _resized(shape: tuple[int, ...], config: LlavaOnevisionConfig) -> tuple[tuple, tuple]:
-    """Return the neighbours of the rows, and of the columns, of a map as large as it may be."""
+    """Return the neighbours of the rows and of the columns of a map, made smaller if too large."""
     Y, X = shape
     ratio = math.sqrt(Y * X / (config.most_tiles * config.num_patches))
     if ratio <= LARGER:
@@ -136,9 +134,9 @@ def _resized(shape: tuple[int, ...], config: LlavaOnevisionConfig) -> tuple[tupl
 
 
 def _neighbours(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the two old places that each new one lies between, and the share of the second.
+    """Return the two old positions around each new one, and the weight of the second.
 
-    The arithmetic of `torch.nn.functional.interpolate`, in float32, with ends that are not aligned.
+    The arithmetic of `torch.nn.functional.interpolate` in float32, with align_corners=False.
     """
     if size == new_size:
         same = np.arange(size)
@@ -151,5 +149,5 @@ def _neighbours(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def _first(count: int) -> np.ndarray:
-    """Return the weights of tokens that are the first of their four rows. [count, 4]."""
+    """Return the weights of tokens that are their first row alone. [count, 4]."""
     return np.tile(np.eye(4, dtype=np.float32)[0], (count, 1))

@@ -101,7 +101,6 @@ FAMILIES: dict[str, Family] = {
         vision_inputs=llava_next.vision_inputs,
         vision_inputs_of_many=llava_onevision.vision_inputs_of_many,
         feature_rows=llava_onevision.feature_rows,
-        bilinear_weights=llava_onevision.bilinear_weights,
         new_config=tiny.llava_onevision_config,
         new_processor=tiny.llava_onevision_processor,
         template=llava_onevision.TEMPLATE,
