@@ -98,8 +98,7 @@ class Mlp(nnx.Module):
             outputs = (up_BTF,)
             z_BTF = act(up_BTF)
         if gate_BF is not None:
-            factors = gate_BF.astype(z_BTF.dtype)
-            z_BTF = z_BTF * (factors[:, None] if factors.ndim == 2 else factors[None, None])
+            z_BTF = scaled(z_BTF, gate_BF)
         z_BTF = constrain(z_BTF, "batch", None, "neurons")
         y_BTD = project(z_BTF, self.down_LFD[...])
         if self.bias:
@@ -111,6 +110,33 @@ class Mlp(nnx.Module):
             pairs = zip(MATRICES[self.gated], (*outputs, y_BTD), strict=True)
             return y_BTD, {matrix.name: position_moments(x, capture) for matrix, x in pairs}
         return y_BTD, reduce_tokens(z_BTF, capture)
+
+
+@jax.custom_vjp
+def scaled(z_BTF: jax.Array, gate: jax.Array) -> jax.Array:
+    """Return the neurons times their gates, [F] or [B, F].
+
+    The gradient with respect to the gates, Σ z · ∂L/∂z over tokens, is summed in float32 whatever
+    the model's dtype; the terms are fused into the sum and never kept.
+    """
+    factors = gate.astype(z_BTF.dtype)
+    return z_BTF * (factors[:, None] if factors.ndim == 2 else factors[None, None])
+
+
+def _scaled_forward(z_BTF: jax.Array, gate: jax.Array) -> tuple[jax.Array, Any]:
+    return scaled(z_BTF, gate), (z_BTF, gate)
+
+
+def _scaled_backward(
+    saved: tuple[jax.Array, jax.Array], dz_BTF: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    z_BTF, gate = saved
+    terms_BTF = dz_BTF.astype(jnp.float32) * z_BTF.astype(jnp.float32)
+    dgate = terms_BTF.sum(axis=1 if gate.ndim == 2 else (0, 1))
+    return scaled(dz_BTF, gate), dgate.astype(gate.dtype)
+
+
+scaled.defvjp(_scaled_forward, _scaled_backward)
 
 
 @dataclasses.dataclass(frozen=True)
