@@ -185,15 +185,16 @@ def matrix_rows(mlp: TowerMlp) -> dict[str, tuple[int, int]]:
     }
 
 
-def mlp_table(mlp: TowerMlp, root: str, first: int = 0) -> list[Entry]:
-    """Return the table of a tower's MLPs, whose names begin with `root`; `first`: as in Entry."""
+def mlp_table(mlp: TowerMlp, root: str, first_layer: int = 0) -> list[Entry]:
+    """Return the table of a tower's MLPs, whose names in files begin with `root`."""
     table = []
     for matrix in mlp.matrices:
         leaves = {"weight": matrix.weight} | ({"bias": matrix.bias} if mlp.bias else {})
         for kind, leaf in leaves.items():
             # In the files the output row comes first.
             axes = _letters(leaf)[:0:-1]
-            table.append(Entry(f"{mlp.path}.{leaf}", f"{root}{matrix.name}.{kind}", axes, first))
+            name = f"{root}{matrix.name}.{kind}"
+            table.append(Entry(f"{mlp.path}.{leaf}", name, axes, first_layer))
     return table
 
 
