@@ -161,8 +161,8 @@ def generated(
             "input_ids": torch.from_numpy(batch.token_ids_BT[:count]).long(),
             "attention_mask": torch.from_numpy(batch.attention_mask_BT[:count]).long(),
         }
-        if batch.patches_BIPC is not None:
-            inputs["pixel_values"] = models.pixels_for_torch(batch.patches_BIPC[:count, 0])
+        if batch.images is not None:
+            inputs["pixel_values"] = models.pixels_for_torch(batch.images.patches_BIPC[:count, 0])
         with torch.inference_mode():
             ids = model.generate(
                 **inputs, do_sample=False, max_new_tokens=new_tokens, pad_token_id=0

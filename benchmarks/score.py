@@ -145,16 +145,18 @@ def build_jax(name: str, folder: Path, inputs: dict[str, np.ndarray]) -> Callabl
 
     from manu_jax.config import named_method
     from manu_jax.importance import collect
-    from manu_jax.types import Batch
+    from manu_jax.types import Batch, Images
 
     loaded = models.load_jax(folder)
     B, T = inputs["token_ids_BT"].shape
+    of_tokens = dict(inputs)
+    of_images = {name: of_tokens.pop(name) for name in ("feature_index_BT", "patches_BIPC")}
     batch = Batch(
         attention_mask_BT=np.ones((B, T), bool),
         positions_BT=np.tile(np.arange(T, dtype=np.int32), (B, 1)),
         example_weights_B=np.ones(B, np.float32),
-        image_mask_BI=np.ones((B, 1), bool),
-        **inputs,
+        images=Images(mask_BI=np.ones((B, 1), bool), **of_images),
+        **of_tokens,
     )
     batch = jax.tree.map(jnp.asarray, batch)
     if name == "jax forward":

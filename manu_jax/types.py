@@ -4,7 +4,7 @@ Dimension letters, used as suffixes of array names and in every einsum:
 
     B batch · T query tokens · S key tokens · L layers · D width · E another width · F neurons
     N query heads · K key heads · G queries per key head · H head size · V vocabulary
-    A answer tokens · I images per example · P patches of one image · Y pixel rows
+    A answer tokens · I vision inputs per example · P patches of one of them · Y pixel rows
     X pixel columns · C colours, or the values of one patch · R rank of an adapter
     Z the three of query, key and value, or the frames of a patch
 
@@ -30,12 +30,12 @@ Modality = Literal["image", "text"]
 Signal = Literal["activation", "gradient"]
 MODALITIES: tuple[Modality, ...] = ("image", "text")
 
-# The sets of people; `keep` is what lies in none of the first two: retain, celebrity and general.
+# The sets of people. `keep` is the union of the last three.
 Set = Literal["forget", "test", "retain", "celebrity", "general"]
 SETS: tuple[Set, ...] = ("forget", "test", "retain", "celebrity", "general")
 KEEP_SETS: tuple[Set, ...] = ("retain", "celebrity", "general")
 Task = Literal["classification", "generation", "cloze", "likelihood"]
-# Models of a run that no method made: the one before, and the one that never knew.
+# The models of a run that no method made: the one that knows, and the one that never knew.
 VANILLA, RETRAINED = "vanilla", "retrained"
 
 
@@ -98,12 +98,11 @@ def question_sample(prompt: str, answer: str, images: Sequence[Any] = (), key: s
 class Template:
     """A family's prompt strings; the defaults are LLaVA-1.5's.
 
-    system: what stands before everything else, or with system_in_turn after the opening of the
-    first turn. system_form: how a system prompt of one's own stands there (`{system}` is replaced).
-    user: what opens a turn. image: the image's place in it. no_image: what stands there in a turn
-    without one. space: what joins the turn's opening to a text without an image. close: what ends
-    the turn, up to where the answer begins. answer: what the answer looks like after it (`{answer}`
-    is replaced). end: what closes an answer in training.
+    system: opens the conversation, or with system_in_turn follows the opening of its first turn.
+    system_form: the form of the user's own system prompt (`{system}` is replaced). user: opens a
+    turn. image, no_image: follow, in a turn with an image and in one without. after_image, space:
+    stand between them and the question. close: ends the turn, up to where the answer begins.
+    answer: the form of the answer (`{answer}` is replaced). end: ends an answer in training.
     """
 
     system: str = ""
@@ -119,7 +118,7 @@ class Template:
     system_in_turn: bool = False
 
     def with_system(self, prompt: str) -> "Template":
-        """Return the same with a system prompt of one's own; an empty one changes nothing."""
+        """Return the template with the user's own system prompt; an empty one changes nothing."""
         if not prompt:
             return self
         return dataclasses.replace(self, system=self.system_form.replace("{system}", prompt))
@@ -130,28 +129,29 @@ class Template:
         return self.conversation(self.turn(f"{opening}{question}", modality))
 
     def conversation(self, turns: str) -> str:
-        """Return turns, the first of which opens a conversation, with the system prompt."""
+        """Return turns with the system prompt; the first turn opens the conversation."""
         if self.system_in_turn:
             return self.user + self.system + turns.removeprefix(self.user)
         return self.system + turns
 
     def turn(self, body: str, modality: Modality) -> str:
-        """Return a turn of the user, with its closing; the body follows the image at once."""
+        """Return a closed turn of the user; nothing stands between the image and the body."""
         shown = self.image if modality == "image" else self.no_image
         return f"{self.user}{shown}{body}{self.close}"
 
     def reply(self, answer: str) -> str:
+        """Return an answer in the template's form."""
         return self.answer.replace("{answer}", answer)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class VisionInput:
-    """What a vision tower takes for one image, or for one part of an image (NumPy).
+    """What the vision tower reads of one image: all of it, or one tile of it (NumPy).
 
-    One object where the image is the same: what is computed for it is known by its identity.
-    patches_PC: float32, the values of each patch · patch_positions_P2: int32, the row and the column of each
-    patch in the tower's grid, or None where every vision input fills that grid, row by row ·
-    num_features: rows that it becomes for the decoder, which the image's tokens take.
+    The same image gives the same object: what is computed for it is known by its identity.
+    patches_PC: float32, the values of each patch · patch_positions_P2: int32, row and column of
+    each patch in the tower's grid, or None where every vision input fills that grid, row by row ·
+    num_features: the rows that it becomes for the decoder, which the image's tokens take.
     """
 
     patches_PC: np.ndarray
@@ -160,7 +160,7 @@ class VisionInput:
 
     @property
     def padded_patches(self) -> int:
-        """The patches that a batch has room for: of vision inputs of any size, few different numbers."""
+        """The patches that a batch has room for, rounded up so that few sizes are compiled."""
         count = len(self.patches_PC)
         if self.patch_positions_P2 is None:
             return count
@@ -173,9 +173,9 @@ class Encoded:
     """A sample as numbers, unpadded, on the host (NumPy).
 
     token_ids_T int32 · loss_weights_T float32 (1 where the token itself is to be predicted) ·
-    feature_index_T int32 (the row of the sample's image features, vision input after vision input, that the
-    token takes; −1: none) · vision inputs: of its images, in order · rope_T3 and bilinear_index_T4, int32,
-    and bilinear_weights_T4, float32, or None, as in Batch.
+    feature_index_T int32 (the row that each token takes of the sample's image features, which are
+    those of its vision inputs one after the other; −1: none) · vision_inputs: of its images, in
+    order · rope_T3, bilinear_index_T4 and bilinear_weights_T4: None, or as in Batch and Images.
     """
 
     token_ids_T: np.ndarray
@@ -197,52 +197,76 @@ class Encoded:
 
     @property
     def num_patches(self) -> int:
-        """Patches that the largest vision input needs room for."""
+        """The patches that its largest vision input needs room for."""
         return max((vision_input.padded_patches for vision_input in self.vision_inputs), default=0)
 
     @property
     def num_answers(self) -> int:
-        """Tokens that are to be predicted."""
+        """The tokens that are to be predicted."""
         return int(np.count_nonzero(self.loss_weights_T))
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class BatchShape:
+    """The sizes that a batch is padded to, and on which side; None: the largest of its samples.
+
+    num_images: vision inputs per example; 0 (or None, where no sample has any): without images.
+    num_answers: answer tokens per example; 0 (or None, likewise): without answer positions.
+    """
+
+    length: int | None = None  # tokens
+    batch_size: int | None = None  # examples
+    num_images: int | None = None
+    num_patches: int | None = None  # per vision input
+    num_answers: int | None = None
+    padding_side: Literal["left", "right"] = "right"
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Images:
+    """What a Batch knows of its images. Here I counts the vision inputs of an example.
+
+    mask_BI bool (False: padding) · feature_index_BT int32 (the row that each token takes of the
+    example's own image features [I·P], −1: none) · patches_BIPC float32, or None where
+    features_BIPE are given: what the model's `features` gave for them, so that the tower need not
+    run · patch_positions_BIP2 int32 (row and column of each patch in the tower's grid, −1:
+    padding), or None where every vision input fills the grid · bilinear_index_BT4 int32 and
+    bilinear_weights_BT4 float32, or both None: where a token is a weighted sum of four rows, these
+    rows and their weights, in place of feature_index_BT's.
+    """
+
+    mask_BI: Array
+    feature_index_BT: Array
+    patches_BIPC: Array | None = None
+    patch_positions_BIP2: Array | None = None
+    features_BIPE: Array | None = None
+    bilinear_index_BT4: Array | None = None
+    bilinear_weights_BT4: Array | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
     """Samples of one length bucket, padded.
 
     token_ids_BT int32 · attention_mask_BT bool (False: padding) · positions_BT int32 (0 at the
     first valid token) · loss_weights_BT float32 (weight of predicting token t, from logits t − 1) ·
-    feature_index_BT int32 (row in the example's own image features [I·P], −1: none) ·
-    example_weights_B float32 (0: padding example) · image_mask_BI bool and patches_BIPC float32,
-    both None in a batch without images · patch_positions_BIP2 int32 (row and column of each patch in the
-    tower's grid, −1: padding), or None where all vision inputs fill the grid · answer_index_BA int32, or
-    None: the positions whose logits predict the answers' tokens, filled up with T − 1, which
-    predicts nothing · features_BIPE, or None: what the model's `features` gave for the patches,
-    which are None then and need not be run · rope_BT3 int32, or None: positions in time, by row and
-    by column, where the decoder turns its heads by three (M-RoPE); all the same for a text's token
-    · bilinear_index_BT4 int32 and bilinear_weights_BT4 float32, or both None: where an image's token is
-    a weighted sum of four rows, those rows and their weights, in place of feature_index_BT's.
+    example_weights_B float32 (0: padding example) · images, None in a batch without any ·
+    answer_index_BA int32, or None: the positions whose logits predict the answers' tokens, filled
+    up with T − 1, which predicts nothing · rope_BT3 int32, or None: the token's positions in time,
+    by row and by column, where the decoder has three (M-RoPE); all three are the same for a token
+    of text.
     """
 
     token_ids_BT: Array
     attention_mask_BT: Array
     positions_BT: Array
     loss_weights_BT: Array
-    feature_index_BT: Array
     example_weights_B: Array
-    image_mask_BI: Array | None = None
-    patches_BIPC: Array | None = None
-    patch_positions_BIP2: Array | None = None
+    images: Images | None = None
     answer_index_BA: Array | None = None
-    features_BIPE: Array | None = None
     rope_BT3: Array | None = None
-    bilinear_index_BT4: Array | None = None
-    bilinear_weights_BT4: Array | None = None
-
-    @property
-    def has_images(self) -> bool:
-        return self.image_mask_BI is not None
 
 
 @jax.tree_util.register_dataclass
@@ -250,11 +274,12 @@ class Batch:
 class Output:
     """What the forward pass returns.
 
-    logits_BTV float32, at the processor's token positions (or those that were asked for).
-    activations: None without a capture. With a per-sample reduction: {tower: [L, B, F] float32}, one
-        number per sample and neuron. With "position": {"tower.matrix": [L, 4, F or D]} holding mean
-        |z|, share above the threshold, unbiased standard deviation and root mean square, each over
-        the batch at one position, then averaged over positions ([1, 4, …] if layers are pooled).
+    logits_BTV float32, at the processor's token positions, or at those that were asked for.
+    activations: None without a capture. With a per-sample reduction: {tower: [L, B, F] float32},
+        one number per sample and neuron. With "position": {"tower.matrix": [L, 4, F or D]} holding
+        mean |z|, share above the threshold, unbiased standard deviation and root mean square, each
+        over the batch at one position, then averaged over positions ([1, 4, …] if layers are
+        pooled).
     """
 
     logits_BTV: Array
@@ -266,17 +291,7 @@ class Encoder(Protocol):
 
     def encode(self, sample: Sample) -> Encoded: ...
 
-    def collate(
-        self,
-        encoded: Sequence[Encoded],
-        *,
-        length: int | None = None,
-        batch_size: int | None = None,
-        num_images: int | None = None,
-        num_patches: int | None = None,
-        num_answers: int | None = None,
-        padding_side: Literal["left", "right"] = "right",
-    ) -> Batch: ...
+    def collate(self, encoded: Sequence[Encoded], shape: BatchShape | None = None) -> Batch: ...
 
 
 def check_neurons(

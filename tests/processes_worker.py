@@ -60,7 +60,13 @@ def check_batch(mesh: Mesh) -> None:
     ids_BT = np.arange(ROWS * 3, dtype=np.int32).reshape(ROWS, 3)
     weights_BT = ids_BT.astype(np.float32)
     rows = parallel.batch_rows(mesh, ROWS)
-    whole = Batch(ids_BT, ids_BT > 4, ids_BT, weights_BT, ids_BT, weights_BT[:, 0])
+    whole = Batch(
+        token_ids_BT=ids_BT,
+        attention_mask_BT=ids_BT > 4,
+        positions_BT=ids_BT,
+        loss_weights_BT=weights_BT,
+        example_weights_B=weights_BT[:, 0],
+    )
     assert len(rows) == ROWS // 2 or parallel.batch_multiple(mesh) == 1
     placed = parallel.put_batch(jax.tree.map(lambda x: x[rows], whole), mesh)
     for leaf, expected in zip(

@@ -48,7 +48,13 @@ def test_put_batch_splits_examples_over_data_and_fsdp():
     mesh = parallel.make_mesh(2, 2, 2)
     ids_BT = np.arange(32, dtype=np.int32).reshape(8, 4)
     ones_BT = np.ones((8, 4), np.float32)
-    batch = Batch(ids_BT, ones_BT > 0, ids_BT, ones_BT, ids_BT, ones_BT[:, 0])
+    batch = Batch(
+        token_ids_BT=ids_BT,
+        attention_mask_BT=ones_BT > 0,
+        positions_BT=ids_BT,
+        loss_weights_BT=ones_BT,
+        example_weights_B=ones_BT[:, 0],
+    )
     placed = parallel.put_batch(batch, mesh)
     assert placed.token_ids_BT.sharding.spec == PartitionSpec(("data", "fsdp"))
     assert {s.data.shape for s in placed.token_ids_BT.addressable_shards} == {(2, 4)}

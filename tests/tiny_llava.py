@@ -16,6 +16,7 @@ from manu_jax.models.families import llava
 from manu_jax.models.loaded import FAMILIES, Loaded
 from manu_jax.parallel import tree_shardings
 from manu_jax.training.tokenizer import train_tokenizer
+from manu_jax.types import BatchShape
 
 SIZES = ModelSection(
     vision=VisionSize(
@@ -96,4 +97,5 @@ def samples(modality, count=6, seed=0):
 
 def batch(modality, count=6, **settings):
     encoder = loaded()
-    return encoder.collate([encoder.encode(s) for s in samples(modality, count)], **settings)
+    encoded = [encoder.encode(s) for s in samples(modality, count)]
+    return encoder.collate(encoded, BatchShape(**settings))

@@ -2,8 +2,8 @@
 
 Samples with images and samples without never share a batch, so a text-only batch never runs a
 vision tower. Within each kind, lengths are rounded up to one of a few bucket lengths, the batch
-size is fixed, and the last batch of a bucket is filled with examples of weight 0: a few compiled
-steps, whatever comes.
+size is fixed, and the last batch of a bucket is filled with examples of weight 0. So any data needs
+a few compiled steps only.
 """
 
 import dataclasses
@@ -13,7 +13,15 @@ from typing import Literal
 
 import numpy as np
 
-from manu_jax.types import Batch, Encoded, Encoder, ManuError, Sample, raise_faults
+from manu_jax.types import (
+    Batch,
+    BatchShape,
+    Encoded,
+    Encoder,
+    ManuError,
+    Sample,
+    raise_faults,
+)
 
 ANSWER_MULTIPLE = 4  # tokens
 
@@ -36,8 +44,8 @@ def bucket_lengths(
 ) -> tuple[int, ...]:
     """Return at most `max_buckets` lengths, multiples of `multiple`, that pad `lengths` the least.
 
-    Every length fits in one of them; the result is sorted and without double entries. batch_size:
-    the rows that fill up each bucket's last batch count as padding too.
+    Every length fits in one of them; the result is sorted, without duplicates. batch_size: the rows
+    that fill up each bucket's last batch count as padding too.
     """
     rounded = [-(-max(length, 1) // multiple) * multiple for length in lengths]
     edges, counts = np.unique(rounded, return_counts=True)
@@ -59,24 +67,21 @@ def bucket_lengths(
 
 @dataclasses.dataclass(frozen=True)
 class _Bucket:
-    length: int
-    num_images: int | None  # None: without images
-    num_patches: int  # of a picture; 0 without images
-    num_answers: int  # room for answer tokens
+    shape: BatchShape  # without batch size and side; num_images is None without images
     indices: np.ndarray  # of the samples, as given
 
 
 class Batches:
-    """Batches of encoded samples, by number: `batch_at(step)`, for as many steps as one likes.
+    """Batches of encoded samples, by number: `batch_at(step)`, for any number of steps.
 
     After `len(self)` steps every sample was in one batch, and the next epoch begins. Without a seed
-    each epoch has the given order within a bucket, and buckets one after the other; with one,
-    samples are shuffled within their bucket, and batches among each other, anew in each epoch, by
-    (seed, epoch) alone: training goes on at any step without a state to restore.
+    each epoch has the given order within a bucket, and buckets one after the other. With a seed,
+    each epoch shuffles samples within their bucket and then the batches, by (seed, epoch) alone:
+    training resumes at any step without a state to restore.
 
-    counts_filling: choose bucket lengths so that rows of weight 0 are few too: fewer buckets where
-    samples are few. rows: of each batch, those that this process reads, in order; None: all. With
-    several processes all take the same steps in the same shapes.
+    counts_filling: choose bucket lengths so that rows of weight 0 are few too; where samples are
+    few, that means fewer buckets. rows: of each batch, those that this process reads, in order;
+    None: all. All processes take the same steps in the same shapes.
     """
 
     def __init__(
@@ -114,11 +119,11 @@ class Batches:
     @property
     def shapes(self) -> tuple[tuple[int, int | None], ...]:
         """The (length, images per example or None) of each bucket: what a step is compiled for."""
-        return tuple((bucket.length, bucket.num_images) for bucket in self._buckets)
+        return tuple((b.shape.length or 0, b.shape.num_images) for b in self._buckets)
 
     def has_images_at(self, step: int) -> bool:
         """Return whether the batch of a step is of samples with images."""
-        return self._at(step)[0].num_images is not None
+        return self._at(step)[0].shape.num_images is not None
 
     def indices_at(self, step: int) -> np.ndarray:
         """Return which samples the whole batch of a step holds, at most `batch_size`, in order."""
@@ -128,14 +133,11 @@ class Batches:
         """Return this process's rows of the batch of a step, as NumPy."""
         bucket, indices = self._at(step)
         mine = indices[self._rows[self._rows < len(indices)]]
+        shape = dataclasses.replace(
+            bucket.shape, batch_size=len(self._rows), padding_side=self._padding_side
+        )
         batch = self._encoder.collate(
-            [self._encoded[i] for i in (mine if len(mine) else indices[:1])],
-            length=bucket.length,
-            batch_size=len(self._rows),
-            num_images=bucket.num_images,
-            num_patches=bucket.num_patches,
-            num_answers=bucket.num_answers,
-            padding_side=self._padding_side,
+            [self._encoded[i] for i in (mine if len(mine) else indices[:1])], shape
         )
         if len(mine):
             return batch
@@ -194,6 +196,11 @@ def _make_buckets(
             num_patches = max(encoded[i].num_patches for i in indices)
             most = max(encoded[i].num_answers for i in indices)
             num_answers = -(-most // ANSWER_MULTIPLE) * ANSWER_MULTIPLE
-            rest = (num_patches, num_answers, np.asarray(indices))
-            buckets.append(_Bucket(length, num_images, *rest))
+            shape = BatchShape(
+                length=length,
+                num_images=num_images,
+                num_patches=num_patches,
+                num_answers=num_answers,
+            )
+            buckets.append(_Bucket(shape, np.asarray(indices)))
     return buckets

@@ -1,4 +1,4 @@
-"""Samples through a compiled step, in batches of few shapes, on any mesh; results on the host."""
+"""Run samples through a compiled step: batches of few shapes, any mesh, results on the host."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -9,6 +9,7 @@ import numpy as np
 from manu_jax import parallel
 from manu_jax.data.batches import Batches
 from manu_jax.evaluation.features import ImageFeatures
+from manu_jax.models.loaded import Loaded
 from manu_jax.progress import Progress
 from manu_jax.types import Batch, Encoded, Encoder, ManuError
 
@@ -17,7 +18,7 @@ MULTIPLE = 8  # of tokens; lengths are few as it is, so padding can be tight
 
 
 def run_batched(
-    loaded: Any,
+    loaded: Loaded,
     encoded: Sequence[Encoded],
     step: Callable[[Any, Batch], Any],
     *,
@@ -28,10 +29,10 @@ def run_batched(
 ) -> Iterator[tuple[np.ndarray, Any]]:
     """Yield (indices of the samples, what `step(model, batch)` gave for them as NumPy).
 
-    step: gives a pytree of arrays whose first axis is the batch's. The padding rows are cut off.
-    batch_size: is made a multiple of the mesh's data and fsdp axes. The next batch is made while
-    the device works on the last. features_once: give `step` the features of images in place of
-    their patches, each image's computed once; for steps that run no other model.
+    step: gives a pytree of arrays whose first axis is the batch's; its padding rows are cut off.
+    batch_size: rounded up to a multiple of the mesh's data and fsdp axes. The next batch is made
+    while the device works on the last. features_once: give `step` the features of images in place
+    of their patches, each image's computed once; for steps that run no other model.
     """
     if not encoded:
         return
@@ -39,16 +40,14 @@ def run_batched(
     batch_size = -(-batch_size // multiple) * multiple
     rows = parallel.batch_rows(loaded.mesh, batch_size)
     batches = batches_of(loaded, encoded, batch_size, padding_side=padding_side, rows=rows)
-    features = None
-    if features_once:
-        features = ImageFeatures(loaded, encoded, batches)
+    features = ImageFeatures(loaded, encoded, batches) if features_once else None
     waiting: tuple[np.ndarray, Any] | None = None
     with Progress(description, len(encoded)) as progress:
         for number in range(len(batches) + 1):
             started = None
             if number < len(batches):
                 batch = batches.batch_at(number)
-                if features is not None and batch.image_mask_BI is not None:
+                if features is not None and batch.images is not None:
                     batch = features.in_place_of_patches(batch, number, rows)
                 batch = parallel.put_batch(batch, loaded.mesh)
                 with parallel.on_mesh(loaded.mesh):
@@ -61,9 +60,9 @@ def run_batched(
 
 
 def batches_of(
-    encoder: Encoder, encoded: Sequence[Encoded], batch_size: int, **settings
+    encoder: Encoder, encoded: Sequence[Encoded], batch_size: int, **settings: Any
 ) -> Batches:
-    """Return the batches that samples are asked in, of few shapes; settings as in `Batches`."""
+    """Return the samples in batches of few shapes; settings as in `Batches`."""
     return Batches(
         encoder,
         encoded,
@@ -75,7 +74,7 @@ def batches_of(
     )
 
 
-def not_finite(loaded: Any) -> ManuError:
+def not_finite(loaded: Loaded) -> ManuError:
     """Return the error of a model that answers with NaN or infinity."""
     return ManuError(
         f"{loaded.path or 'the model'}: its outputs are not finite (NaN or infinity). Are its "

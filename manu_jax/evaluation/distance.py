@@ -1,16 +1,16 @@
 """How far a model is from another one: KL divergence at the answers' tokens, and truth ratios.
 
-The gold standard of unlearning is a model that never saw the people (*retrained*). A method that
-answers as rarely as it may still answer otherwise; these two distances look at that.
+The gold standard of unlearning is a model that never saw the people (*retrained*). A method may
+answer right as rarely as it does and yet answer otherwise; these distances measure that.
 
-    kl          mean over the answers' tokens of KL(reference ‖ model), in nats, the true answer
-                given; over all the vocabulary, so a model may be near without one right answer
+    kl          mean over the true answers' tokens of KL(reference ‖ model), in nats, over the
+                whole vocabulary: a model may be near without one right answer
     truth_ratio of a multiple-choice item, mean p of the wrong options ÷ p of the right one, with p
                 the exponential of the mean log p per token (TOFU, Maini et al. 2024, arXiv
                 2401.06121, section 2.2.2; the wrong options stand for its perturbed answers, the
                 right one for its paraphrased answer)
     ks          the two-sample Kolmogorov–Smirnov statistic of two models' truth ratios, with its
-                p-value, which TOFU calls forget quality: below 0.05 they can be told apart
+                p-value, which TOFU calls forget quality: below 0.05 the two models differ
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ import numpy as np
 
 from manu_jax.data.batches import encode_all
 from manu_jax.evaluation.batched import not_finite, run_batched
+from manu_jax.models.loaded import Loaded
 from manu_jax.models.nn.answers import logits_at_answers
 from manu_jax.types import Array, Batch, Sample
 
@@ -39,7 +40,7 @@ class TwoSample:
 
 
 def answer_kl(
-    loaded: Any, reference: Any, samples: Sequence[Sample], *, batch_size: int
+    loaded: Loaded, reference: Loaded, samples: Sequence[Sample], *, batch_size: int
 ) -> np.ndarray:
     """Return the mean KL(reference ‖ model) over each sample's answer tokens. [N] nats.
 
@@ -76,7 +77,7 @@ def truth_ratio(log_likelihoods: Mapping[str, float], correct: str) -> float:
 def compare_truth_ratios(
     records: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]
 ) -> TwoSample | None:
-    """Return the test of two models' multiple-choice records; None where one has none."""
+    """Return the test of two models' multiple-choice records; None where either has none."""
     from scipy.stats import ks_2samp
 
     ratios, others = (

@@ -1,32 +1,33 @@
-"""The features of images that many questions are asked about, computed once."""
+"""Image features that are computed once for all the questions about an image."""
 
 import collections
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 
 from manu_jax import parallel
 from manu_jax.data.batches import Batches
-from manu_jax.types import Batch, Encoded, VisionInput
+from manu_jax.models.loaded import Loaded
+from manu_jax.models.nn.multimodal import Multimodal
+from manu_jax.types import Batch, Encoded, Images, VisionInput
 
 STORE_BYTES = 2**31  # on the host
-AT_ONCE = 8  # vision inputs that go through the tower together; made a multiple of the mesh's rows
+AT_ONCE = 8  # vision inputs per call of the tower; rounded up to a multiple of the mesh's rows
 
 
 class ImageFeatures:
     """What a model's tower and connector give for the vision inputs of batches, kept on the host.
 
-    A vision input is known by its identity, and computed once as long as it is among the STORE_BYTES
-    last used. Batches have few images each, so those of later batches are computed along with them,
-    if they need room for as many patches. All processes hold the same features: they ask for the
-    same steps in the same order.
+    A vision input is known by its identity, and computed once while it is among the STORE_BYTES
+    used last. A batch has few images, so those of later batches that need as much room are computed
+    along with its own. All processes hold the same features: they ask for the same steps in the
+    same order.
     """
 
-    def __init__(self, loaded: Any, encoded: Sequence[Encoded], batches: Batches):
+    def __init__(self, loaded: Loaded, encoded: Sequence[Encoded], batches: Batches):
         multiple = parallel.batch_multiple(loaded.mesh)
         self._at_once = -(-AT_ONCE // multiple) * multiple
         self._loaded, self._encoded, self._batches = loaded, encoded, batches
@@ -49,21 +50,26 @@ class ImageFeatures:
         while num_bytes > STORE_BYTES:
             num_bytes -= self._stored.popitem(last=False)[1].nbytes
         an_image_PE = next(iter(found.values()))
-        num_images, num_patches = np.asarray(batch.patches_BIPC).shape[1:3]
+        assert batch.images is not None and batch.images.patches_BIPC is not None
+        num_images, num_patches = batch.images.patches_BIPC.shape[1:3]
         shape = (len(rows), num_images, self._loaded.config.num_features(num_patches))
         features_BIPE = np.zeros((*shape, an_image_PE.shape[1]), an_image_PE.dtype)
         for place, row in enumerate(rows[rows < len(samples)]):
             for number, vision_input in enumerate(samples[row].vision_inputs):
                 features_PE = found[id(vision_input)]
                 features_BIPE[place, number, : len(features_PE)] = features_PE
-        return dataclasses.replace(
-            batch, patches_BIPC=None, patch_positions_BIP2=None, features_BIPE=features_BIPE
+        images = dataclasses.replace(
+            batch.images,
+            patches_BIPC=None,
+            patch_positions_BIP2=None,
+            features_BIPE=features_BIPE,
         )
+        return dataclasses.replace(batch, images=images)
 
     def _next_vision_inputs(
         self, step: int, needed: set[int], found: dict[int, np.ndarray]
     ) -> list[VisionInput]:
-        """Return the next vision inputs that are not there, of one padded size; a needed one first."""
+        """Return the next vision inputs to compute, all of the padded size of a needed one."""
         missing: dict[int, VisionInput] = {}
         size = None
         for vision_input in self._vision_inputs_from(step):
@@ -87,9 +93,9 @@ class ImageFeatures:
         loaded, mesh = self._loaded, self._loaded.mesh
         filled = vision_inputs + vision_inputs[:1] * (self._at_once - len(vision_inputs))
         rows = parallel.batch_rows(mesh, self._at_once)
-        batch = loaded.collate_vision_inputs([(filled[row],) for row in rows])
+        images = loaded.collate_vision_inputs([(filled[row],) for row in rows])
         with parallel.on_mesh(mesh):
-            features = _features(loaded.model, *parallel.put_batch(batch, mesh))
+            features = _features(loaded.model, parallel.put_batch(images, mesh))
         features_BPE = parallel.gather(features)[:, 0]
         return {
             id(vision_input): features_PE[: vision_input.num_features]
@@ -98,7 +104,5 @@ class ImageFeatures:
 
 
 @jax.jit
-def _features(
-    model: Any, patches_BIPC: jax.Array, patch_positions_BIP2: jax.Array | None
-) -> jax.Array:
-    return model.features(patches_BIPC, patch_positions_BIP2)
+def _features(model: Multimodal, images: Images) -> jax.Array:
+    return model.features(images)

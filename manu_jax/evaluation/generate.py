@@ -1,4 +1,4 @@
-"""Greedy answers: a batch of prompts, a cache of keys and values, one compiled program a shape.
+"""Greedy answers: a batch of prompts, a cache of keys and values, one compiled program per shape.
 
 The model is an argument of the program, so all models of one config share it.
 """
@@ -13,13 +13,14 @@ import numpy as np
 
 from manu_jax.data.batches import encode_all
 from manu_jax.evaluation.batched import not_finite, run_batched
+from manu_jax.models.loaded import Loaded
 from manu_jax.types import Batch, Sample, raise_faults
 
 
 def greedy(
-    loaded: Any, samples: Sequence[Sample], *, new_tokens: int, batch_size: int
+    loaded: Loaded, samples: Sequence[Sample], *, new_tokens: int, batch_size: int
 ) -> list[str]:
-    """Return the model's answer to each prompt, as text without the blanks around it.
+    """Return the model's answer to each prompt, as stripped text.
 
     Equals `generate(do_sample=False, max_new_tokens=new_tokens)` of transformers, up to the first
     token of `loaded.eos_ids`. ManuError: see `greedy_tokens`.
@@ -29,9 +30,9 @@ def greedy(
 
 
 def greedy_tokens(
-    loaded: Any, samples: Sequence[Sample], *, new_tokens: int, batch_size: int
+    loaded: Loaded, samples: Sequence[Sample], *, new_tokens: int, batch_size: int
 ) -> list[np.ndarray]:
-    """Return the token ids of each answer, at most `new_tokens`, without the one that ends it.
+    """Return the token ids of each answer, at most `new_tokens`, without the end token.
 
     Raises ManuError for prompts that leave no room in the context for the answer, and where the
     model's outputs are not finite.
@@ -69,7 +70,7 @@ def greedy_tokens(
 def _answers(
     model: Any, batch: Batch, *, new_tokens: int, eos_ids: tuple[int, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the most likely next tokens of a left-padded batch [B, T], and where all is finite.
+    """Return the most likely next tokens of a left-padded batch [B, T], and which are finite [B].
 
     T is `new_tokens`; after its end an answer goes on with the first of `eos_ids`. Stops when all
     answers have ended.
@@ -84,11 +85,11 @@ def _answers(
         token_B = jnp.where(is_over_B, filler, jnp.argmax(logits_BV, axis=-1).astype(jnp.int32))
         return token_B, is_over_B | (token_B[:, None] == closing[None]).any(axis=-1)
 
-    def goes_on(state) -> jax.Array:
+    def goes_on(state: tuple[Any, ...]) -> jax.Array:
         number, _, is_over_B, _, _ = state
         return (number < new_tokens) & ~is_over_B.all()
 
-    def go_on(state):
+    def go_on(state: tuple[Any, ...]) -> tuple[Any, ...]:
         number, token_B, is_over_B, tokens_BT, cache = state
         logits_BV, cache = model.decode(token_B, cache)
         token_B, is_over_B = chosen(logits_BV, is_over_B)

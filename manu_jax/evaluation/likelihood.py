@@ -10,13 +10,14 @@ import numpy as np
 
 from manu_jax.data.batches import encode_all
 from manu_jax.evaluation.batched import not_finite, run_batched
+from manu_jax.models.loaded import Loaded
 from manu_jax.models.nn.answers import logits_at_answers, token_log_likelihoods
 from manu_jax.types import Batch, ManuError, Sample, raise_faults
 
 
 @dataclasses.dataclass(frozen=True)
 class Likelihoods:
-    """Of the answers of N samples, given their prompts (teacher-forced).
+    """Likelihoods of the answers of N samples, given their prompts (teacher-forced).
 
     sum_N: Σ log p over the answer's tokens · mean_N: their mean, nats per token · recalled_N: True
     where every token of the answer is the model's first choice. NumPy.
@@ -30,7 +31,7 @@ class Likelihoods:
         return len(self.mean_N)
 
 
-def log_likelihoods(loaded: Any, samples: Sequence[Sample], *, batch_size: int) -> Likelihoods:
+def log_likelihoods(loaded: Loaded, samples: Sequence[Sample], *, batch_size: int) -> Likelihoods:
     """Return the log-likelihoods of the samples' answer segments, in order.
 
     Raises ManuError for samples without an answer, and where the model's outputs are not finite.
@@ -63,7 +64,7 @@ def log_likelihoods(loaded: Any, samples: Sequence[Sample], *, batch_size: int) 
     return found
 
 
-def share_right(loaded: Any, samples: Sequence[Sample], batch_size: int) -> float:
+def share_right(loaded: Loaded, samples: Sequence[Sample], batch_size: int) -> float:
     """Return the share of samples whose answer is the model's first choice at every token.
 
     In [0, 1]; teacher-forced, so one forward pass per sample. ManuError where there are none.

@@ -57,8 +57,8 @@ class Item:
 class Prompting:
     """How questions are put: the model's template, the protocol, and the shots that come first.
 
-    shots: (who, answered question), of all modalities. question_prompt: the benchmark's wording; the
-    default is MLLMU-Bench's.
+    shots: (who, answered question), of all modalities. question_prompt: the benchmark's wording;
+    the default is MLLMU-Bench's.
     """
 
     template: Template

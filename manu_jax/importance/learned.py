@@ -27,7 +27,7 @@ from manu_jax.models.nn.answers import logits_at_answers
 from manu_jax.models.nn.layers import Remat
 from manu_jax.progress import Progress
 from manu_jax.selection import count, eligible_layers
-from manu_jax.types import MODALITIES, Batch, Modality, Neurons
+from manu_jax.types import MODALITIES, Batch, BatchShape, Modality, Neurons
 
 LENGTH_MULTIPLE = 8  # tokens
 NOTE_EVERY = 20  # steps
@@ -181,10 +181,12 @@ class _Stream:
             marks += [mark] * len(indices)
         batch = self._loaded.collate(
             chosen,
-            length=self._length,
-            batch_size=self._batch_size,
-            num_images=self._num_images,
-            num_answers=self._num_answers,
+            BatchShape(
+                length=self._length,
+                batch_size=self._batch_size,
+                num_images=self._num_images,
+                num_answers=self._num_answers,
+            ),
         )
         weights_B = np.zeros(self._batch_size, np.float32)
         weights_B[: len(marks)] = marks

@@ -1,4 +1,4 @@
-"""A loaded model of any family: read, written, and with its processor; see `families.py`."""
+"""A loaded model of any family, with its processor: reading, writing, encoding."""
 
 import dataclasses
 import functools
@@ -29,7 +29,16 @@ from manu_jax.models.families.family import Family
 from manu_jax.models.families.registry import FAMILIES
 from manu_jax.models.hf import export, files, processors, weights
 from manu_jax.models.inputs import processing, vision_inputs
-from manu_jax.types import Batch, Encoded, ManuError, Sample, Template, VisionInput
+from manu_jax.types import (
+    Batch,
+    BatchShape,
+    Encoded,
+    Images,
+    ManuError,
+    Sample,
+    Template,
+    VisionInput,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +51,7 @@ class Loaded:
     """A model with its processor; turns samples into batches and token ids into text.
 
     hf_config: the `config.json` that it came from. path: the folder that it came from, or None.
-    system_prompt: what stands before every prompt.
+    system_prompt: of every prompt; empty: the family's usual one.
     """
 
     model: Any
@@ -98,7 +107,7 @@ class Loaded:
         )
 
     def replace_model(self, model: Any) -> "Loaded":
-        """Return the same with another model of the same config."""
+        """Return a copy with another model of the same config."""
         return dataclasses.replace(self, model=model)
 
     def count_tokens(self, samples: Sequence[Sample]) -> list[tuple[int, int]]:
@@ -113,7 +122,8 @@ class Loaded:
 
     def encode(self, sample: Sample) -> Encoded:
         """Return a sample as numbers; see `processing.encode`."""
-        encoded = processing.encode(
+        rows, rope = self.family.feature_rows, self.family.rope_positions
+        return processing.encode(
             sample,
             tokenizer=self.processor.tokenizer,
             placeholder=getattr(self.processor, self.family.placeholder),
@@ -121,25 +131,19 @@ class Loaded:
             vision_inputs=functools.partial(
                 self.vision_inputs, is_one_of_many=len(sample.images) > 1
             ),
-            feature_rows=self._feature_rows(sample),
+            feature_rows=None if rows is None else lambda: rows(sample.images, self.config),
+            rope_positions=None
+            if rope is None
+            else lambda is_image_T, inputs: rope(is_image_T, inputs, self.config),
             image_token=self.config.image_token,
             context=self.context,
             vocabulary=self.config.text.vocabulary,
         )
-        is_image_T = encoded.feature_index_T >= 0
-        if self.family.bilinear_weights is not None and sample.images:
-            rows = self.family.bilinear_weights(sample.images, self.config)
-            weights_T4 = processing.placed(is_image_T, rows, np.zeros((len(is_image_T), 4), "f4"))
-            encoded = dataclasses.replace(encoded, bilinear_weights_T4=weights_T4)
-        if self.family.rope_positions is None:
-            return encoded
-        rope_T3 = self.family.rope_positions(is_image_T, encoded.vision_inputs, self.config)
-        return dataclasses.replace(encoded, rope_T3=rope_T3)
 
     def vision_inputs(self, image: Any, *, is_one_of_many: bool = False) -> tuple[VisionInput, ...]:
-        """Return what the vision tower takes for an image (PIL), made once.
+        """Return what the vision tower reads of an image (PIL), made once.
 
-        is_one_of_many: its text has other images, too; that matters to some families only.
+        is_one_of_many: its text has other images too; that matters to some families only.
         """
         of_many = self.family.vision_inputs_of_many if is_one_of_many else None
         make = of_many or self.family.vision_inputs
@@ -149,36 +153,16 @@ class Loaded:
             is_one_of_many=of_many is not None,
         )
 
-    def collate_vision_inputs(
-        self, rows: Sequence[Sequence[VisionInput]]
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return the patches [B, I, P, C] of vision inputs, and their places [B, I, P, 2] or None."""
-        most = max(len(row) for row in rows)
+    def collate_vision_inputs(self, rows: Sequence[Sequence[VisionInput]]) -> Images:
+        """Return the vision inputs of examples as Images without tokens (NumPy)."""
+        num_images = max(len(row) for row in rows)
         num_patches = max(vision_input.padded_patches for row in rows for vision_input in row)
-        return vision_inputs.collate_vision_inputs(rows, self.config, most, num_patches)
+        return vision_inputs.collate_vision_inputs(rows, self.config, (num_images, num_patches))
 
-    def collate(
-        self,
-        encoded: Sequence[Encoded],
-        *,
-        length: int | None = None,
-        batch_size: int | None = None,
-        num_images: int | None = None,
-        num_patches: int | None = None,
-        num_answers: int | None = None,
-        padding_side: Literal["left", "right"] = "right",
-    ) -> Batch:
+    def collate(self, encoded: Sequence[Encoded], shape: BatchShape | None = None) -> Batch:
         """Return encoded samples as one padded batch (NumPy); see `processing.collate`."""
         return processing.collate(
-            encoded,
-            padding_token=self.padding_id,
-            sizes=self.config,
-            length=length,
-            batch_size=batch_size,
-            num_images=num_images,
-            num_patches=num_patches,
-            num_answers=num_answers,
-            padding_side=padding_side,
+            encoded, shape or BatchShape(), padding_token=self.padding_id, sizes=self.config
         )
 
     def batch(
@@ -205,7 +189,7 @@ class Loaded:
                 faults.append(str(error))
         if faults:
             raise ManuError("\n".join(faults))
-        return self.collate(encoded, padding_side=padding_side)
+        return self.collate(encoded, BatchShape(padding_side=padding_side))
 
     def decode(self, token_ids: Sequence[int] | np.ndarray) -> str:
         """Return token ids as text, without special tokens."""
@@ -215,10 +199,6 @@ class Loaded:
 
     def _replacements(self, sample: Sample) -> Sequence[processing.Replacement]:
         return self.family.replacements(sample.text, sample.images, self.processor, self.config)
-
-    def _feature_rows(self, sample: Sample) -> Callable[[], Sequence[np.ndarray]] | None:
-        rows = self.family.feature_rows
-        return None if rows is None else lambda: rows(sample.images, self.config)
 
 
 def load(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manu_jax.data.batches import Batches, bucket_lengths, bucketed, encode_all
-from manu_jax.types import Batch, Encoded, ManuError, VisionInput, question_sample
+from manu_jax.types import Batch, Encoded, Images, ManuError, VisionInput, question_sample
 
 
 class LetterEncoder:
@@ -25,26 +25,36 @@ class LetterEncoder:
             tokens, np.ones(len(tokens), np.float32), -np.ones_like(tokens), vision_inputs
         )
 
-    def collate(
-        self, encoded, *, length, batch_size, num_images, num_patches, num_answers, padding_side
-    ):
-        assert max(item.num_answers for item in encoded) <= num_answers
+    def collate(self, encoded, shape=None):
+        assert max(item.num_answers for item in encoded) <= shape.num_answers
+        batch_size, length = shape.batch_size, shape.length
         tokens = np.zeros((batch_size, length), np.int32)
         mask = np.zeros((batch_size, length), bool)
         patches = None
-        if num_images is not None:
-            patches = np.zeros((batch_size, num_images, num_patches, 3), np.float32)
+        if shape.num_images is not None:
+            patches = np.zeros((batch_size, shape.num_images, shape.num_patches, 3), np.float32)
         for b, item in enumerate(encoded):
             where = slice(0, item.num_tokens)
-            if padding_side == "left":
+            if shape.padding_side == "left":
                 where = slice(length - item.num_tokens, length)
             tokens[b, where], mask[b, where] = item.token_ids_T, True
             for i, vision_input in enumerate(item.vision_inputs):
                 patches[b, i] = vision_input.patches_PC
-        weights = (np.arange(batch_size) < len(encoded)).astype(np.float32)
-        has = None if patches is None else patches.any((2, 3))
-        rest = (weights, has, patches)
-        return Batch(tokens, mask, mask.cumsum(1), mask * 1.0, tokens * 0 - 1, *rest)
+        images = None
+        if patches is not None:
+            images = Images(
+                mask_BI=patches.any((2, 3)),
+                feature_index_BT=np.full_like(tokens, -1),
+                patches_BIPC=patches,
+            )
+        return Batch(
+            token_ids_BT=tokens,
+            attention_mask_BT=mask,
+            positions_BT=mask.cumsum(1),
+            loss_weights_BT=mask * 1.0,
+            example_weights_B=(np.arange(batch_size) < len(encoded)).astype(np.float32),
+            images=images,
+        )
 
 
 ENCODER = LetterEncoder()
@@ -110,8 +120,8 @@ def test_every_sample_is_in_one_batch_of_an_epoch(lengths, batch_size, seed):
             assert batch.token_ids_BT[b][batch.attention_mask_BT[b]].tolist() == (
                 encoded[i].token_ids_T.tolist()
             )
-            assert batch.has_images == (encoded[i].num_images > 0)
-        shape = (batch.token_ids_BT.shape[1], 1 if batch.has_images else None)
+            assert (batch.images is not None) == (encoded[i].num_images > 0)
+        shape = (batch.token_ids_BT.shape[1], None if batch.images is None else 1)
         assert shape in batches.shapes
     assert sorted(seen) == list(range(len(lengths)))
 

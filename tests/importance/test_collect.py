@@ -13,7 +13,7 @@ from manu_jax.importance.gradients import per_example_gradients
 from manu_jax.importance.statistics import MOMENTS, Statistics
 from manu_jax.leaves import path_name
 from manu_jax.models.nn.answers import answer_log_odds
-from manu_jax.types import MODALITIES, Capture, ManuError
+from manu_jax.types import MODALITIES, BatchShape, Capture, ManuError
 
 ACTIVATION = named_method("paper")
 GRADIENT = named_method("gradient")
@@ -50,7 +50,7 @@ def test_statistics_are_those_of_the_samples_one_by_one(preset, modality):
         return per_example_gradients(loaded.model, batch, total.towers)[0]
 
     length = max(loaded.encode(sample).num_tokens for sample in samples)
-    rows = [capture(loaded.collate([loaded.encode(s)], length=length)) for s in samples]
+    rows = [capture(loaded.collate([loaded.encode(s)], BatchShape(length=length))) for s in samples]
     for tower in total.towers:
         z = np.concatenate([np.asarray(row[tower], np.float64) for row in rows], axis=1)
         for moment, terms in (("absolute", np.abs(z)), ("signed", z), ("squared", z**2)):

@@ -7,7 +7,8 @@ import pytest
 import tiny_llava as tiny
 
 from manu_jax.importance import gradients
-from manu_jax.models.nn.answers import answer_log_odds
+from manu_jax.models.nn import mlp
+from manu_jax.models.nn.answers import answer_log_odds, logits_at_answers
 from manu_jax.types import VisionInput
 
 
@@ -29,7 +30,7 @@ def compiled(definition, modality, objective):
 def gradients_of(batch, gates=None, *, definition=False, objective="log_odds"):
     towers = tiny.loaded().towers
     gates = {"text": np.ones(towers["text"], np.float32)} | (gates or {})
-    modality = "image" if batch.has_images else "text"
+    modality = "text" if batch.images is None else "image"
     return compiled(definition, modality, objective)(tiny.loaded().model, batch, gates)
 
 
@@ -59,6 +60,51 @@ def test_gates_scale_and_silence_neurons():
     np.testing.assert_allclose(ours["text"], defined["text"], atol=1e-5)
     plain, _ = gradients_of(batch)
     assert not np.allclose(plain["text"][0, :, 10:], ours["text"][0, :, 10:], atol=1e-5)
+
+
+def test_attributions_of_a_bfloat16_model_are_summed_in_float32(monkeypatch):
+    """They equal the sums in float64 of the same bfloat16 neurons times the same cotangents."""
+    model = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny.loaded().model)
+    batch, (L, F) = tiny.batch("text", 2), tiny.loaded().towers["text"]
+    tap_L2BTF = jnp.zeros((L, 2, *batch.token_ids_BT.shape, F))
+    with jax.disable_jit():  # compiled, two programs round to bfloat16 in different places
+        found, _ = gradients.per_example_gradients(model, batch, {"text": (L, F)}, remat="none")
+        monkeypatch.setattr(mlp, "scaled", recorded)
+        parts_L2BTF = jax.grad(
+            lambda tap: answer_log_odds(
+                *logits_at_answers(model, batch, gates={"text": tap}, remat="none")
+            ).sum()
+        )(tap_L2BTF)
+    z_LBTF, dz_LBTF = np.asarray(parts_L2BTF, np.float64).swapaxes(0, 1)
+    assert_summed_in_float32(found["text"], z_LBTF * dz_LBTF, axis=2)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((2, 8), 1), ((8,), (0, 1))])
+def test_gradients_of_gates_are_summed_in_float32(shape, axis):
+    """Whether each example has gates of its own, or all have the same."""
+    z_BTF, dz_BTF = np.random.default_rng(0).normal(size=(2, 2, 300, 8)).astype(jnp.bfloat16)
+    _, pull = jax.vjp(mlp.scaled, z_BTF, jnp.ones(shape))
+    terms_BTF = z_BTF.astype(np.float64) * dz_BTF.astype(np.float64)
+    assert_summed_in_float32(jax.jit(pull)(dz_BTF)[1], terms_BTF, axis=axis)
+
+
+def assert_summed_in_float32(found, terms, axis):
+    sizes = np.abs(terms).sum(axis=axis)
+    assert found.dtype == np.float32 and (sizes > 0).mean() > 0.9
+    # A few roundings of float32; one of bfloat16 is 2e-3.
+    assert (np.abs(found - terms.sum(axis=axis)) <= 1e-6 * sizes).all()
+
+
+@jax.custom_vjp
+def recorded(z_BTF, tap_2BTF):
+    """Return the neurons as they are; the "gradient" of the tap is they and their cotangents."""
+    return z_BTF
+
+
+recorded.defvjp(
+    lambda z_BTF, tap_2BTF: (z_BTF, z_BTF),
+    lambda z_BTF, dz_BTF: (dz_BTF, jnp.stack([z_BTF, dz_BTF]).astype(jnp.float32)),
+)
 
 
 def test_padding_does_not_change_a_gradient():
@@ -137,7 +183,9 @@ def test_gradients_equal_those_of_torch_hooks_and_autograd(tmp_path, modality):
         valid = batch.attention_mask_BT[b]
         inputs = {"input_ids": torch.tensor(batch.token_ids_BT[b][valid][None])}
         if modality == "image":
-            vision_inputs = [VisionInput(patches, None, 0) for patches in batch.patches_BIPC[b]]
+            vision_inputs = [
+                VisionInput(patches, None, 0) for patches in batch.images.patches_BIPC[b]
+            ]
             inputs["pixel_values"] = torch.tensor(tiny.pixels(vision_inputs))
         logits = peer(**inputs).logits[0]
         chosen = torch.tensor(batch.loss_weights_BT[b][valid] > 0)[1:]

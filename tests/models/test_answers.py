@@ -38,7 +38,6 @@ def make_batch(token_ids_BT, weights_BT, example_weights_B=None):
         attention_mask_BT=np.ones((rows, length), bool),
         positions_BT=np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
         loss_weights_BT=weights_BT,
-        feature_index_BT=np.full((rows, length), -1, np.int32),
         example_weights_B=np.ones(rows, np.float32)
         if example_weights_B is None
         else example_weights_B,

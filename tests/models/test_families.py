@@ -205,12 +205,11 @@ def test_names_in_memory_load_as_well(made, tmp_path, name, case):
 def test_features_in_place_of_patches_give_the_same_logits(made, name, case):
     cases, _, _, loaded = made(name, case)
     batch = loaded.batch(cases.PROMPTS, cases.image_lists())
-    features = jax.jit(lambda m, b: m.features(b.patches_BIPC, b.patch_positions_BIP2))(
-        loaded.model, batch
+    features = jax.jit(lambda model, images: model.features(images))(loaded.model, batch.images)
+    images = dataclasses.replace(
+        batch.images, patches_BIPC=None, patch_positions_BIP2=None, features_BIPE=features
     )
-    other = dataclasses.replace(
-        batch, patches_BIPC=None, patch_positions_BIP2=None, features_BIPE=features
-    )
+    other = dataclasses.replace(batch, images=images)
     np.testing.assert_allclose(
         forward(loaded.model, other).logits_BTV,
         forward(loaded.model, batch).logits_BTV,

@@ -92,7 +92,7 @@ def test_tokens_take_the_rows_that_transformers_packs_for_any_size(folder, is_re
         except ManuError:
             assert min(height, width) * 20 < max(height, width)
             continue
-        (found,) = llava_next.feature_rows([Image.new("L", (width, height))], config)
+        ((found, _),) = llava_next.feature_rows([Image.new("L", (width, height))], config)
         count = modeling_llava_next.image_size_to_num_patches(
             (height, width), theirs.image_grid_pinpoints, side
         )
@@ -215,7 +215,7 @@ def test_released_sizes_have_the_published_counts(name):
     assert config.text.norm_epsilon == text_config.rms_norm_eps
     assert config.text.rope.theta == text_config.rope_parameters["rope_theta"]
     # 2 × 2 tiles, of which nothing is padding: the whole image, 48 lines of 48 tokens, newlines
-    (rows,) = llava_next.feature_rows([Image.new("L", (1000, 1000))], config)
+    ((rows, _),) = llava_next.feature_rows([Image.new("L", (1000, 1000))], config)
     assert len(rows) == 576 + 48 * 49
 
 

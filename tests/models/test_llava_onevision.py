@@ -114,8 +114,7 @@ def test_tokens_are_the_sums_that_transformers_packs_for_any_size(folder, is_rea
             assert min(height, width) * 12 < max(height, width)
             continue
         images = [Image.new("L", (width, height))]
-        (index_J4,) = llava_onevision.feature_rows(images, config)
-        (weights_J4,) = llava_onevision.bilinear_weights(images, config)
+        ((index_J4, weights_J4),) = llava_onevision.feature_rows(images, config)
         count = rows * columns + 1
         numbers_IP = random.normal(size=(count, P + 1)).astype(np.float32)
         numbers_IP[:, P] = newline = 7.0
@@ -172,7 +171,7 @@ def test_released_sizes_have_the_published_counts(name):
     assert config.text.rope.theta == text_config.rope_parameters["rope_theta"]
     assert config.pinpoints == llava_onevision.PINPOINTS
     # 6 × 6 tiles, as many tokens as nine of them have
-    (index_J4,) = llava_onevision.feature_rows([Image.new("L", (2304, 2304))], config)
+    ((index_J4, _),) = llava_onevision.feature_rows([Image.new("L", (2304, 2304))], config)
     assert len(index_J4) == 729 + 81 * 82
 
 

@@ -75,7 +75,7 @@ def test_an_image_token_beyond_the_vocabulary_changes_nothing(made):
     """The larger PaliGemma 2 have 257,152 embeddings, and 257,152 is the image token."""
     _, loaded, _ = made
     batch = loaded.batch(cases.PROMPTS, cases.image_lists())
-    is_image_BT = batch.feature_index_BT >= 0
+    is_image_BT = batch.images.feature_index_BT >= 0
     beyond_BT = np.where(is_image_BT, loaded.config.text.vocabulary, batch.token_ids_BT)
     other = dataclasses.replace(batch, token_ids_BT=beyond_BT)
     one, two = (forward(loaded.model, x).logits_BTV for x in (batch, other))

@@ -13,7 +13,7 @@ from manu_jax import leaves as leaf_names
 from manu_jax.models import loaded as loading
 from manu_jax.models.inputs.vision_inputs import patches_of
 from manu_jax.models.nn.capture import text_weights
-from manu_jax.types import Capture, Sample
+from manu_jax.types import BatchShape, Capture, Sample
 
 # Of different lengths, so that the statistic sees padding.
 TWO = [llava_cases.PROMPTS[0], llava_cases.PROMPTS[0].replace("live", "live in Oslo")]
@@ -125,7 +125,7 @@ def test_the_position_statistic_equals_that_of_hooked_matrices(case, pooling):
     capture = Capture(reduction="position", layer_pooling=pooling, threshold=0.1, clamp=0.4)
     names = ("text.gate_proj", "text.up_proj", "text.down_proj", "vision.fc1", "vision.fc2")
     # Padding examples do not count, padding tokens do.
-    batch = loaded.collate(encoded, batch_size=4)
+    batch = loaded.collate(encoded, BatchShape(batch_size=4))
     found = forward(loaded.model, batch, capture=capture).activations
     assert sorted(found) == sorted(names)
     hooked = hook_matrices(reference, inputs, loaded.towers)
@@ -170,11 +170,11 @@ def check_inputs(inputs, batch):
     np.testing.assert_array_equal(inputs["attention_mask"].numpy(), batch.attention_mask_BT)
     mask_BT = batch.attention_mask_BT
     np.testing.assert_array_equal(inputs["input_ids"].numpy()[mask_BT], batch.token_ids_BT[mask_BT])
-    if batch.has_images:
+    if batch.images is not None:
         patches = [
             patches_of(pixels, llava_cases.PATCH) for pixels in inputs["pixel_values"].numpy()
         ]
-        np.testing.assert_array_equal(patches, batch.patches_BIPC[batch.image_mask_BI])
+        np.testing.assert_array_equal(patches, batch.images.patches_BIPC[batch.images.mask_BI])
 
 
 def reduce(z_TF, reduction):

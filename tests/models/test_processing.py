@@ -8,7 +8,7 @@ import pytest
 
 from manu_jax.models import loaded as loading
 from manu_jax.models.inputs import vision_inputs
-from manu_jax.types import ManuError, Sample, question_sample
+from manu_jax.types import BatchShape, ManuError, Sample, question_sample
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_the_cache_of_pictures_is_bounded(loaded, monkeypatch):
 def test_batches_pad_on_either_side(loaded, side):
     samples = [Sample(((text, False),)) for text in ("Oslo", "Where does she live?")]
     encoded = [loaded.encode(sample) for sample in samples]
-    batch = loaded.collate(encoded, length=40, batch_size=3, padding_side=side)
+    batch = loaded.collate(encoded, BatchShape(length=40, batch_size=3, padding_side=side))
     for row, item in enumerate(encoded):
         mask_T = batch.attention_mask_BT[row]
         np.testing.assert_array_equal(batch.token_ids_BT[row][mask_T], item.token_ids_T)
@@ -88,17 +88,17 @@ def test_batches_pad_on_either_side(loaded, side):
         assert set(batch.token_ids_BT[row][~mask_T]) == {loaded.padding_id}
     np.testing.assert_array_equal(batch.example_weights_B, [1, 1, 0])
     assert not batch.attention_mask_BT[2].any() and not batch.loss_weights_BT[2].any()
-    assert not batch.has_images
+    assert batch.images is None
     with pytest.raises(ValueError, match="do not fit"):
-        loaded.collate(encoded, length=3)
+        loaded.collate(encoded, BatchShape(length=3))
 
 
 def test_a_batch_may_have_room_for_images_that_no_sample_has(loaded):
     encoded = [loaded.encode(Sample((("Oslo", False),)))]
-    batch = loaded.collate(encoded, num_images=2)
-    assert batch.patches_BIPC.shape == (1, 2, 9, 4 * 4 * 3)
-    assert not batch.image_mask_BI.any()
-    assert (batch.feature_index_BT == -1).all()
+    images = loaded.collate(encoded, BatchShape(num_images=2)).images
+    assert images.patches_BIPC.shape == (1, 2, 9, 4 * 4 * 3)
+    assert not images.mask_BI.any()
+    assert (images.feature_index_BT == -1).all()
 
 
 def test_images_and_image_tokens_that_differ_in_number_are_refused(loaded):

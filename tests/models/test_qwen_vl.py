@@ -70,9 +70,9 @@ def test_each_token_of_an_image_takes_its_own_feature_in_a_padded_batch(made):
     _, loaded, _ = made
     images = cases.image_lists()[1]
     encoded = loaded.encode(Sample(((cases.PROMPTS[1], False),), tuple(images)))
-    batch = loaded.collate([encoded])
-    room = batch.patches_BIPC.shape[2] // 4
-    rows = batch.feature_index_BT[0][batch.feature_index_BT[0] >= 0]
+    batched = loaded.collate([encoded]).images
+    room = batched.patches_BIPC.shape[2] // 4
+    rows = batched.feature_index_BT[0][batched.feature_index_BT[0] >= 0]
     expected = [
         number * room + index
         for number, vision_input in enumerate(encoded.vision_inputs)

@@ -59,7 +59,6 @@ def batch(length, seed):
         attention_mask_BT=np.ones((3, length), bool),
         positions_BT=np.tile(np.arange(length, dtype=np.int32), (3, 1)),
         loss_weights_BT=weights_BT,
-        feature_index_BT=np.full((3, length), -1, np.int32),
         example_weights_B=np.array([1, 1, 0], np.float32),
     )
 
@@ -246,7 +245,7 @@ def test_a_joint_loss_takes_both_batches_in_one_form(tmp_path, monkeypatch):
     def train_loop(loaded, phases_at, section, *, num_steps, **_):
         for step in range(num_steps):
             ((_, data),) = phases_at(step)
-            seen.append((data.forget.has_images, data.keep.has_images))
+            seen.append((data.forget.images is not None, data.keep.images is not None))
 
     monkeypatch.setattr(unlearner, "train_loop", train_loop)
     trained(tmp_path, "gradient_difference")

@@ -33,9 +33,8 @@ class Family:
     - vision_inputs: what the vision tower gets for an image, given the image, the processor and the
       config. vision_inputs_of_many: the same for one of several images of a text, if it differs.
     - placeholder: the processor's attribute that holds the placeholder.
-    - feature_rows: which rows of each image's features its tokens take, given the images and the
-      config: [J], or [J, 4] where a token is the sum of four rows with the weights that
-      bilinear_weights gives; None: all rows, in order.
+    - feature_rows: the rows of each image's features that its tokens take, and their weights, given
+      the images and the config; None: all rows, in order.
     - rope_positions: the three positions of each token, given which tokens are an image's, the
       vision inputs and the config; None: a token has one position.
     - template_of: the prompt strings, given the tokenizer, if the models of the family differ in
@@ -63,8 +62,7 @@ class Family:
     mlps: Callable[[Any], dict[str, TowerMlp]] = text_and_vision_mlps
     placeholder: str = "image_token"
     load_processor: Callable[[Path], Any] = processing.whole_processor
-    feature_rows: Callable[[Sequence[Any], Any], Sequence[np.ndarray]] | None = None
-    bilinear_weights: Callable[[Sequence[Any], Any], Sequence[np.ndarray]] | None = None
+    feature_rows: Callable[[Sequence[Any], Any], Sequence[processing.FeatureRows]] | None = None
     vision_inputs_of_many: Callable[[Any, Any, Any], tuple[VisionInput, ...]] | None = None
     rope_positions: Callable[[np.ndarray, Sequence[VisionInput], Any], np.ndarray] | None = None
     template_of: Callable[[Any], Template | None] | None = None

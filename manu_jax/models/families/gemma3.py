@@ -30,10 +30,11 @@ from manu_jax.models.inputs.processing import Replacement, placeholders
 from manu_jax.models.inputs.vision_inputs import FixedSizeInputs, square_vision_input
 from manu_jax.models.nn.decoder import Decoder
 from manu_jax.models.nn.decoder_config import DecoderConfig, decoder_config
-from manu_jax.models.nn.layers import Remat, project, random_weight, rms_norm
-from manu_jax.models.nn.multimodal import CaptureOf, Multimodal
+from manu_jax.models.nn.forward import Forward
+from manu_jax.models.nn.layers import project, random_weight, rms_norm
+from manu_jax.models.nn.multimodal import Multimodal
 from manu_jax.models.nn.vit import Vit, VitConfig, vit_config
-from manu_jax.types import Array, Batch, Neurons, Template, VisionInput
+from manu_jax.types import Array, Batch, Images, Template, VisionInput
 
 TEMPLATE = Template(
     user="<start_of_turn>user\n",
@@ -103,38 +104,28 @@ class Gemma3(Multimodal):
         self.text = Decoder(text, config.text)
         self.config = config
 
-    def encode_images(
-        self,
-        patches_BIPC: Array,
-        patch_positions_BIP2: Array | None,
-        *,
-        gates: Neurons,
-        capture_of: CaptureOf,
-        remat: Remat,
-    ) -> tuple[jax.Array, dict[str, Any]]:
+    def encode_images(self, images: Images, forward: Forward) -> tuple[jax.Array, dict[str, Any]]:
         """Return the projected means of squares of patches, row by row. [B, I, P, E]."""
-        states_BIPD, seen = self.vision(
-            patches_BIPC,
-            gates=gates.get("vision"),
-            capture=capture_of(jnp.ones(patches_BIPC.shape[:3])),
-            remat=remat,
-        )
+        patches_BIPC = images.patches_BIPC
+        assert patches_BIPC is not None
+        of_tower = forward.images("vision", jnp.ones(patches_BIPC.shape[:3]))
+        states_BIPD, captured = self.vision(patches_BIPC, forward=of_tower)
         config = self.config
-        B, images, _, D = states_BIPD.shape
+        B, count, _, D = states_BIPD.shape
         tokens = round(config.tokens_per_image**0.5)
         size = config.vision.side // tokens
-        square_vision_inputs = states_BIPD.reshape(B, images, tokens, size, tokens, size, D)
-        pooled_BIPD = square_vision_inputs.mean(axis=(3, 5)).reshape(B, images, tokens**2, D)
+        squares = states_BIPD.reshape(B, count, tokens, size, tokens, size, D)
+        pooled_BIPD = squares.mean(axis=(3, 5)).reshape(B, count, tokens**2, D)
         normal_BIPD = rms_norm(
             pooled_BIPD, self.pooled_norm_D[...], config.vision.norm_epsilon, unit_offset=True
         )
-        return project(normal_BIPD, self.projection_DE[...]), {"vision": seen}
+        return project(normal_BIPD, self.projection_DE[...]), {"vision": captured}
 
     def bidirectional_groups(self, batch: Batch) -> Array | None:
-        """Return the number of each image whose tokens stand there, −1 elsewhere."""
-        if batch.image_mask_BI is None:
+        """Return at each image token the number of its run of image tokens, −1 at all others."""
+        if batch.images is None:
             return None
-        is_image_BT = jnp.asarray(batch.feature_index_BT) >= 0
+        is_image_BT = jnp.asarray(batch.images.feature_index_BT) >= 0
         is_first_BT = is_image_BT & ~jnp.pad(is_image_BT, ((0, 0), (1, 0)))[:, :-1]
         return jnp.where(is_image_BT, jnp.cumsum(is_first_BT, axis=1) - 1, -1)
 
@@ -152,7 +143,7 @@ def weight_table(config: Gemma3Config) -> list[Entry]:
 def replacements(
     text: str, images: Sequence[Any], processor: Any, config: Gemma3Config
 ) -> list[Replacement]:
-    """Return what takes the placeholders' places: the image's tokens, and what stands around them."""
+    """Return what replaces each placeholder: the image tokens, with their start and end."""
     whole = processor.full_image_sequence
     return [(start, end, whole) for start, end in placeholders(text, processor.boi_token)]
 
@@ -160,7 +151,7 @@ def replacements(
 def vision_inputs(image: Any, processor: Any, config: Gemma3Config) -> tuple[VisionInput, ...]:
     """Return the one vision input of an image, whatever the folder says of pan and scan.
 
-    `Gemma3Processor` cuts an image into crops only where its caller asks for them.
+    `Gemma3Processor` crops an image only where its caller asks for it.
     """
     return square_vision_input(image, processor, config, do_pan_and_scan=False)
 

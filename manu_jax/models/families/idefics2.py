@@ -32,12 +32,11 @@ from manu_jax.models.hf.fields import Fields, refuse
 from manu_jax.models.hf.tables import Entry
 from manu_jax.models.inputs.processing import Replacement, placeholders
 from manu_jax.models.inputs.vision_inputs import AnySizeInputs, patches_of
-from manu_jax.models.nn.capture import TowerCapture
 from manu_jax.models.nn.decoder import Decoder, decoder_mlp, decoder_table
 from manu_jax.models.nn.decoder_config import DecoderConfig, decoder_config
-from manu_jax.models.nn.layers import Remat
-from manu_jax.models.nn.mlp import Mlp, TowerMlp, gated_rows, mlp_table
-from manu_jax.models.nn.multimodal import CaptureOf, Multimodal
+from manu_jax.models.nn.forward import Forward, TowerForward
+from manu_jax.models.nn.mlp import Mlp, TowerMlp, mlp_table
+from manu_jax.models.nn.multimodal import Multimodal
 from manu_jax.models.nn.perceiver import (
     PerceiverConfig,
     Resampler,
@@ -47,7 +46,7 @@ from manu_jax.models.nn.perceiver import (
 )
 from manu_jax.models.nn.scan import scan_layers
 from manu_jax.models.nn.vit import Vit, VitConfig, vit_config, vit_mlp, vit_table
-from manu_jax.types import Array, Neurons, Template, VisionInput
+from manu_jax.types import Images, Template, VisionInput
 
 # All versions of transformers write the hub's names.
 NAME_PREFIXES = {"hub": {"model.": "model.", "lm_head.": "lm_head."}}
@@ -117,64 +116,41 @@ class Idefics2(Multimodal):
         self.text = Decoder(text, config.text)
         self.config = config
 
-    def encode_images(
-        self,
-        patches_BIPC: Array,
-        patch_positions_BIP2: Array | None,
-        *,
-        gates: Neurons,
-        capture_of: CaptureOf,
-        remat: Remat,
-    ) -> tuple[jax.Array, dict[str, Any]]:
+    def encode_images(self, images: Images, forward: Forward) -> tuple[jax.Array, dict[str, Any]]:
         """Return each vision input's latents after the resampler. [B, I, latents, E]."""
-        assert patch_positions_BIP2 is not None
-        (B, images, P), side = patches_BIPC.shape[:3], self.config.vision.side
-        grid_index_BIP = (
-            patch_positions_BIP2[..., 0] * side + patch_positions_BIP2[..., 1]
-        )  # −1 stays below 0
+        positions_BIP2 = images.patch_positions_BIP2
+        assert images.patches_BIPC is not None and positions_BIP2 is not None
+        (B, count, P), side = images.patches_BIPC.shape[:3], self.config.vision.side
+        grid_index_BIP = positions_BIP2[..., 0] * side + positions_BIP2[..., 1]  # −1 stays below 0
         is_patch_BIP = jnp.asarray(grid_index_BIP) >= 0
-        of_patches = capture_of(is_patch_BIP)
         states_BIPD, vision = self.vision(
-            patches_BIPC,
-            grid_index_BIP,
-            gates=gates.get("vision"),
-            capture=of_patches,
-            remat=remat,
+            images.patches_BIPC, grid_index_BIP, forward=forward.images("vision", is_patch_BIP)
         )
         context_BTD, projection = self._project(
-            states_BIPD.reshape(B, images * P, -1), gates.get("projection"), of_patches, remat
+            states_BIPD.reshape(B, count * P, -1), forward.images("projection", is_patch_BIP)
         )
+        is_latent_BIP = jnp.ones((B, count, self.config.perceiver.num_latents))
         latents_BIPD, resampler = self.resampler(
-            context_BTD.reshape(B, images, P, -1),
+            context_BTD.reshape(B, count, P, -1),
             is_patch_BIP,
-            gates=gates.get("resampler"),
-            capture=capture_of(jnp.ones((B, images, self.config.perceiver.num_latents))),
-            remat=remat,
+            forward=forward.images("resampler", is_latent_BIP),
         )
         return latents_BIPD, {"vision": vision, "projection": projection, "resampler": resampler}
 
     def mlps(self) -> dict[str, TowerMlp]:
         return mlps(self.config)
 
-    def _project(
-        self, states_BTD: jax.Array, gates: Array | None, capture: TowerCapture | None, remat: Remat
-    ) -> tuple[jax.Array, Any]:
+    def _project(self, states_BTD: jax.Array, forward: TowerForward) -> tuple[jax.Array, Any]:
         """Return the states at the decoder's width [B, T, E], and what was captured."""
 
-        def body(layer: Mlp, h_BTE, gate, _):
-            y_BTE, captured = layer(states_BTD, gate, capture)
+        def body(
+            h_BTE: jax.Array, layer: Mlp, gate: jax.Array | None, _: None
+        ) -> tuple[jax.Array, Any, None]:
+            y_BTE, captured = layer(states_BTD, gate, forward.capture)
             return h_BTE + y_BTE, captured, None
 
-        E = self.config.text.width
-        y_BTE, captured, _ = scan_layers(
-            body,
-            jnp.zeros((*states_BTD.shape[:2], E), states_BTD.dtype),
-            self.projection,
-            gates=gates,
-            capture=capture,
-            matrices=gated_rows(self.config.text.num_neurons, E),
-            remat=remat,
-        )
+        zeros_BTE = jnp.zeros((*states_BTD.shape[:2], self.config.text.width), states_BTD.dtype)
+        y_BTE, captured, _ = scan_layers(body, zeros_BTE, self.projection, forward=forward)
         return y_BTE, captured
 
 
@@ -184,7 +160,14 @@ def mlps(config: Idefics2Config) -> dict[str, TowerMlp]:
     return {
         "text": decoder_mlp(text, "text"),
         "vision": vit_mlp(config.vision, "vision"),
-        "projection": TowerMlp("projection", 1, text.num_neurons, text.width, True, False),
+        "projection": TowerMlp(
+            "projection",
+            num_layers=1,
+            num_neurons=text.num_neurons,
+            width=text.width,
+            gated=True,
+            bias=False,
+        ),
         "resampler": resampler_mlp(config.perceiver, "resampler"),
     }
 
@@ -209,10 +192,10 @@ def tied(config: Any) -> dict[str, str]:
 def replacements(
     text: str, images: Sequence[Any], processor: Any, config: Idefics2Config
 ) -> list[Replacement]:
-    """Return what takes the placeholders' places: the images' tokens with one fake token around each.
+    """Return what replaces each placeholder: the image tokens with a fake token before and after.
 
-    As `Idefics2Processor` joins them: between vision inputs that touch stands one fake token, and before
-    a word that touches the last one a space.
+    As `Idefics2Processor` joins them: vision inputs that touch share a fake token, and a space
+    separates the last one from a word that touches it.
     """
     token = processor.image_token
     one = token * config.perceiver.num_latents + FAKE
@@ -234,7 +217,7 @@ def vision_inputs(image: Any, processor: Any, config: Idefics2Config) -> tuple[V
     for pixels_CYX, mask_YX in zip(
         coded["pixel_values"][0], coded["pixel_attention_mask"][0], strict=True
     ):
-        # What the mask leaves is a rectangle in the upper left corner.
+        # The mask keeps a rectangle in the upper left corner.
         rows, columns = (int(mask_YX.any(axis=axis).sum()) // size for axis in (1, 0))
         patches_PC = patches_of(pixels_CYX[:, : rows * size, : columns * size], size)
         positions = np.meshgrid(

@@ -38,10 +38,11 @@ from manu_jax.models.inputs.processing import (
 from manu_jax.models.inputs.vision_inputs import FixedSizeInputs, square_vision_inputs
 from manu_jax.models.nn.decoder import Decoder, decoder_table
 from manu_jax.models.nn.decoder_config import DecoderConfig, decoder_config
-from manu_jax.models.nn.layers import Remat, project, random_weight
-from manu_jax.models.nn.multimodal import CaptureOf, Multimodal
+from manu_jax.models.nn.forward import Forward
+from manu_jax.models.nn.layers import project, random_weight
+from manu_jax.models.nn.multimodal import Multimodal
 from manu_jax.models.nn.vit import Vit, VitConfig, vit_config, vit_table
-from manu_jax.types import Array, Neurons, Template, VisionInput
+from manu_jax.types import Images, Template, VisionInput
 
 PLACEHOLDER = "<image>"
 LARGEST = 4096  # a resized image has at most so many pixels a side
@@ -111,30 +112,18 @@ class Idefics3(Multimodal):
         self.text = Decoder(text, config.text)
         self.config = config
 
-    def encode_images(
-        self,
-        patches_BIPC: Array,
-        patch_positions_BIP2: Array | None,
-        *,
-        gates: Neurons,
-        capture_of: CaptureOf,
-        remat: Remat,
-    ) -> tuple[jax.Array, dict[str, Any]]:
+    def encode_images(self, images: Images, forward: Forward) -> tuple[jax.Array, dict[str, Any]]:
         """Return each tile's tokens: squares of patches, row by row, projected. [B, I, P, E]."""
-        states_BIPD, seen = self.vision(
-            patches_BIPC,
-            gates=gates.get("vision"),
-            capture=capture_of(jnp.ones(patches_BIPC.shape[:3])),
-            remat=remat,
-        )
-        B, images, _, D = states_BIPD.shape
+        patches_BIPC = images.patches_BIPC
+        assert patches_BIPC is not None
+        of_tower = forward.images("vision", jnp.ones(patches_BIPC.shape[:3]))
+        states_BIPD, captured = self.vision(patches_BIPC, forward=of_tower)
+        B, count, _, D = states_BIPD.shape
         size = self.config.shuffle
         tokens = self.config.vision.side // size
-        squares_BIYyXxD = states_BIPD.reshape(B, images, tokens, size, tokens, size, D).swapaxes(
-            3, 4
-        )
-        joined_BIPD = squares_BIYyXxD.reshape(B, images, tokens**2, size * size * D)
-        return project(joined_BIPD, self.projection_DE[...]), {"vision": seen}
+        squares = states_BIPD.reshape(B, count, tokens, size, tokens, size, D).swapaxes(3, 4)
+        joined_BIPD = squares.reshape(B, count, tokens**2, size * size * D)
+        return project(joined_BIPD, self.projection_DE[...]), {"vision": captured}
 
 
 def weight_table(config: Idefics3Config) -> list[Entry]:
@@ -156,7 +145,7 @@ def template_of(tokenizer: Any) -> Template:
 def replacements(
     text: str, images: Sequence[Any], processor: Any, config: Idefics3Config
 ) -> list[Replacement]:
-    """Return what takes the placeholders' places: each tile's row and column, and its image tokens."""
+    """Return what replaces each placeholder: each tile's row and column, and its image tokens."""
     tokens = PLACEHOLDER * config.num_features(config.num_patches)
     found = []
     for (start, end), image in zip(placeholders(text, PLACEHOLDER), images, strict=False):

@@ -25,10 +25,11 @@ from manu_jax.models.inputs.processing import repeated_token
 from manu_jax.models.inputs.vision_inputs import FixedSizeInputs, square_vision_input
 from manu_jax.models.nn.decoder import Decoder, decoder_table
 from manu_jax.models.nn.decoder_config import DecoderConfig, decoder_config
-from manu_jax.models.nn.layers import ACTIVATIONS, Remat, project, random_weight
-from manu_jax.models.nn.multimodal import CaptureOf, Multimodal
+from manu_jax.models.nn.forward import Forward
+from manu_jax.models.nn.layers import ACTIVATIONS, project, random_weight
+from manu_jax.models.nn.multimodal import Multimodal
 from manu_jax.models.nn.vit import Vit, VitConfig, vit_config, vit_table
-from manu_jax.types import Array, Neurons, Template
+from manu_jax.types import Images, Template
 
 # The tower of a config.json without a vision_config
 VISION_DEFAULTS = {
@@ -158,23 +159,13 @@ class Llava(Multimodal):
         self.text = Decoder(text, config.text)
         self.config = config
 
-    def encode_images(
-        self,
-        patches_BIPC: Array,
-        patch_positions_BIP2: Array | None,
-        *,
-        gates: Neurons,
-        capture_of: CaptureOf,
-        remat: Remat,
-    ) -> tuple[jax.Array, dict[str, Any]]:
+    def encode_images(self, images: Images, forward: Forward) -> tuple[jax.Array, dict[str, Any]]:
         """Return the projected features, whose class token may be dropped. [B, I, P, E]."""
-        batch, images, patches = patches_BIPC.shape[:3]
-        states_BIPD, seen = self.vision(
-            patches_BIPC,
-            gates=gates.get("vision"),
-            capture=capture_of(jnp.ones((batch, images, patches + self.config.vision.is_clip))),
-            remat=remat,
-        )
+        assert images.patches_BIPC is not None
+        B, count, patches = images.patches_BIPC.shape[:3]
+        is_token_BIP = jnp.ones((B, count, patches + self.config.vision.is_clip))
+        of_tower = forward.images("vision", is_token_BIP)
+        states_BIPD, captured = self.vision(images.patches_BIPC, forward=of_tower)
         if self.config.drops_class_token:
             states_BIPD = states_BIPD[:, :, 1:]
         x_BIPE = project(states_BIPD, self.linear_1_DE[...])
@@ -184,7 +175,7 @@ class Llava(Multimodal):
         y_BIPE = project(x_BIPE, self.linear_2_DE[...])
         if self.config.projector_bias:
             y_BIPE += self.linear_2_bias_E[...][None, None, None]
-        return y_BIPE, {} if seen is None else {"vision": seen}
+        return y_BIPE, {"vision": captured}
 
 
 def weight_table(config: LlavaConfig) -> list[Entry]:

@@ -23,11 +23,16 @@ from manu_jax.models.families.family import Family
 from manu_jax.models.families.tiny import shared_config
 from manu_jax.models.hf.fields import Fields, refuse
 from manu_jax.models.hf.tables import Entry
-from manu_jax.models.inputs.processing import Replacement, placeholders, whole_processor
+from manu_jax.models.inputs.processing import (
+    FeatureRows,
+    Replacement,
+    placeholders,
+    whole_processor,
+)
 from manu_jax.models.inputs.vision_inputs import square_vision_inputs
-from manu_jax.models.nn.layers import Remat, random_weight
-from manu_jax.models.nn.multimodal import CaptureOf
-from manu_jax.types import Array, ManuError, Neurons, Template, VisionInput
+from manu_jax.models.nn.forward import Forward
+from manu_jax.models.nn.layers import random_weight
+from manu_jax.types import Images, ManuError, Template, VisionInput
 
 # Rows and columns of pixels, where the config.json names none
 PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
@@ -117,25 +122,15 @@ class LlavaNext(llava.Llava):
         E = config.text.width
         self.newline_E = random_weight(jax.random.fold_in(key, 4), (E,), E)
 
-    def encode_images(
-        self,
-        patches_BIPC: Array,
-        patch_positions_BIP2: Array | None,
-        *,
-        gates: Neurons,
-        capture_of: CaptureOf,
-        remat: Remat,
-    ) -> tuple[jax.Array, dict[str, Any]]:
-        """Return the projected features, and the newline after those of each vision input. [B, I, P, E].
+    def encode_images(self, images: Images, forward: Forward) -> tuple[jax.Array, dict[str, Any]]:
+        """Return each vision input's projected features, and the newline after them. [B, I, P, E].
 
         P is one more than the patches of a vision input.
         """
-        y_BIPE, seen = super().encode_images(
-            patches_BIPC, patch_positions_BIP2, gates=gates, capture_of=capture_of, remat=remat
-        )
+        y_BIPE, captured = super().encode_images(images, forward)
         newline_E = self.newline_E[...].astype(y_BIPE.dtype)
         shape = (*y_BIPE.shape[:2], 1, len(newline_E))
-        return jnp.concatenate([y_BIPE, jnp.broadcast_to(newline_E, shape)], axis=2), seen
+        return jnp.concatenate([y_BIPE, jnp.broadcast_to(newline_E, shape)], axis=2), captured
 
 
 def weight_table(config: LlavaNextConfig) -> list[Entry]:
@@ -164,24 +159,24 @@ def load_processor(path: Path) -> Any:
 def replacements(
     text: str, images: Sequence[Any], processor: Any, config: LlavaNextConfig
 ) -> list[Replacement]:
-    """Return what takes the placeholders' places: as many image tokens as take features."""
+    """Return what replaces each placeholder: an image token for each row that tokens take."""
     return repeated(text, processor.image_token, feature_rows(images, config))
 
 
-def repeated(text: str, token: str, rows: Sequence[np.ndarray]) -> list[Replacement]:
-    """Return what takes the placeholders' places, given the rows that the tokens of each take."""
+def repeated(text: str, token: str, rows: Sequence[FeatureRows]) -> list[Replacement]:
+    """Return what replaces each placeholder, given the rows that the tokens of each image take."""
     pairs = zip(placeholders(text, token), rows, strict=False)
-    return [(start, end, token * len(taken)) for (start, end), taken in pairs]
+    return [(start, end, token * len(taken.index)) for (start, end), taken in pairs]
 
 
-def feature_rows(images: Sequence[Any], config: LlavaNextConfig) -> list[np.ndarray]:
+def feature_rows(images: Sequence[Any], config: LlavaNextConfig) -> list[FeatureRows]:
     """Return the rows of each image's features that its tokens take, in order.
 
     The features are those of the whole image and then of the tiles, row by row, each of them its
     patches and a newline.
     """
     maps = [map_of_tiles(image.height, image.width, config) for image in images]
-    return [in_order(map_YX, config) for map_YX in maps]
+    return [FeatureRows(in_order(map_YX, config)) for map_YX in maps]
 
 
 def vision_inputs(image: Any, processor: Any, config: LlavaNextConfig) -> tuple[VisionInput, ...]:

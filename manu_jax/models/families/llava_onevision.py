@@ -27,6 +27,7 @@ from manu_jax.models.families.tiny import (
 )
 from manu_jax.models.hf.fields import Fields, refuse
 from manu_jax.models.inputs.processing import (
+    FeatureRows,
     Processor,
     Replacement,
     processor_without_videos,
@@ -96,46 +97,43 @@ def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Lla
 def replacements(
     text: str, images: Sequence[Any], processor: Any, config: LlavaOnevisionConfig
 ) -> list[Replacement]:
-    """Return what takes the placeholders' places: as many image tokens as take features."""
+    """Return what replaces each placeholder: an image token for each sum of rows."""
     return llava_next.repeated(text, processor.image_token, feature_rows(images, config))
 
 
-def feature_rows(images: Sequence[Any], config: LlavaOnevisionConfig) -> list[np.ndarray]:
-    """Return the four rows of each image's features that its tokens are the sums of. [J, 4] each.
+def feature_rows(images: Sequence[Any], config: LlavaOnevisionConfig) -> list[FeatureRows]:
+    """Return the four rows of each image's features whose weighted sum each of its tokens is.
 
-    The features are those of the whole image and then of the tiles, as in LLaVA-NeXT.
+    The features are those of the whole image and then of the tiles, as in LLaVA-NeXT; an image that
+    is one of several has no tiles.
     """
-    if len(images) != 1:
-        return [np.tile(np.arange(config.num_patches + 1)[:, None], 4) for _ in images]
-    map_YX = llava_next.map_of_tiles(images[0].height, images[0].width, config)
-    (first_Y, second_Y, _), (first_X, second_X, _) = _resized(map_YX.shape, config)
-    corners = [map_YX[y][:, x] for y in (first_Y, second_Y) for x in (first_X, second_X)]
-    return [
-        np.stack([llava_next.in_order(bilinear_YX, config) for bilinear_YX in corners], axis=-1)
-    ]
-
-
-def bilinear_weights(images: Sequence[Any], config: LlavaOnevisionConfig) -> list[np.ndarray]:
-    """Return the weights of the four rows that each token is the sum of. [J, 4] each, float32."""
     P = config.num_patches
     if len(images) != 1:
-        return [_first(P + 1) for _ in images]
-    shape = llava_next.map_of_tiles(images[0].height, images[0].width, config).shape
-    (_, _, share_Y), (_, _, share_X) = _resized(shape, config)
+        return [FeatureRows(np.tile(np.arange(P + 1)[:, None], 4), _first(P + 1)) for _ in images]
+    return [_of_tiles(images[0].height, images[0].width, config)]
+
+
+@functools.lru_cache(maxsize=64)  # asked several times a sample; many images are of one size
+def _of_tiles(height: int, width: int, config: LlavaOnevisionConfig) -> FeatureRows:
+    map_YX = llava_next.map_of_tiles(height, width, config)
+    (first_Y, second_Y, share_Y), (first_X, second_X, share_X) = _resized(map_YX.shape, config)
+    corners = [map_YX[y][:, x] for y in (first_Y, second_Y) for x in (first_X, second_X)]
+    rows = [llava_next.in_order(corner_YX, config) for corner_YX in corners]
     weights_YX4 = np.stack(
         [y_Y[:, None] * x_X for y_Y in (1 - share_Y, share_Y) for x_X in (1 - share_X, share_X)],
         axis=-1,
     )
     newlines_YX4 = _first(len(share_Y))[:, None]
     lines_YX4 = np.concatenate([weights_YX4, newlines_YX4], axis=1)
-    return [np.concatenate([_first(P), lines_YX4.reshape(-1, 4)])]
+    weights_J4 = np.concatenate([_first(config.num_patches), lines_YX4.reshape(-1, 4)])
+    return FeatureRows(np.stack(rows, axis=-1), weights_J4)
 
 
 def vision_inputs_of_many(
     image: Any, processor: Any, config: LlavaOnevisionConfig
 ) -> tuple[VisionInput, ...]:
-    """Return the one vision input of an image that stands beside others: padded to a square."""
-    # The image processor does so where a text has two images; the second is not used.
+    """Return the one vision input of an image that is one of several: padded to a square."""
+    # The image processor pads where a text has two images; the second one is not used.
     coded = processor.image_processor(images=[[image, image]], return_tensors="np")
     return square_vision_inputs(np.asarray(coded["pixel_values"][0]), config)
 
@@ -215,7 +213,6 @@ FAMILY = Family(
     vision_inputs=llava_next.vision_inputs,
     vision_inputs_of_many=vision_inputs_of_many,
     feature_rows=feature_rows,
-    bilinear_weights=bilinear_weights,
     tiny_config=tiny_config,
     tiny_processor=tiny_processor,
     template=TEMPLATE,

@@ -23,10 +23,11 @@ from manu_jax.models.inputs.processing import repeated_token
 from manu_jax.models.inputs.vision_inputs import FixedSizeInputs, square_vision_input
 from manu_jax.models.nn.decoder import Decoder
 from manu_jax.models.nn.decoder_config import DecoderConfig, decoder_config
-from manu_jax.models.nn.layers import Remat, project, random_weight
-from manu_jax.models.nn.multimodal import CaptureOf, Multimodal
+from manu_jax.models.nn.forward import Forward
+from manu_jax.models.nn.layers import project, random_weight
+from manu_jax.models.nn.multimodal import Multimodal
 from manu_jax.models.nn.vit import Vit, VitConfig, vit_config
-from manu_jax.types import Array, Batch, Neurons, Template
+from manu_jax.types import Array, Batch, Images, Template
 
 TEMPLATE = Template(
     user="",
@@ -104,27 +105,17 @@ class PaliGemma(Multimodal):
         self.text = Decoder(text, config.text)
         self.config = config
 
-    def encode_images(
-        self,
-        patches_BIPC: Array,
-        patch_positions_BIP2: Array | None,
-        *,
-        gates: Neurons,
-        capture_of: CaptureOf,
-        remat: Remat,
-    ) -> tuple[jax.Array, dict[str, Any]]:
+    def encode_images(self, images: Images, forward: Forward) -> tuple[jax.Array, dict[str, Any]]:
         """Return the projected patches. [B, I, P, E]."""
-        states_BIPD, seen = self.vision(
-            patches_BIPC,
-            gates=gates.get("vision"),
-            capture=capture_of(jnp.ones(patches_BIPC.shape[:3])),
-            remat=remat,
-        )
+        patches_BIPC = images.patches_BIPC
+        assert patches_BIPC is not None
+        of_tower = forward.images("vision", jnp.ones(patches_BIPC.shape[:3]))
+        states_BIPD, captured = self.vision(patches_BIPC, forward=of_tower)
         y_BIPE = project(states_BIPD, self.projection_DE[...])
-        return y_BIPE + self.projection_bias_E[...][None, None, None], {"vision": seen}
+        return y_BIPE + self.projection_bias_E[...][None, None, None], {"vision": captured}
 
     def bidirectional_groups(self, batch: Batch) -> Array:
-        """Return 0 for what comes before the first token that carries loss, −1 from there on."""
+        """Return 0 before the first token that carries loss, −1 from there on."""
         is_answer_BT = jnp.asarray(batch.loss_weights_BT) > 0
         return jnp.where(jnp.cumsum(is_answer_BT, axis=1) == 0, 0, -1)
 

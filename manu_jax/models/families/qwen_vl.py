@@ -35,9 +35,9 @@ from manu_jax.models.inputs.processing import (
 from manu_jax.models.inputs.vision_inputs import AnySizeInputs
 from manu_jax.models.nn.decoder import Decoder, decoder_mlp, decoder_table
 from manu_jax.models.nn.decoder_config import DecoderConfig, decoder_config
-from manu_jax.models.nn.layers import Remat
+from manu_jax.models.nn.forward import Forward
 from manu_jax.models.nn.mlp import TowerMlp
-from manu_jax.models.nn.multimodal import CaptureOf, Multimodal
+from manu_jax.models.nn.multimodal import Multimodal
 from manu_jax.models.nn.qwen_vision import (
     QwenVision,
     QwenVisionConfig,
@@ -45,7 +45,7 @@ from manu_jax.models.nn.qwen_vision import (
     qwen_vision_mlp,
     qwen_vision_table,
 )
-from manu_jax.types import Array, ManuError, Neurons, Template, VisionInput
+from manu_jax.types import Images, ManuError, Template, VisionInput
 
 PLACEHOLDER = "<|image_pad|>"
 # transformers writes the hub's names. The prefixes of "hub" match all in-memory names, too, so they
@@ -137,25 +137,13 @@ class QwenVL(Multimodal):
         self.text = Decoder(text, config.text)
         self.config = config
 
-    def encode_images(
-        self,
-        patches_BIPC: Array,
-        patch_positions_BIP2: Array | None,
-        *,
-        gates: Neurons,
-        capture_of: CaptureOf,
-        remat: Remat,
-    ) -> tuple[jax.Array, dict[str, Any]]:
+    def encode_images(self, images: Images, forward: Forward) -> tuple[jax.Array, dict[str, Any]]:
         """Return the merged tokens of each vision input. [B, I, P / merge², E]."""
-        assert patch_positions_BIP2 is not None
-        tokens_BIPE, seen = self.vision(
-            patches_BIPC,
-            patch_positions_BIP2,
-            gates=gates.get("vision"),
-            capture=capture_of(patch_positions_BIP2[..., 0] >= 0),
-            remat=remat,
-        )
-        return tokens_BIPE, {"vision": seen}
+        positions_BIP2 = images.patch_positions_BIP2
+        assert images.patches_BIPC is not None and positions_BIP2 is not None
+        of_tower = forward.images("vision", positions_BIP2[..., 0] >= 0)
+        tokens_BIPE, captured = self.vision(images.patches_BIPC, positions_BIP2, forward=of_tower)
+        return tokens_BIPE, {"vision": captured}
 
     def mlps(self) -> dict[str, TowerMlp]:
         return mlps(self.config)
@@ -183,7 +171,7 @@ def tied(config: QwenVLConfig) -> dict[str, str]:
 def replacements(
     text: str, images: Sequence[Any], processor: Any, config: QwenVLConfig
 ) -> list[Replacement]:
-    """Return what takes the placeholders' places: the image token, once for each group of patches."""
+    """Return what replaces each placeholder: the image token, once for each group of patches."""
     token, count_patches = processor.image_token, processor.image_processor
     counts = [
         count_patches.get_number_of_image_patches(image.height, image.width) for image in images
@@ -193,7 +181,7 @@ def replacements(
 
 
 def vision_inputs(image: Any, processor: Any, config: QwenVLConfig) -> tuple[VisionInput, ...]:
-    """Return the one vision input of an image, whose patches stand group by group."""
+    """Return the one vision input of an image; its patches are in order of their groups."""
     coded = processor.image_processor(images=[image], return_tensors="np")
     patches_PC = np.asarray(coded["pixel_values"], np.float32)
     _, rows, columns = (int(size) for size in coded["image_grid_thw"][0])
@@ -211,15 +199,15 @@ def vision_inputs(image: Any, processor: Any, config: QwenVLConfig) -> tuple[Vis
 
 
 def rope_positions(
-    is_image_T: np.ndarray, seen: Sequence[VisionInput], config: QwenVLConfig
+    is_image_T: np.ndarray, vision_inputs: Sequence[VisionInput], config: QwenVLConfig
 ) -> np.ndarray:
     """Return each token's positions in time, by row and by column. [T, 3] int32."""
-    merge, waiting = config.vision.merge, iter(seen)
+    merge, remaining = config.vision.merge, iter(vision_inputs)
     pieces, position = [], 0
     for is_image, run in itertools.groupby(is_image_T):
         count = len(list(run))
         while is_image and count:
-            vision_input = next(waiting)
+            vision_input = next(remaining)
             assert vision_input.patch_positions_P2 is not None
             groups_P2 = vision_input.patch_positions_P2[:: merge**2] // merge
             time_P1 = np.zeros((len(groups_P2), 1), np.int32)

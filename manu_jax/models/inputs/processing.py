@@ -1,28 +1,48 @@
 """Texts and images to the numbers of a Batch, as the model's Hugging Face processor does it.
 
-Where an image stands in a text is marked; its family says which tokens take the placeholder's place, and
-what its tower takes for the image. That is made once as long as the image stays in the cache.
+A text has a placeholder for each of its images. The family says which tokens replace it, and what
+its tower reads of the image; that is made once, as long as the image stays in the cache.
 """
 
 import dataclasses
+import functools
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from manu_jax.models.inputs.vision_inputs import VisionInputSizes, collate_vision_inputs
-from manu_jax.types import Batch, Encoded, ManuError, Sample, VisionInput
+from manu_jax.types import (
+    Batch,
+    BatchShape,
+    Encoded,
+    Images,
+    ManuError,
+    Sample,
+    VisionInput,
+)
 
 SHOWN_LETTERS = 60
 
-# (start, end, what stands there instead) in a text
+# (start, end, new text) of a part of a text
 Replacement = tuple[int, int, str]
+
+
+class FeatureRows(NamedTuple):
+    """The rows of an image's features that its tokens take, in order.
+
+    index: [J], or [J, 4] where a token is a weighted sum of four rows. weights: None, or [J, 4]
+    float32. The features are those of the image's vision inputs, one after the other.
+    """
+
+    index: np.ndarray
+    weights: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Processor:
-    """An image processor and a tokenizer, without what their family needs for videos."""
+    """An image processor and a tokenizer, without the processor of videos."""
 
     image_processor: Any
     tokenizer: Any
@@ -37,12 +57,12 @@ def whole_processor(path: Any) -> Any:
     """Return the processor of a Hugging Face folder."""
     from transformers import AutoProcessor
 
-    # PIL everywhere: the torchvision backend gives other pixels.
+    # Always PIL: the torchvision backend gives other pixels.
     return AutoProcessor.from_pretrained(path, backend="pil", local_files_only=True)
 
 
 def processor_without_videos(path: Any, image_token: str) -> Processor:
-    """Return image processor and tokenizer of a folder whose video processor wants torchvision."""
+    """Return image processor and tokenizer of a folder whose video processor needs torchvision."""
     from transformers import AutoImageProcessor, AutoTokenizer
 
     images = AutoImageProcessor.from_pretrained(path, backend="pil", local_files_only=True)
@@ -56,25 +76,25 @@ def placeholders(text: str, placeholder: str) -> list[tuple[int, int]]:
 
 
 def expanded(sample: Sample, replacements: Sequence[Replacement]) -> tuple[tuple[str, bool], ...]:
-    """Return the sample's segments with the replacements, which do not overlap and are in order."""
+    """Return the sample's segments after the replacements, which are in order and disjoint."""
     text, position, pieces = sample.text, 0, []
-    for start, end, instead in replacements:
-        pieces += [text[position:start], instead]
+    for start, end, new in replacements:
+        pieces += [text[position:start], new]
         position = end
     new_text = "".join([*pieces, text[position:]])
-    segments, begin, place = [], 0, 0
+    segments, new_start, old_end = [], 0, 0
     for old, is_answer in sample.segments:
-        place += len(old)
-        grown = sum(len(new) - (end - start) for start, end, new in replacements if end <= place)
-        segments.append((new_text[begin : place + grown], is_answer))
-        begin = place + grown
+        old_end += len(old)
+        growth = sum(len(new) - (end - start) for start, end, new in replacements if end <= old_end)
+        segments.append((new_text[new_start : old_end + growth], is_answer))
+        new_start = old_end + growth
     return tuple(segments)
 
 
 def repeated_token(
     text: str, images: Sequence[Any], processor: Any, config: Any
 ) -> list[Replacement]:
-    """Return what takes the placeholders' places where a vision input is its image token so many times."""
+    """Return the replacements of a family whose every image is `tokens_per_image` image tokens."""
     token = processor.image_token
     return [
         (start, end, token * config.tokens_per_image) for start, end in placeholders(text, token)
@@ -88,19 +108,21 @@ def encode(
     placeholder: str,
     replacements: Callable[[], Sequence[Replacement]],
     vision_inputs: Callable[[Any], tuple[VisionInput, ...]],
-    feature_rows: Callable[[], Sequence[np.ndarray]] | None = None,
+    feature_rows: Callable[[], Sequence[FeatureRows]] | None = None,
+    rope_positions: Callable[[np.ndarray, Sequence[VisionInput]], np.ndarray] | None = None,
     image_token: int,
     context: int,
     vocabulary: int,
 ) -> Encoded:
     """Return a sample as numbers.
 
-    replacements: what takes the places of the text's placeholders. vision inputs: what the tower takes for an image.
-    feature_rows: which of each image's features its tokens take, one [J] or four corners [J, 4];
-    None: all, in order. A token carries loss where its letters reach into an answer; image tokens
-    and the first token never do. vocabulary: rows of the embedding. Raises ManuError where images
-    and placeholders differ in number, the prompt is longer than the context, or a token or a feature
-    has no row: on a device a gather would take another one's.
+    replacements: of the text's placeholders. vision_inputs: what the tower reads of an image.
+    feature_rows: the rows of each image's features that its tokens take; None: all, in order.
+    rope_positions: the three positions of each token, given which are image tokens and the vision
+    inputs; None: a token has one. A token carries loss where its letters reach into an answer;
+    image tokens and the first token never do. vocabulary: rows of the embedding. Raises ManuError
+    where images and placeholders differ in number, the prompt is longer than the context, or a
+    token or a feature has no row: on a device a gather would take another one's.
     """
     num_placeholders = len(placeholders(sample.text, placeholder))
     if num_placeholders != len(sample.images):
@@ -127,136 +149,159 @@ def encode(
             f"prompt {_shown(sample)}: {len(ids_T)} tokens{images if sample.images else ''}; the "
             f"model's context is {context}. Shorten it or give fewer images."
         )
-    seen = [vision_inputs(image) for image in sample.images]
-    counts = [sum(vision_input.num_features for vision_input in several) for several in seen]
-    rows = [np.arange(count) for count in counts] if feature_rows is None else feature_rows()
-    starts = np.cumsum([0, *counts])
-    taken = [start + row for start, row in zip(starts, rows, strict=False)]
-    num_taken = sum(map(len, taken))
+    by_image = [vision_inputs(image) for image in sample.images]
+    counts = [sum(vision_input.num_features for vision_input in several) for several in by_image]
+    every = [FeatureRows(np.arange(count)) for count in counts]
+    rows = every if feature_rows is None else feature_rows()
+    num_taken = sum(len(taken.index) for taken in rows)
     if is_image_T.sum() != num_taken:
         raise ManuError(
             f"prompt {_shown(sample)}: {is_image_T.sum()} image tokens for {num_taken} image "
             "features: config.json and the processor's files are of different models."
         )
     for row, count in zip(rows, counts, strict=False):
-        if row.size and not 0 <= row.min() <= row.max() < count:
+        if row.index.size and not 0 <= row.index.min() <= row.index.max() < count:
             raise ManuError(
-                f"prompt {_shown(sample)}: its image tokens take features up to {row.max()} of "
-                f"{count}: config.json and the processor's files are of different models."
+                f"prompt {_shown(sample)}: its image tokens take features up to "
+                f"{row.index.max()} of {count}: config.json and the processor's files are of different models."
             )
-    flat = tuple(vision_input for several in seen for vision_input in several)
-    if not taken or taken[0].ndim == 1:
-        feature_index_T = placed(is_image_T, taken, np.full(len(ids_T), -1, np.int32))
-        return Encoded(ids_T, weights_T, feature_index_T, flat, sample.key)
-    bilinear_T4 = placed(is_image_T, taken, np.full((len(ids_T), 4), -1, np.int32))
-    first_T = bilinear_T4[:, 0]
-    return Encoded(ids_T, weights_T, first_T, flat, sample.key, bilinear_index_T4=bilinear_T4)
-
-
-def placed(is_image_T: np.ndarray, rows: Sequence[np.ndarray], other: np.ndarray) -> np.ndarray:
-    """Return `other` with the images' rows, image after image, where the image tokens stand."""
+    flat = tuple(vision_input for several in by_image for vision_input in several)
+    starts = np.cumsum([0, *counts])
+    index = np.full(len(ids_T), -1, np.int32)
     if rows:
-        other[is_image_T] = np.concatenate(rows)
-    return other
+        shifted = [start + taken.index for start, taken in zip(starts, rows, strict=False)]
+        index = _at_images(is_image_T, shifted, np.int32(-1))
+    weights = [taken.weights for taken in rows if taken.weights is not None]
+    is_bilinear = len(weights) > 0
+    return Encoded(
+        ids_T,
+        weights_T,
+        feature_index_T=index[:, 0] if is_bilinear else index,
+        vision_inputs=flat,
+        key=sample.key,
+        rope_T3=None if rope_positions is None else rope_positions(is_image_T, flat),
+        bilinear_index_T4=index if is_bilinear else None,
+        bilinear_weights_T4=_at_images(is_image_T, weights, np.float32(0)) if weights else None,
+    )
 
 
 def collate(
     encoded: Sequence[Encoded],
+    shape: BatchShape,
     *,
     padding_token: int,
     sizes: VisionInputSizes,
-    length: int | None = None,
-    batch_size: int | None = None,
-    num_images: int | None = None,
-    num_patches: int | None = None,
-    num_answers: int | None = None,
-    padding_side: Literal["left", "right"] = "right",
 ) -> Batch:
     """Return samples padded to one batch; examples beyond them have weight 0 and no valid token.
 
-    length, batch_size, num_images, num_patches, num_answers (tokens): what to pad to; None: the
-    largest there is. With no image (and num_images None or 0) the batch has no patches; without an
-    answer token (and num_answers None or 0) it has no answer positions.
+    Raises ValueError where the samples do not fit the shape.
     """
-    T = max((item.num_tokens for item in encoded), default=0) if length is None else length
-    B = len(encoded) if batch_size is None else batch_size
-    most = max((item.num_images for item in encoded), default=0)
-    images = most if num_images is None else num_images
-    answers = max((item.num_answers for item in encoded), default=0)
-    A = answers if num_answers is None else num_answers
-    largest = max((item.num_patches for item in encoded), default=0)
-    P = (largest or sizes.num_patches) if num_patches is None else num_patches
-    too_long = answers > A or any(item.num_tokens > T for item in encoded)
-    if len(encoded) > B or most > images or too_long or (images and largest > P):
-        raise ValueError(
-            f"{len(encoded)} samples do not fit [{B}, {T}] with {images} images of {P} patches and "
-            f"{A} answer tokens each"
-        )
+    room = _room(encoded, shape, sizes)
+    T, B, A = room["length"], room["batch_size"], room["num_answers"]
     token_ids_BT = np.full((B, T), padding_token, np.int32)
     attention_mask_BT = np.zeros((B, T), bool)
     positions_BT = np.zeros((B, T), np.int32)
     loss_weights_BT = np.zeros((B, T), np.float32)
-    feature_index_BT = np.full((B, T), -1, np.int32)
     example_weights_B = np.zeros(B, np.float32)
     answer_index_BA = np.full((B, A), T - 1, np.int32) if A else None
     has_rope = any(item.rope_T3 is not None for item in encoded)
     rope_BT3 = np.zeros((B, T, 3), np.int32) if has_rope else None
-    bilinear_index_BT4 = bilinear_weights_BT4 = None
-    if any(item.bilinear_index_T4 is not None for item in encoded):
-        bilinear_index_BT4 = np.full((B, T, 4), -1, np.int32)
-        bilinear_weights_BT4 = np.zeros((B, T, 4), np.float32)
+    slices = []
     for row, item in enumerate(encoded):
         n = item.num_tokens
-        place = slice(0, n) if padding_side == "right" else slice(T - n, T)
-        token_ids_BT[row, place] = item.token_ids_T
-        attention_mask_BT[row, place] = True
+        part = slice(0, n) if shape.padding_side == "right" else slice(T - n, T)
+        slices.append(part)
+        token_ids_BT[row, part] = item.token_ids_T
+        attention_mask_BT[row, part] = True
         # Padding on the right goes on counting, as in `transformers`: statistics may include it.
-        positions_BT[row] = np.maximum(np.arange(T) - place.start, 0)
-        loss_weights_BT[row, place] = item.loss_weights_T
-        room = sizes.num_features(P)
-        feature_index_BT[row, place] = _padded_index(item.feature_index_T, item.vision_inputs, room)
-        if item.bilinear_index_T4 is not None:
-            assert bilinear_index_BT4 is not None and bilinear_weights_BT4 is not None
-            bilinear_index_BT4[row, place] = _padded_index(
-                item.bilinear_index_T4, item.vision_inputs, room
-            )
-            bilinear_weights_BT4[row, place] = item.bilinear_weights_T4
+        positions_BT[row] = np.maximum(np.arange(T) - part.start, 0)
+        loss_weights_BT[row, part] = item.loss_weights_T
         example_weights_B[row] = 1
         if rope_BT3 is not None and item.rope_T3 is not None:
-            rope_BT3[row, place] = item.rope_T3
+            rope_BT3[row, part] = item.rope_T3
         if answer_index_BA is not None:
             answer_index_BA[row, : item.num_answers] = np.flatnonzero(loss_weights_BT[row]) - 1
-    image_mask_BI = patches_BIPC = patch_positions_BIP2 = None
-    if images:
-        rows = [item.vision_inputs for item in encoded] + [()] * (B - len(encoded))
-        patches_BIPC, patch_positions_BIP2 = collate_vision_inputs(rows, sizes, images, P)
-        image_mask_BI = np.arange(images)[None] < np.array([[len(row)] for row in rows])
     return Batch(
-        token_ids_BT,
-        attention_mask_BT,
-        positions_BT,
-        loss_weights_BT,
-        feature_index_BT,
-        example_weights_B,
-        image_mask_BI,
-        patches_BIPC,
-        patch_positions_BIP2,
-        answer_index_BA,
+        token_ids_BT=token_ids_BT,
+        attention_mask_BT=attention_mask_BT,
+        positions_BT=positions_BT,
+        loss_weights_BT=loss_weights_BT,
+        example_weights_B=example_weights_B,
+        images=_images(encoded, slices, room=room, sizes=sizes) if room["num_images"] else None,
+        answer_index_BA=answer_index_BA,
         rope_BT3=rope_BT3,
-        bilinear_index_BT4=bilinear_index_BT4,
-        bilinear_weights_BT4=bilinear_weights_BT4,
+    )
+
+
+def _at_images(is_image_T: np.ndarray, values: Sequence[np.ndarray], other: Any) -> np.ndarray:
+    """Return each image's values at its tokens, in order, and `other` at all other tokens."""
+    joined = np.concatenate(values)
+    placed = np.full((len(is_image_T), *joined.shape[1:]), other)
+    placed[is_image_T] = joined
+    return placed
+
+
+def _room(encoded: Sequence[Encoded], shape: BatchShape, sizes: VisionInputSizes) -> dict[str, int]:
+    """Return a batch's sizes by the fields of BatchShape; ValueError where it is too small."""
+    needed = {
+        "length": max((item.num_tokens for item in encoded), default=0),
+        "batch_size": len(encoded),
+        "num_images": max((item.num_images for item in encoded), default=0),
+        "num_patches": max((item.num_patches for item in encoded), default=0),
+        "num_answers": max((item.num_answers for item in encoded), default=0),
+    }
+    usual = {**needed, "num_patches": needed["num_patches"] or sizes.num_patches}
+    given = {name: getattr(shape, name) for name in needed}
+    room = {name: usual[name] if size is None else size for name, size in given.items()}
+    if any(needed[name] > room[name] for name in needed):
+        raise ValueError(
+            f"{len(encoded)} samples do not fit [{room['batch_size']}, {room['length']}] with "
+            f"{room['num_images']} images of {room['num_patches']} patches and "
+            f"{room['num_answers']} answer tokens each"
+        )
+    return room
+
+
+def _images(
+    encoded: Sequence[Encoded],
+    slices: Sequence[slice],
+    *,
+    room: Mapping[str, int],
+    sizes: VisionInputSizes,
+) -> Images:
+    """Return the samples' images; slices: of each sample's tokens in its row."""
+    B, T, P = room["batch_size"], room["length"], room["num_patches"]
+    index_BT = np.full((B, T), -1, np.int32)
+    bilinear_BT4 = weights_BT4 = None
+    if any(item.bilinear_index_T4 is not None for item in encoded):
+        bilinear_BT4 = np.full((B, T, 4), -1, np.int32)
+        weights_BT4 = np.zeros((B, T, 4), np.float32)
+    for row, (item, part) in enumerate(zip(encoded, slices, strict=True)):
+        pad = functools.partial(
+            _padded_index, vision_inputs=item.vision_inputs, room=sizes.num_features(P)
+        )
+        index_BT[row, part] = pad(item.feature_index_T)
+        if bilinear_BT4 is not None and item.bilinear_index_T4 is not None:
+            bilinear_BT4[row, part] = pad(item.bilinear_index_T4)
+        if weights_BT4 is not None and item.bilinear_weights_T4 is not None:
+            weights_BT4[row, part] = item.bilinear_weights_T4
+    rows = [item.vision_inputs for item in encoded] + [()] * (B - len(encoded))
+    return dataclasses.replace(
+        collate_vision_inputs(rows, sizes, (room["num_images"], P)),
+        feature_index_BT=index_BT,
+        bilinear_index_BT4=bilinear_BT4,
+        bilinear_weights_BT4=weights_BT4,
     )
 
 
 def _padded_index(index: np.ndarray, vision_inputs: Sequence[VisionInput], room: int) -> np.ndarray:
-    """Return an index of features where each vision input has room for as many. int32."""
+    """Return an index of features in a batch, where each vision input has `room` of them. int32."""
     counts = np.array([vision_input.num_features for vision_input in vision_inputs], np.int32)
     if (counts == room).all():
         return index
     ends = np.cumsum(counts)
     number = np.searchsorted(ends, index, side="right")
-    starts = np.append(ends - counts, 0)  # what is no image token has any number
-    padded = index - starts[number] + number * room
+    padded = index - (ends - counts)[number] + number * room
     return np.where(index < 0, -1, padded).astype(np.int32)
 
 

@@ -1,4 +1,4 @@
-"""What a vision tower takes for an image: vision inputs, how they are made, kept, and put in a batch."""
+"""Vision inputs, what a tower reads of an image: made, cached, and put in a batch."""
 
 import collections
 from collections.abc import Callable, Sequence
@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from manu_jax.types import ManuError, VisionInput
+from manu_jax.types import Images, ManuError, VisionInput
 
 CACHE_BYTES = 2**29
 
@@ -14,8 +14,8 @@ CACHE_BYTES = 2**29
 class VisionInputSizes(Protocol):
     """What a family's config says of its vision inputs.
 
-    patch_values: numbers of a patch. num_patches: of a vision input; where they are of any size, what a
-    batch without a vision input has room for. of_any_size: a batch says where each patch has its place.
+    patch_values: numbers of a patch. num_patches: of a vision input; where they are of any size,
+    the room in a batch without vision inputs. of_any_size: a batch holds the patches' positions.
     """
 
     @property
@@ -28,7 +28,7 @@ class VisionInputSizes(Protocol):
     def of_any_size(self) -> bool: ...
 
     def num_features(self, num_patches: int) -> int:
-        """Return the features that a vision input with room for so many patches becomes."""
+        """Return how many features a vision input with room for so many patches becomes."""
         ...
 
 
@@ -69,7 +69,7 @@ class AnySizeInputs:
 
 
 class VisionInputCache:
-    """Pictures of the images last used, up to CACHE_BYTES. An image is known by its identity."""
+    """The vision inputs of the images used last, up to CACHE_BYTES; images by their identity."""
 
     def __init__(self):
         self._entries: collections.OrderedDict[Any, tuple[Any, tuple[VisionInput, ...]]]
@@ -100,7 +100,7 @@ class VisionInputCache:
 def patches_of(pixels_CYX: np.ndarray, size: int) -> np.ndarray:
     """Return an image's patches of `size` by `size` pixels, row by row. [P, size · size · C].
 
-    Rows and columns that fill no patch are lost, as in a convolution.
+    Rows and columns of pixels that fill no patch are cut off, as by a convolution.
     """
     C, Y, X = pixels_CYX.shape
     rows, columns = Y // size, X // size
@@ -114,14 +114,14 @@ def square_vision_input(
 ) -> tuple[VisionInput, ...]:
     """Return the one vision input of an image, as large as the tower's grid.
 
-    settings: of the image processor, in place of the folder's.
+    settings: of the image processor; they replace the folder's.
     """
     coded = processor.image_processor(images=[image], return_tensors="np", **settings)
     return square_vision_inputs(np.asarray(coded["pixel_values"]), config)
 
 
 def square_vision_inputs(pixels_ICYX: np.ndarray, config: Any) -> tuple[VisionInput, ...]:
-    """Return the vision inputs that a processor makes of an image, each as large as the tower's grid."""
+    """Return the vision inputs of a processor's pixels, each as large as the tower's grid."""
     size = config.vision.image_size
     if pixels_ICYX.shape[1:] != (3, size, size):
         raise ManuError(
@@ -139,20 +139,27 @@ def square_vision_inputs(pixels_ICYX: np.ndarray, config: Any) -> tuple[VisionIn
 def collate_vision_inputs(
     rows: Sequence[Sequence[VisionInput]],
     sizes: VisionInputSizes,
-    num_images: int,
-    num_patches: int,
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the patches [B, I, P, C] of vision inputs, and their places [B, I, P, 2] or None."""
-    shape = (len(rows), num_images, num_patches)
-    patches_BIPC = np.zeros((*shape, sizes.patch_values), np.float32)
-    patch_positions_BIP2 = np.full((*shape, 2), -1, np.int32) if sizes.of_any_size else None
+    shape: tuple[int, int],
+) -> Images:
+    """Return the vision inputs of examples as Images, without tokens (feature_index_BT is [B, 0]).
+
+    shape: the vision inputs per example, and the patches of each, to pad to.
+    """
+    B = len(rows)
+    patches_BIPC = np.zeros((B, *shape, sizes.patch_values), np.float32)
+    patch_positions_BIP2 = np.full((B, *shape, 2), -1, np.int32) if sizes.of_any_size else None
     for row, vision_inputs in enumerate(rows):
         for number, vision_input in enumerate(vision_inputs):
             count = len(vision_input.patches_PC)
             patches_BIPC[row, number, :count] = vision_input.patches_PC
             if patch_positions_BIP2 is not None and vision_input.patch_positions_P2 is not None:
                 patch_positions_BIP2[row, number, :count] = vision_input.patch_positions_P2
-    return patches_BIPC, patch_positions_BIP2
+    return Images(
+        mask_BI=np.arange(shape[0])[None] < np.array([[len(row)] for row in rows]),
+        feature_index_BT=np.full((B, 0), -1, np.int32),
+        patches_BIPC=patches_BIPC,
+        patch_positions_BIP2=patch_positions_BIP2,
+    )
 
 
 def _num_bytes(vision_inputs: Sequence[VisionInput]) -> int:

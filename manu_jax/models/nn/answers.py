@@ -1,8 +1,8 @@
-"""From logits to what is asked of an answer: its likelihood, its log-odds, its loss.
+"""From logits to the measures of an answer: its likelihood, its log-odds, its loss.
 
-Token t is predicted from the logits at t − 1; the batch's loss weights placeholder the answers' tokens.
-Where no other position matters, `logits_at_answers` saves the head's work on them: T is then the
-answers' length, and Targets say what is predicted there.
+Token t is predicted from the logits at t − 1; the batch's loss weights mark the answers' tokens.
+Where no other position matters, `logits_at_answers` computes the head for these tokens only: T is
+then the answers' length, and Targets say what is predicted there.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ class Targets:
 def logits_at_answers(model: Any, batch: Batch, **settings: Any) -> tuple[jax.Array, Targets]:
     """Return the logits that predict the answers' tokens [B, A, V], and what they are to predict.
 
-    settings: of the model's forward pass. A batch without answer positions gives all [B, T, V].
+    settings: of the forward pass. A batch without answer positions gives all logits [B, T, V].
     """
     index_BA, targets = batch.answer_index_BA, targets_of(batch)
     logits_BAV = model(batch, at_BA=index_BA, **settings).logits_BTV

@@ -1,7 +1,7 @@
-"""What a Capture measures inside one MLP: a number per sample and neuron, or the position statistic.
+"""What a Capture measures in one MLP: a number per sample and neuron, or the position statistic.
 
-A tower prepares the weights of its tokens once (`text_weights`, `image_weights`); every MLP then
-reduces its activations with them at once, so that no layer's activations outlive the layer.
+The weights of a tower's tokens are made once (`text_weights`, `image_weights`). Each MLP reduces
+its activations with them on the spot, so that no layer's activations outlive the layer.
 """
 
 from typing import NamedTuple
@@ -15,9 +15,10 @@ from manu_jax.types import Array, Batch, Capture
 class TowerCapture(NamedTuple):
     """A capture with the weights of one tower's tokens.
 
-    weights_BT float32: the per-sample reductions' weights (they sum to 1, or to 0 without tokens;
-        for "max": 1 on valid tokens). rows_BI float32: weight (0 or 1) of each row of "position",
-        where the T tokens of an example are I rows, one after the other.
+    weights_BT float32: of the per-sample reductions; they sum to 1, or to 0 without tokens; for
+        "max" they are 1 at valid tokens.
+    rows_BI float32: 0 or 1, of each row of "position": the T tokens of an example are I rows, one
+        after the other.
     """
 
     spec: Capture
@@ -50,12 +51,13 @@ def text_weights(batch: Batch, capture: Capture) -> TowerCapture:
 
 
 def image_weights(batch: Batch, capture: Capture, is_token_BIP: Array) -> TowerCapture:
-    """Return the weights of an image tower's tokens: all of all of the example's images.
+    """Return the weights of an image tower's tokens: those of all images of the example.
 
-    is_token_BIP: False where an image that is there has padding. "answer" and "last" have no
-    meaning there; like "mean" they are the mean over the tokens.
+    is_token_BIP: False at the padding within a vision input. "answer" and "last" mean nothing for
+    an image; they are the mean over its tokens, like "mean".
     """
-    images_BI = jnp.asarray(batch.image_mask_BI, jnp.float32)
+    assert batch.images is not None
+    images_BI = jnp.asarray(batch.images.mask_BI, jnp.float32)
     valid_BT = (images_BI[..., None] * is_token_BIP).reshape(len(images_BI), -1)
     rows_BI = images_BI * (batch.example_weights_B > 0)[:, None]
     return TowerCapture(capture, _normalised(valid_BT, capture), rows_BI)
@@ -94,12 +96,6 @@ def position_moments(z_BTF: jax.Array, capture: TowerCapture) -> Moments:
     )
 
 
-def zero_moments(num_tokens: int, num_neurons: int) -> Moments:
-    """Return the moments of no rows."""
-    zero_TF = jnp.zeros((num_tokens, num_neurons))
-    return Moments(jnp.zeros(()), zero_TF, zero_TF, zero_TF, zero_TF)
-
-
 def add_moments(a: Moments, b: Moments) -> Moments:
     """Return the moments of the rows of both (Chan's update: no difference of large sums)."""
     total = a.num_rows + b.num_rows
@@ -128,6 +124,7 @@ def position_statistic(moments: Moments) -> jax.Array:
 
 
 def _normalised(valid_BT: jax.Array, capture: Capture) -> jax.Array:
+    """Return the weights of a mean over the valid tokens; for "max" as they are."""
     if capture.reduction == "max":
         return valid_BT
     return valid_BT / jnp.maximum(valid_BT.sum(axis=1, keepdims=True), 1)

@@ -2,7 +2,7 @@
 
 Llama (Touvron et al. 2023, arXiv 2302.13971). Mistral and Qwen2 differ by fields of the config: a
 sliding window over the last keys, and biases on the query, key and value projections. Qwen2-VL's
-decoder has three positions a token (M-RoPE): each pair of a head's entries turns by one of them.
+decoder has three positions per token (M-RoPE): each pair of a head's entries is rotated by one.
 Gemma (arXiv 2403.08295): scales of norms are added to 1, embeddings are multiplied by √D; Gemma 2
 (arXiv 2408.00118): norms after attention and MLP too, soft caps, and windows in every other layer;
 Gemma 3 (arXiv 2503.19786): norms of queries and keys, and rotary positions of their own where a
@@ -20,9 +20,9 @@ from flax import nnx
 from manu_jax.models.hf.tables import Entry
 from manu_jax.models.nn.capture import TowerCapture
 from manu_jax.models.nn.decoder_config import DecoderConfig
+from manu_jax.models.nn.forward import TowerForward
 from manu_jax.models.nn.layers import (
     Attention,
-    Remat,
     attend,
     attend_by_head,
     project,
@@ -37,7 +37,7 @@ from manu_jax.parallel import constrain
 from manu_jax.types import Array
 
 NO_WINDOW = 2**30
-# Of a new model. With 0.02 what layers add drowns the tokens: training takes half as long again.
+# Of a new model. With 0.02 the layers' outputs drown the embeddings: training takes 1.5 × as long.
 EMBEDDING_SCALE = 0.3
 
 
@@ -46,9 +46,9 @@ EMBEDDING_SCALE = 0.3
 class Cache:
     """Keys and values of the tokens so far.
 
-    keys_LBKSH and values_LBKSH: slots [0, next_slot) are filled. Heads come before tokens: what a
-    step reads of a layer lies as attention takes it. valid_BS: True where a slot holds
-    a token that is not padding. positions_B: the position of each example's next token.
+    keys_LBKSH and values_LBKSH: slots [0, next_slot) are filled. Heads come before tokens, as
+    attention reads them. valid_BS: True where a slot holds a token that is not padding.
+    positions_B: the position of each example's next token.
     """
 
     keys_LBKSH: jax.Array
@@ -94,8 +94,10 @@ class DecoderLayers(nnx.Module):
         )
         self.config = config
 
-    def qkv(self, h_BTD: jax.Array, layer_angles: RotaryAngles):
-        """Return the layer's turned queries and keys, and its values."""
+    def qkv(
+        self, h_BTD: jax.Array, layer_angles: RotaryAngles
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return the layer's rotated queries and keys, and its values."""
         x_BTD = _norm(h_BTD, self.attention_norm_LD[...], self.config)
         q_BTNH, k_BTKH, v_BTKH = self.attention.qkv(x_BTD)
         if self.config.has_head_norms:
@@ -103,8 +105,15 @@ class DecoderLayers(nnx.Module):
             k_BTKH = _norm(k_BTKH, self.key_norm_LH[...], self.config)
         return rotate(q_BTNH, *layer_angles), rotate(k_BTKH, *layer_angles), v_BTKH
 
-    def output_and_mlp(self, h_BTD, mixed_BTNH, gate=None, capture: TowerCapture | None = None):
-        """Return the residual stream after attention's output and the MLP, and what was captured."""
+    def output_and_mlp(
+        self,
+        h_BTD: jax.Array,
+        mixed_BTNH: jax.Array,
+        *,
+        gate: jax.Array | None = None,
+        capture: TowerCapture | None = None,
+    ) -> tuple[jax.Array, Any]:
+        """Return the residual stream after attention's output and the MLP, and what is captured."""
         config = self.config
         y_BTD = self.attention.output(mixed_BTNH)
         if config.has_post_norms:
@@ -143,17 +152,15 @@ class Decoder(nnx.Module):
         attention_mask_BT: Array,
         positions: Array,
         *,
+        forward: TowerForward,
         group_BT: Array | None = None,
-        gates: Array | None = None,
-        capture: TowerCapture | None = None,
-        remat: Remat = "all",
         keep_keys: bool = False,
     ) -> tuple[jax.Array, Any, Any]:
         """Return the last hidden state [B, T, D], what was captured, and the keys and values.
 
-        positions: [B, T], or [B, T, 3] in time, by row and by column. group_BT: tokens of one
-        number, 0 or more, look at each other in both directions. With `keep_keys` the last are a
-        pair of [L, B, T, K, H], otherwise None.
+        positions: [B, T], or [B, T, 3] in time, by row and by column. group_BT: tokens with the
+        same number, if it is not negative, attend to each other in both directions. Keys and
+        values: a pair of [L, B, T, K, H] with `keep_keys`, otherwise None.
         """
         angles_of = self._rotary_angles(positions)
         distance_TT = jnp.arange(h_BTD.shape[1])[:, None] - jnp.arange(h_BTD.shape[1])[None]
@@ -163,7 +170,12 @@ class Decoder(nnx.Module):
             same_BTT = (group_BT[:, :, None] == group_BT[:, None]) & (group_BT[:, None] >= 0)
             joint_BTT = jnp.asarray(same_BTT & attention_mask_BT[:, None, :])
 
-        def body(layer: DecoderLayers, h_BTD, gate, window):
+        def body(
+            h_BTD: jax.Array,
+            layer: DecoderLayers,
+            gate: jax.Array | None,
+            window: jax.Array | None,
+        ) -> tuple[jax.Array, Any, Any]:
             q_BTNH, k_BTKH, v_BTKH = layer.qkv(h_BTD, angles_of(window))
             is_near_TT = None if window is None else distance_TT < window
             visible_BTT = _both(mask_BTT, is_near_TT)
@@ -173,19 +185,13 @@ class Decoder(nnx.Module):
                     _both(joint_BTT, is_near_TT) if is_bound else joint_BTT
                 )
             mixed_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, visible_BTT, **self._scores())
-            h_BTD, captured = layer.output_and_mlp(h_BTD, mixed_BTNH, gate, capture)
+            h_BTD, captured = layer.output_and_mlp(
+                h_BTD, mixed_BTNH, gate=gate, capture=forward.capture
+            )
             return h_BTD, captured, (k_BTKH, v_BTKH) if keep_keys else None
 
-        neurons, width = self.config.num_neurons, self.config.width
         h_BTD, captured, kept = scan_layers(
-            body,
-            h_BTD,
-            self.layers,
-            gates=gates,
-            extra=self._windows_L(),
-            capture=capture,
-            matrices={"gate_proj": neurons, "up_proj": neurons, "down_proj": width},
-            remat=remat,
+            body, h_BTD, self.layers, forward=forward, extra=self._windows_L()
         )
         return _norm(h_BTD, self.norm_D[...], self.config), captured, kept
 
@@ -195,7 +201,7 @@ class Decoder(nnx.Module):
         slots_S = jnp.arange(cache.valid_BS.shape[1])
         valid_BS = cache.valid_BS | (slots_S == cache.next_slot)[None]
 
-        def step(carry, xs):
+        def step(carry: tuple[jax.Array, ...], xs: tuple[Any, ...]):
             h_B1D, keys_LBKSH, values_LBKSH = carry
             layer, window, index = xs
             q_B1NH, k_B1KH, v_B1KH = layer.qkv(h_B1D, angles_of(window))
@@ -235,7 +241,7 @@ class Decoder(nnx.Module):
         return constrain(logits_BTV, "batch", None, "vocabulary")
 
     def _rotary_angles(self, positions: Array) -> Callable[[jax.Array | None], RotaryAngles]:
-        """Return a function: a layer's window → the rotary angles of its positions."""
+        """Return the function from a layer's window to the rotary angles of the positions."""
         config = self.config
         whole = rotary_angles(positions, config.rope, config.head_size)
         if config.local_rope is None:
@@ -274,7 +280,7 @@ def decoder_mlp(config: DecoderConfig, path: str) -> TowerMlp:
 
 
 def decoder_table(config: DecoderConfig, path: str, root: str, head: str) -> list[Entry]:
-    """Return the table of a Llama decoder, whose names begin with `root`; `head`: of its head."""
+    """Return the table of a decoder whose names begin with `root`; head: the name of its head."""
     layer = root + "layers.{layer}."
     attention, layers = layer + "self_attn.", path + ".layers."
     table = [

@@ -1,6 +1,6 @@
-"""The config of a decoder: what a Hugging Face `text_config` says, for each model type known.
+"""The config of a decoder: what a Hugging Face `text_config` says, for each known model type.
 
-Every field is handled, known to change nothing, or refused by name; see `fields.py`.
+Every field is handled, known to change nothing, or refused by name; see `hf/fields.py`.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ GEMMA = ("gemma", "gemma2", "gemma3_text")
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Sizes and switches of a decoder. `windows`: keys a query may look back on, per layer."""
+    """Sizes and switches of a decoder. `windows`: the keys that a query attends to, per layer."""
 
     vocabulary: int
     width: int
@@ -75,14 +75,14 @@ class DecoderConfig:
     output_bias: bool
     mlp_bias: bool
     is_tied: bool  # the head is the embedding
-    is_gemma: bool = False  # norms' scales from 1, embeddings times √D
-    has_post_norms: bool = False  # norms after attention and MLP, too
+    is_gemma: bool = False  # norms' scales are offsets from 1, embeddings are multiplied by √D
+    has_post_norms: bool = False  # norms after attention and MLP too
     score_scale: float | None = None  # of attention; None: head_size**-0.5
     score_cap: float | None = None  # soft caps; None: none
     logit_cap: float | None = None
     has_head_norms: bool = False  # norms of queries and keys
     local_rope: Rope | None = None  # of layers with a window, where theirs differs
-    groups_in_windows: bool = False  # a window bounds what looks both ways, too
+    groups_in_windows: bool = False  # windows bound attention in both directions too
 
 
 def decoder_config(
@@ -131,7 +131,7 @@ def decoder_config(
 
 
 def _activation(fields: Fields, kind: str) -> str:
-    """Return the MLPs' activation; Gemma's "gelu" of old files has always meant the tanh form."""
+    """Return the MLPs' activation; "gelu" in Gemma's old files has always meant the tanh form."""
     if kind not in GEMMA:
         return fields.need("hidden_act", "silu", tuple(ACTIVATIONS))
     usual = "gelu_pytorch_tanh"
@@ -143,7 +143,7 @@ def _activation(fields: Fields, kind: str) -> str:
 
 
 def _gemma_parts(fields: Fields, kind: str) -> dict[str, Any]:
-    """Return what Gemma 2 and Gemma 3 add, but their rotary positions."""
+    """Return the fields that Gemma 2 and Gemma 3 add, except the rotary positions."""
     if kind not in ("gemma2", "gemma3_text"):
         return {}
     parts = {
@@ -164,10 +164,10 @@ def _cap(fields: Fields, name: str, default: float) -> float | None:
 
 
 def _ropes(fields: Fields, kind: str, default: Mapping[str, Any]) -> dict[str, Rope]:
-    """Return the rotary positions, which are two in Gemma 3.
+    """Return the rotary positions; Gemma 3 has two kinds.
 
-    Its rope_parameters has a part for each kind of layer; the hub's files have rope_theta and
-    rope_scaling for whole attention, and rope_local_base_freq.
+    Its rope_parameters has a part for each kind of layer. The hub's files have rope_theta and
+    rope_scaling for full attention, and rope_local_base_freq for windows.
     """
     if kind != "gemma3_text":
         return {"rope": _rope(fields, default)}
@@ -199,7 +199,7 @@ def _rope(fields: Fields, default: Mapping[str, Any]) -> Rope:
 def _rope_of(fields: Fields, name: str, values: dict[str, Any], sections: tuple[int, ...]) -> Rope:
     """Return rotary positions; what `values` ask for and we lack is a fault of the field `name`.
 
-    sections: of M-RoPE, where the values do not say; () where a token has one position.
+    sections: the default of M-RoPE's; () where a token has one position.
     """
     theta = values.pop("rope_theta")
     kind = values.pop("rope_type", None) or values.pop("type", None) or "default"

@@ -1,7 +1,7 @@
-"""The parts that towers are made of: norms, attention, and the one MLP.
+"""The parts that towers are made of: norms, projections, attention; the MLP is in `mlp.py`.
 
-Parameters are stacked over layers (`up_LDF`); a scan hands each step the slice of its layer, still
-in the module's form. Inside a layer the slice is unpacked under its own letters (`up_DF`).
+Parameters are stacked over layers (`q_LDNH`); a scan hands each step the slice of its layer, still
+in the module's form. Inside a layer the slice has no L, though its name keeps it.
 """
 
 import dataclasses
@@ -50,8 +50,8 @@ def rms_norm(
 ) -> jax.Array:
     """Return x scaled to root mean square 1 (in float32), times the scale.
 
-    x may have further axes before the last. unit_offset: the scale is what is added to 1, and
-    multiplied before the cast (Gemma).
+    x may have further axes before the last. unit_offset: the scale is an offset from 1, and is
+    multiplied before the cast back (Gemma).
     """
     wide_BTD = x_BTD.astype(jnp.float32)
     mean_BT1 = jnp.mean(jnp.square(wide_BTD), axis=-1, keepdims=True)
@@ -63,7 +63,7 @@ def rms_norm(
 
 
 def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
-    """Return x squeezed into ± cap by a tanh; None: as it is."""
+    """Return cap · tanh(x / cap); x itself where the cap is None."""
     return x if cap is None else jnp.tanh(x / cap) * cap
 
 
@@ -83,9 +83,9 @@ def layer_norm(
 class Adapted:
     """A weight with a low-rank adapter beside it (LoRA, Hu et al. 2021, arXiv 2106.09685).
 
-    It stands in a module where the weight stood: `project` adds scale · dropout(x)·A·B to x·W.
-    weight_DE: W. down_DR, up_RE: A and B, with the input axes and the output axes of W. key: of the
-    dropout, None where nothing is dropped. In a stack of layers all have the leading axis L.
+    It replaces the weight in its module: `project` adds scale · dropout(x)·A·B to x·W. weight_DE:
+    W. down_DR, up_RE: A and B, with the input axes and the output axes of W. key: of the dropout,
+    None where nothing is dropped. In a stack of layers all have the leading axis L.
     """
 
     weight_DE: jax.Array
@@ -93,7 +93,7 @@ class Adapted:
     up_RE: jax.Array
     key: jax.Array | None
     scale: float = dataclasses.field(metadata={"static": True})
-    # The share of the adapter's inputs that are 0
+    # The share of the adapter's inputs that are set to 0
     dropout: float = dataclasses.field(metadata={"static": True})
 
     def __getitem__(self, index: Any) -> "Adapted":
@@ -106,7 +106,7 @@ class Adapted:
 def project(
     x_BTD: jax.Array, weight_DE: jax.Array | Adapted, *, inputs: int = 1, dtype: Any = None
 ) -> jax.Array:
-    """Return x times the weight, over the last `inputs` axes of x and the first ones of the weight.
+    """Return x times the weight, summed over the last `inputs` axes of x, the first of the weight.
 
     One product of two matrices, all tokens in one axis: with more axes the backward pass on CPU
     copies its operands transposed and takes nearly twice as long. dtype: of the result.
@@ -138,8 +138,8 @@ def attend(
 ) -> jax.Array:
     """Return softmax(q·k / √H)·v, with the softmax in float32. [B, T, N, H].
 
-    Each key head serves N / K query heads. mask_BTS: True where a query may look; a query that may
-    look nowhere (a padding token) gets the plain mean of all values. scores: as `attend_by_head`.
+    Each key head serves N / K query heads. mask_BTS: True where a query may attend; a query that
+    may attend nowhere (a padding token) gets the mean of all values. scores: as `attend_by_head`.
     """
     k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
     return attend_by_head(q_BTNH, k_BKSH, v_BKSH, mask_BTS, **scores)
@@ -154,9 +154,9 @@ def attend_by_head(
     scale: float | None = None,
     cap: float | None = None,
 ) -> jax.Array:
-    """Return the same from keys and values that have their heads before their tokens.
+    """Return what `attend` returns, from keys and values with heads before tokens.
 
-    scale: of the scores, H**-0.5 if None. cap: the scores are soft-capped.
+    scale: of the scores, H**-0.5 if None. cap: of their soft cap; None: none.
     """
     B, T, N, H = q_BTNH.shape
     K = k_BKSH.shape[1]
@@ -176,7 +176,7 @@ def attend_by_head(
     mixed_BKRH = jnp.matmul(
         weights_BKRS.astype(v_BKSH.dtype), v_BKSH, preferred_element_type=jnp.float32
     )
-    # Divided after the sum over S: one pass less over the [T, S] scores.
+    # Dividing after the sum over S saves one pass over the [T, S] scores.
     mixed_BKRH = mixed_BKRH / weights_BKRS.sum(axis=-1, keepdims=True)
     return mixed_BKRH.astype(q_BTNH.dtype).reshape(B, N, T, H).swapaxes(1, 2)
 

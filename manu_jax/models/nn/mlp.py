@@ -1,4 +1,4 @@
-"""The MLP, and what a neuron is: its weights, its gate, its captured value, its place on disk."""
+"""The MLP, and what a neuron is: its weights, its gate, what is captured, its names on disk."""
 
 import dataclasses
 from typing import Any
@@ -8,17 +8,44 @@ import jax.numpy as jnp
 from flax import nnx
 
 from manu_jax.models.hf.tables import Entry
-from manu_jax.models.nn.capture import Moments, TowerCapture, position_moments, reduce_tokens
+from manu_jax.models.nn.capture import TowerCapture, position_moments, reduce_tokens
 from manu_jax.models.nn.layers import ACTIVATIONS, project, random_weight
 from manu_jax.parallel import constrain
 
 
+@dataclasses.dataclass(frozen=True)
+class Matrix:
+    """One matrix of an MLP: its name in Hugging Face's files, and the leaves that it fills.
+
+    short_name: of its share of a neuron, in masks and in names of statistics.
+    """
+
+    name: str
+    short_name: str
+    weight: str
+    bias: str
+
+
+# Of a gated MLP, and of a plain one, in the order in which they are applied.
+MATRICES: dict[bool, tuple[Matrix, ...]] = {
+    True: (
+        Matrix("gate_proj", "gate", "gate_LDF", "gate_bias_LF"),
+        Matrix("up_proj", "up", "up_LDF", "up_bias_LF"),
+        Matrix("down_proj", "down", "down_LFD", "down_bias_LD"),
+    ),
+    False: (
+        Matrix("fc1", "fc1", "up_LDF", "up_bias_LF"),
+        Matrix("fc2", "fc2", "down_LFD", "down_bias_LD"),
+    ),
+}
+
+
 class Mlp(nnx.Module):
-    """The feed-forward block, and the one place where a neuron is defined, gated and measured.
+    """The feed-forward block, and the one place where a neuron is defined, gated and captured.
 
     Gated: down(act(gate x) · up x). Plain: down(act(up x)), the `fc1` and `fc2` of vision towers.
-    A neuron is one entry of what enters `down`. output_width: D of what comes out, if it is another
-    than that of what goes in.
+    A neuron is one entry of what enters `down`. output_width: D of the output, where it differs
+    from the input's.
     """
 
     def __init__(
@@ -52,11 +79,10 @@ class Mlp(nnx.Module):
         gate_BF: jax.Array | None = None,
         capture: TowerCapture | None = None,
     ) -> tuple[jax.Array, Any]:
-        """Return the block's output [B, T, D] and what `measure` asks for.
+        """Return the block's output [B, T, D] and what was captured.
 
-        gate_BF: factors of the neurons, [F] for all examples or [B, F]. The second result is None,
-        the neurons reduced to [B, F] (after their gates), or with "position" the Moments of each
-        matrix.
+        gate_BF: factors of the neurons, [F] for all examples or [B, F]. Captured: None, the neurons
+        reduced to [B, F] (after their gates), or with "position" the Moments of each matrix.
         """
         act = ACTIVATIONS[self.activation]
         up_BTF = project(x_BTD, self.up_LDF[...])
@@ -66,13 +92,13 @@ class Mlp(nnx.Module):
             gate_BTF = project(x_BTD, self.gate_LDF[...])
             if self.bias:
                 gate_BTF += self.gate_bias_LF[...][None, None]
+            outputs = (gate_BTF, up_BTF)
             z_BTF = act(gate_BTF) * up_BTF
         else:
-            gate_BTF = None
+            outputs = (up_BTF,)
             z_BTF = act(up_BTF)
         if gate_BF is not None:
-            factors = gate_BF.astype(z_BTF.dtype)
-            z_BTF = z_BTF * (factors[:, None] if factors.ndim == 2 else factors[None, None])
+            z_BTF = scaled(z_BTF, gate_BF)
         z_BTF = constrain(z_BTF, "batch", None, "neurons")
         y_BTD = project(z_BTF, self.down_LFD[...])
         if self.bias:
@@ -80,16 +106,37 @@ class Mlp(nnx.Module):
         if capture is None:
             return y_BTD, None
         if capture.spec.reduction == "position":
-            return y_BTD, self._matrix_moments(gate_BTF, up_BTF, y_BTD, capture)
+            # Of each matrix's output, where the authors' code has its hooks.
+            pairs = zip(MATRICES[self.gated], (*outputs, y_BTD), strict=True)
+            return y_BTD, {matrix.name: position_moments(x, capture) for matrix, x in pairs}
         return y_BTD, reduce_tokens(z_BTF, capture)
 
-    def _matrix_moments(self, gate_BTF, up_BTF, y_BTD, capture: TowerCapture) -> dict[str, Moments]:
-        """Return the moments of each matrix's output rows, as the authors' code hooks them."""
-        if self.gated:
-            outputs = {"gate_proj": gate_BTF, "up_proj": up_BTF, "down_proj": y_BTD}
-        else:
-            outputs = {"fc1": up_BTF, "fc2": y_BTD}
-        return {name: position_moments(output, capture) for name, output in outputs.items()}
+
+@jax.custom_vjp
+def scaled(z_BTF: jax.Array, gate: jax.Array) -> jax.Array:
+    """Return the neurons times their gates, [F] or [B, F].
+
+    The gradient with respect to the gates, Σ z · ∂L/∂z over tokens, is summed in float32 whatever
+    the model's dtype; the terms are fused into the sum and never kept.
+    """
+    factors = gate.astype(z_BTF.dtype)
+    return z_BTF * (factors[:, None] if factors.ndim == 2 else factors[None, None])
+
+
+def _scaled_forward(z_BTF: jax.Array, gate: jax.Array) -> tuple[jax.Array, Any]:
+    return scaled(z_BTF, gate), (z_BTF, gate)
+
+
+def _scaled_backward(
+    saved: tuple[jax.Array, jax.Array], dz_BTF: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    z_BTF, gate = saved
+    terms_BTF = dz_BTF.astype(jnp.float32) * z_BTF.astype(jnp.float32)
+    dgate = terms_BTF.sum(axis=1 if gate.ndim == 2 else (0, 1))
+    return scaled(dz_BTF, gate), dgate.astype(gate.dtype)
+
+
+scaled.defvjp(_scaled_forward, _scaled_backward)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,53 +150,53 @@ class TowerMlp:
     gated: bool
     bias: bool
 
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        return MATRICES[self.gated]
+
 
 def neuron_leaves(mlp: TowerMlp) -> dict[str, tuple[str, int]]:
     """Return {name: (path, axis of F)} of the weights that belong to a neuron."""
-    if mlp.gated:
-        leaves = {"gate": ("gate_LDF", 2), "up": ("up_LDF", 2), "down": ("down_LFD", 1)}
-        biases = {"gate_bias": ("gate_bias_LF", 1), "up_bias": ("up_bias_LF", 1)}
-    else:
-        leaves = {"fc1": ("up_LDF", 2), "fc2": ("down_LFD", 1)}
-        biases = {"fc1_bias": ("up_bias_LF", 1)}
-    chosen = leaves | (biases if mlp.bias else {})
-    return {name: (f"{mlp.path}.{leaf}", axis) for name, (leaf, axis) in chosen.items()}
+    weights = {matrix.short_name: matrix.weight for matrix in mlp.matrices}
+    biases = {f"{matrix.short_name}_bias": matrix.bias for matrix in mlp.matrices if mlp.bias}
+    return {
+        name: (f"{mlp.path}.{leaf}", _letters(leaf).index("F"))
+        for name, leaf in (weights | biases).items()
+        if "F" in _letters(leaf)
+    }
 
 
 def row_leaves(mlp: TowerMlp) -> dict[str, dict[str, tuple[str, int]]]:
-    """Return {matrix: {"weight" or "bias": (path, axis of the row)}}, under the names of HF."""
-    matrices = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
+    """Return {matrix: {"weight" or "bias": (path, axis of the output row)}}, by the names of HF."""
     rows = {}
-    for matrix, name in (matrices if mlp.gated else {"fc1": "up", "fc2": "down"}).items():
-        letters, bias = ("LFD", "LD") if name == "down" else ("LDF", "LF")
-        rows[matrix] = {"weight": (f"{mlp.path}.{name}_{letters}", 2)}
-        if mlp.bias:
-            rows[matrix]["bias"] = (f"{mlp.path}.{name}_bias_{bias}", 1)
+    for matrix in mlp.matrices:
+        leaves = {"weight": matrix.weight} | ({"bias": matrix.bias} if mlp.bias else {})
+        rows[matrix.name] = {
+            kind: (f"{mlp.path}.{leaf}", len(_letters(leaf)) - 1) for kind, leaf in leaves.items()
+        }
     return rows
 
 
 def matrix_rows(mlp: TowerMlp) -> dict[str, tuple[int, int]]:
-    """Return {matrix: (layers, output rows)}, under the names of HF."""
-    down = "down_proj" if mlp.gated else "fc2"
+    """Return {matrix: (layers, output rows)}, by the names of HF."""
+    sizes = {"F": mlp.num_neurons, "D": mlp.width}
     return {
-        name: (mlp.num_layers, mlp.width if name == down else mlp.num_neurons)
-        for name in row_leaves(mlp)
+        matrix.name: (mlp.num_layers, sizes[_letters(matrix.weight)[-1]]) for matrix in mlp.matrices
     }
 
 
-def gated_rows(num_neurons: int, width: int) -> dict[str, int]:
-    """Return the output rows of a gated MLP's matrices, under the names of HF."""
-    return {"gate_proj": num_neurons, "up_proj": num_neurons, "down_proj": width}
-
-
-def mlp_table(mlp: TowerMlp, name: str) -> list[Entry]:
-    """Return the table of a tower's gated MLPs, the beginning of whose names is `name`."""
-    matrices = {"gate": ("gate_proj", "FD"), "up": ("up_proj", "FD"), "down": ("down_proj", "DF")}
+def mlp_table(mlp: TowerMlp, root: str, first_layer: int = 0) -> list[Entry]:
+    """Return the table of a tower's MLPs, whose names in files begin with `root`."""
     table = []
-    for matrix, (theirs, axes) in matrices.items():
-        letters, bias = ("LFD", "LD") if matrix == "down" else ("LDF", "LF")
-        table.append(Entry(f"{mlp.path}.{matrix}_{letters}", f"{name}{theirs}.weight", axes))
-        if mlp.bias:
-            path = f"{mlp.path}.{matrix}_bias_{bias}"
-            table.append(Entry(path, f"{name}{theirs}.bias", bias[1:]))
+    for matrix in mlp.matrices:
+        leaves = {"weight": matrix.weight} | ({"bias": matrix.bias} if mlp.bias else {})
+        for kind, leaf in leaves.items():
+            # In the files the output row comes first.
+            axes = _letters(leaf)[:0:-1]
+            name = f"{root}{matrix.name}.{kind}"
+            table.append(Entry(f"{mlp.path}.{leaf}", name, axes, first_layer))
     return table
+
+
+def _letters(leaf: str) -> str:
+    return leaf.rpartition("_")[2]

@@ -1,52 +1,43 @@
 """What all families have in common: image features among the tokens, then a decoder."""
 
 import abc
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from manu_jax.models.nn.capture import TowerCapture, image_weights, text_weights
 from manu_jax.models.nn.decoder import Cache, Decoder, decoder_mlp
+from manu_jax.models.nn.forward import Forward
 from manu_jax.models.nn.layers import Remat
 from manu_jax.models.nn.mlp import TowerMlp
 from manu_jax.models.nn.vit import vit_mlp
 from manu_jax.parallel import constrain
-from manu_jax.types import Array, Batch, Capture, Neurons, Output
-
-# The measure of a tower's tokens, given which of them are no padding [B, I, P]; None: no capture.
-CaptureOf = Callable[[Array], TowerCapture | None]
+from manu_jax.types import Array, Batch, Capture, Images, Neurons, Output
 
 
 class Multimodal(nnx.Module):
     """The whole model: a Batch in, logits and captured activations out.
 
-    A family has a decoder, `text`, and says how vision inputs become what the decoder takes (`encode_images`).
+    A family has a decoder, `text`, and says how images become its inputs (`encode_images`).
     """
 
     text: Decoder
     config: Any
 
     @abc.abstractmethod
-    def encode_images(
-        self,
-        patches_BIPC: Array,
-        patch_positions_BIP2: Array | None,
-        *,
-        gates: Neurons,
-        capture_of: CaptureOf,
-        remat: Remat,
-    ) -> tuple[jax.Array, dict[str, Any]]:
-        """Return the decoder's inputs of each vision input [B, I, P, E], and {tower: measured}."""
+    def encode_images(self, images: Images, forward: Forward) -> tuple[jax.Array, dict[str, Any]]:
+        """Return the decoder's inputs of each vision input, and what was captured.
+
+        Inputs: [B, I, P, E], a row per token. Captured: {tower: of its MLPs, or None}.
+        """
 
     def mlps(self) -> dict[str, TowerMlp]:
         """Return the towers, and how their MLPs are built."""
         return text_and_vision_mlps(self.config)
 
     def bidirectional_groups(self, batch: Batch) -> Array | None:
-        """Return which tokens look at each other in both directions [B, T]; see `Decoder`."""
+        """Return which tokens attend to each other in both directions [B, T]; see `Decoder`."""
         return None
 
     def __call__(
@@ -60,29 +51,26 @@ class Multimodal(nnx.Module):
     ) -> Output:
         """Return the logits [B, T, V] and, with a capture, what it measures at every MLP.
 
-        at_BA: the positions whose logits are wanted, [B, A, V] then; None: all.
-
-        gates: factors of the neurons of any of the towers, [L, F] or [L, B, F]. In a batch without
-        images the image towers do not run; a per-sample capture then gives zeros for them, and
-        "position" nothing. remat: what a backward pass recomputes ("all", "dots", "none").
+        gates: factors of the neurons of any of the towers, [L, F] or [L, B, F]. at_BA: the
+        positions whose logits are wanted, which are then [B, A, V]; None: all. remat: what a
+        backward pass recomputes ("all", "dots", "none"). In a batch without images the image towers
+        do not run; a per-sample capture then gives zeros for them, and "position" nothing.
         """
-        gates = gates or {}
-        h_BTD, seen = self._embed(batch, gates, capture, remat)
-        h_BTD, read, _ = self.text(
+        forward = Forward(gates=gates or {}, capture=capture, batch=batch, remat=remat)
+        h_BTD, captured = self._embed(batch, forward)
+        h_BTD, of_text, _ = self.text(
             h_BTD,
             batch.attention_mask_BT,
             _positions(batch),
+            forward=forward.text(),
             group_BT=self.bidirectional_groups(batch),
-            gates=gates.get("text"),
-            capture=text_weights(batch, capture) if capture else None,
-            remat=remat,
         )
         if at_BA is not None:
             h_BTD = jnp.take_along_axis(h_BTD, jnp.asarray(at_BA)[..., None], axis=1)
         logits_BTV = self.text.logits(h_BTD)
         if capture is None:
             return Output(logits_BTV)
-        towers = {"text": read, **seen}
+        towers = {"text": of_text, **captured}
         if capture.reduction != "position":
             return Output(logits_BTV, towers)
         return Output(
@@ -90,24 +78,23 @@ class Multimodal(nnx.Module):
             {f"{tower}.{name}": rows for tower in towers for name, rows in towers[tower].items()},
         )
 
-    def features(self, patches_BIPC: Array, patch_positions_BIP2: Array | None = None) -> jax.Array:
-        """Return what vision inputs give to the decoder, a row per image token. [B, I, P, E]."""
-        return self.encode_images(
-            patches_BIPC, patch_positions_BIP2, gates={}, capture_of=lambda _: None, remat="none"
-        )[0]
+    def features(self, images: Images) -> jax.Array:
+        """Return what the images give to the decoder, a row per token. [B, I, P, E]."""
+        return self.encode_images(images, Forward(remat="none"))[0]
 
     def prefill(self, batch: Batch, cache_length: int) -> tuple[jax.Array, Cache]:
         """Return the logits after each prompt [B, V], and its keys and values with room to go on.
 
         The batch is padded on the left. cache_length: tokens of prompt and answer together.
         """
-        h_BTD, _ = self._embed(batch, {}, None, "none")
+        forward = Forward(remat="none")
+        h_BTD, _ = self._embed(batch, forward)
         h_BTD, _, (keys_LBTKH, values_LBTKH) = self.text(
             h_BTD,
             batch.attention_mask_BT,
             _positions(batch),
+            forward=forward.text(),
             group_BT=self.bidirectional_groups(batch),
-            remat="none",
             keep_keys=True,
         )
         room = cache_length - h_BTD.shape[1]
@@ -126,42 +113,28 @@ class Multimodal(nnx.Module):
         h_B1D, cache = self.text.decode(self.text.embed(token_ids_B[:, None]), cache)
         return self.text.logits(h_B1D)[:, 0], cache
 
-    def _embed(
-        self, batch: Batch, gates: Neurons, capture: Capture | None, remat: Remat
-    ) -> tuple[jax.Array, dict[str, Any]]:
-        """Return what enters the decoder, and what was measured in the image towers."""
+    def _embed(self, batch: Batch, forward: Forward) -> tuple[jax.Array, dict[str, Any]]:
+        """Return what enters the decoder, and what was captured in the image towers."""
         h_BTD = self.text.embed(batch.token_ids_BT)
-        if batch.features_BIPE is not None:
-            return self._merged(h_BTD, batch.features_BIPE, batch), {}
-        if batch.patches_BIPC is None:
-            if capture is None or capture.reduction == "position":
-                return h_BTD, {}
-            return h_BTD, {
-                name: jnp.zeros((tower.num_layers, h_BTD.shape[0], tower.num_neurons))
-                for name, tower in self.mlps().items()
-                if name != "text"
-            }
-        features_BIPE, seen = self.encode_images(
-            batch.patches_BIPC,
-            batch.patch_positions_BIP2,
-            gates=gates,
-            capture_of=lambda valid: (
-                None if capture is None else image_weights(batch, capture, valid)
-            ),
-            remat=remat,
-        )
-        return self._merged(h_BTD, features_BIPE, batch), {} if capture is None else seen
+        images = batch.images
+        if images is None:
+            return h_BTD, self._zeros(len(h_BTD), forward.capture)
+        features_BIPE, captured = images.features_BIPE, {}
+        if features_BIPE is None:
+            features_BIPE, captured = self.encode_images(images, forward)
+        features_BJD = jnp.asarray(features_BIPE).reshape(len(h_BTD), -1, h_BTD.shape[-1])
+        h_BTD = constrain(merge(h_BTD, features_BJD, images), "batch", None, None)
+        return h_BTD, {name: values for name, values in captured.items() if values is not None}
 
-    def _merged(self, h_BTD: jax.Array, features_BIPE: Array, batch: Batch) -> jax.Array:
-        features_BJE = jnp.asarray(features_BIPE).reshape(len(h_BTD), -1, h_BTD.shape[-1])
-        h_BTD = merge(
-            h_BTD,
-            features_BJE,
-            batch.feature_index_BT,
-            batch.bilinear_index_BT4,
-            batch.bilinear_weights_BT4,
-        )
-        return constrain(h_BTD, "batch", None, None)
+    def _zeros(self, num_examples: int, capture: Capture | None) -> dict[str, jax.Array]:
+        """Return what a capture gives for image towers that do not run."""
+        if capture is None or capture.reduction == "position":
+            return {}
+        return {
+            name: jnp.zeros((tower.num_layers, num_examples, tower.num_neurons))
+            for name, tower in self.mlps().items()
+            if name != "text"
+        }
 
 
 def _positions(batch: Batch) -> Array:
@@ -170,31 +143,26 @@ def _positions(batch: Batch) -> Array:
 
 
 def text_and_vision_mlps(config: Any) -> dict[str, TowerMlp]:
-    """Return the towers of a model with a decoder and a CLIP or SigLIP, if any layer of it runs."""
+    """Return the MLPs of a decoder and of a CLIP or SigLIP, if any of its layers runs."""
     text, vision = decoder_mlp(config.text, "text"), vit_mlp(config.vision, "vision")
     return {"text": text, "vision": vision} if config.vision.num_used_layers else {"text": text}
 
 
-def merge(
-    embeddings_BTD: jax.Array,
-    features_BJD: jax.Array,
-    feature_index_BT: Array,
-    bilinear_index_BT4: Array | None = None,
-    bilinear_weights_BT4: Array | None = None,
-) -> jax.Array:
-    """Return the embeddings with row `feature_index` of the example's own features where it is ≥ 0.
+def merge(embeddings_BTD: jax.Array, features_BJD: jax.Array, images: Images) -> jax.Array:
+    """Return the embeddings with the image tokens replaced by the example's own features.
 
-    features_BJD: all features of an example, image after image. Where corners are given, it is the
-    weighted sum of these four rows there.
+    features_BJD: all features of an example, vision input after vision input. A token takes the row
+    `feature_index`, or the weighted sum of the four rows `bilinear_index`.
     """
-    if bilinear_index_BT4 is None or bilinear_weights_BT4 is None:
-        taken_BTD = _rows(features_BJD, feature_index_BT)
+    if images.bilinear_index_BT4 is None or images.bilinear_weights_BT4 is None:
+        taken_BTD = _rows(features_BJD, images.feature_index_BT)
     else:
         taken_BTD = jnp.zeros(embeddings_BTD.shape, jnp.float32)
         for corner in range(4):  # one after the other: no array of four times the features
-            rows_BTD = _rows(features_BJD, bilinear_index_BT4[..., corner]).astype(jnp.float32)
-            taken_BTD += rows_BTD * bilinear_weights_BT4[..., corner, None]
-    is_image_BT1 = (feature_index_BT >= 0)[..., None]
+            rows_BTD = _rows(features_BJD, images.bilinear_index_BT4[..., corner])
+            weights_BT1 = images.bilinear_weights_BT4[..., corner, None]
+            taken_BTD += rows_BTD.astype(jnp.float32) * weights_BT1
+    is_image_BT1 = (images.feature_index_BT >= 0)[..., None]
     return jnp.where(is_image_BT1, taken_BTD.astype(embeddings_BTD.dtype), embeddings_BTD)
 
 

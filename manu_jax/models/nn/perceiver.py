@@ -1,4 +1,4 @@
-"""The perceiver of Idefics2: a fixed number of latents that look at a vision input of any size.
+"""The perceiver of Idefics2: a fixed number of latents that attend to a vision input of any size.
 
 Jaegle et al. 2021, "Perceiver" (arXiv 2103.03206), as `Idefics2PerceiverResampler`.
 """
@@ -15,10 +15,10 @@ from manu_jax.models.hf.fields import Fields
 from manu_jax.models.hf.tables import Entry
 from manu_jax.models.nn.capture import TowerCapture
 from manu_jax.models.nn.decoder_config import DecoderConfig
-from manu_jax.models.nn.layers import ACTIVATIONS, Attention, Remat, attend, rms_norm
-from manu_jax.models.nn.mlp import Mlp, TowerMlp, gated_rows, mlp_table
+from manu_jax.models.nn.forward import TowerForward
+from manu_jax.models.nn.layers import ACTIVATIONS, Attention, attend, rms_norm
+from manu_jax.models.nn.mlp import Mlp, TowerMlp, mlp_table
 from manu_jax.models.nn.scan import scan_layers
-from manu_jax.types import Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,15 +98,17 @@ class ResamplerLayers(nnx.Module):
     def __call__(
         self,
         h_BTD: jax.Array,
-        context_BSD: jax.Array,
-        is_context_BS: jax.Array,
         gate: jax.Array | None,
         capture: TowerCapture | None,
+        *,
+        context_BSD: jax.Array,
+        is_context_BS: jax.Array,
     ) -> tuple[jax.Array, Any]:
         """Return the latents after one layer, and what was captured.
 
-        h_BTD: an example's latents, vision input after vision input. context_BSD, is_context_BS: a row per
-        vision input. Latents look at their own vision input, at its padding never, and at each other.
+        h_BTD: the latents of an example, one vision input after the other. context_BSD,
+        is_context_BS: a row per vision input. The latents of a vision input attend to its patches,
+        never to padding, and to each other.
         """
         x_BTD = rms_norm(h_BTD, self.latent_norm_LD[...], self.epsilon)
         context_BSD = rms_norm(context_BSD, self.context_norm_LD[...], self.epsilon)
@@ -123,7 +125,7 @@ class ResamplerLayers(nnx.Module):
 
 
 class Resampler(nnx.Module):
-    """Pictures of any size to latents."""
+    """Vision inputs of any size in, as many latents for each out."""
 
     def __init__(self, key: jax.Array, config: PerceiverConfig):
         latents, layers = jax.random.split(key)
@@ -138,27 +140,21 @@ class Resampler(nnx.Module):
         context_BIPD: jax.Array,
         is_context_BIP: jax.Array,
         *,
-        gates: Array | None,
-        capture: TowerCapture | None,
-        remat: Remat,
+        forward: TowerForward,
     ) -> tuple[jax.Array, Any]:
         """Return each vision input's latents [B, I, latents, D], and what was captured."""
         B, images, P, D = context_BIPD.shape
         context_BSD = context_BIPD.reshape(B * images, P, D)
         is_context_BS = is_context_BIP.reshape(B * images, P)
 
-        def body(layer: ResamplerLayers, h_BTD, gate, _):
-            return *layer(h_BTD, context_BSD, is_context_BS, gate, capture), None
+        def body(
+            h_BTD: jax.Array, layer: ResamplerLayers, gate: jax.Array | None, _: None
+        ) -> tuple[jax.Array, Any, None]:
+            context = {"context_BSD": context_BSD, "is_context_BS": is_context_BS}
+            return *layer(h_BTD, gate, forward.capture, **context), None
 
-        h_BTD, captured, _ = scan_layers(
-            body,
-            jnp.tile(self.latents_PD[...][None], (B, images, 1)),
-            self.layers,
-            gates=gates,
-            capture=capture,
-            matrices=gated_rows(self.config.num_neurons, D),
-            remat=remat,
-        )
+        h_BTD = jnp.tile(self.latents_PD[...][None], (B, images, 1))
+        h_BTD, captured, _ = scan_layers(body, h_BTD, self.layers, forward=forward)
         h_BTD = rms_norm(h_BTD, self.norm_D[...], self.config.norm_epsilon)
         return h_BTD.reshape(B, images, -1, D), captured
 
@@ -170,7 +166,7 @@ def resampler_mlp(config: PerceiverConfig, path: str) -> TowerMlp:
 
 
 def resampler_table(config: PerceiverConfig, path: str, root: str) -> list[Entry]:
-    """Return the table of a resampler, whose names begin with `root`."""
+    """Return the table of a resampler whose names begin with `root`."""
     layer, layers = root + "layers.{layer}.", path + ".layers."
     attention = layer + "self_attn."
     return [

@@ -2,8 +2,8 @@
 
 Wang et al. 2024 (arXiv 2409.12191) and Bai et al. 2025 (arXiv 2502.13923), as
 `Qwen2VisionTransformerPretrainedModel` and `Qwen2_5_VisionTransformerPretrainedModel`. Qwen2-VL:
-layer norms and plain MLPs. Qwen2.5-VL: RMS norms, gated MLPs with biases, and attention within
-windows but for some layers, which is a mask here: results are the same, patches stay in order.
+layer norms and plain MLPs. Qwen2.5-VL: RMS norms, gated MLPs with biases, and in most layers
+attention within windows; a mask does that here, so that patches stay in order, to the same result.
 Patches come in groups that the merger joins: one group is one token of the text.
 """
 
@@ -18,16 +18,16 @@ from flax import nnx
 from manu_jax.models.hf.fields import Fields
 from manu_jax.models.hf.tables import Entry
 from manu_jax.models.nn.capture import TowerCapture
+from manu_jax.models.nn.forward import TowerForward
 from manu_jax.models.nn.layers import (
     ACTIVATIONS,
-    Remat,
     attend,
     layer_norm,
     project,
     random_weight,
     rms_norm,
 )
-from manu_jax.models.nn.mlp import Mlp, TowerMlp, gated_rows, mlp_table
+from manu_jax.models.nn.mlp import Mlp, TowerMlp, mlp_table
 from manu_jax.models.nn.rope import RotaryAngles, grid_rotary_angles, rotate
 from manu_jax.models.nn.scan import scan_layers
 from manu_jax.parallel import constrain
@@ -51,7 +51,7 @@ class QwenVisionConfig:
     num_frames: int  # an image is repeated to so many
     merge: int  # patches a side of a group
     window: int | None  # patches a side; None: no windows
-    full_layers: tuple[int, ...]  # those that look beyond their window
+    full_layers: tuple[int, ...]  # those whose attention has no windows
     is_2_5: bool
 
     @property
@@ -142,15 +142,16 @@ class QwenVisionLayers(nnx.Module):
     def __call__(
         self,
         h_BTD: jax.Array,
-        rotary_angles: RotaryAngles,
-        mask_BTS: jax.Array,
         gate: jax.Array | None,
         capture: TowerCapture | None,
+        *,
+        rotary_angles: RotaryAngles,
+        mask_BTS: jax.Array,
     ) -> tuple[jax.Array, Any]:
         """Return the residual stream after one layer, and what was captured.
 
-        The T tokens of an example are its vision inputs' patches, one vision input after the other. mask_BTS:
-        a row per vision input: where a patch may look.
+        The T tokens of an example are the patches of its vision inputs, one after the other.
+        mask_BTS: a row per vision input, True where a patch may attend.
         """
         x_BTD = self._norm(h_BTD, "attention")
         qkv_BTZNH = project(x_BTD, self.qkv_LDZNH[...]) + self.qkv_bias_LZNH[...][None, None]
@@ -171,7 +172,7 @@ class QwenVisionLayers(nnx.Module):
 
 
 class QwenVision(nnx.Module):
-    """Pictures to tokens of the decoder's width."""
+    """The tower: patches in, tokens of the decoder's width out."""
 
     def __init__(self, key: jax.Array, config: QwenVisionConfig):
         patch, layers, first, second = jax.random.split(key, 4)
@@ -194,9 +195,7 @@ class QwenVision(nnx.Module):
         patches_BIPC: Array,
         patch_positions_BIP2: Array,
         *,
-        gates: Array | None = None,
-        capture: TowerCapture | None = None,
-        remat: Remat = "all",
+        forward: TowerForward,
     ) -> tuple[jax.Array, Any]:
         """Return the merged tokens [B, I, P / merge², E], and what was captured."""
         config = self.config
@@ -216,22 +215,16 @@ class QwenVision(nnx.Module):
             is_near_BTS &= (windows_BP2[:, :, None] == windows_BP2[:, None]).all(axis=-1)
         is_full_L = jnp.isin(jnp.arange(config.num_layers), jnp.asarray(config.full_layers, int))
 
-        def body(layer: QwenVisionLayers, h_BTD, gate, is_full):
+        def body(
+            h_BTD: jax.Array, layer: QwenVisionLayers, gate: jax.Array | None, is_full: jax.Array
+        ) -> tuple[jax.Array, Any, None]:
             mask_BTS = is_near_BTS | (is_patch_B1S & is_full)
-            return *layer(h_BTD, rotary_angles, mask_BTS, gate, capture), None
+            h_BTD, captured = layer(
+                h_BTD, gate, forward.capture, rotary_angles=rotary_angles, mask_BTS=mask_BTS
+            )
+            return h_BTD, captured, None
 
-        neurons, width = config.num_neurons, config.width
-        plain = {"fc1": neurons, "fc2": width}
-        h_BTD, captured, _ = scan_layers(
-            body,
-            h_BTD,
-            self.layers,
-            gates=gates,
-            extra=is_full_L,
-            capture=capture,
-            matrices=gated_rows(neurons, width) if config.is_2_5 else plain,
-            remat=remat,
-        )
+        h_BTD, captured, _ = scan_layers(body, h_BTD, self.layers, forward=forward, extra=is_full_L)
         return self._merge(h_BTD).reshape(B, images, -1, config.output_width), captured
 
     def _merge(self, h_BTD: jax.Array) -> jax.Array:
@@ -254,7 +247,7 @@ def qwen_vision_mlp(config: QwenVisionConfig, path: str) -> TowerMlp:
 
 
 def qwen_vision_table(config: QwenVisionConfig, path: str, root: str) -> list[Entry]:
-    """Return the table of a tower, whose names begin with `root`."""
+    """Return the table of a tower whose names begin with `root`."""
     layer, layers, merger = root + "blocks.{layer}.", path + ".layers.", root + "merger."
     table = [
         Entry(path + ".patch_CZYXD", root + "patch_embed.proj.weight", "DCZYX"),
@@ -270,15 +263,10 @@ def qwen_vision_table(config: QwenVisionConfig, path: str, root: str) -> list[En
         Entry(layers + "o_LNHD", layer + "attn.proj.weight", "D(NH)"),
         Entry(layers + "o_bias_LD", layer + "attn.proj.bias", "D"),
     ]
-    if config.is_2_5:
-        return table + mlp_table(qwen_vision_mlp(config, path), layer + "mlp.")
-    return [
-        *table,
-        Entry(path + ".merger_norm_bias_D", merger + "ln_q.bias", "D"),
-        Entry(layers + "attention_norm_bias_LD", layer + "norm1.bias", "D"),
-        Entry(layers + "mlp_norm_bias_LD", layer + "norm2.bias", "D"),
-        Entry(layers + "mlp.up_LDF", layer + "mlp.fc1.weight", "FD"),
-        Entry(layers + "mlp.up_bias_LF", layer + "mlp.fc1.bias", "F"),
-        Entry(layers + "mlp.down_LFD", layer + "mlp.fc2.weight", "DF"),
-        Entry(layers + "mlp.down_bias_LD", layer + "mlp.fc2.bias", "D"),
-    ]
+    if not config.is_2_5:
+        table += [
+            Entry(path + ".merger_norm_bias_D", merger + "ln_q.bias", "D"),
+            Entry(layers + "attention_norm_bias_LD", layer + "norm1.bias", "D"),
+            Entry(layers + "mlp_norm_bias_LD", layer + "norm2.bias", "D"),
+        ]
+    return table + mlp_table(qwen_vision_mlp(config, path), layer + "mlp.")

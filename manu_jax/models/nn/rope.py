@@ -1,7 +1,7 @@
-"""Rotary positions: in one dimension, in three for a token of an image (M-RoPE), and in two.
+"""Rotary positions in one dimension, in two (of patches), and in three (M-RoPE).
 
 Su et al. 2021 (arXiv 2104.09864); M-RoPE: Wang et al. 2024 (arXiv 2409.12191). A head's entries are
-turned in pairs, the i-th of the first half with the i-th of the second, as in `transformers`.
+rotated in pairs, the i-th of the first half with the i-th of the second, as in `transformers`.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import numpy as np
 
 from manu_jax.types import Array
 
-# Cosines and sines of the angles by which each pair of a head's entries turns. [B, T, H / 2]
+# Cosines and sines of the angles by which each pair of a head's entries is rotated. [B, T, H / 2]
 RotaryAngles = tuple[jax.Array, jax.Array]
 
 
@@ -21,8 +21,8 @@ RotaryAngles = tuple[jax.Array, jax.Array]
 class Rope:
     """Rotary positions. kind "linear" and "llama3" stretch the angles as in `transformers`.
 
-    sections: how many pairs of a head's entries turn by the position in time, by row and by column;
-    () where a token has one position.
+    sections: how many pairs of a head's entries are rotated by the position in time, by row and by
+    column; () where a token has one position.
     """
 
     theta: float = 10000.0
@@ -49,7 +49,10 @@ class Rope:
 
 
 def rotary_angles(positions: Array, rope: Rope, head_size: int) -> RotaryAngles:
-    """Return the rotary angles of tokens at positions [B, T], or [B, T, 3] in time, by row, by column."""
+    """Return the rotary angles of tokens.
+
+    positions: [B, T], or [B, T, 3] in time, by row and by column.
+    """
     frequencies_H = jnp.asarray(rope.frequencies_H(head_size))
     if positions.ndim == 3:
         position_BTH = positions[..., np.repeat(np.arange(3), rope.sections)]
@@ -60,7 +63,7 @@ def rotary_angles(positions: Array, rope: Rope, head_size: int) -> RotaryAngles:
 
 
 def grid_rotary_angles(patch_positions_BT2: Array, head_size: int, theta: float) -> RotaryAngles:
-    """Return the rotary angles of patches: the first half of the pairs by row, the second by column."""
+    """Return the rotary angles of patches: half of the pairs by row, the other half by column."""
     quarter = head_size // 4
     frequencies_H = 1.0 / theta ** (jnp.arange(quarter, dtype=jnp.float32) / quarter)
     angles_BT2H = (
@@ -71,8 +74,8 @@ def grid_rotary_angles(patch_positions_BT2: Array, head_size: int, theta: float)
 
 
 def rotate(x_BTNH: jax.Array, cos_BTH: jax.Array, sin_BTH: jax.Array) -> jax.Array:
-    """Return heads turned by their positions' angles; cos and sin have half the head size."""
+    """Return heads rotated by their positions' angles; cos and sin have half the head size."""
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos_BTH[:, :, None], sin_BTH[:, :, None]
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x_BTNH.dtype)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x_BTNH.dtype)

@@ -1,14 +1,14 @@
-"""One scan over a stack of layers: rematerialised, gated and measured."""
+"""One scan over a stack of layers: rematerialised, gated and captured."""
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from manu_jax.models.nn.capture import TowerCapture, add_moments, position_statistic, zero_moments
-from manu_jax.models.nn.layers import REMATS, Remat
-from manu_jax.types import Array
+from manu_jax.models.nn.capture import add_moments, position_statistic
+from manu_jax.models.nn.forward import TowerForward
+from manu_jax.models.nn.layers import REMATS
 
 
 def scan_layers(
@@ -16,27 +16,29 @@ def scan_layers(
     h_BTD: jax.Array,
     layers: Any,
     *,
-    gates: Array | None = None,
+    forward: TowerForward,
     extra: Any = None,
-    capture: TowerCapture | None = None,
-    matrices: Mapping[str, int] = MappingProxyType({}),
-    remat: Remat = "all",
 ) -> tuple[jax.Array, Any, Any]:
-    """Run `body(layer, h, gate, extra_of_layer) -> (h, measured, kept)` over the stacked `layers`.
+    """Run `body(h, layer, gate, extra_of_layer) -> (h, captured, kept)` over the stacked `layers`.
 
-    gates: [L, F] or [L, B, F]. extra: pytree with leading L. matrices: rows of each measured matrix
-    ("position" only). Returns h after the last layer, what was measured, and `kept` stacked over L.
-    Measured: None, [L, B, F], or {matrix: [L or 1, 4, rows]}.
+    forward: its gates are scanned, a layer's each; the body passes its capture to the MLP. extra: a
+    pytree with leading L. Returns h after the last layer, what was captured, and `kept` stacked
+    over L. Captured: None, [L, B, F], or {matrix: [L or 1, 4, output rows]}.
     """
+    capture, per_layer = forward.capture, (layers, forward.gates, extra)
     by_position = capture is not None and capture.spec.reduction == "position"
     moments = None
     if capture is not None and by_position and capture.spec.layer_pooling == "all":
-        positions = h_BTD.shape[1] // capture.rows_BI.shape[1]
-        moments = {name: zero_moments(positions, rows) for name, rows in matrices.items()}
+        of_first = jax.eval_shape(
+            lambda h_BTD, xs: body(h_BTD, *jax.tree.map(lambda x: x[0], xs))[1],
+            h_BTD,
+            per_layer,
+        )
+        moments = jax.tree.map(lambda sums: jnp.zeros(sums.shape, sums.dtype), of_first)
 
-    def step(carry, xs):
+    def step(carry: tuple[jax.Array, Any], xs: tuple[Any, Any, Any]):
         h_BTD, moments = carry
-        h_BTD, captured, kept = body(*xs[:1], h_BTD, *xs[1:])
+        h_BTD, captured, kept = body(h_BTD, *xs)
         if moments is not None:
             moments = {name: add_moments(moments[name], captured[name]) for name in moments}
             captured = None
@@ -45,7 +47,7 @@ def scan_layers(
         return (h_BTD, moments), (captured, kept)
 
     (h_BTD, moments), (captured, kept) = jax.lax.scan(
-        REMATS[remat](step), (h_BTD, moments), (layers, gates, extra)
+        REMATS[forward.remat](step), (h_BTD, moments), per_layer
     )
     if moments is not None:
         captured = {name: position_statistic(value)[None] for name, value in moments.items()}

@@ -4,9 +4,9 @@ CLIP (Radford et al. 2021, arXiv 2103.00020), as `CLIPVisionModel`: a class toke
 layers, and hidden states as the result. SigLIP (Zhai et al. 2023, arXiv 2303.15343), as
 `SiglipVisionModel` and the towers of Idefics2 and Idefics3: a bias on the patches,
 and the normalised last state as the result (LLaVA-OneVision: hidden states as they are). Layers
-after the last one whose result is used are never run, nor is SigLIP's head, which pools its states:
-their weights are kept, so that a model is written as it was read, but their neurons are not neurons
-of the model.
+after the last one whose result is used never run, nor does SigLIP's head, which pools its states.
+Their weights are kept, so that a model is written as it was read, but their neurons do not count as
+neurons of the model.
 """
 
 import dataclasses
@@ -20,22 +20,22 @@ from flax import nnx
 from manu_jax.models.hf.fields import Fields
 from manu_jax.models.hf.tables import Entry
 from manu_jax.models.nn.capture import TowerCapture
+from manu_jax.models.nn.forward import TowerForward
 from manu_jax.models.nn.layers import (
     ACTIVATIONS,
     Attention,
-    Remat,
     attend,
     layer_norm,
     project,
     random_weight,
 )
-from manu_jax.models.nn.mlp import Mlp, TowerMlp
+from manu_jax.models.nn.mlp import Mlp, TowerMlp, mlp_table
 from manu_jax.models.nn.scan import scan_layers
 from manu_jax.parallel import constrain
 from manu_jax.types import Array
 
 MOST_LAYERS = 1000
-# Of a new tower, beside patches of variance 1. With 0.02 it sees a bag of patches for long.
+# Of a new tower, whose patches have variance 1. With 0.02 training ignores positions for long.
 EMBEDDING_SCALE = 0.5
 
 
@@ -44,7 +44,7 @@ class VitConfig:
     """Sizes of a tower. `features`: which hidden states are its result; 0 is the embeddings.
 
     is_clip: CLIP, otherwise SigLIP. is_normalised: the result goes through the last norm.
-    image_size: of the grid of positions; vision inputs may be smaller.
+    image_size: of the whole grid of positions; vision inputs may be smaller.
     """
 
     image_size: int  # pixels a side
@@ -178,15 +178,16 @@ class VitLayers(nnx.Module):
     def __call__(
         self,
         h_BTD: jax.Array,
-        num_images: int,
-        is_patch_BIP: jax.Array | None,
         gate: jax.Array | None,
         capture: TowerCapture | None,
+        *,
+        num_images: int,
+        is_patch_BIP: jax.Array | None,
     ) -> tuple[jax.Array, Any]:
         """Return the residual stream after one layer, and what was captured.
 
-        The T tokens of an example are its images' tokens, one image after the other; attention
-        stays within an image, and looks at no padding.
+        The T tokens of an example are those of its vision inputs, one after the other. A token
+        attends within its own vision input, and to no padding.
         """
         x_BTD = layer_norm(
             h_BTD, self.attention_norm_LD[...], self.attention_norm_bias_LD[...], self.epsilon
@@ -220,7 +221,7 @@ class VitHead(nnx.Module):
 
 
 class Vit(nnx.Module):
-    """Pictures to the hidden states that the config names."""
+    """The tower: patches in, the hidden states that the config names out."""
 
     def __init__(self, key: jax.Array, config: VitConfig):
         patch, label, position, layers, unused_layers = jax.random.split(key, 5)
@@ -244,7 +245,7 @@ class Vit(nnx.Module):
             )
         if config.has_head:
             self.head = VitHead(config)
-        # CLIP: of the pooled output, which is not used
+        # In CLIP it is the norm of the pooled output, which is not used.
         self.post_norm_D = nnx.Param(jnp.ones(D))
         self.post_norm_bias_D = nnx.Param(jnp.zeros(D))
         self.config = config
@@ -254,14 +255,12 @@ class Vit(nnx.Module):
         patches_BIPC: Array,
         grid_index_BIP: Array | None = None,
         *,
-        gates: Array | None = None,
-        capture: TowerCapture | None = None,
-        remat: Remat = "all",
+        forward: TowerForward,
     ) -> tuple[jax.Array, Any]:
         """Return the named hidden states side by side [B, I, P, D·n], and what was captured.
 
-        grid_index_BIP: the place of each patch in the grid, row by row, −1: padding; None: each
-        vision input fills the grid. CLIP's class token comes before the patches.
+        grid_index_BIP: the cell of each patch in the grid, counted row by row, −1: padding; None:
+        each vision input fills the grid. CLIP's class token comes before the patches.
         """
         config = self.config
         batch, images = patches_BIPC.shape[:2]
@@ -274,21 +273,17 @@ class Vit(nnx.Module):
         start_BTD = h_BTD
         keep_all = len(config.features) > 1
 
-        def body(layer: VitLayers, h_BTD, gate, _):
-            h_BTD, captured = layer(h_BTD, images, is_patch_BIP, gate, capture)
+        def body(
+            h_BTD: jax.Array, layer: VitLayers, gate: jax.Array | None, _: None
+        ) -> tuple[jax.Array, Any, Any]:
+            h_BTD, captured = layer(
+                h_BTD, gate, forward.capture, num_images=images, is_patch_BIP=is_patch_BIP
+            )
             return h_BTD, captured, h_BTD if keep_all else None
 
         captured, states = None, None
         if config.num_used_layers:
-            h_BTD, captured, states = scan_layers(
-                body,
-                h_BTD,
-                self.layers,
-                gates=gates,
-                capture=capture,
-                matrices={"fc1": config.num_neurons, "fc2": config.width},
-                remat=remat,
-            )
+            h_BTD, captured, states = scan_layers(body, h_BTD, self.layers, forward=forward)
         if states is not None:
             chosen = [start_BTD if index == 0 else states[index - 1] for index in config.features]
             h_BTD = jnp.concatenate(chosen, axis=-1)
@@ -314,14 +309,18 @@ class Vit(nnx.Module):
 
 def vit_mlp(config: VitConfig, path: str) -> TowerMlp:
     """Return how the MLPs of a tower's layers that run are built."""
+    return _stack_mlp(config, path + ".layers.")
+
+
+def _stack_mlp(config: VitConfig, layers: str) -> TowerMlp:
     sizes = (config.num_used_layers, config.num_neurons, config.width)
-    return TowerMlp(path + ".layers.mlp", *sizes, gated=False, bias=True)
+    return TowerMlp(layers + "mlp", *sizes, gated=False, bias=True)
 
 
 def vit_table(config: VitConfig, path: str, root: str) -> list[Entry]:
     """Return the table of a vision tower, of the layers that run and of those that do not."""
     embeddings, layer = root + "embeddings.", root + "encoder.layers.{layer}."
-    attention, mlp = layer + "self_attn.", layer + "mlp."
+    attention = layer + "self_attn."
     table = [
         Entry(path + ".patch_YXCD", embeddings + "patch_embedding.weight", "DCYX"),
         Entry(path + ".position_PD", embeddings + "position_embedding.weight", "PD"),
@@ -357,10 +356,7 @@ def vit_table(config: VitConfig, path: str, root: str) -> list[Entry]:
             Entry(layers + "attention.k_bias_LKH", attention + "k_proj.bias", "(KH)", first),
             Entry(layers + "attention.v_bias_LKH", attention + "v_proj.bias", "(KH)", first),
             Entry(layers + "attention.o_bias_LD", attention + "out_proj.bias", "D", first),
-            Entry(layers + "mlp.up_LDF", mlp + "fc1.weight", "FD", first),
-            Entry(layers + "mlp.up_bias_LF", mlp + "fc1.bias", "F", first),
-            Entry(layers + "mlp.down_LFD", mlp + "fc2.weight", "DF", first),
-            Entry(layers + "mlp.down_bias_LD", mlp + "fc2.bias", "D", first),
+            *mlp_table(_stack_mlp(config, layers), layer + "mlp.", first),
         ]
     return table
 
