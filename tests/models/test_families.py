@@ -1,6 +1,6 @@
 """What holds for every family beside LLaVA-1.5, whose own tests go further: as in `transformers`.
 
-A family is a module of cases: how its tiny models are written, and where PyTorch keeps what ours
+A family is its `Cases`: how its tiny models are written, and where PyTorch keeps what ours
 measures. Tolerances are the issue's for logits (1e-4, in float32); differences are near 1e-5.
 """
 
@@ -10,21 +10,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gemma3_cases
-import idefics2_cases
-import idefics3_cases
 import jax
 import jax.numpy as jnp
-import llava_next_cases
-import llava_onevision_cases
 import numpy as np
-import paligemma_cases
 import pytest
-import qwen_cases
 import tiny_llava
 import torch
-from llava_cases import forward
-from parity import TOLERANCE, check_logits, greedy
+from gemma3_cases import cases as gemma3
+from idefics2_cases import cases as idefics2
+from idefics3_cases import cases as idefics3
+from llava_next_cases import cases as llava_next
+from llava_onevision_cases import cases as llava_onevision
+from paligemma_cases import cases as paligemma
+from parity import TOLERANCE, check_logits, forward, greedy
+from qwen_cases import cases as qwen
 from safetensors.numpy import load_file
 
 from manu_jax import leaves as leaf_names
@@ -35,9 +34,8 @@ from manu_jax.models import loaded as loading
 from manu_jax.types import Capture, Sample
 
 ROOT = Path(__file__).parents[2]
-FAMILIES = {"idefics2": idefics2_cases, "qwen-vl": qwen_cases, "idefics3": idefics3_cases}
-FAMILIES |= {"paligemma": paligemma_cases, "gemma3": gemma3_cases, "llava-next": llava_next_cases}
-FAMILIES["llava-onevision"] = llava_onevision_cases
+FAMILIES = {"idefics2": idefics2, "qwen-vl": qwen, "idefics3": idefics3, "paligemma": paligemma}
+FAMILIES |= {"gemma3": gemma3, "llava-next": llava_next, "llava-onevision": llava_onevision}
 CASES = [(name, case) for name, cases in FAMILIES.items() for case in cases.CASES]
 FIRST = [("idefics2", "whole-images"), ("qwen-vl", "2.5"), ("qwen-vl", "2")]
 FIRST += [("idefics3", "idefics3-split"), ("paligemma", "gemma"), ("paligemma", "gemma2")]
@@ -47,9 +45,9 @@ FIRST += [("gemma3", "one-key-head"), ("llava-next", "vicuna"), ("llava-onevisio
 ALL = [pytest.param(*case, marks=[] if case in FIRST else [pytest.mark.slow]) for case in CASES]
 
 # What depends on how vision inputs come into a batch more than on the family: these three always.
-PICTURED = [("idefics2", "whole-images"), ("qwen-vl", "2.5"), ("llava-onevision", "interpolated")]
-BY_PICTURES = [
-    pytest.param(*case, marks=[] if case in PICTURED else [pytest.mark.slow]) for case in FIRST
+ALWAYS = [("idefics2", "whole-images"), ("qwen-vl", "2.5"), ("llava-onevision", "interpolated")]
+BY_VISION_INPUTS = [
+    pytest.param(*case, marks=[] if case in ALWAYS else [pytest.mark.slow]) for case in FIRST
 ]
 
 
@@ -177,8 +175,7 @@ def test_what_is_saved_equals_what_was_loaded_and_transformers_loads_it(made, tm
     cases, folder, reference, loaded = made(name, case)
     loading.save_pretrained(loaded, tmp_path / "out")
     before, after = load_file(folder / "model.safetensors"), load_file(only(tmp_path / "out"))
-    spell = getattr(cases, "in_form_a", lambda key: key)
-    assert {spell(key): x.tobytes() for key, x in before.items()} == {
+    assert {cases.export_name(key): x.tobytes() for key, x in before.items()} == {
         key: x.tobytes() for key, x in after.items()
     }
     again, info = type(reference).from_pretrained(tmp_path / "out", output_loading_info=True)
@@ -217,7 +214,7 @@ def test_features_in_place_of_patches_give_the_same_logits(made, name, case):
     )
 
 
-@pytest.mark.parametrize(("name", "case"), BY_PICTURES)
+@pytest.mark.parametrize(("name", "case"), BY_VISION_INPUTS)
 def test_a_mesh_gives_the_numbers_of_one_device(made, name, case):
     cases, folder, _, alone = made(name, case)
     prompts, images = cases.PROMPTS + cases.PROMPTS[:1], cases.image_lists()
@@ -232,7 +229,7 @@ def test_a_mesh_gives_the_numbers_of_one_device(made, name, case):
         np.testing.assert_allclose(found.activations[tower], expected.activations[tower], atol=2e-5)
 
 
-@pytest.mark.parametrize(("name", "case"), BY_PICTURES)
+@pytest.mark.parametrize(("name", "case"), BY_VISION_INPUTS)
 def test_images_of_many_sizes_go_through_the_tower_once(made, monkeypatch, name, case):
     cases, _, _, loaded = made(name, case)
     lists = cases.image_lists()
@@ -317,8 +314,8 @@ def tokens_of_rows(cases, inputs, tower, shape):
             chosen[row] = valid_T
             yield chosen
         return
-    valid = cases.tokens_of_pictures(inputs, tower, shape[-1])
-    for vision_inputs in cases.pictures_of_rows(inputs):
+    valid = cases.tokens_of_vision_inputs(inputs, tower, shape[-1])
+    for vision_inputs in cases.vision_inputs_of_rows(inputs):
         if len(shape) == 1:  # all vision inputs' patches in one row
             yield valid[vision_inputs].any(axis=0)
             continue
