@@ -1,8 +1,13 @@
-"""Tiny LLaVA folders, each built once a session."""
+"""Tiny LLaVA folders, each built once a session; the converters, which are scripts."""
+
+import sys
+from pathlib import Path
 
 import cases
 import pytest
 from llava_cases import cases as llava
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools" / "convert"))
 
 
 @pytest.fixture(scope="session")

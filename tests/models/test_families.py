@@ -6,10 +6,8 @@ measures. Tolerances are the issue's for logits (1e-4, in float32); differences 
 
 import dataclasses
 import functools
-import subprocess
-import sys
-from pathlib import Path
 
+import check
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +31,6 @@ from manu_jax.evaluation.generate import greedy_tokens
 from manu_jax.models import loaded as loading
 from manu_jax.types import Capture, Sample
 
-ROOT = Path(__file__).parents[2]
 FAMILIES = {"idefics2": idefics2, "qwen-vl": qwen, "idefics3": idefics3, "paligemma": paligemma}
 FAMILIES |= {"gemma3": gemma3, "llava-next": llava_next, "llava-onevision": llava_onevision}
 CASES = [(name, case) for name, cases in FAMILIES.items() for case in cases.CASES]
@@ -114,20 +111,18 @@ def test_activations_and_gate_gradients_of_every_tower_equal_those_of_hooks(made
     weights_BTV *= batch.attention_mask_BT[..., None]
     hooked = hook(cases, reference, inputs, weights_BTV)
     assert set(hooked) == set(loaded.towers)
-    output = forward(loaded.model, batch, capture=Capture("mean"))
-    found = gate_gradients(loaded, batch, weights_BTV)
+    slopes, activations = gate_gradients(loaded, batch, weights_BTV)
     for tower, (num_layers, _) in loaded.towers.items():
         assert len(hooked[tower]) == num_layers
         for layer, (z, slope) in enumerate(hooked[tower]):
             for row, tokens in enumerate(tokens_of_rows(cases, inputs, tower, z.shape[:-1])):
                 z_TF, slope_TF = z[tokens], slope[tokens]
                 mean_F = z_TF.mean(axis=0) if len(z_TF) else np.zeros(z.shape[-1])
-                np.testing.assert_allclose(
-                    output.activations[tower][layer][row], mean_F, atol=TOLERANCE
-                )
+                found_F = activations[tower][layer][row]
+                np.testing.assert_allclose(found_F, mean_F, atol=TOLERANCE)
                 # Sums over some hundred products of size 10.
                 np.testing.assert_allclose(
-                    found[tower][layer][row], (z_TF * slope_TF).sum(axis=0), atol=5e-3, rtol=1e-3
+                    slopes[tower][layer][row], (z_TF * slope_TF).sum(axis=0), atol=5e-3, rtol=1e-3
                 )
 
 
@@ -142,9 +137,23 @@ def test_fold_equals_gates_bit_for_bit_in_every_tower(made, name, case):
     gated = forward(loaded.model, batch, gates).logits_BTV
     folded = forward(masks.fold(loaded, mask).model, batch).logits_BTV
     np.testing.assert_array_equal(np.asarray(folded), np.asarray(gated))
+    open_gates = {tower: np.ones_like(gates_LF) for tower, gates_LF in gates.items()}
     for tower in loaded.towers:
-        alone = forward(loaded.model, batch, {tower: gates[tower]}).logits_BTV
+        alone = forward(loaded.model, batch, {**open_gates, tower: gates[tower]}).logits_BTV
         assert np.abs(alone - whole).max() > 1e-3, tower
+
+
+def test_a_tower_without_gates_has_open_ones(made):
+    cases, _, _, loaded = made("paligemma", "gemma")
+    batch = loaded.batch(cases.PROMPTS, cases.image_lists())
+    random = np.random.default_rng(1)
+    gates = {tower: random.random(shape) for tower, shape in loaded.towers.items()}
+    for tower in loaded.towers:
+        others = {other: np.ones(shape) for other, shape in loaded.towers.items()}
+        alone = forward(loaded.model, batch, {tower: gates[tower]}).logits_BTV
+        among_others = forward(loaded.model, batch, {**others, tower: gates[tower]}).logits_BTV
+        # Another program, another order of sums
+        np.testing.assert_allclose(alone, among_others, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "case"), FIRST)
@@ -258,17 +267,14 @@ def test_a_converted_folder_loads_the_same_model(made, tmp_path, name, case):
 
 
 @pytest.mark.parametrize(("name", "case"), FIRST)
-def test_check_explains_the_folder(made, name, case):
+def test_check_explains_the_folder(made, capsys, name, case):
     _, folder, _, loaded = made(name, case)
-    command = [sys.executable, ROOT / "tools/convert/check.py", folder]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    assert f"family       {loaded.family.name} " in done.stdout
+    assert check.main([str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert f"family       {loaded.family.name} " in printed
     for tower, (layers, neurons) in loaded.towers.items():
-        assert (
-            f"{tower:12} {layers} layers × {neurons:,} = {layers * neurons:,} neurons"
-            in done.stdout
-        )
-    assert "names of form " in done.stdout and "left over    0" in done.stdout
+        assert f"{tower:12} {layers} layers × {neurons:,} = {layers * neurons:,} neurons" in printed
+    assert "names of form " in printed and "left over    0" in printed
 
 
 def only(folder):
@@ -325,12 +331,17 @@ def tokens_of_rows(cases, inputs, tower, shape):
 
 
 def gate_gradients(loaded, batch, weights_BTV):
-    """Return ∂L/∂gate of one set of gates per example. {tower: [L, B, F]}."""
+    """Return ∂L/∂gate of one set of gates per example, and the mean activations.
+
+    Both {tower: [L, B, F]}, from one program.
+    """
     rows = len(batch.token_ids_BT)
     gates = {t: jnp.ones((layers, rows, F)) for t, (layers, F) in loaded.towers.items()}
 
     @jax.jit
-    def total(gates):
-        return (loaded.model(batch, gates).logits_BTV * weights_BTV).sum()
+    @functools.partial(jax.grad, has_aux=True)
+    def slopes_and_activations(gates, model):
+        output = model(batch, gates, Capture("mean"))
+        return (output.logits_BTV * weights_BTV).sum(), output.activations
 
-    return jax.grad(total)(gates)
+    return slopes_and_activations(gates, loaded.model)
