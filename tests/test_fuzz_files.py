@@ -34,10 +34,10 @@ VALUES = (
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A Hugging Face folder of a tiny LLaVA."""
-    import llava_cases
+    from llava_cases import cases
 
     path = tmp_path_factory.mktemp("fuzz")
-    llava_cases.write_case("one-key-head-tied", path, llava_cases.tokenizer())
+    cases.write_case("one-key-head-tied", path)
     return path
 
 

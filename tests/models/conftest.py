@@ -1,23 +1,29 @@
-"""Tiny LLaVA folders, each built once a session."""
+"""Tiny LLaVA folders, each built once a session; the converters, which are scripts."""
 
-import llava_cases
+import sys
+from pathlib import Path
+
+import cases
 import pytest
+from llava_cases import cases as llava
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools" / "convert"))
 
 
 @pytest.fixture(scope="session")
 def words():
-    return llava_cases.tokenizer()
+    return cases.tokenizer()
 
 
 @pytest.fixture(scope="session")
-def case(tmp_path_factory, words):
+def case(tmp_path_factory):
     """Return a function: a case's name → (folder, PyTorch model)."""
     made = {}
 
     def build(name: str = "all-key-heads"):
         if name not in made:
             folder = tmp_path_factory.mktemp(name)
-            made[name] = (folder, llava_cases.write_case(name, folder, words))
+            made[name] = (folder, llava.write_case(name, folder))
         return made[name]
 
     return build

@@ -1,11 +1,19 @@
 """Our logits and tokens beside those of `transformers`."""
 
+import functools
+
 import jax
 import numpy as np
 import torch
 
 # Asked of every family; the differences are of the order of 1e-6 to 1e-5.
 TOLERANCE = 1e-4
+
+
+@functools.partial(jax.jit, static_argnames="capture")
+def forward(model, batch, gates=None, capture=None):
+    """Run a model; shared by the tests, so that one shape of batch is compiled once."""
+    return model(batch, gates, capture)
 
 
 def check_logits(reference, inputs, output, batch):

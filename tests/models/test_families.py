@@ -1,31 +1,28 @@
 """What holds for every family beside LLaVA-1.5, whose own tests go further: as in `transformers`.
 
-A family is a module of cases: how its tiny models are written, and where PyTorch keeps what ours
+A family is its `Cases`: how its tiny models are written, and where PyTorch keeps what ours
 measures. Tolerances are the issue's for logits (1e-4, in float32); differences are near 1e-5.
 """
 
 import dataclasses
 import functools
 import re
-import subprocess
-import sys
-from pathlib import Path
 
-import gemma3_cases
-import idefics2_cases
-import idefics3_cases
+import check
 import jax
 import jax.numpy as jnp
-import llava_next_cases
-import llava_onevision_cases
 import numpy as np
-import paligemma_cases
 import pytest
-import qwen_cases
 import tiny_llava
 import torch
-from llava_cases import forward
-from parity import TOLERANCE, check_logits, greedy
+from gemma3_cases import cases as gemma3
+from idefics2_cases import cases as idefics2
+from idefics3_cases import cases as idefics3
+from llava_next_cases import cases as llava_next
+from llava_onevision_cases import cases as llava_onevision
+from paligemma_cases import cases as paligemma
+from parity import TOLERANCE, check_logits, forward, greedy
+from qwen_cases import cases as qwen
 from safetensors.numpy import load_file
 
 from manu_jax import leaves as leaf_names
@@ -35,10 +32,8 @@ from manu_jax.evaluation.generate import greedy_tokens
 from manu_jax.models import loaded as loading
 from manu_jax.types import Capture, Sample
 
-ROOT = Path(__file__).parents[2]
-FAMILIES = {"idefics2": idefics2_cases, "qwen-vl": qwen_cases, "idefics3": idefics3_cases}
-FAMILIES |= {"paligemma": paligemma_cases, "gemma3": gemma3_cases, "llava-next": llava_next_cases}
-FAMILIES["llava-onevision"] = llava_onevision_cases
+FAMILIES = {"idefics2": idefics2, "qwen-vl": qwen, "idefics3": idefics3, "paligemma": paligemma}
+FAMILIES |= {"gemma3": gemma3, "llava-next": llava_next, "llava-onevision": llava_onevision}
 CASES = [(name, case) for name, cases in FAMILIES.items() for case in cases.CASES]
 FIRST = [("idefics2", "whole-images"), ("qwen-vl", "2.5"), ("qwen-vl", "2")]
 FIRST += [("idefics3", "idefics3-split"), ("paligemma", "gemma"), ("paligemma", "gemma2")]
@@ -48,9 +43,9 @@ FIRST += [("gemma3", "one-key-head"), ("llava-next", "vicuna"), ("llava-onevisio
 ALL = [pytest.param(*case, marks=[] if case in FIRST else [pytest.mark.slow]) for case in CASES]
 
 # What depends on how vision inputs come into a batch more than on the family: these three always.
-PICTURED = [("idefics2", "whole-images"), ("qwen-vl", "2.5"), ("llava-onevision", "interpolated")]
-BY_PICTURES = [
-    pytest.param(*case, marks=[] if case in PICTURED else [pytest.mark.slow]) for case in FIRST
+ALWAYS = [("idefics2", "whole-images"), ("qwen-vl", "2.5"), ("llava-onevision", "interpolated")]
+BY_VISION_INPUTS = [
+    pytest.param(*case, marks=[] if case in ALWAYS else [pytest.mark.slow]) for case in FIRST
 ]
 
 
@@ -117,20 +112,18 @@ def test_activations_and_gate_gradients_of_every_tower_equal_those_of_hooks(made
     weights_BTV *= batch.attention_mask_BT[..., None]
     hooked = hook(cases, reference, inputs, weights_BTV)
     assert set(hooked) == set(loaded.towers)
-    output = forward(loaded.model, batch, capture=Capture("mean"))
-    found = gate_gradients(loaded, batch, weights_BTV)
+    slopes, activations = gate_gradients(loaded, batch, weights_BTV)
     for tower, (num_layers, _) in loaded.towers.items():
         assert len(hooked[tower]) == num_layers
         for layer, (z, slope) in enumerate(hooked[tower]):
             for row, tokens in enumerate(tokens_of_rows(cases, inputs, tower, z.shape[:-1])):
                 z_TF, slope_TF = z[tokens], slope[tokens]
                 mean_F = z_TF.mean(axis=0) if len(z_TF) else np.zeros(z.shape[-1])
-                np.testing.assert_allclose(
-                    output.activations[tower][layer][row], mean_F, atol=TOLERANCE
-                )
+                found_F = activations[tower][layer][row]
+                np.testing.assert_allclose(found_F, mean_F, atol=TOLERANCE)
                 # Sums over some hundred products of size 10.
                 np.testing.assert_allclose(
-                    found[tower][layer][row], (z_TF * slope_TF).sum(axis=0), atol=5e-3, rtol=1e-3
+                    slopes[tower][layer][row], (z_TF * slope_TF).sum(axis=0), atol=5e-3, rtol=1e-3
                 )
 
 
@@ -145,9 +138,23 @@ def test_fold_equals_gates_bit_for_bit_in_every_tower(made, name, case):
     gated = forward(loaded.model, batch, gates).logits_BTV
     folded = forward(masks.fold(loaded, mask).model, batch).logits_BTV
     np.testing.assert_array_equal(np.asarray(folded), np.asarray(gated))
+    open_gates = {tower: np.ones_like(gates_LF) for tower, gates_LF in gates.items()}
     for tower in loaded.towers:
-        alone = forward(loaded.model, batch, {tower: gates[tower]}).logits_BTV
+        alone = forward(loaded.model, batch, {**open_gates, tower: gates[tower]}).logits_BTV
         assert np.abs(alone - whole).max() > 1e-3, tower
+
+
+def test_a_tower_without_gates_has_open_ones(made):
+    cases, _, _, loaded = made("paligemma", "gemma")
+    batch = loaded.batch(cases.PROMPTS, cases.image_lists())
+    random = np.random.default_rng(1)
+    gates = {tower: random.random(shape) for tower, shape in loaded.towers.items()}
+    for tower in loaded.towers:
+        others = {other: np.ones(shape) for other, shape in loaded.towers.items()}
+        alone = forward(loaded.model, batch, {tower: gates[tower]}).logits_BTV
+        among_others = forward(loaded.model, batch, {**others, tower: gates[tower]}).logits_BTV
+        # Another program, another order of sums
+        np.testing.assert_allclose(alone, among_others, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "case"), FIRST)
@@ -178,8 +185,7 @@ def test_what_is_saved_equals_what_was_loaded_and_transformers_loads_it(made, tm
     cases, folder, reference, loaded = made(name, case)
     loading.save_pretrained(loaded, tmp_path / "out")
     before, after = load_file(folder / "model.safetensors"), load_file(only(tmp_path / "out"))
-    spell = getattr(cases, "in_form_a", lambda key: key)
-    assert {spell(key): x.tobytes() for key, x in before.items()} == {
+    assert {cases.export_name(key): x.tobytes() for key, x in before.items()} == {
         key: x.tobytes() for key, x in after.items()
     }
     again, info = type(reference).from_pretrained(tmp_path / "out", output_loading_info=True)
@@ -217,7 +223,7 @@ def test_features_in_place_of_patches_give_the_same_logits(made, name, case):
     )
 
 
-@pytest.mark.parametrize(("name", "case"), BY_PICTURES)
+@pytest.mark.parametrize(("name", "case"), BY_VISION_INPUTS)
 def test_a_mesh_gives_the_numbers_of_one_device(made, name, case):
     cases, folder, _, alone = made(name, case)
     prompts, images = cases.PROMPTS + cases.PROMPTS[:1], cases.image_lists()
@@ -232,7 +238,7 @@ def test_a_mesh_gives_the_numbers_of_one_device(made, name, case):
         np.testing.assert_allclose(found.activations[tower], expected.activations[tower], atol=2e-5)
 
 
-@pytest.mark.parametrize(("name", "case"), BY_PICTURES)
+@pytest.mark.parametrize(("name", "case"), BY_VISION_INPUTS)
 def test_images_of_many_sizes_go_through_the_tower_once(made, monkeypatch, name, case):
     cases, _, _, loaded = made(name, case)
     lists = cases.image_lists()
@@ -261,19 +267,16 @@ def test_a_converted_folder_loads_the_same_model(made, tmp_path, name, case):
 
 
 @pytest.mark.parametrize(("name", "case"), FIRST)
-def test_check_explains_the_folder(made, name, case):
+def test_check_explains_the_folder(made, capsys, name, case):
     _, folder, _, loaded = made(name, case)
-    command = [sys.executable, ROOT / "tools/convert/check.py", folder]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    assert f"family       {loaded.family.name} " in done.stdout
+    assert check.main([str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert f"family       {loaded.family.name} " in printed
     for tower, (layers, neurons) in loaded.towers.items():
-        assert (
-            f"{tower:12} {layers} layers × {neurons:,} = {layers * neurons:,} neurons"
-            in done.stdout
-        )
+        assert f"{tower:12} {layers} layers × {neurons:,} = {layers * neurons:,} neurons" in printed
     known = "|".join(loaded.family.name_prefixes)
-    assert re.search(rf"^tensors .* files, ({known}) names$", done.stdout, re.MULTILINE)
-    assert "left over    0" in done.stdout
+    assert re.search(rf"^tensors .* files, ({known}) names$", printed, re.MULTILINE)
+    assert "left over    0" in printed
 
 
 def only(folder):
@@ -319,8 +322,8 @@ def tokens_of_rows(cases, inputs, tower, shape):
             chosen[row] = valid_T
             yield chosen
         return
-    valid = cases.tokens_of_pictures(inputs, tower, shape[-1])
-    for vision_inputs in cases.pictures_of_rows(inputs):
+    valid = cases.tokens_of_vision_inputs(inputs, tower, shape[-1])
+    for vision_inputs in cases.vision_inputs_of_rows(inputs):
         if len(shape) == 1:  # all vision inputs' patches in one row
             yield valid[vision_inputs].any(axis=0)
             continue
@@ -330,12 +333,17 @@ def tokens_of_rows(cases, inputs, tower, shape):
 
 
 def gate_gradients(loaded, batch, weights_BTV):
-    """Return ∂L/∂gate of one set of gates per example. {tower: [L, B, F]}."""
+    """Return ∂L/∂gate of one set of gates per example, and the mean activations.
+
+    Both {tower: [L, B, F]}, from one program.
+    """
     rows = len(batch.token_ids_BT)
     gates = {t: jnp.ones((layers, rows, F)) for t, (layers, F) in loaded.towers.items()}
 
     @jax.jit
-    def total(gates):
-        return (loaded.model(batch, gates).logits_BTV * weights_BTV).sum()
+    @functools.partial(jax.grad, has_aux=True)
+    def slopes_and_activations(gates, model):
+        output = model(batch, gates, Capture("mean"))
+        return (output.logits_BTV * weights_BTV).sum(), output.activations
 
-    return jax.grad(total)(gates)
+    return slopes_and_activations(gates, loaded.model)

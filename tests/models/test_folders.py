@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-import llava_cases
 import numpy as np
 import pytest
 import transformers
 from hf_folders import copied, edit_config, equal_models
+from llava_cases import cases
+from parity import forward
 
 from manu_jax.models import loaded as loading
 from manu_jax.models.hf import export
@@ -44,7 +45,7 @@ def test_a_padding_token_without_a_row_is_seen_by_nobody(case, tmp_path, words):
     batch = two.batch(prompts)
     assert batch.token_ids_BT.max() < len(words)
     mask_BT = batch.attention_mask_BT
-    logits = [llava_cases.forward(x.model, x.batch(prompts)).logits_BTV for x in (one, two)]
+    logits = [forward(x.model, x.batch(prompts)).logits_BTV for x in (one, two)]
     np.testing.assert_allclose(logits[0][mask_BT], logits[1][mask_BT], atol=1e-5)
     with pytest.raises(ManuError, match=f"its token '<filler>' has the id {len(words)}, the emb"):
         two.batch(["USER: <filler>\nASSISTANT:"])
@@ -53,10 +54,10 @@ def test_a_padding_token_without_a_row_is_seen_by_nobody(case, tmp_path, words):
 
 
 def test_an_embedding_larger_than_the_tokenizer_is_the_usual_case(tmp_path, words):
-    model = llava_cases.build_torch(llava_cases.CASES["all-key-heads"], words)
+    model = cases.build(cases.CASES["all-key-heads"], words)
     model.resize_token_embeddings(len(words) + 7)
     model.save_pretrained(tmp_path)
-    llava_cases.save_processor(tmp_path, words)
+    cases.processor().save_pretrained(tmp_path)
     assert loading.load(tmp_path).config.text.vocabulary == len(words) + 7
 
 

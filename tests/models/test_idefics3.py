@@ -1,34 +1,15 @@
 """What is particular to Idefics3 and SmolVLM: tiles in the text, the grid, templates, configs."""
 
-import json
-from pathlib import Path
-
-import idefics3_cases as cases
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from cases import Case, real
+from idefics3_cases import cases
 from PIL import Image
 
-from manu_jax import leaves as leaf_names
 from manu_jax.models import loaded as loading
 from manu_jax.models.families import idefics3
 from manu_jax.models.families.tiny import with_tokens
 from manu_jax.types import ManuError, Sample
-
-DATA = Path(__file__).parents[1] / "data"
-SIZES = {
-    # Counts of `transformers` on the meta device; neurons of the decoder and of the tower.
-    "idefics3-8b-llama3": (8_462_086_384, (32, 14336), (27, 4304)),
-    "smolvlm-256m-instruct": (256_484_928, (30, 1536), (12, 3072)),
-    "smolvlm-500m-instruct": (507_482_304, (32, 2560), (12, 3072)),
-    "smolvlm-instruct": (2_246_272_880, (24, 8192), (27, 4304)),
-    "smolvlm2-2.2b-instruct": (2_246_784_880, (24, 8192), (27, 4304)),
-}
-
-
-def real(name: str) -> dict:
-    return json.loads((DATA / f"{name}.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +40,8 @@ def test_tiles_and_pixels_are_those_of_the_image_processor(folder):
 
 @pytest.mark.parametrize("is_split", [True, False])
 def test_the_grid_is_what_the_image_processor_does(is_split):
-    found = cases.processor(is_split).image_processor
+    case = Case(images={"do_image_splitting": is_split})
+    found = cases.processor(case).image_processor
     random = np.random.default_rng(0)
     for height, width in [*cases.SIZES, *random.integers(1, 70, (60, 2)).tolist()]:
         image = Image.new("RGB", (width, height), "grey")
@@ -72,32 +54,11 @@ def test_smolvlms_tokenizer_gives_its_template(folder):
     loaded = loading.load(folder)
     ending = "User:<image>Where?<end_of_utterance>\nAssistant:"
     assert loaded.template.prompt("Where?", "image") == ending
-    other = with_tokens(cases.processor(True).tokenizer, {"start": "<|im_start|>"})
+    other = with_tokens(cases.processor().tokenizer, {"start": "<|im_start|>"})
     template = idefics3.template_of(other)
     assert template.prompt("Where?", "image") == "<|im_start|>" + ending
     told = template.with_system("Be kind.").prompt("Where?", "text")
     assert told.startswith("<|im_start|>System: Be kind.<end_of_utterance>\nUser: Where?")
-
-
-@pytest.mark.parametrize("name", SIZES)
-def test_released_sizes_have_the_published_counts(name):
-    values = real(name)
-    chosen = loading.FAMILIES[values["model_type"]]
-    config = chosen.config_from_hf(values, name)
-    model = chosen.abstract(config, jnp.bfloat16)
-    parameters, text, vision = SIZES[name]
-    assert loading.num_parameters(model) == parameters
-    assert chosen.towers(config) == {"text": text, "vision": vision}
-    shapes = leaf_names.shapes(model)
-    table = chosen.weight_table(config)
-    assert {entry.path for entry in table} == set(shapes)
-    config_of, model_of = cases.CLASSES[values["model_type"]]
-    with torch.device("meta"):
-        hub = model_of(config_of.from_dict(values))
-    names = {name for entry in table for name in entry.names(shapes[entry.path])}
-    assert names == set(hub.state_dict()) - set(chosen.tied(config))
-    assert config.text.rope.theta == hub.config.text_config.rope_parameters["rope_theta"]
-    assert config.text.norm_epsilon == hub.config.text_config.rms_norm_eps
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,14 @@
 import json
 
 import jax
-import llava_cases
 import numpy as np
 import pytest
 import torch
 import transformers
+from cases import random_images
 from hf_folders import copied, edit_config, equal_models, rewrite, tensors_of
+from llava_cases import cases
+from parity import forward
 
 from manu_jax.models import loaded as loading
 from manu_jax.models.families.llava import NAME_PREFIXES
@@ -39,10 +41,10 @@ def test_all_names_load_alike(case, tmp_path, names):
     assert equal_models(loading.load(folder).model, loading.load(other).model)
 
 
-def test_what_transformers_writes_with_its_own_names_loads(case, tmp_path, words):
+def test_what_transformers_writes_with_its_own_names_loads(case, tmp_path):
     folder, model = case()
     model.save_pretrained(tmp_path, save_original_format=False)
-    llava_cases.save_processor(tmp_path, words)
+    cases.processor().save_pretrained(tmp_path)
     assert any(name.startswith("model.language_model.") for name in tensors_of(tmp_path))
     assert equal_models(loading.load(folder).model, loading.load(tmp_path).model)
 
@@ -59,20 +61,20 @@ def test_what_is_saved_equals_what_was_loaded_bit_for_bit(case, tmp_path, name):
         tmp_path / "out", output_loading_info=True
     )
     assert not any(info.values())
-    inputs = llava_cases.torch_inputs(tmp_path / "out", "right", [PROMPT], [image()])
+    inputs = cases.torch_inputs(tmp_path / "out", "right", [PROMPT], [image()])
     with torch.no_grad():
         assert torch.equal(reference(**inputs).logits, again(**inputs).logits)
 
 
 def image():
-    return llava_cases.random_images(1)
+    return random_images(1)
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "float16"])
 def test_half_precision_comes_and_goes_unchanged(case, tmp_path, words, kind):
-    model = llava_cases.build_torch(llava_cases.CASES["all-key-heads"], words)
+    model = cases.build(cases.CASES["all-key-heads"], words)
     model.to(getattr(torch, kind)).save_pretrained(tmp_path / "in")
-    llava_cases.save_processor(tmp_path / "in", words)
+    cases.processor().save_pretrained(tmp_path / "in")
     loaded = loading.load(tmp_path / "in")
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(loaded.model)} == {kind}
     loading.save_pretrained(loaded, tmp_path / "out")
@@ -84,9 +86,9 @@ def test_half_precision_comes_and_goes_unchanged(case, tmp_path, words, kind):
 def test_logits_of_half_precision_are_near_those_of_single(case):
     folder, _ = case()
     half, whole = loading.load(folder, "bfloat16"), loading.load(folder)
-    batch = whole.batch(llava_cases.PROMPTS, llava_cases.image_lists())
-    one = llava_cases.forward(half.model, batch).logits_BTV
-    two = llava_cases.forward(whole.model, batch).logits_BTV
+    batch = whole.batch(cases.PROMPTS, cases.image_lists())
+    one = forward(half.model, batch).logits_BTV
+    two = forward(whole.model, batch).logits_BTV
     assert one.dtype == two.dtype == np.float32
     # bfloat16 has 8 bits: a hundredth or so of the largest logit, over a few layers.
     difference = np.abs(one - two)[batch.attention_mask_BT]
@@ -104,10 +106,10 @@ def test_dtype_converts_on_loading(case, tmp_path):
         loading.load(folder, "float64")
 
 
-def test_several_files_with_an_index_load_and_are_written(case, tmp_path, words):
+def test_several_files_with_an_index_load_and_are_written(case, tmp_path):
     folder, model = case()
     model.save_pretrained(tmp_path / "in", max_shard_size="20KB")
-    llava_cases.save_processor(tmp_path / "in", words)
+    cases.processor().save_pretrained(tmp_path / "in")
     assert len(list((tmp_path / "in").glob("*.safetensors"))) > 2
     loaded = loading.load(tmp_path / "in")
     assert equal_models(loading.load(folder).model, loaded.model)

@@ -4,10 +4,11 @@ import math
 import re
 
 import jax
-import llava_cases
 import numpy as np
 import pytest
-from llava_cases import forward
+from cases import Case, random_images
+from llava_cases import cases
+from parity import forward
 
 from manu_jax import leaves as leaf_names
 from manu_jax import parallel
@@ -22,8 +23,8 @@ ROWS = 8  # divides over data × fsdp of every mesh
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, words):
     """A model whose widths, neurons, heads and vocabulary divide over the meshes."""
-    model = llava_cases.build_torch(
-        llava_cases.Case(
+    model = cases.build(
+        Case(
             text={"num_key_value_heads": 4, "intermediate_size": 40, "vocab_size": 304},
             vision={"num_attention_heads": 4},
         ),
@@ -31,13 +32,13 @@ def folder(tmp_path_factory, words):
     )
     folder = tmp_path_factory.mktemp("mesh")
     model.save_pretrained(folder)
-    llava_cases.save_processor(folder, words)
+    cases.processor().save_pretrained(folder)
     return folder
 
 
 def make_batch(loaded):
     counts = [1, 2, 0, 1, 0, 2, 1, 1]
-    images = iter(llava_cases.random_images(sum(counts)))
+    images = iter(random_images(sum(counts)))
     prompts = ["USER: " + "<image>" * count + "Where?\nASSISTANT: Oslo" for count in counts]
     return loaded.batch(prompts, [[next(images) for _ in range(count)] for count in counts])
 

@@ -2,12 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-import llava_cases
 import numpy as np
 import pytest
 import torch
-from llava_cases import forward
-from parity import TOLERANCE, check_logits, greedy
+from cases import random_images
+from llava_cases import cases
+from parity import TOLERANCE, check_logits, forward, greedy
 
 from manu_jax import leaves as leaf_names
 from manu_jax.models import loaded as loading
@@ -16,17 +16,17 @@ from manu_jax.models.nn.capture import text_weights
 from manu_jax.types import BatchShape, Capture, Sample
 
 # Of different lengths, so that the statistic sees padding.
-TWO = [llava_cases.PROMPTS[0], llava_cases.PROMPTS[0].replace("live", "live in Oslo")]
+TWO = [cases.PROMPTS[0], cases.PROMPTS[0].replace("live", "live in Oslo")]
 
 
-@pytest.mark.parametrize("name", llava_cases.CASES)
+@pytest.mark.parametrize("name", cases.CASES)
 def test_logits_equal_those_of_transformers(case, name):
     folder, reference = case(name)
     loaded = loading.load(folder)
-    images = llava_cases.image_lists()
+    images = cases.image_lists()
     for side in ("left", "right"):
-        inputs = llava_cases.torch_inputs(folder, side, images=images)
-        batch = loaded.batch(llava_cases.PROMPTS, images, padding_side=side)
+        inputs = cases.torch_inputs(folder, side, images=images)
+        batch = loaded.batch(cases.PROMPTS, images, padding_side=side)
         check_inputs(inputs, batch)
         check_logits(reference, inputs, forward(loaded.model, batch), batch)
 
@@ -35,7 +35,7 @@ def test_a_text_only_batch_runs_no_tower_and_has_the_same_logits(case):
     folder, reference = case()
     loaded = loading.load(folder)
     prompts = ["USER: Where?\nASSISTANT:", "USER: Lima or Accra?\nASSISTANT:"]
-    inputs = llava_cases.torch_inputs(folder, "right", prompts)
+    inputs = cases.torch_inputs(folder, "right", prompts)
     batch = loaded.batch(prompts)
     check_inputs(inputs, batch)
     check_logits(reference, inputs, forward(loaded.model, batch), batch)
@@ -48,8 +48,8 @@ def test_a_text_only_batch_runs_no_tower_and_has_the_same_logits(case):
 def test_greedy_tokens_and_each_steps_logits_equal_those_of_generate(case):
     folder, reference = case("qwen2-two-windows")
     loaded = loading.load(folder)
-    images, steps = llava_cases.image_lists(), 8  # longer than the window
-    inputs = llava_cases.torch_inputs(folder, "left", images=images)
+    images, steps = cases.image_lists(), 8  # longer than the window
+    inputs = cases.torch_inputs(folder, "left", images=images)
     length = inputs["input_ids"].shape[1]
     with torch.no_grad():
         expected = reference.generate(
@@ -61,7 +61,7 @@ def test_greedy_tokens_and_each_steps_logits_equal_those_of_generate(case):
             output_logits=True,
             return_dict_in_generate=True,
         )
-    batch = loaded.batch(llava_cases.PROMPTS, images, padding_side="left")
+    batch = loaded.batch(cases.PROMPTS, images, padding_side="left")
     tokens_BT, logits = greedy(loaded.model, batch, steps)
     assert tokens_BT.tolist() == expected.sequences[:, length:].tolist()
     for ours_BV, theirs_BV in zip(logits, expected.logits, strict=True):
@@ -72,10 +72,10 @@ def test_greedy_tokens_and_each_steps_logits_equal_those_of_generate(case):
 def test_activations_equal_those_of_forward_hooks(case, reduction):
     folder, reference = case()
     loaded = loading.load(folder)
-    images, answers = llava_cases.image_lists(), [" Oslo.", " Lima.", " She lives"]
-    batch = loaded.batch(llava_cases.PROMPTS, images, answers)
-    prompts = [p + a for p, a in zip(llava_cases.PROMPTS, answers, strict=True)]
-    inputs = llava_cases.torch_inputs(folder, "right", prompts, images)
+    images, answers = cases.image_lists(), [" Oslo.", " Lima.", " She lives"]
+    batch = loaded.batch(cases.PROMPTS, images, answers)
+    prompts = [p + a for p, a in zip(cases.PROMPTS, answers, strict=True)]
+    inputs = cases.torch_inputs(folder, "right", prompts, images)
     check_inputs(inputs, batch)
     hooked = hook(reference, inputs)
     valid_BT = batch.attention_mask_BT
@@ -117,8 +117,8 @@ def test_answer_and_last_are_means_over_the_answers_and_the_last_tokens(case):
 def test_the_position_statistic_equals_that_of_hooked_matrices(case, pooling):
     folder, reference = case()
     loaded = loading.load(folder)
-    images = [[image] for image in llava_cases.random_images(2)]
-    inputs = llava_cases.torch_inputs(folder, "right", TWO, images)
+    images = [[image] for image in random_images(2)]
+    inputs = cases.torch_inputs(folder, "right", TWO, images)
     samples = [Sample(((prompt, False),), tuple(i)) for prompt, i in zip(TWO, images, strict=True)]
     encoded = [loaded.encode(sample) for sample in samples]
     check_inputs(inputs, loaded.collate(encoded))
@@ -141,7 +141,7 @@ def test_the_position_statistic_equals_that_of_hooked_matrices(case, pooling):
 def test_every_weight_changes_the_logits(case):
     folder, _ = case("biases-llama3-rope")
     loaded = loading.load(folder)
-    batch = loaded.batch(llava_cases.PROMPTS, llava_cases.image_lists())
+    batch = loaded.batch(cases.PROMPTS, cases.image_lists())
     mask_BT = batch.attention_mask_BT
     before = forward(loaded.model, batch).logits_BTV[mask_BT]
     leaves, structure = jax.tree.flatten(loaded.model)
@@ -171,9 +171,7 @@ def check_inputs(inputs, batch):
     mask_BT = batch.attention_mask_BT
     np.testing.assert_array_equal(inputs["input_ids"].numpy()[mask_BT], batch.token_ids_BT[mask_BT])
     if batch.images is not None:
-        patches = [
-            patches_of(pixels, llava_cases.PATCH) for pixels in inputs["pixel_values"].numpy()
-        ]
+        patches = [patches_of(pixels, cases.PATCH) for pixels in inputs["pixel_values"].numpy()]
         np.testing.assert_array_equal(patches, batch.images.patches_BIPC[batch.images.mask_BI])
 
 

@@ -2,9 +2,10 @@
 
 import dataclasses
 
-import llava_cases
 import numpy as np
 import pytest
+from cases import random_images
+from llava_cases import cases
 
 from manu_jax.models import loaded as loading
 from manu_jax.models.inputs import vision_inputs
@@ -33,7 +34,7 @@ def test_a_special_token_at_the_answers_end_carries_loss(loaded):
 
 
 def test_image_tokens_and_the_first_token_never_carry_loss(loaded):
-    sample = Sample((("<image>\nWhere?", True),), tuple(llava_cases.random_images(1)))
+    sample = Sample((("<image>\nWhere?", True),), tuple(random_images(1)))
     encoded = loaded.encode(sample)
     assert not encoded.loss_weights_T[encoded.feature_index_T >= 0].any()
     assert encoded.loss_weights_T[0] == 0
@@ -41,8 +42,8 @@ def test_image_tokens_and_the_first_token_never_carry_loss(loaded):
 
 
 def test_image_tokens_take_the_features_in_order(loaded):
-    images = llava_cases.random_images(2)
-    encoded = loaded.encode(Sample(((llava_cases.PROMPTS[1], False),), tuple(images)))
+    images = random_images(2)
+    encoded = loaded.encode(Sample(((cases.PROMPTS[1], False),), tuple(images)))
     rows = encoded.feature_index_T[encoded.feature_index_T >= 0]
     np.testing.assert_array_equal(rows, np.arange(2 * loaded.config.tokens_per_image))
     assert encoded.num_images == 2
@@ -50,7 +51,7 @@ def test_image_tokens_take_the_features_in_order(loaded):
 
 
 def test_an_images_picture_is_made_once(loaded, monkeypatch):
-    image, calls = llava_cases.random_images(1, seed=5)[0], []
+    image, calls = random_images(1, seed=5)[0], []
     original = loaded.processor.image_processor.__class__.__call__
 
     def counted(self, *arguments, **named):
@@ -67,7 +68,7 @@ def test_an_images_picture_is_made_once(loaded, monkeypatch):
 def test_the_cache_of_pictures_is_bounded(loaded, monkeypatch):
     monkeypatch.setattr(vision_inputs, "CACHE_BYTES", 3 * 12 * 12 * 3 * 4)
     cache = vision_inputs.VisionInputCache()
-    images = llava_cases.random_images(8)
+    images = random_images(8)
     for image in images:
         cache.vision_inputs(
             image, lambda x: loaded.family.vision_inputs(x, loaded.processor, loaded.config)
@@ -102,7 +103,7 @@ def test_a_batch_may_have_room_for_images_that_no_sample_has(loaded):
 
 
 def test_images_and_image_tokens_that_differ_in_number_are_refused(loaded):
-    one, two = llava_cases.random_images(2)
+    one, two = random_images(2)
     with pytest.raises(ManuError, match=r"Where.*2 image tokens and 1 images"):
         loaded.encode(Sample((("<image><image> Where", False),), (one,)))
     with pytest.raises(ManuError, match="1 image tokens and 2 images"):
@@ -115,14 +116,14 @@ def test_a_prompt_longer_than_the_context_is_refused_with_its_numbers(loaded):
     assert loaded.context == 96
     text = "<image> " * 11 + "Where?"
     with pytest.raises(ManuError, match=r"tokens, 99 of them for 11 images.*context is 96"):
-        loaded.encode(Sample(((text, False),), tuple(llava_cases.random_images(11))))
+        loaded.encode(Sample(((text, False),), tuple(random_images(11))))
     with pytest.raises(ManuError, match=r"Oslo.*…'.*context is 96"):
         loaded.encode(Sample((("Oslo " * 100, False),)))
 
 
 def test_all_prompts_at_fault_stand_in_one_error(loaded):
     prompts = ["fine", "<image> one", "two", "Oslo " * 100]
-    images = [[], [], llava_cases.random_images(1), []]
+    images = [[], [], random_images(1), []]
     with pytest.raises(ManuError) as caught:
         loaded.batch(prompts, images)
     message = str(caught.value)
@@ -138,7 +139,7 @@ def test_an_image_processor_of_another_size_is_refused(loaded):
         config=dataclasses.replace(loaded.config, vision=larger),
         cache=vision_inputs.VisionInputCache(),
     )
-    sample = Sample((("<image>", False),), tuple(llava_cases.random_images(1)))
+    sample = Sample((("<image>", False),), tuple(random_images(1)))
     with pytest.raises(ManuError, match="gives 12 × 12 pixels, the model takes 24 × 24"):
         other.encode(sample)
 

@@ -13,8 +13,8 @@ sys.path.insert(0, str(ROOT / "tests" / "models"))
 @pytest.fixture(scope="session")
 def source(tmp_path_factory):
     """A Hugging Face folder."""
-    import llava_cases
+    from llava_cases import cases
 
     folder = tmp_path_factory.mktemp("source")
-    llava_cases.write_case("one-key-head-tied", folder, llava_cases.tokenizer())
+    cases.write_case("one-key-head-tied", folder)
     return folder

@@ -1,6 +1,8 @@
 """The converters: there and back gives the same bytes; check.py tells what does not fit."""
 
 import shutil
+import subprocess
+import sys
 
 import check
 import from_hf
@@ -23,6 +25,12 @@ def test_there_and_back_gives_the_same_bytes(source, tmp_path, capsys):
     for name, array in after.items():
         other = name.replace("vision_tower.vision_model.", "vision_tower.")
         assert array.tobytes() == before[other].tobytes()
+
+
+def test_check_is_a_command(source):
+    command = [sys.executable, check.__file__, source]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "family       LLaVA-1.5 " in done.stdout
 
 
 def test_a_converted_folder_loads_onto_a_mesh(source, tmp_path):
