@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from manu_jax import parallel
+from manu_jax import checkpoint, parallel
 from manu_jax.types import Batch, ManuError
 
 ROWS = 16
@@ -42,6 +42,7 @@ def main(folder: Path) -> None:
         assert str(error) == "the disk “/a” is full"
     else:
         raise AssertionError("no error")
+    check_checkpoint(folder / "checkpoint", parallel.make_mesh(2, 2, 2))
     logging.warning("as expected")
 
 
@@ -83,6 +84,26 @@ def check_gather(mesh: Mesh) -> None:
     for found in parallel.gather(tree):
         assert isinstance(found, np.ndarray)
         np.testing.assert_array_equal(found, values)
+
+
+def check_checkpoint(path: Path, mesh: Mesh) -> None:
+    """What each wrote in part comes back; damage that one process finds stops them all."""
+    values = np.random.default_rng(0).random((64, 64), np.float32)
+    tree = {"w_DF": jax.device_put(values, NamedSharding(mesh, PartitionSpec("fsdp", "tensor")))}
+    checkpoint.save(path, tree)
+    np.testing.assert_array_equal(parallel.gather(checkpoint.load(path, tree)["w_DF"]), values)
+    parallel.wait_for_all("loaded")
+    if parallel.is_first_process():
+        files = [file for file in path.rglob("*") if file.is_file()]
+        largest = max(files, key=lambda file: file.stat().st_size)
+        largest.write_bytes(largest.read_bytes()[:-64] + bytes(64))
+    parallel.wait_for_all("damaged")
+    try:
+        checkpoint.load(path, tree)
+    except ManuError as error:
+        assert "damaged: its file " in str(error)
+    else:
+        raise AssertionError("no error")
 
 
 if __name__ == "__main__":
