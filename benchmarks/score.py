@@ -168,7 +168,7 @@ def build_jax(name: str, folder: Path, inputs: dict[str, np.ndarray]) -> Callabl
 
     def add():
         totals[0] = collect.add_batch(
-            totals[0], loaded.model, batch, None, capture_step=capture_step
+            totals[0], loaded.model, batch, gates=None, capture_step=capture_step
         )
         return jax.block_until_ready(totals[0])
 

@@ -19,6 +19,7 @@ def write_arrays(
     path: str | os.PathLike,
     form: str,
     arrays: Mapping[str, np.ndarray],
+    *,
     metadata: Mapping[str, str],
 ) -> None:
     """Write host arrays of a named form ("mask", "scores", "statistics"), atomically."""

@@ -124,7 +124,8 @@ def save(
         "versions": versions(),
     }
     if is_first_process():
-        write_arrays(path, FORMAT, arrays, {"made_from": json.dumps(made_from, sort_keys=True)})
+        metadata = {"made_from": json.dumps(made_from, sort_keys=True)}
+        write_arrays(path, FORMAT, arrays, metadata=metadata)
 
 
 def load(path: str | os.PathLike, loaded: Any = None) -> tuple[Neurons, dict[str, Any]]:

@@ -23,7 +23,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,13 @@ SHARED_SECONDS = 60  # how long a new file may take to be seen by all
 MESSAGE_BYTES = 4096
 
 
-def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
+def make_mesh(
+    data: int = 1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    *,
+    devices: Sequence[Any] | None = None,
+) -> Mesh:
     """Return the mesh of axes (data, fsdp, tensor); one size may be −1: the devices that are left.
 
     Uses the first data·fsdp·tensor of `devices` (default: all); ManuError where too few are.

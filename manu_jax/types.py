@@ -88,7 +88,9 @@ class Sample:
         return "".join(text for text, _ in self.segments)
 
 
-def question_sample(prompt: str, answer: str, images: Sequence[Any] = (), key: str = "") -> Sample:
+def question_sample(
+    prompt: str, answer: str, images: Sequence[Any] = (), *, key: str = ""
+) -> Sample:
     """Return the sample of one prompt and its answer; an empty answer gives a prompt alone."""
     segments = ((prompt, False), (answer, True)) if answer else ((prompt, False),)
     return Sample(segments, tuple(images), key)

@@ -12,7 +12,7 @@ METADATA = {"made_from": '{"alpha": 0.05}', "kind": "sums"}
 
 
 def test_arrays_and_what_they_were_made_from_come_back(tmp_path):
-    arrays.write_arrays(tmp_path / "a", "scores", ARRAYS, METADATA)
+    arrays.write_arrays(tmp_path / "a", "scores", ARRAYS, metadata=METADATA)
     found, metadata = arrays.read_arrays(tmp_path / "a", "scores")
     assert metadata.items() > METADATA.items()
     assert set(found) == set(ARRAYS)
@@ -22,7 +22,7 @@ def test_arrays_and_what_they_were_made_from_come_back(tmp_path):
 
 @pytest.mark.parametrize(("old", "new"), [(b"0.05", b"0.06"), (b"sums", b"rows")])
 def test_damage_to_what_they_were_made_from_is_found(tmp_path, old, new):
-    arrays.write_arrays(tmp_path / "a", "scores", ARRAYS, METADATA)
+    arrays.write_arrays(tmp_path / "a", "scores", ARRAYS, metadata=METADATA)
     content = (tmp_path / "a").read_bytes()
     (tmp_path / "a").write_bytes(content.replace(old, new))
     with pytest.raises(ManuError, match="scores .*a: damaged, its contents do not match its hash"):

@@ -148,7 +148,7 @@ def test_masks_statistics_and_scores(tmp_path):
     random = np.random.default_rng(0)
     held = {"text": random.random((3, 20)) < 0.5, "vision": random.random((2, 9)).astype("f4")}
     metadata = {"made_from": json.dumps({"alpha": 0.05, "versions": {"jax": "0.9"}})}
-    arrays.write_arrays(tmp_path / "whole", "mask", held, metadata)
+    arrays.write_arrays(tmp_path / "whole", "mask", held, metadata=metadata)
     content = (tmp_path / "whole").read_bytes()
     for number in range(2500):
         (tmp_path / "mask").write_bytes(harmed(content, generator("mask", number)))

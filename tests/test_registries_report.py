@@ -106,7 +106,7 @@ def evaluated_run(tmp_path, monkeypatch):
         )
         stages.make_evaluation(run)
         mask = {"text": np.eye(2, 4, dtype=bool)}
-        write_arrays(folder / "mask.safetensors", masks.FORMAT, mask, {"made_from": "{}"})
+        write_arrays(folder / "mask.safetensors", masks.FORMAT, mask, metadata={"made_from": "{}"})
         return folder
 
     monkeypatch.setattr(suite, "_ask", ask)

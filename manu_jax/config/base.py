@@ -94,7 +94,7 @@ def near(name: str, known: Collection[str]) -> str:
     return f"; did you mean {' or '.join(found)}?" if found else ""
 
 
-def check_divides(name: str, whole: int, by: str, part: int) -> None:
+def check_divides(name: str, whole: int, *, by: str, part: int) -> None:
     """Raise ValueError where `whole`, the value of `name`, is no multiple of `part`."""
     if whole % part:
         raise ValueError(f"{name} has to be a multiple of {by}; got {whole} and {part}")

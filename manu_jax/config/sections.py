@@ -48,8 +48,8 @@ class VisionSize(Section):
 
     @pydantic.model_validator(mode="after")
     def _check_division(self) -> "VisionSize":
-        check_divides("image_size", self.image_size, "patch_size", self.patch_size)
-        check_divides("width", self.width, "num_heads", self.num_heads)
+        check_divides("image_size", self.image_size, by="patch_size", part=self.patch_size)
+        check_divides("width", self.width, by="num_heads", part=self.num_heads)
         return self
 
 
@@ -66,8 +66,8 @@ class TextSize(Section):
 
     @pydantic.model_validator(mode="after")
     def _check_division(self) -> "TextSize":
-        check_divides("width", self.width, "2 · num_heads", 2 * self.num_heads)
-        check_divides("num_heads", self.num_heads, "num_key_heads", self.num_key_heads)
+        check_divides("width", self.width, by="2 · num_heads", part=2 * self.num_heads)
+        check_divides("num_heads", self.num_heads, by="num_key_heads", part=self.num_key_heads)
         return self
 
 

@@ -9,7 +9,7 @@ a few compiled steps only.
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -40,7 +40,7 @@ def encode_all(encoder: Encoder, samples: Sequence[Sample]) -> list[Encoded]:
 
 
 def bucket_lengths(
-    lengths: Sequence[int], multiple: int = 32, max_buckets: int = 4, batch_size: int = 1
+    lengths: Sequence[int], multiple: int = 32, max_buckets: int = 4, *, batch_size: int = 1
 ) -> tuple[int, ...]:
     """Return at most `max_buckets` lengths, multiples of `multiple`, that pad `lengths` the least.
 
@@ -170,7 +170,7 @@ class Batches:
 
 
 def bucketed(
-    encoder: Encoder, encoded: Sequence[Encoded], batch_size: int, **settings
+    encoder: Encoder, encoded: Sequence[Encoded], batch_size: int, **settings: Any
 ) -> Iterator[tuple[np.ndarray, Batch]]:
     """Yield (indices, batch) until every sample was in one batch; settings as in `Batches`.
 
@@ -187,7 +187,9 @@ def _make_buckets(
     for has_images in (True, False):
         of_kind = [i for i, item in enumerate(encoded) if (item.num_images > 0) == has_images]
         lengths = [encoded[i].num_tokens for i in of_kind]
-        edges = bucket_lengths(lengths, multiple, max_buckets, batch_size) if of_kind else ()
+        edges = (
+            bucket_lengths(lengths, multiple, max_buckets, batch_size=batch_size) if of_kind else ()
+        )
         for shorter, length in itertools.pairwise((0, *edges)):
             indices = [
                 i for i, n in zip(of_kind, lengths, strict=True) if shorter < max(n, 1) <= length

@@ -101,7 +101,7 @@ def form(fact: Fact, modality: Modality, template: Template = LLAVA) -> Sample:
     question, answer = question_and_answer(fact, modality)
     images = () if modality == "text" else (fact.image,)
     return question_sample(
-        template.prompt(question, modality), template.reply(answer), images, fact.key
+        template.prompt(question, modality), template.reply(answer), images, key=fact.key
     )
 
 

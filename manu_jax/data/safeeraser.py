@@ -55,7 +55,7 @@ def decouple_samples(path: str | Path, template: Template) -> tuple[Sample, ...]
             elif image is not None:
                 prompt = template.prompt(question, "image")
                 reply = template.reply(response)
-                samples.append(question_sample(prompt, reply, (image,), f"{number}/{index}"))
+                samples.append(question_sample(prompt, reply, (image,), key=f"{number}/{index}"))
     if not samples and not faults:
         faults.append("no pairs with a sd_response at all.")
     raise_faults(faults, f"{path}: {len(faults)} faults")

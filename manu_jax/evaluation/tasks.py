@@ -160,7 +160,7 @@ def _classification_items(
         prompt = template.prompt(question.question, modality)
         options = dict(question.options or {})
         candidates = tuple(
-            question_sample(prompt, template.reply(text), image, f"{item.key} option {letter}")
+            question_sample(prompt, template.reply(text), image, key=f"{item.key} option {letter}")
             for letter, text in options.items()
         )
         is_written = prompting.protocol != "likelihood"
@@ -222,7 +222,7 @@ def _item(
         prompt=prompt,
         truth=question.answer,
         alternatives=question.alternatives,
-        prompt_sample=question_sample(prompt, "", (*before, *image), key),
+        prompt_sample=question_sample(prompt, "", (*before, *image), key=key),
     )
 
 

@@ -67,8 +67,8 @@ def score(
     loaded: Loaded,
     records: Sequence[Fact],
     modality: Modality,
-    signal: Signal = "activation",
     *,
+    signal: Signal = "activation",
     preset: str | MethodSettings = "paper",
     batch_size: int = 32,
     path: str | os.PathLike | None = None,
@@ -110,7 +110,7 @@ def collect(
         raise ManuError(
             f"scoring, {modality} form: no samples. Give at least one fact that has this form."
         )
-    capture_step = capture_step_of(loaded, method, modality, fade)
+    capture_step = capture_step_of(loaded, method, modality, fade=fade)
     if not capture_step.is_of_batches:
         batch_size = _filled(loaded, batch_size)
     made_from = {}
@@ -140,7 +140,7 @@ def collect(
             batch = parallel.put_batch(batches.batch_at(index), loaded.mesh)
             if total is None:
                 total = zero(loaded, batch, capture_step)
-            total = add_batch(total, loaded.model, batch, gates, capture_step=capture_step)
+            total = add_batch(total, loaded.model, batch, gates=gates, capture_step=capture_step)
             progress.advance()
             if path is not None and (index + 1) % save_every == 0:
                 files.save(_partial(path), total, {**made_from, "num_batches": index + 1})
@@ -159,8 +159,8 @@ def add_batch(
     total: AnyStatistics,
     model: Any,
     batch: Batch,
-    gates: Neurons | None,
     *,
+    gates: Neurons | None,
     capture_step: CaptureStep,
 ) -> AnyStatistics:
     """Return the statistics with one batch; runs whole on the device."""
@@ -205,7 +205,7 @@ def _zero_samples(capture_step: CaptureStep) -> Statistics:
 
 
 def capture_step_of(
-    loaded: Loaded, method: StatisticsMethod, modality: Modality, fade: float | None = None
+    loaded: Loaded, method: StatisticsMethod, modality: Modality, *, fade: float | None = None
 ) -> CaptureStep:
     """Return what a scoring step of `method` computes on facts in one form."""
     scored = method.scored_towers(loaded.towers, (modality,))

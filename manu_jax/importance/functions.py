@@ -113,6 +113,7 @@ def contrast(
     forget_text: AnyStatistics,
     keep_image: AnyStatistics,
     keep_text: AnyStatistics,
+    *,
     preset: str | MethodSettings = "paper",
 ) -> Neurons:
     """Return one score per neuron, high where it serves what is to be forgotten: {tower: [L, F]}.

@@ -53,7 +53,7 @@ def save_scores(
     arrays = {key: np.asarray(values, np.float32) for key, values in gather(dict(scores)).items()}
     if is_first_process():
         metadata = {"made_from": json.dumps(dict(made_from or {}), sort_keys=True)}
-        write_arrays(path, FORMAT, arrays, metadata)
+        write_arrays(path, FORMAT, arrays, metadata=metadata)
 
 
 def load_scores(path: str | os.PathLike) -> tuple[Neurons, dict[str, Any]]:

@@ -238,7 +238,7 @@ def save(
         "made_from": json.dumps(dict(made_from or {}), sort_keys=True),
     }
     if is_first_process():
-        write_arrays(path, FORMAT, arrays, metadata)
+        write_arrays(path, FORMAT, arrays, metadata=metadata)
 
 
 def load(path: str | os.PathLike) -> tuple[AnyStatistics, dict[str, Any]]:

@@ -28,6 +28,7 @@ from manu_jax.leaves import leaves, path_name, shapes
 from manu_jax.models.families.family import Family
 from manu_jax.models.families.registry import FAMILIES
 from manu_jax.models.hf import export, files, processors, weights
+from manu_jax.models.hf.tables import Entry
 from manu_jax.models.inputs import processing, vision_inputs
 from manu_jax.types import (
     Batch,
@@ -170,6 +171,7 @@ class Loaded:
         prompts: Sequence[str],
         images: Sequence[Sequence[Any]] | None = None,
         answers: Sequence[str] | None = None,
+        *,
         padding_side: Literal["left", "right"] = "right",
     ) -> Batch:
         """Return prompts, their images and (with loss) their answers as one batch (NumPy).
@@ -302,8 +304,10 @@ def read_config(path: Path) -> tuple[Family, Any, dict[str, Any]]:
     return FAMILIES[name], FAMILIES[name].config_from_hf(values, str(file)), values
 
 
-def read_tensors(path: Path, family: Family, config: Any):
-    """Return {name in the export form: Tensor} of a folder, and the family's weight table."""
+def read_tensors(
+    path: Path, family: Family, config: Any
+) -> tuple[dict[str, weights.Tensor], list[Entry]]:
+    """Return {export name: Tensor} of a folder, and the family's weight table."""
     _, tensors = weights.with_export_names(
         weights.open_tensors(path), family.name_prefixes, family.buffers
     )

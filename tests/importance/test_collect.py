@@ -133,10 +133,10 @@ def test_the_scoring_step_gathers_no_activation():
     loaded = tiny.on_mesh(mesh)
     batch = parallel.put_batch(tiny.batch("image", batch_size=8), mesh)
     with jax.set_mesh(mesh):
-        capture_step = collect_module.capture_step_of(loaded, ACTIVATION, "image", None)
+        capture_step = collect_module.capture_step_of(loaded, ACTIVATION, "image")
         total = collect_module.zero(loaded, batch, capture_step)
         lowered = collect_module.add_batch.lower(
-            total, loaded.model, batch, None, capture_step=capture_step
+            total, loaded.model, batch, gates=None, capture_step=capture_step
         )
         text = lowered.compile().as_text()
     neurons = max(F for _, F in loaded.towers.values())

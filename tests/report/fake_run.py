@@ -254,4 +254,4 @@ def _masks(directory, models, headline, random) -> None:
             mask = {f"{tower}.up_proj": value for tower, value in mask.items()}
         folder = directory / "methods" / model if model != headline else directory
         folder.mkdir(parents=True, exist_ok=True)
-        write_arrays(folder / "mask.safetensors", masks.FORMAT, mask, {"made_from": "{}"})
+        write_arrays(folder / "mask.safetensors", masks.FORMAT, mask, metadata={"made_from": "{}"})

@@ -94,7 +94,7 @@ def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Ide
         image_token=fields.token("image_token_id", 128257),
     )
     side = f"a tower of {config.vision.side} patches a side"
-    fields.divides(side, config.vision.side, "scale_factor", config.shuffle)
+    fields.divides(side, config.vision.side, by="scale_factor", part=config.shuffle)
     fields.get("_pad_token_id")
     fields.finish(fields.part("text_config"))
     refuse(faults, where)

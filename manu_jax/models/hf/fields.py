@@ -91,10 +91,10 @@ class Fields:
             return {}
         return value
 
-    def divides(self, whole: str, size: int, part: str, count: int) -> None:
-        """Note a fault where the field `whole` is no multiple of the field `part`."""
-        if size % count:
-            self.fault(whole, f"expected a multiple of {part}, which is {count}")
+    def divides(self, name: str, whole: int, *, by: str, part: int) -> None:
+        """Note a fault where the field `name`, which is `whole`, is no multiple of `part`."""
+        if whole % part:
+            self.fault(name, f"expected a multiple of {by}, which is {part}")
 
     def need(self, name: str, default: Any, known: Collection[Any]) -> Any:
         """Return a field that has to be one of `known`; note a fault otherwise."""

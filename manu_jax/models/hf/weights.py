@@ -265,7 +265,7 @@ class _Reader:
     def __enter__(self) -> "_Reader":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         for opened in self._opened.values():
             opened.__exit__(None, None, None)
 
@@ -319,7 +319,9 @@ def _stored_shape(entry: Entry, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(math.prod(sizes[letter] for letter in group) for group in entry.groups)
 
 
-def _stored_index(entry: Entry, shape, own: Sequence[tuple[int, int]]) -> tuple[slice, ...]:
+def _stored_index(
+    entry: Entry, shape: tuple[int, ...], own: Sequence[tuple[int, int]]
+) -> tuple[slice, ...]:
     """Return which part of the tensor on disk holds the part `own` of the leaf.
 
     Of letters that share a dimension only the first may be cut.

@@ -163,7 +163,8 @@ def encode(
         if row.index.size and not 0 <= row.index.min() <= row.index.max() < count:
             raise ManuError(
                 f"prompt {_shown(sample)}: its image tokens take features up to "
-                f"{row.index.max()} of {count}: config.json and the processor's files are of different models."
+                f"{row.index.max()} of {count}: config.json and the processor's files are of "
+                "different models."
             )
     flat = tuple(vision_input for several in by_image for vision_input in several)
     starts = np.cumsum([0, *counts])

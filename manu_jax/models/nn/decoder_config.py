@@ -100,8 +100,8 @@ def decoder_config(
     )
     head_size = fields.size("head_dim", default.get("head_dim", width // num_heads))
     if "head_dim" not in default and fields.get("head_dim") is None:
-        fields.divides("hidden_size", width, "num_attention_heads", num_heads)
-    fields.divides("num_attention_heads", num_heads, "num_key_value_heads", num_key_heads)
+        fields.divides("hidden_size", width, by="num_attention_heads", part=num_heads)
+    fields.divides("num_attention_heads", num_heads, by="num_key_value_heads", part=num_key_heads)
     fields.need("pretraining_tp", 1, (1,))
     config = DecoderConfig(
         vocabulary=fields.size("vocab_size", default["vocab_size"]),

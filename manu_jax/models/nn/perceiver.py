@@ -59,7 +59,10 @@ def perceiver_config(
         norm_epsilon=epsilon,
     )
     fields.divides(
-        "resampler_n_heads", config.num_heads, "num_key_value_heads", config.num_key_heads
+        "resampler_n_heads",
+        config.num_heads,
+        by="num_key_value_heads",
+        part=config.num_key_heads,
     )
     fields.finish()
     return config

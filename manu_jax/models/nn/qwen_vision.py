@@ -77,7 +77,9 @@ def qwen_vision_config(values: Mapping[str, Any], faults: list[str], kind: str) 
     width = fields.size("hidden_size" if is_2_5 else "embed_dim", 3584 if is_2_5 else 1280)
     output_width = fields.size("out_hidden_size" if is_2_5 else "hidden_size", 3584)
     num_heads, merge = fields.size("num_heads", 16), fields.size("spatial_merge_size", 2)
-    fields.divides("hidden_size" if is_2_5 else "embed_dim", width, "4 · num_heads", 4 * num_heads)
+    fields.divides(
+        "hidden_size" if is_2_5 else "embed_dim", width, by="4 · num_heads", part=4 * num_heads
+    )
     window, full_layers = None, ()
     if is_2_5:
         num_neurons = fields.size("intermediate_size", 3420)

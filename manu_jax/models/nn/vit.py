@@ -116,7 +116,7 @@ def vit_config(
     fields.get("vocab_size")  # stands in old files; a vision tower has no vocabulary
     num_layers = fields.size("num_hidden_layers", 12, MOST_LAYERS)
     width, num_heads = fields.size("hidden_size", 768), fields.size("num_attention_heads", 12)
-    fields.divides("hidden_size", width, "num_attention_heads", num_heads)
+    fields.divides("hidden_size", width, by="num_attention_heads", part=num_heads)
     states = range(num_layers + 1)
     for layer in feature_layers:
         if not -len(states) <= layer < len(states):
