@@ -8,6 +8,7 @@
  "skipped": {what: how many},            items that are not asked or measured
  "shots": [{set, task, people, left_out}, …],  few-shot: whose questions come first, and how
                                          many of the set's questions are not asked for that
+ "prompts": what they are made of,       a chat template, or the strings of a family
  "config": {…}, "timings": {stage: seconds}}
 """
 
@@ -85,6 +86,7 @@ def write_results(
     analyses: Mapping[str, Iterable[Any]] = MappingProxyType({}),
     skipped: Mapping[str, int] = MappingProxyType({}),
     shots: Iterable[Mapping[str, Any]] = (),
+    prompts: str = "",
     config: Mapping[str, Any],
     timings: Mapping[str, float],
 ) -> Path:
@@ -106,6 +108,7 @@ def write_results(
         **{name: list(found) for name, found in analyses.items() if name not in ANALYSES},
         "skipped": dict(skipped),
         "shots": [dict(one) for one in shots],
+        "prompts": prompts,
         "config": dict(config),
         "timings": {stage: float(seconds) for stage, seconds in timings.items()},
     }
@@ -134,7 +137,7 @@ def _parse(content: Any, where: str) -> Results:
     if not isinstance(content, dict):
         raise ManuError(f"{where}: expected a mapping, got {type(content).__name__}.")
     faults = [f"the key {key!r} is missing" for key in REQUIRED if key not in content]
-    known = (*REQUIRED, "skipped", "shots", *ANALYSES)
+    known = (*REQUIRED, "skipped", "shots", "prompts", *ANALYSES)
     faults += [
         f"unknown key {key!r}; known: {', '.join(known)}" for key in content if key not in known
     ]
