@@ -27,7 +27,8 @@ from manu_jax.folder import (
 from manu_jax.leaves import leaves, path_name, shapes
 from manu_jax.models.families.family import Family
 from manu_jax.models.families.registry import FAMILIES
-from manu_jax.models.hf import export, files, processors, weights
+from manu_jax.models.hf import export, files, generation, processors, weights
+from manu_jax.models.hf.generation import GenerationRules
 from manu_jax.models.inputs import processing, vision_inputs
 from manu_jax.models.inputs.chat import ChatTemplate, read_chat_template
 from manu_jax.types import (
@@ -55,7 +56,7 @@ class Loaded:
 
     hf_config: the `config.json` that it came from. path: the folder that it came from, or None.
     system_prompt: of every prompt; empty: the usual one. chat: what prompts are made of; None: the
-    family's strings.
+    family's strings. generation: what the folder says about greedy answers.
     """
 
     model: Any
@@ -67,6 +68,7 @@ class Loaded:
     mesh: jax.sharding.Mesh | None = None
     system_prompt: str = ""
     chat: ChatTemplate | None = None
+    generation: GenerationRules = GenerationRules()
     cache: vision_inputs.VisionInputCache = dataclasses.field(
         default_factory=vision_inputs.VisionInputCache
     )
@@ -89,11 +91,12 @@ class Loaded:
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """The tokens that end an answer: those of config.json and of the prompts."""
+        """The tokens that end an answer: those of config.json, of generation, of the prompts."""
         text = self.hf_config.get("text_config") or {}
         ending = self.template.end.strip()
         end = self.processor.tokenizer(ending, add_special_tokens=False)["input_ids"]
         found = {self.processor.tokenizer.eos_token_id, *(end if len(end) == 1 else ())}
+        found |= set(self.generation.eos_ids)
         for section in (self.hf_config, text):
             value = section.get("eos_token_id")
             found |= set(value) if isinstance(value, list) else {value}
@@ -236,6 +239,7 @@ def load(
         image_token=config.image_token,
         vocabulary=config.text.vocabulary,
     )
+    rules = generation.read_rules(path, hf_config, config.text.vocabulary)
     chat = _chat_template(path, family, processor) if prompt == "template" else None
     if (path / CHECKPOINT).exists():
         kind = jnp.dtype(dtype or _saved_dtype(path, hf_config))
@@ -247,8 +251,12 @@ def load(
         kind = jnp.dtype(dtype) if dtype else weights.stored_dtype(tensors)
         model = weights.fill(model, tensors, table, dtype=kind, mesh=mesh)
     logger.info("%s: %s, %s", path, family.name, sizes(family, config, model))
-    loaded = Loaded(model, processor, family, config, hf_config, path, mesh, chat=chat)
+    loaded = Loaded(
+        model, processor, family, config, hf_config, path, mesh, chat=chat, generation=rules
+    )
     logger.info("%s: prompts are made of %s", path, loaded.template.source)
+    if rules.change_logits:
+        logger.info("%s: answers follow its generation settings: %s", path, rules)
     return loaded
 
 
