@@ -162,7 +162,9 @@ class Template:
         """Return the template with the user's own system prompt; an empty one changes nothing."""
         if not prompt:
             return self
-        return dataclasses.replace(self, system=self.system_form.replace("{system}", prompt))
+        joint = "" if prompt[-1].isspace() or self.system_form != "{system}" else " "
+        system = self.system_form.replace("{system}", prompt) + joint
+        return dataclasses.replace(self, system=system)
 
     def prompt(
         self, question: str, modality: Modality, *, answered: Sequence[tuple[str, str]] = ()

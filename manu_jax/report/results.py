@@ -69,6 +69,7 @@ class Results:
     analyses: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
     shots: tuple[Mapping[str, Any], ...] = ()
+    prompts: str = ""
 
     def row(self, model: str, place: tuple[str, str, str], metric: str) -> Row | None:
         """Return a model's row at a place (set, task, modality), or None: it was not measured."""
@@ -167,6 +168,9 @@ def _parse(content: Any, where: str) -> Results:
         not isinstance(one, dict) or set(one) != needed for one in shots
     ):
         faults.append(f"shots: expected a list of {{{', '.join(sorted(needed))}}}, got {shots!r}")
+    prompts = content.get("prompts", "")
+    if not isinstance(prompts, str):
+        faults.append(f"prompts: expected a text, got {prompts!r}")
     for key in ("config", "timings"):
         if not isinstance(content.get(key, {}), dict):
             faults.append(f"{key}: expected a mapping, got {content[key]!r}")
@@ -187,6 +191,7 @@ def _parse(content: Any, where: str) -> Results:
         analyses=analyses,
         skipped=skipped,
         shots=tuple(shots),
+        prompts=prompts,
     )
 
 

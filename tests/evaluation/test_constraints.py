@@ -19,6 +19,7 @@ from manu_jax.types import ManuError, Sample
 
 NEW_TOKENS = 10
 VOCABULARY = tiny_llava.SIZES.text.vocabulary
+DATA = Path(__file__).parents[1] / "data"
 REAL = Path(__file__).parents[2].parent / "shared" / "real"
 
 
@@ -227,6 +228,14 @@ def test_every_setting_of_transformers_is_known():
     fields = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
     assert fields - {"transformers_version"} <= passed | APPLIED | set(REFUSED)
     assert not passed & (APPLIED | set(REFUSED))
+
+
+@pytest.mark.parametrize("path", sorted(DATA.glob("*.json")), ids=lambda path: path.stem)
+def test_no_released_config_is_refused(path):
+    """Older ones repeat the defaults of all settings."""
+    config = json.loads(path.read_text())
+    if "model_type" in config:
+        assert not read_rules(Path("none"), config, 300_000).change_logits
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="released files are not beside the checkout")

@@ -13,6 +13,8 @@ from hf_folders import copied
 from PIL import Image
 from transformers import AutoProcessor
 
+from manu_jax.config import RunConfig
+from manu_jax.context import Run
 from manu_jax.data.documents import documents
 from manu_jax.data.forms import forms
 from manu_jax.data.prompts import question_prompt
@@ -281,6 +283,15 @@ def test_the_benchmark_s_strings_on_demand(chat_folder, caplog):
     assert "prompts are made of the strings of LLaVA-1.5" in caplog.text
     with pytest.raises(ManuError, match="prompt 'chat': known: template, benchmark"):
         loading.load(chat_folder, prompt="chat")
+
+
+@pytest.mark.parametrize("prompt", ["template", "benchmark"])
+def test_a_run_asks_all_its_models_as_its_config_says(prompt, chat_folder, tmp_path):
+    config = RunConfig(model={"path": str(chat_folder), "prompt": prompt})
+    run = Run(config, tmp_path, None)
+    models = [run.vanilla, run.load_model("retrained", str(chat_folder))]
+    for loaded in models:
+        assert (loaded.chat is not None) == (prompt == "template")
 
 
 def test_a_folder_without_a_template_has_its_family_s_strings(case):
