@@ -39,7 +39,6 @@ from manu_jax.types import (
     ManuError,
     PromptTemplate,
     Sample,
-    Template,
     VisionInput,
 )
 
@@ -81,7 +80,7 @@ class Loaded:
     @property
     def template(self) -> PromptTemplate:
         """The folder's chat template, or the family's strings, with the system prompt if any."""
-        template = self.chat or family_strings(self.family, self.processor.tokenizer)
+        template = self.chat or self.family.strings_for(self.processor.tokenizer)
         return template.with_system(self.system_prompt)
 
     @property
@@ -240,7 +239,12 @@ def load(
         vocabulary=config.text.vocabulary,
     )
     rules = generation.read_rules(path, hf_config, config.text.vocabulary)
-    chat = _chat_template(path, family, processor) if prompt == "template" else None
+    chat = None
+    if prompt == "template":
+        strings = family.strings_for(processor.tokenizer)
+        placeholder = getattr(processor, family.placeholder)
+        mark = strings.image.strip(" ") + strings.after_image
+        chat = read_chat_template(path, processor.tokenizer, placeholder=placeholder, image=mark)
     if (path / CHECKPOINT).exists():
         kind = jnp.dtype(dtype or _saved_dtype(path, hf_config))
         model = _load_checkpoint(path / CHECKPOINT, family.abstract(config, kind), mesh)
@@ -258,18 +262,6 @@ def load(
     if rules.change_logits:
         logger.info("%s: answers follow its generation settings: %s", path, rules)
     return loaded
-
-
-def family_strings(family: Family, tokenizer: Any) -> Template:
-    """Return a family's own prompt strings, those that fit the tokenizer.
-
-    Where it does not have the token that ends the family's answers, its own end takes the place.
-    """
-    found = (family.template_of(tokenizer) if family.template_of else None) or family.template
-    end = found.end
-    if tokenizer.convert_tokens_to_ids(end) in (None, tokenizer.unk_token_id):
-        end = tokenizer.eos_token or end
-    return dataclasses.replace(found, end=end, source=f"the strings of {family.name}")
 
 
 def save_pretrained(loaded: Loaded, path: str | os.PathLike) -> None:
@@ -376,16 +368,6 @@ def write_small_files(loaded: Loaded, folder: Path) -> None:
             named = {key: kind for key in ("dtype", "torch_dtype") if key in config[name]}
             config[name] = {**config[name], **named}
     write_atomic(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-def _chat_template(path: Path, family: Family, processor: Any) -> ChatTemplate | None:
-    strings = family_strings(family, processor.tokenizer)
-    return read_chat_template(
-        path,
-        processor.tokenizer,
-        placeholder=getattr(processor, family.placeholder),
-        image=strings.image.strip(" ") + strings.after_image,
-    )
 
 
 def _saved_dtype(path: Path, hf_config: Mapping[str, Any]) -> str:

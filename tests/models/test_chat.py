@@ -307,8 +307,8 @@ def test_a_family_s_end_that_is_no_token_gives_way_to_the_tokenizer_s(case, word
     tokenizer = with_tokens(words, {"end": "<|im_end|>"})
     tokenizer.eos_token = "<|im_end|>"
     family = dataclasses.replace(loaded.family, template=Template(end="<|over|>"))
-    assert loading.family_strings(family, tokenizer).end == "<|im_end|>"
-    assert loading.family_strings(loaded.family, tokenizer).end == "</s>"
+    assert family.strings_for(tokenizer).end == "<|im_end|>"
+    assert loaded.family.strings_for(tokenizer).end == "</s>"
 
 
 def test_a_broken_template_is_refused_before_the_weights_are_read(chat_folder, tmp_path):
