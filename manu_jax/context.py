@@ -67,7 +67,9 @@ class Run:
         is_own = parallel.exists(own)
         if not is_own and path is None:
             raise ManuError(f"{own}: no model there. Run the stage `train` first.")
-        return load(own if is_own else str(path), self.config.model.dtype, self.mesh)
+        model = self.config.model
+        folder = own if is_own else str(path)
+        return load(folder, model.dtype, self.mesh, prompt=model.prompt)
 
     @property
     def has_retrained(self) -> bool:
@@ -103,7 +105,8 @@ class Run:
         path = self.unlearned_path(section)
         if not parallel.exists(path):
             raise ManuError(f"{path}: no model there. Run the stage `unlearn` first.")
-        return load(path, self.config.model.dtype, self.mesh)
+        model = self.config.model
+        return load(path, model.dtype, self.mesh, prompt=model.prompt)
 
     def unlearned_path(self, section: UnlearnSection) -> Path:
         """Where the model of a baseline that trains is."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from manu_jax.config import RunConfig, load_config, validate_config
+from manu_jax.config import RunConfig, load_config, stored_config
 from manu_jax.folder import expand_path, explained, owned_folder
 from manu_jax.types import ManuError
 
@@ -86,7 +86,7 @@ def run(config: RunConfig, only: Sequence[str] | None = None) -> Path:
 
 def with_defaults(values: dict[str, Any], where: str) -> dict[str, Any]:
     """Return a stored config as plain values of this release, with the keys that came after it."""
-    return validate_config(values, where).model_dump(mode="json")
+    return stored_config(values, where).model_dump(mode="json")
 
 
 def _prepare_jax(config: RunConfig) -> None:

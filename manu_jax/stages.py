@@ -250,6 +250,7 @@ def _write_results(
         analyses=analyses,
         skipped=skipped_items(run.benchmark, people),
         shots=shots_of_run(sets, people, section, seed=run.config.seed),
+        prompts=run.vanilla.template.source,
         config=run.config.model_dump(mode="json"),
         timings=timings,
     )

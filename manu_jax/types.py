@@ -96,6 +96,40 @@ def question_sample(
     return Sample(segments, tuple(images), key)
 
 
+class PromptTemplate(Protocol):
+    """How a model is asked: by its family's strings (Template) or by its folder's chat template.
+
+    end: ends an answer in training. source: what prompts are made of, in words. continued: the
+    template of further questions of one conversation.
+    """
+
+    @property
+    def end(self) -> str: ...
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def continued(self) -> "PromptTemplate": ...
+
+    def with_system(self, prompt: str) -> "PromptTemplate":
+        """Return the template with the user's own system prompt; an empty one changes nothing."""
+        ...
+
+    def prompt(
+        self, question: str, modality: Modality, *, answered: Sequence[tuple[str, str]] = ()
+    ) -> str:
+        """Return the prompt of a question, up to where the answer begins.
+
+        answered: questions and answers, in the same modality, which come first.
+        """
+        ...
+
+    def reply(self, answer: str) -> str:
+        """Return an answer as it follows a prompt."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Template:
     """A family's prompt strings; the defaults are LLaVA-1.5's.
@@ -105,6 +139,7 @@ class Template:
     turn. image, no_image: follow, in a turn with an image and in one without. after_image, space:
     stand between them and the question. close: ends the turn, up to where the answer begins.
     answer: the form of the answer (`{answer}` is replaced). end: ends an answer in training.
+    source: what these strings are, in words.
     """
 
     system: str = ""
@@ -118,17 +153,34 @@ class Template:
     end: str = "</s>"
     system_form: str = "{system}"
     system_in_turn: bool = False
+    source: str = "fixed strings"
+
+    @property
+    def continued(self) -> "Template":
+        """The template itself: every prompt of a conversation is written alike."""
+        return self
 
     def with_system(self, prompt: str) -> "Template":
         """Return the template with the user's own system prompt; an empty one changes nothing."""
         if not prompt:
             return self
-        return dataclasses.replace(self, system=self.system_form.replace("{system}", prompt))
+        joint = "" if prompt[-1].isspace() or self.system_form != "{system}" else " "
+        system = self.system_form.replace("{system}", prompt) + joint
+        return dataclasses.replace(self, system=system)
 
-    def prompt(self, question: str, modality: Modality) -> str:
-        """Return the prompt of a question alone, up to where the answer begins."""
+    def prompt(
+        self, question: str, modality: Modality, *, answered: Sequence[tuple[str, str]] = ()
+    ) -> str:
+        """Return the prompt of a question, up to where the answer begins.
+
+        answered: questions and answers, in the same modality, which come first.
+        """
         opening = self.after_image if modality == "image" else self.space
-        return self.conversation(self.turn(f"{opening}{question}", modality))
+        before = "".join(
+            self.turn(f"{opening}{asked}", modality) + self.reply(answer) + self.end
+            for asked, answer in answered
+        )
+        return self.conversation(before + self.turn(f"{opening}{question}", modality))
 
     def conversation(self, turns: str) -> str:
         """Return turns with the system prompt; the first turn opens the conversation."""

@@ -14,7 +14,9 @@ from manu_jax.config import (
     load_config,
     named_method,
     read_yaml,
+    stored_config,
     to_yaml,
+    validate_config,
 )
 from manu_jax.folder import expand_path, owned_folder
 from manu_jax.models.families.registry import FAMILIES
@@ -345,6 +347,23 @@ def test_a_folder_from_before_methods_had_names_goes_on(golden, path, overrides,
         owned_folder(tmp_path, changed, run.with_defaults),
     ):
         pass
+
+
+def test_a_config_from_before_prompts_could_be_chosen_has_the_family_s_strings():
+    values = {"model": {"path": "m"}}
+    assert stored_config(values, "old").model.prompt == "benchmark"
+    assert values == {"model": {"path": "m"}}
+    assert validate_config(values, "new").model.prompt == "template"
+    trained = {"model": {"path": None}, "train": {"steps": 1}}
+    assert stored_config(trained, "old").model.prompt == "template"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_the_published_configs_ask_with_the_published_strings(path):
+    expected = "benchmark" if "mllmu" in path.parts else "template"
+    if "compare" not in path.name:
+        overrides = NEEDED if "mllmu" in path.parts else []
+        assert load_config(path, overrides).model.prompt == expected
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -137,6 +137,7 @@ def test_a_system_prompt_stands_before_every_question_and_nothing_is_trained(fin
 def test_what_is_not_asked_is_counted(finished):
     results = json.loads((finished / "results.json").read_text())
     assert results["shots"] == []
+    assert results["prompts"] == "the strings of LLaVA-1.5"
     skipped = results["skipped"]
     # Two people of each set are asked; name questions have no form in words alone.
     assert skipped["people beyond evaluate.max_people"] > 0

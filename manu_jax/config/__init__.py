@@ -11,7 +11,13 @@ from manu_jax.config.methods import (
     StatisticsMethod,
     named_method,
 )
-from manu_jax.config.run import RunConfig, load_config, to_yaml, validate_config
+from manu_jax.config.run import (
+    RunConfig,
+    load_config,
+    stored_config,
+    to_yaml,
+    validate_config,
+)
 from manu_jax.config.sections import (
     ConnectorSize,
     DataSection,
@@ -56,6 +62,7 @@ __all__ = [
     "load_config",
     "named_method",
     "read_yaml",
+    "stored_config",
     "to_yaml",
     "validate",
     "validate_config",

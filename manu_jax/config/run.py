@@ -90,6 +90,17 @@ def validate_config(values: Mapping[str, Any], where: str) -> RunConfig:
     return validate(RunConfig, values, where)
 
 
+def stored_config(values: Mapping[str, Any], where: str) -> RunConfig:
+    """Return the RunConfig that a run's folder holds, which an earlier release may have written.
+
+    Before there was `model.prompt`, prompts were always made of the strings of the family.
+    """
+    model = values.get("model")
+    if isinstance(model, Mapping) and model.get("path") is not None and "prompt" not in model:
+        values = {**values, "model": {**model, "prompt": "benchmark"}}
+    return validate_config(values, where)
+
+
 def to_yaml(config: RunConfig) -> str:
     """Return the resolved config as YAML; `load_config` of it gives an equal config."""
     return yaml_text(config.model_dump(mode="json"))

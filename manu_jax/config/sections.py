@@ -85,6 +85,9 @@ class ModelSection(Section):
     path: FilePath | None = None  # a Hugging Face folder, or one of tools/convert/from_hf.py
     retrained_path: FilePath | None = None  # a model that never saw the forget people
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # None: as on disk
+    # What prompts are made of: the folder's chat template (the family's strings where it has none),
+    # or the strings that MLLMU-Bench published its numbers with
+    prompt: Literal["template", "benchmark"] = "template"
     # Of the tiny one
     family: FamilyName = "llava"
     vision: VisionSize = VisionSize()

@@ -15,7 +15,7 @@ import numpy as np
 
 from manu_jax.data.forms import LLAVA, has_form, jitter, question_and_answer
 from manu_jax.data.record import TASKS, Fact, Person, Question, QuestionPrompt
-from manu_jax.types import Modality, Sample, Template
+from manu_jax.types import Modality, PromptTemplate, Sample
 
 WORDINGS = ("plain", *TASKS)
 LETTERS = "ABCD"
@@ -30,7 +30,7 @@ def documents(
     facts_per_document: int = 1,
     views: int = 0,
     wordings: Sequence[str] = ("plain",),
-    template: Template = LLAVA,
+    template: PromptTemplate = LLAVA,
 ) -> list[Sample]:
     """Return `epochs` passes over the facts of `people`, each fact once in each of its forms.
 
@@ -72,7 +72,7 @@ class _Writer:
         self,
         people: Sequence[Person],
         wordings: Sequence[str],
-        template: Template,
+        template: PromptTemplate,
         *,
         question_prompt: QuestionPrompt,
     ):
@@ -97,11 +97,19 @@ class _Writer:
         turns = []
         for number, fact in enumerate(facts):
             shown: Modality = "image" if modality == "image" and number == 0 else "text"
-            turns.append(self._turn(fact, modality, shown=shown, random=random))
+            template = self.template if number == 0 else self.template.continued
+            turn = self._turn(fact, modality, shown=shown, template=template, random=random)
+            turns.append(turn)
         return tuple(itertools.chain.from_iterable(turns))
 
     def _turn(
-        self, fact: Fact, modality: Modality, *, shown: Modality, random: np.random.Generator
+        self,
+        fact: Fact,
+        modality: Modality,
+        *,
+        shown: Modality,
+        template: PromptTemplate,
+        random: np.random.Generator,
     ) -> tuple[tuple[str, bool], ...]:
         """Return prompt and answer in the words of `modality`, with the image token if `shown`."""
         wording = self.wordings[int(random.integers(len(self.wordings)))]
@@ -117,10 +125,10 @@ class _Writer:
                 answer = cloze.answer
                 item = Question("cloze", shown, cloze.question, answer, fact.attribute)
         if item is None:
-            prompt = self.template.prompt(question, shown)
+            prompt = template.prompt(question, shown)
         else:
-            prompt = self.question_prompt(item, self.template)
-        return ((prompt, False), (self.template.reply(answer) + self.template.end, True))
+            prompt = self.question_prompt(item, template)
+        return ((prompt, False), (template.reply(answer) + template.end, True))
 
     def _classification(
         self,

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from manu_jax.data.record import Fact
-from manu_jax.types import Modality, Sample, Template, question_sample
+from manu_jax.types import Modality, PromptTemplate, Sample, Template, question_sample
 
 _NOUN = r"(?:(?:this|the)\s+(?:person|individual)|this\s+profile)"
 _IN_IMAGE = (
@@ -84,17 +84,17 @@ def has_form(fact: Fact, modality: Modality) -> bool:
     return fact.image is None or (bool(fact.name) and not is_name_question(fact.question))
 
 
-def image_form(fact: Fact, template: Template = LLAVA) -> Sample:
+def image_form(fact: Fact, template: PromptTemplate = LLAVA) -> Sample:
     """Return the sample of a fact with its image; the answer is the last segment."""
     return form(fact, "image", template)
 
 
-def text_form(fact: Fact, template: Template = LLAVA) -> Sample:
+def text_form(fact: Fact, template: PromptTemplate = LLAVA) -> Sample:
     """Return the sample of a fact in text alone, with the name in the person's place."""
     return form(fact, "text", template)
 
 
-def form(fact: Fact, modality: Modality, template: Template = LLAVA) -> Sample:
+def form(fact: Fact, modality: Modality, template: PromptTemplate = LLAVA) -> Sample:
     """Return a fact in one form; the fact has to have it (`has_form`)."""
     if not has_form(fact, modality):
         raise ValueError(f"fact {fact.key} has no {modality} form: {fact.question!r}")
@@ -106,7 +106,7 @@ def form(fact: Fact, modality: Modality, template: Template = LLAVA) -> Sample:
 
 
 def forms(
-    facts: Iterable[Fact], modality: Modality, template: Template = LLAVA
+    facts: Iterable[Fact], modality: Modality, template: PromptTemplate = LLAVA
 ) -> tuple[Sample, ...]:
     """Return the samples of all facts that have that form, in order."""
     return tuple(form(fact, modality, template) for fact in facts if has_form(fact, modality))

@@ -1,14 +1,15 @@
-"""The prompts of MLLMU-Bench's questions, zero-shot and few-shot, in a family's turns.
+"""The prompts of MLLMU-Bench's questions, zero-shot and few-shot, in a model's turns.
 
 What is asked, in which words, is the benchmark's (arXiv 2410.22108, its code's eval.py); the turns
-("USER:", "ASSISTANT:") are the family's. tests/golden holds whole prompts.
+("USER:", "ASSISTANT:") are the family's, or those of the folder's chat template. tests/golden holds
+whole prompts.
 """
 
 from collections.abc import Sequence
 
 from manu_jax.data.forms import LLAVA
 from manu_jax.data.record import Question
-from manu_jax.types import Template
+from manu_jax.types import PromptTemplate, Template
 
 LETTER_ONLY = "Just give ONE letter representing the answer directly."
 BLANK_ONLY = "Please **ONLY** provide the correct answer that should replace the [Blank]."
@@ -20,7 +21,7 @@ SENTENCE = {
 
 
 def question_prompt(
-    question: Question, template: Template = LLAVA, shots: Sequence[Question] = ()
+    question: Question, template: PromptTemplate = LLAVA, shots: Sequence[Question] = ()
 ) -> str:
     """Return the benchmark's prompt of a question, up to where the answer begins.
 
@@ -28,7 +29,12 @@ def question_prompt(
     image per shot and one for the question, where they are asked with images.
     Differs: the benchmark's own prompt of a generation question with an image goes on with a space.
     Tokenizers join a space to the word after it, so the model would have to go on from half a word.
+    Differs: a chat template has each shot as a turn of its own with its answer; the benchmark has
+    all of them in one turn.
     """
+    if not isinstance(template, Template):
+        answered = [(_asked(shot), _truth(shot)) for shot in shots]
+        return template.prompt(_asked(question), question.modality, answered=answered)
     before = "".join(_shot(shot, template) for shot in shots)
     opening = template.space if _is_inline(question) else "\n"
     body = f"{opening}{_asked(question)}"
@@ -52,13 +58,18 @@ def _shot(shot: Question, template: Template) -> str:
     is_image = shot.modality == "image"
     if shot.task == "classification":
         image = template.image if is_image else ""
-        body, truth = f"Question: {shot.question}\n{_options(shot)}", shot.correct
+        body = f"Question: {shot.question}\n{_options(shot)}"
     elif shot.task == "cloze":
         image = template.image.strip() if is_image else ""
-        body, truth = f"{_asked(shot)}\n", shot.answer
+        body = f"{_asked(shot)}\n"
     else:
         raise ValueError("generation has no shots")
-    return f"{template.user}{image}\n{body}Correct Answer: {truth}\n"
+    return f"{template.user}{image}\n{body}Correct Answer: {_truth(shot)}\n"
+
+
+def _truth(shot: Question) -> str:
+    """Return the answer that a shot shows: a letter, or what fills the blank."""
+    return shot.answer if shot.correct is None else shot.correct
 
 
 def _options(question: Question) -> str:

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-from manu_jax.types import Modality, Template
+from manu_jax.types import Modality, PromptTemplate
 
 Task = Literal["classification", "generation", "cloze"]
 TASKS: tuple[Task, ...] = ("classification", "generation", "cloze")
@@ -65,7 +65,7 @@ class QuestionPrompt(Protocol):
     """
 
     def __call__(
-        self, question: Question, template: Template, shots: Sequence[Question] = ()
+        self, question: Question, template: PromptTemplate, shots: Sequence[Question] = ()
     ) -> str: ...
 
 

@@ -18,14 +18,14 @@ from typing import Any
 from manu_jax.data.cells import short, text_of
 from manu_jax.data.images import decode
 from manu_jax.folder import expand_path
-from manu_jax.types import ManuError, Sample, Template, question_sample, raise_faults
+from manu_jax.types import ManuError, PromptTemplate, Sample, question_sample, raise_faults
 
 PAIR = ("question", "sd_response")
 
 logger = logging.getLogger(__name__)
 
 
-def decouple_samples(path: str | Path, template: Template) -> tuple[Sample, ...]:
+def decouple_samples(path: str | Path, template: PromptTemplate) -> tuple[Sample, ...]:
     """Return (harmless image, harmful question, right answer) of every pair, in order.
 
     Pairs whose `sd_response` is empty have no right answer: they are left out, and counted in the

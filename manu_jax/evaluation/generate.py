@@ -13,6 +13,8 @@ import numpy as np
 
 from manu_jax.data.batches import encode_all
 from manu_jax.evaluation.batched import not_finite, run_batched
+from manu_jax.evaluation.constraints import constrained
+from manu_jax.models.hf.generation import GenerationRules
 from manu_jax.models.loaded import Loaded
 from manu_jax.types import Batch, Sample, raise_faults
 
@@ -22,8 +24,9 @@ def greedy(
 ) -> list[str]:
     """Return the model's answer to each prompt, as stripped text.
 
-    Equals `generate(do_sample=False, max_new_tokens=new_tokens)` of transformers, up to the first
-    token of `loaded.eos_ids`. ManuError: see `greedy_tokens`.
+    Equals `generate(do_sample=False, max_new_tokens=new_tokens)` of transformers, with the rules of
+    the folder's generation_config.json, up to the first token of `loaded.eos_ids`. ManuError: see
+    `greedy_tokens`.
     """
     tokens = greedy_tokens(loaded, samples, new_tokens=new_tokens, batch_size=batch_size)
     return [loaded.decode(row).strip() for row in tokens]
@@ -48,7 +51,8 @@ def greedy_tokens(
         f"of {loaded.context}; lower evaluate.new_tokens, or shorten them:",
     )
     answers: list[np.ndarray] = [np.zeros(0, np.int32)] * len(samples)
-    step = functools.partial(_answers, new_tokens=new_tokens, eos_ids=loaded.eos_ids)
+    rules = loaded.generation if loaded.generation.change_logits else None
+    step = functools.partial(_answers, new_tokens=new_tokens, eos_ids=loaded.eos_ids, rules=rules)
     for indices, (tokens_BT, is_finite_B) in run_batched(
         loaded,
         encoded,
@@ -66,14 +70,19 @@ def greedy_tokens(
     return answers
 
 
-@functools.partial(jax.jit, static_argnames=("new_tokens", "eos_ids"))
+@functools.partial(jax.jit, static_argnames=("new_tokens", "eos_ids", "rules"))
 def _answers(
-    model: Any, batch: Batch, *, new_tokens: int, eos_ids: tuple[int, ...]
+    model: Any,
+    batch: Batch,
+    *,
+    new_tokens: int,
+    eos_ids: tuple[int, ...],
+    rules: GenerationRules | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Return the most likely next tokens of a left-padded batch [B, T], and which are finite [B].
 
     T is `new_tokens`; after its end an answer goes on with the first of `eos_ids`. Stops when all
-    answers have ended.
+    answers have ended. rules: of the next token; None leaves no trace in the program.
     """
     closing = jnp.asarray(eos_ids, jnp.int32)
     filler = eos_ids[0] if eos_ids else 0
@@ -85,6 +94,13 @@ def _answers(
         token_B = jnp.where(is_over_B, filler, jnp.argmax(logits_BV, axis=-1).astype(jnp.int32))
         return token_B, is_over_B | (token_B[:, None] == closing[None]).any(axis=-1)
 
+    def ruled(logits_BV: jax.Array, tokens_BT: jax.Array, number: Any) -> jax.Array:
+        if rules is None:
+            return logits_BV
+        return constrained(
+            logits_BV, rules, batch=batch, tokens_BA=tokens_BT, number=number, eos_ids=eos_ids
+        )
+
     def goes_on(state: tuple[Any, ...]) -> jax.Array:
         number, _, is_over_B, _, _ = state
         return (number < new_tokens) & ~is_over_B.all()
@@ -92,12 +108,13 @@ def _answers(
     def go_on(state: tuple[Any, ...]) -> tuple[Any, ...]:
         number, token_B, is_over_B, tokens_BT, cache = state
         logits_BV, cache = model.decode(token_B, cache)
-        token_B, is_over_B = chosen(logits_BV, is_over_B)
+        token_B, is_over_B = chosen(ruled(logits_BV, tokens_BT, number), is_over_B)
         tokens_BT = jax.lax.dynamic_update_index_in_dim(tokens_BT, token_B, number, axis=1)
         return number + 1, token_B, is_over_B, tokens_BT, cache
 
-    token_B, is_over_B = chosen(logits_BV, batch.example_weights_B == 0)
-    tokens_BT = jnp.full((B, new_tokens), filler, jnp.int32).at[:, 0].set(token_B)
+    tokens_BT = jnp.full((B, new_tokens), filler, jnp.int32)
+    token_B, is_over_B = chosen(ruled(logits_BV, tokens_BT, 0), batch.example_weights_B == 0)
+    tokens_BT = tokens_BT.at[:, 0].set(token_B)
     state = (jnp.asarray(1, jnp.int32), token_B, is_over_B, tokens_BT, cache)
     _, _, _, tokens_BT, _ = jax.lax.while_loop(goes_on, go_on, state)
     return tokens_BT, is_finite_B

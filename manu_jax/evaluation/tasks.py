@@ -26,7 +26,7 @@ from manu_jax.data.forms import form, has_form, question_and_answer
 from manu_jax.data.prompts import question_prompt
 from manu_jax.data.record import Person, Question, QuestionPrompt
 from manu_jax.evaluation.metrics import METRICS, CandidateScore, Response
-from manu_jax.types import Modality, Sample, Template, question_sample
+from manu_jax.types import Modality, PromptTemplate, Sample, question_sample
 
 DIGITS = 6  # decimals of the numbers in a record
 
@@ -61,7 +61,7 @@ class Prompting:
     the default is MLLMU-Bench's.
     """
 
-    template: Template
+    template: PromptTemplate
     protocol: Protocol = "zero_shot"
     shots: tuple[tuple[Person, Question], ...] = ()
     question_prompt: QuestionPrompt = question_prompt

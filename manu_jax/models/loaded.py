@@ -27,17 +27,19 @@ from manu_jax.folder import (
 from manu_jax.leaves import leaves, path_name, shapes
 from manu_jax.models.families.family import Family
 from manu_jax.models.families.registry import FAMILIES
-from manu_jax.models.hf import export, files, processors, weights
+from manu_jax.models.hf import export, files, generation, processors, weights
+from manu_jax.models.hf.generation import GenerationRules
 from manu_jax.models.hf.tables import Entry
 from manu_jax.models.inputs import processing, vision_inputs
+from manu_jax.models.inputs.chat import ChatTemplate, read_chat_template
 from manu_jax.types import (
     Batch,
     BatchShape,
     Encoded,
     Images,
     ManuError,
+    PromptTemplate,
     Sample,
-    Template,
     VisionInput,
 )
 
@@ -45,6 +47,7 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint"  # the Orbax folder inside a converted model's
 DTYPES = ("float32", "bfloat16", "float16")
+PROMPTS = ("template", "benchmark")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,7 +55,8 @@ class Loaded:
     """A model with its processor; turns samples into batches and token ids into text.
 
     hf_config: the `config.json` that it came from. path: the folder that it came from, or None.
-    system_prompt: of every prompt; empty: the family's usual one.
+    system_prompt: of every prompt; empty: the usual one. chat: what prompts are made of; None: the
+    family's strings. generation: what the folder says about greedy answers.
     """
 
     model: Any
@@ -63,6 +67,8 @@ class Loaded:
     path: Path | None = None
     mesh: jax.sharding.Mesh | None = None
     system_prompt: str = ""
+    chat: ChatTemplate | None = None
+    generation: GenerationRules = GenerationRules()
     cache: vision_inputs.VisionInputCache = dataclasses.field(
         default_factory=vision_inputs.VisionInputCache
     )
@@ -73,11 +79,10 @@ class Loaded:
         return self.family.towers(self.config)
 
     @property
-    def template(self) -> Template:
-        """The family's prompt strings, with the system prompt, if there is one."""
-        family = self.family
-        template = family.template_of(self.processor.tokenizer) if family.template_of else None
-        return (template or family.template).with_system(self.system_prompt)
+    def template(self) -> PromptTemplate:
+        """The folder's chat template, or the family's strings, with the system prompt if any."""
+        template = self.chat or self.family.strings_for(self.processor.tokenizer)
+        return template.with_system(self.system_prompt)
 
     @property
     def context(self) -> int:
@@ -86,10 +91,12 @@ class Loaded:
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """The tokens that end an answer."""
+        """The tokens that end an answer: those of config.json, of generation, of the prompts."""
         text = self.hf_config.get("text_config") or {}
-        end = self.processor.tokenizer(self.template.end, add_special_tokens=False)["input_ids"]
+        ending = self.template.end.strip()
+        end = self.processor.tokenizer(ending, add_special_tokens=False)["input_ids"]
         found = {self.processor.tokenizer.eos_token_id, *(end if len(end) == 1 else ())}
+        found |= set(self.generation.eos_ids)
         for section in (self.hf_config, text):
             value = section.get("eos_token_id")
             found |= set(value) if isinstance(value, list) else {value}
@@ -117,7 +124,11 @@ class Loaded:
             "".join(text for text, _ in processing.expanded(sample, self._replacements(sample)))
             for sample in samples
         ]
-        coded = self.processor.tokenizer(texts)["input_ids"]
+        tokenizer = self.processor.tokenizer
+        if any(processing.has_begin(tokenizer, text) for text in texts):
+            coded = [processing.tokenized(tokenizer, text)["input_ids"] for text in texts]
+        else:
+            coded = tokenizer(texts)["input_ids"]
         counts = [ids.count(self.config.image_token) for ids in coded]
         return [(len(ids) - count, count) for ids, count in zip(coded, counts, strict=True)]
 
@@ -207,13 +218,19 @@ def load(
     path: str | os.PathLike,
     dtype: str | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    *,
+    prompt: Literal["template", "benchmark"] = "template",
 ) -> Loaded:
     """Return the model of a Hugging Face folder, or of one made by tools/convert/from_hf.py.
 
     dtype: "float32", "bfloat16" or "float16"; None: as on disk. mesh: each device reads only the
-    slices that it holds. Raises ManuError for whatever is missing, damaged or not handled.
+    slices that it holds. prompt: "template": prompts are made of the folder's chat template, or of
+    the family's strings where it has none; "benchmark": of the family's strings. Raises ManuError
+    for whatever is missing, damaged or not handled.
     """
     path = expand_path(path)
+    if prompt not in PROMPTS:
+        raise ManuError(f"prompt {prompt!r}: known: {', '.join(PROMPTS)}.")
     if dtype is not None and dtype not in DTYPES:
         raise ManuError(f"dtype {dtype!r}: known: {', '.join(DTYPES)}.")
     family, config, hf_config = read_config(path)
@@ -223,6 +240,13 @@ def load(
         image_token=config.image_token,
         vocabulary=config.text.vocabulary,
     )
+    rules = generation.read_rules(path, hf_config, config.text.vocabulary)
+    chat = None
+    if prompt == "template":
+        strings = family.strings_for(processor.tokenizer)
+        placeholder = getattr(processor, family.placeholder)
+        mark = strings.image.strip(" ") + strings.after_image
+        chat = read_chat_template(path, processor.tokenizer, placeholder=placeholder, image=mark)
     if (path / CHECKPOINT).exists():
         kind = jnp.dtype(dtype or _saved_dtype(path, hf_config))
         model = _load_checkpoint(path / CHECKPOINT, family.abstract(config, kind), mesh)
@@ -233,7 +257,13 @@ def load(
         kind = jnp.dtype(dtype) if dtype else weights.stored_dtype(tensors)
         model = weights.fill(model, tensors, table, dtype=kind, mesh=mesh)
     logger.info("%s: %s, %s", path, family.name, sizes(family, config, model))
-    return Loaded(model, processor, family, config, hf_config, path, mesh)
+    loaded = Loaded(
+        model, processor, family, config, hf_config, path, mesh, chat=chat, generation=rules
+    )
+    logger.info("%s: prompts are made of %s", path, loaded.template.source)
+    if rules.change_logits:
+        logger.info("%s: answers follow its generation settings: %s", path, rules)
+    return loaded
 
 
 def save_pretrained(loaded: Loaded, path: str | os.PathLike) -> None:

@@ -8,6 +8,7 @@
  "skipped": {what: how many},            items that are not asked or measured
  "shots": [{set, task, people, left_out}, …],  few-shot: whose questions come first, and how
                                          many of the set's questions are not asked for that
+ "prompts": what they are made of,       a chat template, or the strings of a family
  "config": {…}, "timings": {stage: seconds}}
 """
 
@@ -68,6 +69,7 @@ class Results:
     analyses: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
     shots: tuple[Mapping[str, Any], ...] = ()
+    prompts: str = ""
 
     def row(self, model: str, place: tuple[str, str, str], metric: str) -> Row | None:
         """Return a model's row at a place (set, task, modality), or None: it was not measured."""
@@ -85,6 +87,7 @@ def write_results(
     analyses: Mapping[str, Iterable[Any]] = MappingProxyType({}),
     skipped: Mapping[str, int] = MappingProxyType({}),
     shots: Iterable[Mapping[str, Any]] = (),
+    prompts: str = "",
     config: Mapping[str, Any],
     timings: Mapping[str, float],
 ) -> Path:
@@ -106,6 +109,7 @@ def write_results(
         **{name: list(found) for name, found in analyses.items() if name not in ANALYSES},
         "skipped": dict(skipped),
         "shots": [dict(one) for one in shots],
+        "prompts": prompts,
         "config": dict(config),
         "timings": {stage: float(seconds) for stage, seconds in timings.items()},
     }
@@ -134,7 +138,7 @@ def _parse(content: Any, where: str) -> Results:
     if not isinstance(content, dict):
         raise ManuError(f"{where}: expected a mapping, got {type(content).__name__}.")
     faults = [f"the key {key!r} is missing" for key in REQUIRED if key not in content]
-    known = (*REQUIRED, "skipped", "shots", *ANALYSES)
+    known = (*REQUIRED, "skipped", "shots", "prompts", *ANALYSES)
     faults += [
         f"unknown key {key!r}; known: {', '.join(known)}" for key in content if key not in known
     ]
@@ -164,6 +168,9 @@ def _parse(content: Any, where: str) -> Results:
         not isinstance(one, dict) or set(one) != needed for one in shots
     ):
         faults.append(f"shots: expected a list of {{{', '.join(sorted(needed))}}}, got {shots!r}")
+    prompts = content.get("prompts", "")
+    if not isinstance(prompts, str):
+        faults.append(f"prompts: expected a text, got {prompts!r}")
     for key in ("config", "timings"):
         if not isinstance(content.get(key, {}), dict):
             faults.append(f"{key}: expected a mapping, got {content[key]!r}")
@@ -184,6 +191,7 @@ def _parse(content: Any, where: str) -> Results:
         analyses=analyses,
         skipped=skipped,
         shots=tuple(shots),
+        prompts=prompts,
     )
 
 

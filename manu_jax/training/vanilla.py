@@ -59,7 +59,7 @@ def train_models(
         return
     checkpoints = directory / CHECKPOINTS
     if model.path is not None:
-        base = load(model.path, model.dtype, mesh)
+        base = load(model.path, model.dtype, mesh, prompt=model.prompt)
     else:
         base = _base(
             benchmark,

@@ -27,6 +27,15 @@ def test_a_system_prompt_stands_before_the_shots():
     assert prompt == template.system + question_prompt(shot, Template(), [shot])
 
 
+def test_a_system_prompt_does_not_run_into_the_first_turn():
+    asked = Template().with_system("Be kind.").prompt("Where?", "text")
+    assert asked == "Be kind. USER: Where?\nASSISTANT:"
+    lines = Template().with_system("Be kind.\n").prompt("Where?", "text")
+    assert lines == "Be kind.\nUSER: Where?\nASSISTANT:"
+    marked = Template(system_form="<s>{system}</s>").with_system("Be kind.").prompt("W", "text")
+    assert marked == "<s>Be kind.</s>USER: W\nASSISTANT:"
+
+
 def test_prompts_are_those_of_the_benchmark():
     options = {"A": "Oslo", "B": "Lima"}
     prompts = {

@@ -143,7 +143,7 @@ def test_the_tokenizer_tells_the_template(folder, tmp_path):
     other = cases.processor()
     other.chat_template = "{{ '[INST] ' + messages[0].content + ' [/INST]' }}"
     loading.save_pretrained(dataclasses.replace(loaded, processor=other, path=None), tmp_path / "a")
-    template = loading.load(tmp_path / "a").template
+    template = loading.load(tmp_path / "a", prompt="benchmark").template
     assert template.prompt("Where?", "image") == "[INST] <image>\nWhere? [/INST]"
     assert (
         template.prompt("Where?", "text") + template.reply("Oslo") == "[INST] Where? [/INST] Oslo"

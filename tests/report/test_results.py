@@ -146,10 +146,16 @@ def test_broken_leakage_is_one_fault(tmp_path):
 
 def test_what_was_left_out_and_shown_is_kept_and_checked(tmp_path):
     shots = [{"set": "forget", "task": "cloze", "people": ["003", "017"], "left_out": 4}]
-    write(tmp_path, skipped={"empty questions": 4}, shots=shots)
+    asked = "the strings of LLaVA-1.5"
+    write(tmp_path, skipped={"empty questions": 4}, shots=shots, prompts=asked)
     results = load_results(tmp_path)
+    assert results.prompts == asked
     assert results.skipped == {"empty questions": 4} and list(results.shots) == shots
     with pytest.raises(ManuError) as error:
-        write(tmp_path, skipped={"x": -1}, shots=[{"people": "003"}])
-    for part in ("skipped: expected a mapping", "shots: expected a list of {left_out, people"):
+        write(tmp_path, skipped={"x": -1}, shots=[{"people": "003"}], prompts=3)
+    for part in (
+        "prompts: expected a text, got 3",
+        "skipped: expected a mapping",
+        "shots: expected a list of {left_out, people",
+    ):
         assert part in str(error.value)

@@ -37,6 +37,7 @@ class Family:
       the images and the config; None: all rows, in order.
     - rope_positions: the three positions of each token, given which tokens are an image's, the
       vision inputs and the config; None: a token has one position.
+    - template: the prompt strings, where a folder has no chat template.
     - template_of: the prompt strings, given the tokenizer, if the models of the family differ in
       them; it may return None for `template`.
     - prompt_sees_ahead: the tokens before an answer attend to each other in both directions.
@@ -72,6 +73,17 @@ class Family:
         """Return the model with shapes in place of arrays; nothing is computed or allocated."""
         model = jax.eval_shape(lambda: self.build(jax.random.key(0), config))
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), model)
+
+    def strings_for(self, tokenizer: Any) -> Template:
+        """Return the prompt strings that fit the tokenizer.
+
+        Where it lacks the token that ends the family's answers, its own end takes the place.
+        """
+        found = (self.template_of(tokenizer) if self.template_of else None) or self.template
+        end = found.end
+        if tokenizer.convert_tokens_to_ids(end) in (None, tokenizer.unk_token_id):
+            end = tokenizer.eos_token or end
+        return dataclasses.replace(found, end=end, source=f"the strings of {self.name}")
 
     def towers(self, config: Any) -> dict[str, tuple[int, int]]:
         """Return {tower: (layers that run, neurons a layer)}."""

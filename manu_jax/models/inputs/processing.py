@@ -101,6 +101,19 @@ def repeated_token(
     ]
 
 
+def tokenized(tokenizer: Any, text: str, **settings: Any) -> Any:
+    """Return what a tokenizer gives for a text, whose first token it adds unless it stands there.
+
+    As transformers does with chat templates, some of which write the first token themselves.
+    """
+    return tokenizer(text, add_special_tokens=not has_begin(tokenizer, text), **settings)
+
+
+def has_begin(tokenizer: Any, text: str) -> bool:
+    """Whether the tokenizer's first token stands in a text, as some chat templates write it."""
+    return bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
+
+
 def encode(
     sample: Sample,
     *,
@@ -131,7 +144,7 @@ def encode(
             f"{len(sample.images)} images. Give one image per image token, in order."
         )
     segments = expanded(sample, replacements()) if sample.images else sample.segments
-    coded = tokenizer("".join(text for text, _ in segments), return_offsets_mapping=True)
+    coded = tokenized(tokenizer, "".join(text for text, _ in segments), return_offsets_mapping=True)
     ids_T = np.asarray(coded["input_ids"], np.int32)
     is_image_T = ids_T == image_token
     if (past_T := (ids_T >= vocabulary) & ~is_image_T).any():
