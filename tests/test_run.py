@@ -179,7 +179,7 @@ def test_folder_of_another_config_is_one_error(config, tmp_path, error_of):
 
 
 def test_folder_in_use_is_one_error(config, tmp_path, error_of):
-    with folder.owned_folder(tmp_path / "x", {}):
+    with folder.owned_folder(tmp_path / "x"):
         message = error_of("--config", config, "--output", tmp_path / "x")
     assert "in use by process" in message
 
@@ -199,9 +199,10 @@ def test_a_folder_from_before_a_key_with_a_default_goes_on(finished, config, tmp
     file.write_text(yaml.safe_dump(stored))
     arguments = ["--config", str(config), "--output", str(copy), "--only", "data"]
     assert run.main(arguments) == 0
-    stored["evaluate"]["new_tokens"] = 5
+    stored["data"]["num_people"] = 7
+    (copy / "keys.json").unlink()
     file.write_text(yaml.safe_dump(stored))
-    assert "evaluate.new_tokens: 5 there, 4 now" in error_of(*arguments)
+    assert "data.num_people: 7 there, 6 now" in error_of(*arguments)
     file.write_text(yaml.safe_dump(stored | {"from_another_age": 1}))
     message = error_of(*arguments)
     assert "from_another_age: unknown key" in message and "--output" in message

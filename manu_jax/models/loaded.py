@@ -214,6 +214,24 @@ def load(
     path = expand_path(path)
     if dtype is not None and dtype not in DTYPES:
         raise ManuError(f"dtype {dtype!r}: known: {', '.join(DTYPES)}.")
+    empty = load_without_weights(path)
+    family, config, hf_config = empty.family, empty.config, empty.hf_config
+    if (path / CHECKPOINT).exists():
+        kind = jnp.dtype(dtype or _saved_dtype(path, hf_config))
+        model = _load_checkpoint(path / CHECKPOINT, family.abstract(config, kind), mesh)
+    else:
+        tensors, table = read_tensors(path, family, config)
+        model = empty.model
+        weights.compare(tensors, table, shapes(model)).refuse(str(path))
+        kind = jnp.dtype(dtype) if dtype else weights.stored_dtype(tensors)
+        model = weights.fill(model, tensors, table, dtype=kind, mesh=mesh)
+    logger.info("%s: %s, %s", path, family.name, sizes(family, config, model))
+    return dataclasses.replace(empty, model=model, mesh=mesh)
+
+
+def load_without_weights(path: str | os.PathLike) -> Loaded:
+    """Return the model of a folder as `load` does, with shapes (float32) in place of weights."""
+    path = expand_path(path)
     family, config, hf_config = read_config(path)
     processor = processors.load_processor(
         path,
@@ -221,17 +239,7 @@ def load(
         image_token=config.image_token,
         vocabulary=config.text.vocabulary,
     )
-    if (path / CHECKPOINT).exists():
-        kind = jnp.dtype(dtype or _saved_dtype(path, hf_config))
-        model = _load_checkpoint(path / CHECKPOINT, family.abstract(config, kind), mesh)
-    else:
-        tensors, table = read_tensors(path, family, config)
-        model = family.abstract(config)
-        weights.compare(tensors, table, shapes(model)).refuse(str(path))
-        kind = jnp.dtype(dtype) if dtype else weights.stored_dtype(tensors)
-        model = weights.fill(model, tensors, table, dtype=kind, mesh=mesh)
-    logger.info("%s: %s, %s", path, family.name, sizes(family, config, model))
-    return Loaded(model, processor, family, config, hf_config, path, mesh)
+    return Loaded(family.abstract(config), processor, family, config, hf_config, path)
 
 
 def save_pretrained(loaded: Loaded, path: str | os.PathLike) -> None:
