@@ -17,7 +17,8 @@ from typing import Any, NoReturn
 FAULT = "manu_jax/fault"  # the message of the process that failed first
 SEEN = "manu_jax/seen/{}"  # by number: the processes that are about to end
 LOOK_SECONDS = 1.0
-SEEN_SECONDS = 5.0  # how long the first process waits for the others to see
+SEEN_SECONDS = 5.0  # how long a process that ends waits for the others to see why
+LAST_SECONDS = 0.5  # how much longer the first process stays, who holds the keys
 STATUS = 1
 
 
@@ -48,6 +49,13 @@ class Watch:
         self._set(FAULT, f"process {self.number}: {message}")
         self._end(status)
 
+    def wait_for_cause(self) -> None:
+        """Give the thread time to see a fault of another process, and then to end this one.
+
+        A collective may fail because another process has ended, a moment before its fault is seen.
+        """
+        time.sleep(2 * LOOK_SECONDS)
+
     def _look(self) -> None:
         while not self._is_over.wait(LOOK_SECONDS):
             message = self._get(FAULT)
@@ -56,14 +64,17 @@ class Watch:
                 self._end(STATUS)
 
     def _end(self, status: int) -> NoReturn:
-        """End without the shutdown of `jax.distributed`, which waits for those that hang."""
+        """End when all have seen the fault, or do not answer.
+
+        That is without the shutdown of `jax.distributed`, which waits for those that hang.
+        """
         self._set(SEEN.format(self.number), "1")
+        end = time.monotonic() + SEEN_SECONDS
+        everyone = [SEEN.format(number) for number in range(self.count)]
+        while time.monotonic() < end and not all(self._get(key) for key in everyone):
+            time.sleep(0.1)
         if self.number == 0:
-            end = time.monotonic() + SEEN_SECONDS
-            others = [SEEN.format(number) for number in range(1, self.count)]
-            while time.monotonic() < end and not all(self._get(key) for key in others):
-                time.sleep(0.1)
-            time.sleep(0.2)  # they leave before their keys do
+            time.sleep(LAST_SECONDS)
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
@@ -89,6 +100,7 @@ class TracebackStopsAll(contextlib.AbstractContextManager):
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is not None and _watch is not None:
+            _watch.wait_for_cause()
             line = "".join(traceback.format_exception(error)).rstrip()
             _watch.tell(line, f"{kind.__name__}: {error}", STATUS)
 

@@ -226,8 +226,11 @@ class Killed(BaseException):
 
 def test_killed_between_any_two_writes_nothing_is_lost_or_mixed(tmp_path, monkeypatch):
     """Killed at each move in turn, then the same, the earlier or a third config."""
-    first, second = config(), config(method={"alpha": 0.3}, evaluate={"new_tokens": 9})
-    third = config(method={"alpha": 0.3, "harm_weight": 3.0})
+    few = {"sets": ["forget"], "tasks": ["cloze"]}  # each file is a place to be killed at
+    first = config(evaluate=few, unlearn=[])
+    second = config(method={"alpha": 0.3}, evaluate={**few, "new_tokens": 9}, unlearn=[])
+    third = config(method={"alpha": 0.3, "harm_weight": 3.0}, evaluate=few, unlearn=[])
+    monkeypatch.setattr(os, "fsync", lambda _: None)
     real, number = os.replace, 0
     while True:
         folder = tmp_path / str(number)
