@@ -40,7 +40,7 @@ INPUT = """
 cache: null
 data: {num_people: 20, num_celebrities: 2, num_general: 2}
 model:
-  vision: {image_size: 28, patch_size: 14, width: 16, num_layers: 3, num_heads: 2, num_neurons: 16}
+  vision: {image_size: 28, patch_size: 14, width: 16, num_layers: 4, num_heads: 2, num_neurons: 16}
   text: {width: 16, num_layers: 3, num_heads: 2, num_key_heads: 2, num_neurons: 32, context: 2048}
 train: {steps: 1, base_steps: 1, batch_size: 4, memory_gate: 0.0, retrained: false}
 """
