@@ -3,7 +3,7 @@
 A file is written under a temporary name beside its own and renamed, so a file that stands is whole.
 A process that is killed leaves at most temporary files (`.part`), which the next one removes. A
 folder that we write holds a list of its files and their hashes, and is replaced only where it holds
-nothing else. A run's folder has one owner at a time and one config for its life.
+nothing else. A run's folder has one owner at a time.
 """
 
 import contextlib
@@ -16,14 +16,11 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from manu_jax.types import ManuError
-from manu_jax.yaml12 import read_yaml_text, yaml_text
 
 PART = ".part"
 MANIFEST = ".manu_jax.json"  # in every folder that `new_folder` made: its files and their hashes
@@ -32,8 +29,6 @@ CHECKPOINT_PART = ".orbax-checkpoint-tmp"  # Orbax's own, and how it may go on
 # How Rust, TensorStore and shutil tell of an error of the operating system.
 OS_ERROR = re.compile(r"(?:\(os error |os_error_code='|\[Errno )(\d+)")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-# What may differ between two calls on one folder: it changes no number of the results.
-FREE_KEYS = ("output", "cache", "mesh", "score_batch", "evaluate.batch_size")
 PACKAGES = (
     "jax",
     "jaxlib",
@@ -191,17 +186,8 @@ def os_error(error: Exception) -> OSError | None:
 
 
 @contextlib.contextmanager
-def owned_folder(
-    path: str | os.PathLike,
-    config: dict[str, Any],
-    resolved: Callable[[dict[str, Any], str], dict[str, Any]] = lambda config, _: config,
-) -> Iterator[Path]:
-    """Open a run's folder for this process alone, and write or compare its config.
-
-    resolved: gives the folder's own config, from the place that it is named by, the defaults of
-    keys that came after it. Raises ManuError where another process has it, or where it was made by
-    a config that differs in a key that changes results.
-    """
+def owned_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Open a run's folder for this process alone; ManuError where another process has it."""
     path = expand_path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -224,7 +210,6 @@ def owned_folder(
         lock.write(f"{os.getpid()} on {platform.node()}")
         lock.flush()
         _remove_parts(path)
-        _settle_config(path, config, resolved)
         yield path
 
 
@@ -282,61 +267,6 @@ def _swap(new: Path, target: Path) -> None:
         os.replace(old, target)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _settle_config(
-    path: Path,
-    config: dict[str, Any],
-    resolved: Callable[[dict[str, Any], str], dict[str, Any]],
-) -> None:
-    file = path / "config.yaml"
-    if file.exists():
-        try:
-            before = resolved(_read_config(file), str(file))
-        except ManuError as error:
-            raise ManuError(
-                f"{error}\nThe run's folder is of another version, or its config was changed. "
-                "Delete it, or give another with --output."
-            ) from None
-        now = json.loads(json.dumps(config))
-        differing = [
-            f"{key}: {old!r} there, {new!r} now"
-            for key, old, new in _differences(before, now)
-            if not any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
-        ]
-        if differing:
-            raise ManuError(
-                f"run folder {path} was made by another config:\n  "
-                + "\n  ".join(differing)
-                + "\nGive another folder with --output, or delete this one."
-            )
-    else:
-        write_atomic(file, yaml_text(config))
-    if not (path / "versions.json").exists():
-        write_atomic(path / "versions.json", json.dumps(versions(), indent=1) + "\n")
-
-
-def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        config = read_yaml_text(file.read_text(encoding="utf-8"))
-        if isinstance(config, dict):
-            return config
-        fault = f"it holds {config!r:.60}"
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        fault = " ".join(str(error).split())
-    raise ManuError(f"{file}: damaged ({fault}).")
-
-
-def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for name in sorted({*before, *now}):
-            inner = f"{key}.{name}" if key else str(name)
-            yield from _differences(before.get(name), now.get(name), inner)
-    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        for number, (old, new) in enumerate(zip(before, now, strict=True)):
-            yield from _differences(old, new, f"{key}.{number}")
-    elif before != now:
-        yield key, before, now
 
 
 def _remove_parts(path: Path) -> None:

@@ -13,7 +13,8 @@ neurons], and
 dimension is dropped for that leaf, and logged once. Batches are split over `data` and `fsdp`.
 
 Several processes run the same program on one mesh and one shared folder. All compute, each on the
-rows of a batch that its devices hold; the first decides what there is to do, and writes.
+rows of a batch that its devices hold; the first decides what there is to do, and writes. A command
+that fails on one of them ends on all (faults.py).
 """
 
 import contextlib
@@ -29,9 +30,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed  # of the keys that processes share there is no public name
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from manu_jax import faults
 from manu_jax.folder import explained
 from manu_jax.leaves import path_name
 from manu_jax.types import ManuError
@@ -196,7 +199,8 @@ def gather(tree: Any) -> Any:
 
 
 def join() -> None:
-    """Join the other processes of the job; ManuError where they are not to be found."""
+    """Join the other processes of the job, and watch for their faults; ManuError where they are not
+    to be found."""
     if jax.distributed.is_initialized():
         return
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -206,6 +210,8 @@ def join() -> None:
         jax.distributed.initialize(
             address, count, number, shutdown_timeout_seconds=SHUTDOWN_SECONDS
         )
+        state = distributed.global_state
+        faults.watch(state.client, state.process_id, state.num_processes)
     except (ValueError, RuntimeError) as error:
         raise ManuError(
             f"mesh.distributed: the other processes can't be joined ({error}). Outside of TPU pods "

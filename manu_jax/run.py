@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from manu_jax.config import RunConfig, load_config, stored_config
+from manu_jax import faults
+from manu_jax.config import RunConfig, load_config
 from manu_jax.folder import expand_path, explained, owned_folder
 from manu_jax.types import ManuError
 
@@ -43,26 +44,28 @@ def exit_status(action: Callable[[], Any]) -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # Orbax logs there, with a traceback, what it raises as well.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    try:
-        action()
-    except (ManuError, OSError) as error:
-        message = explained(error) if isinstance(error, OSError) else error
-        print(f"error: {message}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped. Give the same command again to go on from here.", file=sys.stderr)
-        return 130
+    with faults.TracebackStopsAll():
+        try:
+            action()
+        except (ManuError, OSError) as error:
+            message = explained(error) if isinstance(error, OSError) else error
+            return faults.stop_all(f"error: {message}", str(message))
+        except KeyboardInterrupt:
+            line = "stopped. Give the same command again to go on from here."
+            return faults.stop_all(line, line, 130)
     return 0
 
 
 def run(config: RunConfig, only: Sequence[str] | None = None) -> Path:
     """Run the stages of `config` (all, or those named in `only`) and return the run's folder.
 
-    Stages whose files stand are not run again. Raises ManuError for an unknown stage's name.
+    Stages whose files stand, made from what the config says now, are not run again (keys.py). What
+    can be checked before the first one is (preflight.py). Raises ManuError for an unknown stage's
+    name.
     """
     start = time.monotonic()
     _prepare_jax(config)
-    from manu_jax import parallel
+    from manu_jax import keys, parallel, preflight
     from manu_jax.stages import STAGES, Run
 
     unknown = [name for name in only or () if name not in STAGES]
@@ -71,9 +74,11 @@ def run(config: RunConfig, only: Sequence[str] | None = None) -> Path:
     directory = expand_path(config.output)
     with contextlib.ExitStack() as stack:
         # One process owns the folder for all.
-        folder = owned_folder(directory, config.model_dump(mode="json"), with_defaults)
+        folder = owned_folder(directory)
         parallel.on_first_process(lambda: stack.enter_context(folder))
         current = Run.begin(config, directory)
+        preflight.check(current, only or tuple(STAGES))
+        parallel.on_first_process(lambda: keys.settle(directory, config))
         for name in only or STAGES:
             begun = time.monotonic()
             STAGES[name](current)
@@ -82,11 +87,6 @@ def run(config: RunConfig, only: Sequence[str] | None = None) -> Path:
             logger.info("%s: done in %.1f s", name, time.monotonic() - begun)
     logger.info("%s: all done in %.1f s", directory, time.monotonic() - start)
     return directory
-
-
-def with_defaults(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return a stored config as plain values of this release, with the keys that came after it."""
-    return stored_config(values, where).model_dump(mode="json")
 
 
 def _prepare_jax(config: RunConfig) -> None:

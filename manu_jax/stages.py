@@ -9,8 +9,9 @@
     evaluate   evaluation/, results.json          every model asked everything, and the analyses
     report     report.html
 
-A stage whose files exist does nothing, so a killed run goes on where it was. The first method of
-the config has its files at the top of the folder, the others in methods/NAME/.
+A stage whose files exist does nothing, so a killed run goes on where it was; before the first one
+keys.py moves away what was made from another config. The first method of the config has its files
+at the top of the folder, the others in methods/NAME/.
 """
 
 import functools
@@ -28,20 +29,20 @@ from manu_jax.data import safeeraser
 from manu_jax.evaluation.analyses.analysis import Evaluated
 from manu_jax.evaluation.analyses.registry import ANALYSES
 from manu_jax.evaluation.shots import shots_of_run
-from manu_jax.evaluation.suite import check_prompts, evaluate, evaluated_people, skipped_items
+from manu_jax.evaluation.suite import evaluate, evaluated_people, skipped_items
 from manu_jax.fingerprint import samples_hash
-from manu_jax.folder import expand_path
 from manu_jax.importance.job import ScoringJob
 from manu_jax.importance.methods import load_scores, save_scores, scores_for
-from manu_jax.models.loaded import Loaded, read_config, save_pretrained
+from manu_jax.keys import train_key
+from manu_jax.models.loaded import Loaded, save_pretrained
+from manu_jax.preflight import check_questions, without_weights
 from manu_jax.report.render import render_with_portraits
 from manu_jax.report.results import write_results
 from manu_jax.training.kept import keep_models, kept_folder, take_models
 from manu_jax.training.memory import check_memory
-from manu_jax.training.trainer import check_loss
-from manu_jax.training.unlearner import place_of, reference_of, unlearn
+from manu_jax.training.unlearner import reference_of, unlearn
 from manu_jax.training.vanilla import remove_checkpoints, train_models
-from manu_jax.types import RETRAINED, SETS, VANILLA, ManuError, Sample
+from manu_jax.types import RETRAINED, SETS, VANILLA, Sample
 
 logger = logging.getLogger(__name__)
 
@@ -57,15 +58,14 @@ def make_data(run: Run) -> None:
 
 
 def make_models(run: Run) -> None:
-    """Train the vanilla and the retrained model, unless they exist; then check the memory gate."""
+    """Train the vanilla and the retrained model, unless they exist; check what they are to do."""
     config = run.config
-    for path in (config.model.path, config.model.retrained_path):
-        if path is not None:
-            read_config(expand_path(path))
     names = [VANILLA] + [RETRAINED] * (config.train.retrained and not config.model.retrained_path)
     missing = [name for name in names if not parallel.exists(run.directory / name)]
     if config.train.steps and missing:
-        kept = kept_folder(config)
+        if config.model.path is not None:
+            check_questions(run, without_weights(run))  # training takes hours, and changes none
+        kept = kept_folder(config, train_key(config))
         # Only the first process needs to see them: it copies them into the run's folder.
         if kept is not None and parallel.broadcast(all((kept / name).is_dir() for name in names)):
             logger.info("train: models of an earlier run with the same settings, from %s", kept)
@@ -74,7 +74,7 @@ def make_models(run: Run) -> None:
             train_models(
                 run.benchmark,
                 config.model,
-                config.train,
+                config.train.model_copy(update={"retrained": RETRAINED in names}),
                 question_prompt=run.benchmark_format.question_prompt,
                 directory=run.directory,
                 seed=config.seed,
@@ -85,15 +85,7 @@ def make_models(run: Run) -> None:
                     functools.partial(keep_models, names, run.directory, kept)
                 )
     remove_checkpoints(run.directory)
-    check_prompts(
-        run.vanilla,
-        run.benchmark.sets,
-        config.evaluate,
-        question_prompt=run.benchmark_format.question_prompt,
-        seed=config.seed,
-    )
-    for section in config.unlearn:
-        check_loss(run.vanilla, section, place_of(section))
+    check_questions(run, run.vanilla)
     if config.train.memory_gate:
         check_memory(run.vanilla, run.benchmark, config.train.memory_gate)
 
@@ -112,7 +104,7 @@ def make_scores(run: Run) -> None:
             directory=run.directory / "statistics" / method.name,
         )
         scores = scores_for(job)
-        made_from = {"method": method.model_dump(mode="json"), "seed": run.config.seed}
+        made_from = {"method": method.scored_by(), "name": method.name, "seed": run.config.seed}
         save_scores(folder / "scores.safetensors", scores, made_from)
 
 
@@ -211,11 +203,6 @@ def _reference(run: Run, section: UnlearnSection) -> Loaded | None:
     """Return the model that an objective compares with the trained one, if it needs one."""
     name = reference_of(section)
     if name == RETRAINED:
-        if not run.has_retrained:
-            raise ManuError(
-                f"unlearn ({section.name}): {section.objective} compares with a model that was "
-                "tuned on the people to keep alone. Set train.retrained or model.retrained_path."
-            )
         return run.load_model(RETRAINED, run.config.model.retrained_path)
     return run.vanilla if name == VANILLA else None
 

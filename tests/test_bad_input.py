@@ -310,6 +310,10 @@ def test_a_mask_of_another_model_is_named(case):
 
     case.change_tensors(change)
     message = case.error("--only", "unlearn")
+    assert "model.path: other files there than now" in message and "--output" in message
+    assert not (case.output / "unlearned").exists()
+    (case.output / "keys.json").unlink()  # as in a folder of an earlier version
+    message = case.error("--only", "unlearn")
     assert "mask.safetensors was made for the model" in message
     assert not (case.output / "unlearned").exists()
 

@@ -18,7 +18,8 @@ from manu_jax.config import (
     to_yaml,
     validate_config,
 )
-from manu_jax.folder import expand_path, owned_folder
+from manu_jax.folder import expand_path
+from manu_jax.keys import settle
 from manu_jax.models.families.registry import FAMILIES
 from manu_jax.types import ManuError
 from manu_jax.yaml12 import read_yaml_text, yaml_text
@@ -318,8 +319,8 @@ def test_a_run_reads_the_config_that_it_wrote(path, tmp_path, caplog):
     for number, one in enumerate(runs_of(path, tmp_path)):
         folder = tmp_path / str(number)
         for _ in range(2):  # the second call reads what the first one wrote
-            with owned_folder(folder, one.model_dump(mode="json"), run.with_defaults):
-                pass
+            folder.mkdir(exist_ok=True)
+            settle(folder, one)
         assert load_config(folder / "config.yaml") == one
         (tmp_path / "again.yaml").write_text(to_yaml(one))
         assert load_config(tmp_path / "again.yaml") == one
@@ -338,15 +339,14 @@ def test_a_folder_from_before_methods_had_names_goes_on(golden, path, overrides,
     stored = (here / "golden" / f"config_before_{golden}.yaml").read_text()
     (tmp_path / "config.yaml").write_text(stored)
     config = load_config(here.parent / "configs" / path, overrides)
-    with owned_folder(tmp_path, config.model_dump(mode="json"), run.with_defaults):
-        pass
+    (tmp_path / "mask.safetensors").write_text("a mask")
+    settle(tmp_path, config)
+    assert (tmp_path / "mask.safetensors").exists()
     changed = config.model_dump(mode="json")
     changed["method"]["alpha"] = 0.5
-    with (
-        pytest.raises(ManuError, match="method.alpha: 0.[0-9]+ there, 0.5 now"),
-        owned_folder(tmp_path, changed, run.with_defaults),
-    ):
-        pass
+    settle(tmp_path, validate_config(changed, "changed"))
+    (moved,) = tmp_path.glob("earlier/*/mask.safetensors")
+    assert moved.read_text() == "a mask" and not (tmp_path / "mask.safetensors").exists()
 
 
 def test_a_config_from_before_prompts_could_be_chosen_has_the_family_s_strings():

@@ -155,37 +155,20 @@ def test_what_is_no_fault_of_a_library_passes_its_border():
 def test_folder_in_use_is_an_error(tmp_path):
     script = (
         "import sys, time; from manu_jax import folder\n"
-        f"with folder.owned_folder({str(tmp_path)!r}, {{}}):\n"
+        f"with folder.owned_folder({str(tmp_path)!r}):\n"
         "    print('open', flush=True); time.sleep(60)"
     )
     owner = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     try:
         assert owner.stdout.readline() == "open\n"
         with pytest.raises(ManuError, match=rf"in use by process {owner.pid} on .*--output"):
-            with folder.owned_folder(tmp_path, {}):
+            with folder.owned_folder(tmp_path):
                 pass
     finally:
         owner.kill()
         owner.communicate()
-    with folder.owned_folder(tmp_path, {}):  # a killed owner holds nothing
+    with folder.owned_folder(tmp_path):  # a killed owner holds nothing
         pass
-
-
-def test_folder_of_another_config_names_the_keys(tmp_path):
-    with folder.owned_folder(tmp_path, {"seed": 1, "method": {"alpha": 0.1}, "cache": "a"}):
-        pass
-    with pytest.raises(ManuError, match=r"method.alpha: 0.1 there, 0.2 now") as caught:
-        with folder.owned_folder(tmp_path, {"seed": 1, "method": {"alpha": 0.2}, "cache": "b"}):
-            pass
-    assert "cache" not in str(caught.value)
-
-
-def test_a_difference_inside_a_list_is_named_alone(tmp_path):
-    with folder.owned_folder(tmp_path, {"compare": [{"alpha": 0.1}, {"alpha": 0.2}]}):
-        pass
-    with pytest.raises(ManuError, match=r"\n  compare.1.alpha: 0.2 there, 0.3 now\n"):
-        with folder.owned_folder(tmp_path, {"compare": [{"alpha": 0.1}, {"alpha": 0.3}]}):
-            pass
 
 
 @pytest.mark.parametrize(
@@ -208,7 +191,7 @@ def test_parts_of_a_killed_run_are_removed(tmp_path):
     (tmp_path / "evaluation" / ".x.jsonl.123.part").write_text("half")
     (tmp_path / ".model.123.part").mkdir()
     (tmp_path / "checkpoints" / "step-00000001.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
-    with folder.owned_folder(tmp_path, {}):
+    with folder.owned_folder(tmp_path):
         pass
     assert not list(tmp_path.rglob("*.part"))
     assert list((tmp_path / "checkpoints").iterdir()) == []

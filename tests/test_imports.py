@@ -20,7 +20,7 @@ PACKAGE = ROOT / "manu_jax"
 # `selection` is arrays alone, and stands above `importance`, whose rounds select.
 LINES = (
     ("types", "leaves", "yaml12"),
-    ("folder", "progress"),
+    ("folder", "progress", "faults"),
     ("config",),
     ("arrays", "parallel"),
     ("checkpoint", "fingerprint"),
@@ -30,7 +30,7 @@ LINES = (
     ("context",),
     ("evaluation",),
     ("training",),
-    ("report",),
+    ("report", "keys", "preflight"),
     ("stages",),
     ("run",),
     ("compare",),
@@ -52,7 +52,7 @@ HOMES = {
     "orbax": (("manu_jax/checkpoint.py",), True),
 }
 # Strings, words and pictures in, numbers out: these never touch a device.
-WITHOUT_JAX = ("evaluation/metrics.py", "selection.py", "folder.py", "yaml12.py")
+WITHOUT_JAX = ("evaluation/metrics.py", "selection.py", "folder.py", "faults.py", "yaml12.py")
 WITHOUT_JAX += tuple(f"config/{file.name}" for file in sorted((PACKAGE / "config").glob("*.py")))
 PACKAGE_FILES = sorted(PACKAGE.rglob("*.py"))
 

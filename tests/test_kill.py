@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -33,40 +34,88 @@ LANDMARKS = (
 )
 
 
+PUBLISHED = Path(__file__).parent.parent / "configs" / "mllmu" / "llava-1.5-7b-forget10.yaml"
+# Makes a tiny LLaVA, and data in MLLMU-Bench's layout, for the published config to name.
+INPUT = """
+cache: null
+data: {num_people: 20, num_celebrities: 2, num_general: 2}
+model:
+  vision: {image_size: 28, patch_size: 14, width: 16, num_layers: 4, num_heads: 2, num_neurons: 16}
+  text: {width: 16, num_layers: 3, num_heads: 2, num_key_heads: 2, num_neurons: 32, context: 2048}
+train: {steps: 1, base_steps: 1, batch_size: 4, memory_gate: 0.0, retrained: false}
+"""
+SETTINGS = (
+    "train.memory_gate=0", "cache=null", "method.scope=tower", "evaluate.shots.cloze=1",
+    "evaluate.max_people=2", "evaluate.new_tokens=2", "evaluate.resamples=50",
+)  # fmt: skip
+PUBLISHED_LANDMARKS = (
+    "config.yaml",
+    "statistics/paper-5/*",
+    "statistics/gradient/round_03/*",
+    "methods/random/mask.safetensors",
+    "methods/GradDiff-official/model",
+    "methods/MMUnlearner/checkpoints/*",
+    "evaluation/vanilla/*",
+    "evaluation/MMUnlearner/*",
+)
+
+
 @pytest.mark.slow
 def test_a_run_killed_at_every_stage_ends_with_the_same_results(tmp_path):
     (tmp_path / "config.yaml").write_text(CONFIG)
+    check_killed(tmp_path, ["--config", tmp_path / "config.yaml"], LANDMARKS)
+
+
+@pytest.mark.slow
+def test_a_published_config_killed_at_every_stage_ends_with_the_same_results(tmp_path):
+    """Its masks have names of their own, and it trains baselines."""
+    (tmp_path / "input.yaml").write_text(INPUT)
+    made = start(tmp_path, "input", ["--config", tmp_path / "input.yaml", "--only", "data,train"])
+    assert made.wait() == 0, told(tmp_path, "input")
+    paths = [f"data.path={tmp_path / 'input/data'}", f"model.path={tmp_path / 'input/vanilla'}"]
+    check_killed(tmp_path, ["--config", PUBLISHED, *SETTINGS, *paths], PUBLISHED_LANDMARKS)
+    models = results(tmp_path / "whole")["models"]
+    assert {"paper-2", "paper-10", "GA", "KL-official", "MMUnlearner", "system-prompt"} <= {*models}
+
+
+def check_killed(folder, arguments, landmarks):
+    """Kill a run at each landmark in turn, and compare its end with an undisturbed run's."""
     delays = random.Random(0)
     killed_at = []
-    for landmark in LANDMARKS:
-        process = start(tmp_path, "killed")
-        while process.poll() is None and not list((tmp_path / "killed").glob(landmark)):
+    for landmark in landmarks:
+        process = start(folder, "killed", arguments)
+        while process.poll() is None and not list((folder / "killed").glob(landmark)):
             time.sleep(0.002)
         time.sleep(delays.uniform(0, 0.2))
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             killed_at.append(landmark)
-        assert process.wait() in (0, -signal.SIGKILL)
-    assert len(killed_at) >= len(LANDMARKS) - 1  # the last blow may come too late
-    assert start(tmp_path, "killed").wait() == 0
-    assert start(tmp_path, "whole").wait() == 0
-    assert results(tmp_path / "killed") == results(tmp_path / "whole")
-    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+        assert process.wait() in (0, -signal.SIGKILL), told(folder, "killed")
+    assert len(killed_at) >= len(landmarks) - 1  # the last blow may come too late
+    for name in ("killed", "whole"):
+        assert start(folder, name, arguments).wait() == 0, told(folder, name)
+    assert results(folder / "killed") == results(folder / "whole")
+    assert files(folder / "killed") == files(folder / "whole")
 
 
-def start(folder, name):
+def start(folder, name, arguments):
     """Start the command on the folder `name`; compiled programs are kept between starts."""
-    command = [sys.executable, "-m", "manu_jax.run", "--config", str(folder / "config.yaml")]
+    command = [sys.executable, "-m", "manu_jax.run", *map(str, arguments)]
     kept = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         kept["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
     environment = os.environ | kept | {"XLA_FLAGS": ""}
-    return subprocess.Popen(
-        [*command, "--output", str(folder / name)],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    with open(folder / f"{name}.log", "w") as log:
+        return subprocess.Popen(
+            [*command, "--output", str(folder / name)],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def told(folder, name):
+    return (folder / f"{name}.log").read_text()[-3000:]
 
 
 def results(directory):

@@ -33,6 +33,8 @@ evaluate: {new_tokens: 4, max_people: 2, resamples: 50, tasks: [generation, like
 QUICK = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count="
 WORKER = Path(__file__).parent / "processes_worker.py"
 FEATURES_WORKER = WORKER.with_name("features_worker.py")
+FAULT_WORKER = WORKER.with_name("fault_worker.py")
+FAULT_SECONDS = 15  # from a fault on one process to the end of both
 ROW_MEANS = ("value", "low", "high")
 
 
@@ -59,8 +61,8 @@ def finish(processes, outputs):
     assert not any(codes), f"{codes}\n{shown}"
 
 
-def both(folder, *command):
-    """Run a command as two processes that know of each other."""
+def start_both(folder, *command):
+    """Start a command as two processes that know of each other."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -70,6 +72,12 @@ def both(folder, *command):
         start(command, output, 4, **variables, JAX_PROCESS_ID=str(number))
         for number, output in enumerate(outputs)
     ]
+    return processes, outputs
+
+
+def both(folder, *command):
+    """Run a command as two processes; return what each prints."""
+    processes, outputs = start_both(folder, *command)
     finish(processes, outputs)
     return [output.read_text() for output in outputs]
 
@@ -96,6 +104,45 @@ def test_batches_decisions_and_errors_are_the_same_on_all_processes(tmp_path):
 def test_two_processes_evict_the_same_images(tmp_path):
     logs = both(tmp_path, FEATURES_WORKER)
     assert all("as expected" in log for log in logs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("place", "stage", "told"),
+    [
+        ("reading", "data", "people.parquet: the disk “/a” does not answer."),
+        ("scoring", "data,train,scores", "no file"),
+        ("a bug while scoring", "data,train,scores", "KeyError: 'a bug'"),
+    ],
+)
+def test_a_fault_on_one_process_stops_both_with_its_message(tmp_path, place, stage, told):
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    log = tmp_path / "fault"
+    settings = [
+        "mesh.distributed=true",
+        "train.steps=1",
+        "train.base_steps=0",
+        "train.batch_size=3",
+    ]
+    processes, outputs = start_both(
+        tmp_path, FAULT_WORKER, place, log, "--config", tmp_path / "config.yaml",
+        "--output", tmp_path / "run", "--only", stage, *settings,
+    )  # fmt: skip
+    try:
+        codes = [process.wait(SECONDS) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    first, second = (output.read_text() for output in outputs)
+    assert time.time() - float(log.read_text()) < FAULT_SECONDS
+    assert codes == [1, 1], first + second
+    lines = [line for line in first.splitlines() if line.startswith("error: ")]
+    assert lines == [f"error: process 1: {told}"] and "Traceback" not in first
+    if place.startswith("a bug"):
+        assert told in second and second.count("Traceback") == 1
+    else:
+        lines = [line for line in second.splitlines() if line.startswith("error: ")]
+        assert lines == [f"error: {told}"] and "Traceback" not in second
 
 
 @pytest.mark.slow

@@ -181,7 +181,7 @@ def test_folder_of_another_config_is_one_error(config, tmp_path, error_of):
 
 
 def test_folder_in_use_is_one_error(config, tmp_path, error_of):
-    with folder.owned_folder(tmp_path / "x", {}):
+    with folder.owned_folder(tmp_path / "x"):
         message = error_of("--config", config, "--output", tmp_path / "x")
     assert "in use by process" in message
 
@@ -201,12 +201,87 @@ def test_a_folder_from_before_a_key_with_a_default_goes_on(finished, config, tmp
     file.write_text(yaml.safe_dump(stored))
     arguments = ["--config", str(config), "--output", str(copy), "--only", "data"]
     assert run.main(arguments) == 0
-    stored["evaluate"]["new_tokens"] = 5
+    stored["data"]["num_people"] = 7
+    (copy / "keys.json").unlink()
     file.write_text(yaml.safe_dump(stored))
-    assert "evaluate.new_tokens: 5 there, 4 now" in error_of(*arguments)
+    assert "data.num_people: 7 there, 6 now" in error_of(*arguments)
     file.write_text(yaml.safe_dump(stored | {"from_another_age": 1}))
     message = error_of(*arguments)
     assert "from_another_age: unknown key" in message and "--output" in message
+
+
+def test_another_share_of_neurons_makes_one_method_again_and_going_back_nothing(
+    finished, config, tmp_path, caplog
+):
+    caplog.set_level("INFO")
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    changed = tmp_path / "changed.yaml"
+    changed.write_text(config.read_text().replace("2}, paper,", "2}, {preset: paper, alpha: 0.4},"))
+    stamps = {path: path.stat().st_mtime_ns for path in copy.rglob("*.safetensors")}
+    stamps |= {path: path.stat().st_mtime_ns for path in copy.rglob("*.jsonl")}
+    only = ("--only", "data,scores,masks,unlearn")  # the rest: test_a_changed_config_gives_…
+    arguments = ["--output", str(copy), *only]
+    assert run.main(["--config", str(changed), *arguments]) == 0
+    own = {path for path in stamps if not path.exists() or path.stat().st_mtime_ns != stamps[path]}
+    assert {path.relative_to(copy).parts[:2] for path in own} == {
+        ("methods", "paper"),
+        ("evaluation", "paper"),
+    }
+    assert copy / "methods" / "paper" / "scores.safetensors" not in own
+    assert masks.load(copy / "methods/paper/mask.safetensors")[1]["alpha"] == 0.4
+    assert "mask of paper (paper.alpha)" in caplog.text
+    assert run.main(["--config", str(config), *arguments]) == 0
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    assert results_without_times(copy) == results_without_times(finished)
+
+
+@pytest.mark.slow
+def test_a_changed_config_gives_what_it_gives_in_a_new_folder(finished, config, tmp_path):
+    copy, new = tmp_path / "copy", tmp_path / "new"
+    shutil.copytree(finished, copy)
+    text = config.read_text().replace(
+        "rounds: 2}, paper,", "rounds: 1}, {preset: paper, alpha: 0.4},"
+    )
+    changed = tmp_path / "changed.yaml"
+    changed.write_text(text.replace("sweep: {alphas: [0.1, 0.3]", "sweep: {alphas: [0.2]"))
+    for output in (copy, new):
+        assert run.main(["--config", str(changed), "--output", str(output)]) == 0
+    assert results_without_times(copy) == results_without_times(new)
+    (earlier,) = copy.glob("earlier/*/results.json")
+    assert earlier.read_bytes() == (finished / "results.json").read_bytes()
+
+
+def test_all_that_can_be_checked_before_the_first_stage_is_in_one_error(
+    config, tmp_path, error_of, monkeypatch
+):
+    text = config.read_text()
+    for old, new in (
+        ("steps: 2, batch_forget", "layers: {text: {first: 7}}, steps: 2, batch_forget"),
+        ("rounds: 2}, paper,", "rounds: 2, towers: {image: [audio], text: [text]}}, paper,"),
+        ("lora: {rank: 2}}", "lora: {rank: 2, targets: [text.layers.attn]}}"),
+        ("  - {name: prompt", "  - {name: G, objective: gradient_difference_official, steps: 3}\n"
+         "  - {name: M, objective: mmunlearner, lora: {rank: 2}}\n  - {name: prompt"),
+        ("objective: npo,", "objective: npo_official,"),
+        ("memory_gate: 0.0", "memory_gate: 0.0, retrained: false"),
+    ):  # fmt: skip
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "wrong.yaml").write_text(text)
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    message = error_of("--config", tmp_path / "wrong.yaml", "--output", tmp_path / "x")
+    for part in (
+        'method "learned": layers: "text" has layers 0 to 2, the range asks for 7',
+        'method "gradient": the model has no tower audio',
+        "unlearn (NPO): lora.targets: no matrix of the model begins with text.layers.attn;",
+        "unlearn (NPO): npo_official compares with a model",
+        "unlearn (G).steps: gradient_difference_official has a pass",
+        "unlearn (M).lora: mmunlearner masks the model's own weights",
+        "GiB of models and checkpoints, and the disk has 0.0 GiB free",
+    ):
+        assert part in message
+    assert {path.name for path in (tmp_path / "x").iterdir()} <= {".lock"}
 
 
 # Each compiles for a minute or two; Idefics2 is enough for every change (.ci/run).

@@ -40,6 +40,9 @@ AttributionObjective = Annotated[
     str, registered("manu_jax.importance.gradients.ATTRIBUTION_OBJECTIVES", "objective")
 ]
 MethodName = Annotated[str, pydantic.Field(pattern=r"^[^/\\.][^/\\]*$")]  # it names a folder
+CHOICE = ("alpha", "scope", "layers")  # of neurons, by their scores
+# How statistics become scores.
+JOINED_BY = ("functions", "normalise", "combine", "epsilon", "harm_weight", "text_weight")
 # What only a config has that an earlier version resolved: the fields of every kind at once.
 RESOLVED_BEFORE = {"preset", "kind", "functions", "forget_margin"}
 
@@ -69,6 +72,18 @@ class MethodSettings(Section):
         """Return the towers that these forms of the facts score, of a model that has `known`."""
         names = {name for form in forms for name in self.towers[form]}
         return sorted(names - {"all"} | (set(known) if "all" in names else set()))
+
+    def scored_by(self) -> dict[str, Any]:
+        """Return the values that scores depend on; a change of another leaves them as they are."""
+        return self._values()
+
+    def measured_by(self) -> dict[str, Any]:
+        """Return the values that the statistics behind the scores depend on."""
+        return self.scored_by()
+
+    def _values(self, without: Iterable[str] = ()) -> dict[str, Any]:
+        values = self.model_dump(mode="json")
+        return {key: value for key, value in values.items() if key not in {"name", *without}}
 
 
 class StatisticsMethod(MethodSettings):
@@ -102,6 +117,14 @@ class StatisticsMethod(MethodSettings):
     rounds: Count = 1  # score, prune, score again
     remat: Remat = "dots"  # "dots" is a fifth faster than "all", which needs the least memory
 
+    def scored_by(self) -> dict[str, Any]:
+        """Return all values but the choice of neurons, which with rounds is a part of scoring."""
+        return self._values(without=CHOICE if self.rounds == 1 else ())
+
+    def measured_by(self) -> dict[str, Any]:
+        """Return what is measured; with rounds, each measures what the scores have left."""
+        return self._values(without=(*CHOICE, *JOINED_BY) if self.rounds == 1 else ())
+
 
 class LearnedMethod(MethodSettings):
     """Gates that are learned while the rest of the model stays as it is."""
@@ -134,6 +157,10 @@ class RandomMethod(MethodSettings):
 
     name: MethodName = "random"
     kind: Literal["random"] = "random"
+
+    def scored_by(self) -> dict[str, Any]:
+        """Return all values but the choice of neurons."""
+        return self._values(without=CHOICE)
 
 
 # Values alone, by the name of the method; what is not given has the default of its kind.

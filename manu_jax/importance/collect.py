@@ -149,8 +149,8 @@ def collect(
     check_statistics(total, f"statistics of {len(samples):,} samples, {modality} form")
     if path is not None:
         files.save(path, total, made_from)
-        if parallel.is_first_process():
-            _partial(path).unlink(missing_ok=True)
+        remove = functools.partial(_partial(path).unlink, missing_ok=True)
+        parallel.on_first_process(remove)
     return total
 
 

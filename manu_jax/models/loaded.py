@@ -229,10 +229,31 @@ def load(
     for whatever is missing, damaged or not handled.
     """
     path = expand_path(path)
-    if prompt not in PROMPTS:
-        raise ManuError(f"prompt {prompt!r}: known: {', '.join(PROMPTS)}.")
     if dtype is not None and dtype not in DTYPES:
         raise ManuError(f"dtype {dtype!r}: known: {', '.join(DTYPES)}.")
+    empty = load_without_weights(path, prompt=prompt)
+    family, config, hf_config = empty.family, empty.config, empty.hf_config
+    if (path / CHECKPOINT).exists():
+        kind = jnp.dtype(dtype or _saved_dtype(path, hf_config))
+        model = _load_checkpoint(path / CHECKPOINT, family.abstract(config, kind), mesh)
+    else:
+        tensors, table = read_tensors(path, family, config)
+        model = empty.model
+        weights.compare(tensors, table, shapes(model)).refuse(str(path))
+        kind = jnp.dtype(dtype) if dtype else weights.stored_dtype(tensors)
+        model = weights.fill(model, tensors, table, dtype=kind, mesh=mesh)
+    logger.info("%s: %s, %s", path, family.name, sizes(family, config, model))
+    logger.info("%s: prompts are made of %s", path, empty.template.source)
+    if empty.generation.change_logits:
+        logger.info("%s: answers follow its generation settings: %s", path, empty.generation)
+    return dataclasses.replace(empty, model=model, mesh=mesh)
+
+
+def load_without_weights(path: str | os.PathLike, *, prompt: str = "template") -> Loaded:
+    """Return the model of a folder as `load` does, with shapes (float32) in place of weights."""
+    path = expand_path(path)
+    if prompt not in PROMPTS:
+        raise ManuError(f"prompt {prompt!r}: known: {', '.join(PROMPTS)}.")
     family, config, hf_config = read_config(path)
     processor = processors.load_processor(
         path,
@@ -247,23 +268,8 @@ def load(
         placeholder = getattr(processor, family.placeholder)
         mark = strings.image.strip(" ") + strings.after_image
         chat = read_chat_template(path, processor.tokenizer, placeholder=placeholder, image=mark)
-    if (path / CHECKPOINT).exists():
-        kind = jnp.dtype(dtype or _saved_dtype(path, hf_config))
-        model = _load_checkpoint(path / CHECKPOINT, family.abstract(config, kind), mesh)
-    else:
-        tensors, table = read_tensors(path, family, config)
-        model = family.abstract(config)
-        weights.compare(tensors, table, shapes(model)).refuse(str(path))
-        kind = jnp.dtype(dtype) if dtype else weights.stored_dtype(tensors)
-        model = weights.fill(model, tensors, table, dtype=kind, mesh=mesh)
-    logger.info("%s: %s, %s", path, family.name, sizes(family, config, model))
-    loaded = Loaded(
-        model, processor, family, config, hf_config, path, mesh, chat=chat, generation=rules
-    )
-    logger.info("%s: prompts are made of %s", path, loaded.template.source)
-    if rules.change_logits:
-        logger.info("%s: answers follow its generation settings: %s", path, rules)
-    return loaded
+    model = family.abstract(config)
+    return Loaded(model, processor, family, config, hf_config, path, chat=chat, generation=rules)
 
 
 def save_pretrained(loaded: Loaded, path: str | os.PathLike) -> None:

@@ -52,10 +52,7 @@ def weight_mask(
     Raises ManuError where a set has no facts in the form asked for, and with adapters.
     """
     where = f"unlearn ({section.name})"
-    if section.lora is not None:
-        raise ManuError(
-            f"{where}.lora: {section.objective} masks the model's own weights: no lora."
-        )
+    check_no_adapters(section)
     directory = Path(directory)
     # Shapes alone: of a large model no second copy is made.
     like = jax.tree.map(
@@ -92,6 +89,15 @@ def weight_mask(
     mask = jax.tree_util.tree_map_with_path(compared, *(found[name][0] for name in sets))
     save_step(directory / "mask", 1, mask)
     return mask
+
+
+def check_no_adapters(section: UnlearnSection) -> None:
+    """Raise ManuError where adapters are asked for: they have no weights to mask."""
+    if section.lora is not None:
+        raise ManuError(
+            f"unlearn ({section.name}).lora: {section.objective} masks the model's own weights: no "
+            "lora."
+        )
 
 
 def fisher_sums(

@@ -7,22 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from manu_jax.config import RunConfig
-from manu_jax.folder import new_folder, versions
+from manu_jax.folder import expand_path, new_folder, versions
 
 
-def kept_folder(config: RunConfig) -> Path | None:
-    """Return where the models that a config trains are kept; None where it keeps none."""
+def kept_folder(config: RunConfig, key: str) -> Path | None:
+    """Return where the models that a config trains are kept; None where it keeps none.
+
+    key: of what they are trained from (`keys.train_key`).
+    """
     if config.cache is None or config.model.path is not None or config.data.path is not None:
         return None
-    made_from = [
-        config.seed,
-        config.model.model_dump(mode="json"),
-        config.data.model_dump(mode="json"),
-        config.train.model_dump(mode="json"),
-        versions(),
-    ]
-    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
-    return Path(config.cache).expanduser() / "models" / digest
+    digest = hashlib.sha256(json.dumps([key, versions()], sort_keys=True).encode()).hexdigest()[:16]
+    return expand_path(config.cache) / "models" / digest
 
 
 def keep_models(names: Sequence[str], directory: Path, kept: Path) -> None:

@@ -11,6 +11,7 @@ zeros, so that new adapters change nothing.
 import dataclasses
 import math
 import zlib
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -42,17 +43,8 @@ def new_adapters(model: Any, section: LoraSection, key: jax.Array) -> Adapters:
 
     Raises ManuError for a target that no matrix's path begins with.
     """
+    check_targets(leaves(model), section)
     matrices = {name: leaf for name, leaf in leaves(model).items() if matrix_letters(name)}
-    lacking = [
-        target
-        for target in section.targets
-        if not any(_is_below(name, target) for name in matrices)
-    ]
-    if lacking:
-        raise ManuError(
-            f"lora.targets: no matrix of the model begins with {', '.join(lacking)}; there are "
-            f"{', '.join(_stem(name) for name in matrices)}."
-        )
     found = {}
     for name, leaf in matrices.items():
         if any(_is_below(name, target) for target in section.targets):
@@ -67,6 +59,21 @@ def new_adapters(model: Any, section: LoraSection, key: jax.Array) -> Adapters:
                 f"up_{layer}R{outputs}": jnp.zeros(up_shape),
             }
     return found
+
+
+def check_targets(names: Iterable[str], section: LoraSection) -> None:
+    """Raise ManuError for a target that no matrix begins with. names: of the model's leaves."""
+    matrices = [name for name in names if matrix_letters(name)]
+    lacking = [
+        target
+        for target in section.targets
+        if not any(_is_below(name, target) for name in matrices)
+    ]
+    if lacking:
+        raise ManuError(
+            f"lora.targets: no matrix of the model begins with {', '.join(lacking)}; there are "
+            f"{', '.join(_stem(name) for name in matrices)}."
+        )
 
 
 def adapted(

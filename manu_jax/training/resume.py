@@ -34,9 +34,12 @@ def resume(directory: Path, state: Any) -> tuple[Any, int]:
 def save_step(directory: Path, step: int, state: Any) -> None:
     """Write the state after `step` steps, and remove all but the two newest."""
     checkpoint.save(directory / CHECKPOINT_NAME.format(step), leaves(state))
-    if parallel.is_first_process():
+
+    def remove_old() -> None:
         for old in _checkpoint_steps(directory)[:-KEPT_CHECKPOINTS]:
             shutil.rmtree(directory / CHECKPOINT_NAME.format(old))
+
+    parallel.on_first_process(remove_old)
 
 
 def _checkpoint_steps(directory: Path) -> list[int]:

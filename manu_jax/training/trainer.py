@@ -81,7 +81,7 @@ def train(
 
     samples: shuffled anew in each epoch by (seed, epoch). directory: of the checkpoints, the two
     newest of which are kept; a killed run goes on from them. `loaded` is not changed.
-    Raises ManuError where the loss is NaN or infinite, or the batch does not divide over the mesh.
+    Raises ManuError where the loss is NaN or infinite.
     """
     batches = batches_of(loaded, samples, section, seed=seed, where="train")
 
@@ -121,15 +121,17 @@ def batches_of(
     """Return the samples' batches for training, shuffled by the seed, of few shapes.
 
     With `loss_on: all` the prompts carry loss like the answers, as in MLLMU-Bench's own training.
-    Raises ManuError where the batch does not divide over the mesh; `where` names the section.
+    A batch keeps its size on every mesh: rows of weight 0 fill it up to what the mesh divides.
+    Raises ManuError for a loss that the model can't learn from; `where` names the section.
     """
     check_loss(loaded, section, where)
-    _check_batch_size(section.batch_size, loaded.mesh, where)
     if section.loss_on == "all":
         samples = [
             dataclasses.replace(one, segments=tuple((text, True) for text, _ in one.segments))
             for one in samples
         ]
+    multiple = parallel.batch_multiple(loaded.mesh)
+    filled = -(-section.batch_size // multiple) * multiple
     return Batches(
         loaded,
         encode_all(loaded, samples),
@@ -137,7 +139,7 @@ def batches_of(
         seed=seed,
         multiple=LENGTH_MULTIPLE,
         max_buckets=max_buckets,
-        rows=parallel.batch_rows(loaded.mesh, section.batch_size),
+        rows=parallel.batch_rows(loaded.mesh, filled),
     )
 
 
@@ -368,12 +370,3 @@ def _checked(loss: jax.Array, step: int, section: OptimizerSection, *, where: st
             f"{where}.warmup."
         )
     return value
-
-
-def _check_batch_size(batch_size: int, mesh: jax.sharding.Mesh | None, where: str) -> None:
-    multiple = parallel.batch_multiple(mesh)
-    if batch_size % multiple:
-        raise ManuError(
-            f"{where}.batch_size {batch_size}: expected a multiple of {multiple}, the devices on "
-            "the mesh axes data and fsdp."
-        )

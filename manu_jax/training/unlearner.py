@@ -51,8 +51,7 @@ def unlearn(
 
     directory: of the checkpoints, from which a killed run goes on, to the same bits. reference: the
     model that `reference_of(section)` names. decouple: the samples of its Prompt-Decouple loss.
-    Raises ManuError where the loss is not finite, the batch does not divide over the mesh, or
-    there are no facts in the forms asked for.
+    Raises ManuError where the loss is not finite, or there are no facts in the forms asked for.
     """
     recipe = recipe_of(section)
     if recipe.refuses:

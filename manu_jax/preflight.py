@@ -1,0 +1,212 @@
+"""What is checked before a run's first stage works, so that no fault is found after hours.
+
+All that needs the config, the processor and shapes, and no weights: every problem is in one error.
+"""
+
+import contextlib
+import functools
+import shutil
+from collections.abc import Collection, Iterator
+
+import jax.numpy as jnp
+import numpy as np
+
+from manu_jax import parallel
+from manu_jax.config import MethodSettings, OptimizerSection, UnlearnSection
+from manu_jax.context import SYSTEM_PROMPT, Run
+from manu_jax.data import safeeraser
+from manu_jax.data.forms import has_form
+from manu_jax.evaluation.suite import check_prompts
+from manu_jax.folder import expand_path
+from manu_jax.leaves import leaves
+from manu_jax.models.families.registry import FAMILIES
+from manu_jax.models.loaded import DTYPES, Loaded, load_without_weights, num_parameters, read_config
+from manu_jax.selection import eligible_layers
+from manu_jax.training import lora
+from manu_jax.training.fisher import check_no_adapters
+from manu_jax.training.tokenizer import train_tokenizer
+from manu_jax.training.trainer import check_loss
+from manu_jax.training.unlearner import num_steps_of, place_of, recipe_of, reference_of
+from manu_jax.types import MODALITIES, RETRAINED, VANILLA, ManuError, Neurons
+
+STATE_BYTES = 12  # a trained weight and its two moments
+MOST_STATES = 3  # checkpoints at once: two that are kept and one that is written
+GIB = 2**30
+
+
+def check(run: Run, stages: Collection[str]) -> None:
+    """Raise one ManuError with everything that would stop the run, as far as it can be told now.
+
+    That is whatever needs no weights: models' folders, towers and layers of each method, LoRA
+    targets, losses and what they compare with, prompts against the context, disk space. stages: the
+    names of those that are to run.
+    """
+    faults: list[str] = []
+    noted = functools.partial(_noted, faults)
+    with noted():
+        empty = without_weights(run)
+        for method in run.config.methods:
+            with noted():
+                _check_method(empty, method)
+        for where, section in _trained(run):
+            with noted():
+                check_loss(empty, section, where)
+            with noted(where):
+                if section.lora is not None:
+                    lora.check_targets(leaves(empty.model), section.lora)
+        for section in run.config.unlearn:
+            with noted():
+                _check_baseline(run, section, empty)
+        with noted():
+            _check_room(run, empty, stages)
+        with noted():
+            _check_data(run, empty, stages)
+    if run.config.model.retrained_path is not None:
+        with noted():
+            read_config(expand_path(run.config.model.retrained_path))
+    if faults:
+        raise ManuError("\n".join(faults))
+
+
+def without_weights(run: Run) -> Loaded:
+    """Return the vanilla model with shapes in place of weights.
+
+    Of one that the run trains itself the tokenizer is a stand-in, with fewer tokens.
+    """
+    section = run.config.model
+    if section.path is not None:
+        return load_without_weights(section.path, prompt=section.prompt)
+    family = FAMILIES[section.family]
+    tokenizer = train_tokenizer(["a"], section.text.vocabulary)
+    processor = family.tiny_processor(section, tokenizer)
+    hf_config = family.tiny_config(section, processor.tokenizer)
+    config = family.config_from_hf(hf_config, "model")
+    return Loaded(family.abstract(config), processor, family, config, hf_config)
+
+
+@contextlib.contextmanager
+def _noted(faults: list[str], where: str = "") -> Iterator[None]:
+    """Put the ManuError of the block into the list, under the section that it is about."""
+    try:
+        yield
+    except ManuError as error:
+        faults.append(f"{where}: {error}" if where else str(error))
+
+
+def check_questions(run: Run, loaded: Loaded) -> None:
+    """Raise ManuError where a prompt of the evaluation is longer than the model's context."""
+    check_prompts(
+        loaded,
+        run.benchmark.sets,
+        run.config.evaluate,
+        question_prompt=run.benchmark_format.question_prompt,
+        seed=run.config.seed,
+    )
+
+
+def _check_method(empty: Loaded, method: MethodSettings) -> None:
+    towers = method.scored_towers(empty.towers)
+    missing = [tower for tower in towers if tower not in empty.towers]
+    if missing:
+        raise ManuError(
+            f'method "{method.name}": the model has no tower {", ".join(missing)}; '
+            f"it has {', '.join(sorted(empty.towers))}."
+        )
+    scores: Neurons = {tower: np.zeros((empty.towers[tower][0], 1)) for tower in towers}
+    try:
+        eligible_layers(scores, method.layers)
+    except ManuError as error:
+        raise ManuError(f'method "{method.name}": {error}') from None
+
+
+def _trained(run: Run) -> Iterator[tuple[str, OptimizerSection]]:
+    """Yield the sections that train, each with what errors call it."""
+    if run.config.train.steps:
+        yield "train", run.config.train
+    for section in run.config.unlearn:
+        if section.objective != SYSTEM_PROMPT:
+            yield place_of(section), section
+
+
+def _check_baseline(run: Run, section: UnlearnSection, empty: Loaded) -> None:
+    config, recipe = run.config, recipe_of(section)
+    num_steps_of(recipe, section, num_forget=1, num_keep=1)
+    if recipe.masked:
+        check_no_adapters(section)
+    is_trained = config.train.steps and config.train.retrained
+    if reference_of(section) == RETRAINED and not (is_trained or config.model.retrained_path):
+        raise ManuError(
+            f"{place_of(section)}: {section.objective} compares with a model that was tuned on the "
+            "people to keep alone. Set train.retrained or model.retrained_path."
+        )
+    if section.decouple is not None:
+        safeeraser.decouple_samples(section.decouple.path, empty.template)
+
+
+def _check_data(run: Run, empty: Loaded, stages: Collection[str]) -> None:
+    """Check what is asked of the data, where the run does not write them itself."""
+    config = run.config
+    if config.data.path is None:
+        return
+    sets = {"forget": ("forget",), "keep": ("retain", "celebrity", "general")}
+    lacking = [
+        f"{name}, {modality} form"
+        for name, parts in sets.items()
+        for modality in MODALITIES
+        if not any(has_form(fact, modality) for fact in run.benchmark.facts(*parts))
+    ]
+    faults: list[str] = []
+    if lacking and "scores" in stages:
+        faults.append(
+            f"no samples to score with: {'; '.join(lacking)}. Check data.path and data.train_path."
+        )
+    if config.model.path is not None and "evaluate" in stages:
+        with _noted(faults):
+            check_questions(run, empty)
+    if faults:
+        raise ManuError("\n".join(faults))
+
+
+def _check_room(run: Run, empty: Loaded, stages: Collection[str]) -> None:
+    """Raise ManuError where the disk lacks room for the models that these stages are to write.
+
+    A rough estimate from below: answers and statistics are small beside models.
+    """
+    needed = _bytes_to_write(run, empty, stages)
+
+    def compare() -> None:
+        place = next(one for one in (run.directory, *run.directory.parents) if one.exists())
+        free = shutil.disk_usage(place).free
+        if needed > free:
+            raise ManuError(
+                f"{run.directory}: the run is to write {needed / GIB:.1f} GiB of models and "
+                f"checkpoints, and the disk has {free / GIB:.1f} GiB free. Free some space or give "
+                "another folder with --output."
+            )
+
+    parallel.on_first_process(compare)
+
+
+def _bytes_to_write(run: Run, empty: Loaded, stages: Collection[str]) -> int:
+    config, number = run.config, num_parameters(empty.model)
+    kind = config.model.dtype or empty.hf_config.get("dtype") or empty.hf_config.get("torch_dtype")
+    model = number * (jnp.dtype(kind).itemsize if kind in DTYPES else 4)
+
+    def states(section: OptimizerSection, steps: int) -> int:
+        count = min(MOST_STATES, max(steps - 1, 0) // section.checkpoint_every)
+        return count * STATE_BYTES * number if section.lora is None else 0
+
+    def lacks(*names: str) -> int:
+        return sum(not parallel.exists(run.directory / name) for name in names)
+
+    total = 0
+    if "train" in stages and config.train.steps:
+        is_retrained = config.train.retrained and config.model.retrained_path is None
+        if missing := lacks(VANILLA, *[RETRAINED] * is_retrained):
+            steps = max(config.train.steps, config.train.base_steps)
+            total += missing * model + states(config.train, steps)
+    if "unlearn" in stages:
+        trained = [one for one in config.unlearn if one.objective != SYSTEM_PROMPT]
+        total += model * lacks("unlearned", *(f"methods/{one.name}/model" for one in trained))
+        total += max((states(one, one.steps or 0) for one in trained), default=0)
+    return total

@@ -1,0 +1,40 @@
+"""What test_processes.py runs as one of two processes: the command, with a fault on the second."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from manu_jax import run
+from manu_jax.data import benchmarks
+from manu_jax.data.batches import Batches
+from manu_jax.types import ManuError
+
+STEPS = 2  # of scoring, before the fault
+
+
+def fail(log: Path, error: BaseException):
+    log.write_text(repr(time.time()))
+    raise error
+
+
+def main(place: str, log: Path, arguments: list[str]) -> int:
+    if os.environ["JAX_PROCESS_ID"] == "1":
+        if place == "reading":
+            error = ManuError("people.parquet: the disk “/a” does not answer.")
+            benchmarks.mllmu.load_benchmark = lambda *_, **__: fail(log, error)
+        else:
+            given, done = Batches.batch_at, []
+
+            def batch_at(self, step):
+                done.append(step)
+                if len(done) > STEPS:
+                    fail(log, ManuError("no file") if place == "scoring" else KeyError("a bug"))
+                return given(self, step)
+
+            Batches.batch_at = batch_at
+    return run.main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:]))

@@ -1,0 +1,282 @@
+"""What a changed config keeps of a run's folder, and what it moves aside."""
+
+import json
+import os
+import shutil
+
+import pytest
+
+from manu_jax import keys
+from manu_jax.config import RunConfig, validate_config
+from manu_jax.types import ManuError
+
+VALUES = {
+    "data": {"num_people": 6},
+    "train": {"steps": 2},
+    "method": {"preset": "gradient", "rounds": 1},
+    "compare": ["paper"],
+    "unlearn": [{"name": "NPO", "objective": "npo"}],
+    "sweep": {"alphas": [0.1]},
+    "evaluate": {"sets": ["forget", "retain"], "tasks": ["generation", "cloze"]},
+}
+
+
+def config(**changes):
+    values = json.loads(json.dumps(VALUES))
+    for name, value in changes.items():
+        if isinstance(value, dict):
+            values[name] = {**values.get(name, {}), **value}
+        else:
+            values[name] = value
+    return validate_config(values, "test")
+
+
+def fill(folder, of=None):
+    """Let every part of a run stand, as its stage leaves it."""
+    of = of or config()
+    files = keys.FileHashes()
+    for part in keys.parts_of(of, keys.made_from(of, files), files):
+        for place in part.places.values():
+            if "partial" not in place and "checkpoints" not in place:
+                (folder / place).parent.mkdir(parents=True, exist_ok=True)
+                (folder / place).write_text(f"{place} of {part.key}")
+
+
+def places(folder):
+    return {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in (keys.KEYS, "config.yaml", "versions.json")
+    }
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder in which a run of `config()` is done."""
+    path = tmp_path / "run"
+    path.mkdir()
+    keys.settle(path, config())
+    fill(path)
+    return path
+
+
+def moved_by(folder, changed):
+    """Return the beginnings of the places that a config moves aside; all others stand."""
+    before = places(folder)
+    keys.settle(folder, changed)
+    moved = before - places(folder)
+    earlier = {place for place in places(folder) if place.startswith(keys.EARLIER)}
+    assert len(earlier) == len(moved) and len(places(folder)) == len(before)
+    return {"/".join(place.split("/")[:2]) for place in moved}
+
+
+RESULTS = {"results.json", "report.html"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "moved"),
+    [
+        # One method's share of neurons: its mask and what follows from it.
+        (
+            {"compare": [{"preset": "paper", "alpha": 0.3}]},
+            {"methods/paper", "evaluation/paper"},
+        ),
+        ({"method": {"alpha": 0.3}}, {"mask.safetensors", "unlearned", "evaluation/gradient"}),
+        # How statistics are joined: not the statistics.
+        (
+            {"method": {"harm_weight": 3.0}},
+            {"scores.safetensors", "mask.safetensors", "unlearned", "evaluation/gradient"},
+        ),
+        (
+            {"method": {"objective": "log_likelihood"}},
+            {"statistics/gradient", "scores.safetensors", "mask.safetensors", "unlearned",
+             "evaluation/gradient"},
+        ),
+        # What is measured in the end: the results alone.
+        ({"sweep": {"max_people": 3}}, set()),
+        ({"evaluate": {"resamples": 10}}, set()),
+        ({"erase": "visual"}, set()),
+        # A method or a task more, or one less: the rest stands.
+        ({"compare": ["paper", "random"]}, set()),
+        ({"compare": []}, set()),
+        ({"evaluate": {"tasks": ["generation", "cloze", "likelihood"]}}, set()),
+        (
+            {"unlearn": [{"name": "NPO", "objective": "npo", "epochs": 2}]},
+            {"methods/NPO", "evaluation/NPO"},
+        ),
+        ({"train": {"retrained": False}}, {"retrained"}),
+    ],
+)  # fmt: skip
+def test_what_depends_on_a_change_is_moved_aside_and_the_rest_stands(folder, changes, moved):
+    assert moved_by(folder, config(**changes)) == moved | RESULTS
+
+
+def test_how_many_people_are_asked_concerns_some_sets_alone(folder):
+    keys.settle(folder, config(evaluate={"max_people": 2}))
+    left = {path.name.split(".")[0] for path in (folder / "evaluation" / "paper").iterdir()}
+    assert left == {"forget"}
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_in_rounds_the_share_of_neurons_is_a_part_of_scoring(tmp_path, rounds):
+    method = {"preset": "gradient", "rounds": rounds}
+    keys.settle(tmp_path, config(method=method))
+    fill(tmp_path, config(method=method))
+    moved = moved_by(tmp_path, config(method={**method, "alpha": 0.3}))
+    assert ("scores.safetensors" in moved) == (rounds == 2)
+
+
+def test_another_training_keeps_the_data_alone(folder):
+    keys.settle(folder, config(train={"steps": 3}))
+    assert {place for place in places(folder) if not place.startswith("earlier/")} == {"data"}
+
+
+@pytest.mark.parametrize("free", [{"mesh": {"fsdp": 2}}, {"score_batch": 3}, {"cache": None}])
+def test_what_changes_no_number_moves_nothing(folder, free):
+    before = places(folder)
+    keys.settle(folder, config(**free, evaluate={"batch_size": 5}, train={"memory_gate": 0.1}))
+    assert places(folder) == before
+
+
+def test_going_back_brings_back_what_was_made(folder):
+    before = {place: (folder / place).read_text() for place in places(folder)}
+    keys.settle(folder, config(method={"alpha": 0.3}))
+    fill(folder, config(method={"alpha": 0.3}))
+    keys.settle(folder, config())
+    assert {place: (folder / place).read_text() for place in before} == before
+    keys.settle(folder, config(method={"alpha": 0.3}))
+    found = json.loads((folder / keys.KEYS).read_text())["parts"]["mask.safetensors"]
+    assert (folder / "mask.safetensors").read_text() == f"mask.safetensors of {found}"
+
+
+def test_the_headline_may_change_places_with_another_method(folder):
+    keys.settle(folder, config(method="paper", compare=[{"preset": "gradient", "rounds": 1}]))
+    assert (folder / "mask.safetensors").read_text().startswith("methods/paper/mask")
+    assert (folder / "methods/gradient/mask.safetensors").read_text().startswith("mask.safe")
+    assert (folder / "statistics/paper").exists() and not (folder / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"seed": 5}, "seed: 0 there, 5 now"),
+        ({"data": {"num_people": 7}}, "data.num_people: 6 there, 7 now"),
+        ({"model": {"dtype": "bfloat16"}}, "model.dtype: None there, 'bfloat16' now"),
+    ],
+)
+def test_another_seed_or_model_or_other_data_are_refused_and_nothing_is_touched(
+    folder, changes, told
+):
+    before = places(folder)
+    with pytest.raises(ManuError, match=told) as caught:
+        keys.settle(folder, config(**changes, sweep={"max_people": 3}))
+    assert "--output" in str(caught.value) and "sweep" not in str(caught.value)
+    assert places(folder) == before
+    shutil.rmtree(folder)
+    folder.mkdir()
+    keys.settle(folder, config())
+    keys.settle(folder, config(**changes))  # nothing stands that was made from the other
+
+
+def test_a_folder_of_before_keys_is_one_of_its_config(folder):
+    (folder / keys.KEYS).unlink()
+    assert moved_by(folder, config()) == set()
+    (folder / keys.KEYS).unlink()
+    with pytest.raises(ManuError, match="seed: 0 there, 1 now"):
+        keys.settle(folder, config(seed=1))
+    assert moved_by(folder, config(sweep={"max_people": 3})) == RESULTS
+
+
+def test_files_are_known_by_content_and_not_by_name_or_time(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_text("one")
+    here = RunConfig(model={"path": str(tmp_path / "model")})
+    there = RunConfig(model={"path": str(tmp_path / "moved")})
+    keys.settle(tmp_path, here)
+    (tmp_path / "scores.safetensors").write_text("scores")
+    os.utime(tmp_path / "model" / "weights", (1, 1))
+    (tmp_path / "model").rename(tmp_path / "moved")
+    keys.settle(tmp_path, there)
+    (tmp_path / "moved" / "weights").write_text("two")
+    with pytest.raises(ManuError, match="model.path: other files there than now"):
+        keys.settle(tmp_path, there)
+
+
+def test_a_damaged_file_of_keys_is_named(folder):
+    (folder / keys.KEYS).write_text('{"parts": []}')
+    with pytest.raises(ManuError, match="keys.json: damaged .*Delete the file"):
+        keys.settle(folder, config())
+
+
+def test_the_log_says_what_stays_and_what_is_made_again_and_why(folder, caplog):
+    caplog.set_level("INFO")
+    keys.settle(folder, config())
+    assert not caplog.text
+    keys.settle(folder, config(compare=[{"preset": "paper", "alpha": 0.3}]))
+    kept, again = caplog.messages
+    assert "scores of paper" in kept and "mask of gradient" in kept and "vanilla" in kept
+    assert "mask of paper (paper.alpha)" in again
+    assert "evaluation of paper (mask of paper)" in again and "results (mask of paper)" in again
+    assert "mask of gradient" not in again
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_killed_between_any_two_writes_nothing_is_lost_or_mixed(tmp_path, monkeypatch):
+    """Killed at each move in turn, then the same, the earlier or a third config."""
+    few = {"sets": ["forget"], "tasks": ["cloze"]}  # each file is a place to be killed at
+    first = config(evaluate=few, unlearn=[])
+    second = config(method={"alpha": 0.3}, evaluate={**few, "new_tokens": 9}, unlearn=[])
+    third = config(method={"alpha": 0.3, "harm_weight": 3.0}, evaluate=few, unlearn=[])
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    real, number = os.replace, 0
+    while True:
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for one in (first, second, first):
+            keys.settle(folder, one)
+            fill_missing(folder, one)
+        count = len(places(folder))
+        done = []
+
+        def replace(source, target, done=done, last=number):
+            if len(done) == last:
+                raise Killed
+            done.append(1)
+            real(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", replace)
+            try:
+                keys.settle(folder, second)
+                break
+            except Killed:
+                pass
+        for path in folder.rglob("*.part"):
+            path.unlink()  # as owned_folder does
+        for after in ((second, first, third)[number % 3], first, third, second):
+            keys.settle(folder, after)
+            check_stands_under_its_key(folder, after)
+            assert len(places(folder)) == count
+        number += 1
+    assert number > 10
+
+
+def fill_missing(folder, of):
+    """Make what is missing, as the stages do."""
+    files = keys.FileHashes()
+    for part in keys.parts_of(of, keys.made_from(of, files), files):
+        for place in part.places.values():
+            if not (folder / place).exists() and "partial" not in place:
+                (folder / place).parent.mkdir(parents=True, exist_ok=True)
+                (folder / place).write_text(f"{place} of {part.key}")
+
+
+def check_stands_under_its_key(folder, of):
+    files = keys.FileHashes()
+    for part in keys.parts_of(of, keys.made_from(of, files), files):
+        for place in part.places.values():
+            if (folder / place).exists():
+                assert (folder / place).read_text() == f"{place} of {part.key}"
