@@ -4,6 +4,7 @@ The path of a leaf ("text.layers.mlp.up_LDF") ends in its shape's letters, of wh
 adapters and optimizers know which axes are inputs and which are outputs.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -29,6 +30,11 @@ def leaves(model: Any) -> dict[str, Any]:
 def shapes(model: Any) -> dict[str, tuple[int, ...]]:
     """Return {path: shape} of a model's leaves."""
     return {name: leaf.shape for name, leaf in leaves(model).items()}
+
+
+def num_parameters(model: Any) -> int:
+    """Return how many numbers a model's weights are; those of layers that do not run count too."""
+    return sum(math.prod(shape) for shape in shapes(model).values())
 
 
 def matrix_letters(name: str) -> tuple[str, str] | None:

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import logging
-import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -242,7 +241,7 @@ def load(
         weights.compare(tensors, table, shapes(model)).refuse(str(path))
         kind = jnp.dtype(dtype) if dtype else weights.stored_dtype(tensors)
         model = weights.fill(model, tensors, table, dtype=kind, mesh=mesh)
-    logger.info("%s: %s, %s", path, family.name, sizes(family, config, model))
+    logger.info("%s: %s, %s", path, family.name, family.sizes(config, model))
     logger.info("%s: prompts are made of %s", path, empty.template.source)
     if empty.generation.change_logits:
         logger.info("%s: answers follow its generation settings: %s", path, empty.generation)
@@ -348,19 +347,6 @@ def read_tensors(
         weights.open_tensors(path), family.name_prefixes, family.buffers
     )
     return weights.without_repeats(tensors, family.tied(config)), family.weight_table(config)
-
-
-def num_parameters(model: Any) -> int:
-    """Return how many numbers a model's weights are; those of layers that do not run count too."""
-    return sum(math.prod(shape) for shape in shapes(model).values())
-
-
-def sizes(family: Family, config: Any, model: Any) -> str:
-    """Return one line of sizes: parameters, towers, neurons."""
-    parts = [f"{num_parameters(model):,} parameters in {jax.tree.leaves(model)[0].dtype}"]
-    for tower, (layers, neurons) in family.towers(config).items():
-        parts.append(f"{tower}: {layers} × {neurons:,} = {layers * neurons:,} neurons")
-    return "; ".join(parts)
 
 
 def write_small_files(loaded: Loaded, folder: Path) -> None:

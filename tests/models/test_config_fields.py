@@ -10,6 +10,7 @@ import transformers
 from cases import DATA, real
 
 from manu_jax import leaves as leaf_names
+from manu_jax.leaves import num_parameters
 from manu_jax.models import loaded as loading
 from manu_jax.models.families.llava import config_from_hf
 from manu_jax.models.hf import weights
@@ -283,7 +284,7 @@ def test_llavas_with_a_siglip_tower_are_read():
         with torch.device("meta"):
             model = transformers.LlavaForConditionalGeneration(hub)
         count = sum(parameter.numel() for parameter in model.parameters())
-        assert loading.num_parameters(LLAVA.abstract(config)) == count
+        assert num_parameters(LLAVA.abstract(config)) == count
 
 
 def names_of(family, config) -> set[str]:

@@ -12,6 +12,7 @@ from parity import forward
 
 from manu_jax import leaves as leaf_names
 from manu_jax import parallel
+from manu_jax.leaves import num_parameters
 from manu_jax.models import loaded as loading
 from manu_jax.models.hf import weights
 from manu_jax.types import Capture
@@ -99,10 +100,10 @@ def test_each_device_reads_only_what_it_holds(folder, monkeypatch):
         for second in (0, 12)
     }
     # Eight devices of one process: together they read every number once, and none twice.
-    assert sum(numbers) == loading.num_parameters(loaded.model)
+    assert sum(numbers) == num_parameters(loaded.model)
     # One device's share of the file, as a process with one device would read it.
     held = sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(loaded.model))
-    assert held < loading.num_parameters(loaded.model) / 3
+    assert held < num_parameters(loaded.model) / 3
 
 
 def weight_sizes(loaded):

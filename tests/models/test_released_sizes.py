@@ -10,7 +10,7 @@ import transformers
 from cases import real
 
 from manu_jax import leaves as leaf_names
-from manu_jax.models import loaded as loading
+from manu_jax.leaves import num_parameters
 from manu_jax.models.families.registry import FAMILIES
 from manu_jax.models.hf import weights
 
@@ -63,7 +63,7 @@ def test_released_sizes_have_the_published_counts(name):
     chosen = FAMILIES[family]
     config = chosen.config_from_hf(values, name)
     model = chosen.abstract(config, jnp.bfloat16)
-    assert loading.num_parameters(model) == parameters
+    assert num_parameters(model) == parameters
     assert chosen.towers(config) == {"text": text, "vision": vision, **FURTHER.get(name, {})}
     shapes = leaf_names.shapes(model)
     table = chosen.weight_table(config)

@@ -22,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def check(source: Path) -> int:
     from manu_jax.folder import expand_path
+    from manu_jax.leaves import num_parameters
     from manu_jax.models import loaded as families
     from manu_jax.models.hf import weights
 
@@ -29,7 +30,7 @@ def check(source: Path) -> int:
     family, config, _ = families.read_config(source)
     model = family.abstract(config)
     print(f"family       {family.name} (model_type {family.model_type})")
-    print(f"parameters   {families.num_parameters(model):,}")
+    print(f"parameters   {num_parameters(model):,}")
     for tower, (layers, neurons) in family.towers(config).items():
         print(f"{tower:12} {layers} layers × {neurons:,} = {layers * neurons:,} neurons")
     tensors = weights.open_tensors(source)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from manu_jax.config import ModelSection
+from manu_jax.leaves import num_parameters
 from manu_jax.models.families import tiny
 from manu_jax.models.hf.tables import Entry
 from manu_jax.models.inputs import processing
@@ -108,3 +109,10 @@ class Family:
             for name, mlp in self.mlps(config).items()
             for matrix, rows in matrix_rows(mlp).items()
         }
+
+    def sizes(self, config: Any, model: Any) -> str:
+        """Return one line of sizes: parameters, towers, neurons."""
+        parts = [f"{num_parameters(model):,} parameters in {jax.tree.leaves(model)[0].dtype}"]
+        for tower, (layers, neurons) in self.towers(config).items():
+            parts.append(f"{tower}: {layers} × {neurons:,} = {layers * neurons:,} neurons")
+        return "; ".join(parts)
