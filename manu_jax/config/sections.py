@@ -178,6 +178,13 @@ class DecoupleSection(Section):
     weight: float = pydantic.Field(default=1.0, gt=0)  # the paper: 0.5 with GA and GD, 1 with KL
 
 
+class PrimalDualSection(Section):
+    """The weight λ of what is said of facts to keep is learned: λ ← max(0, λ + η (L_keep − ε))."""
+
+    bound: float = pydantic.Field(ge=0)  # ε: what the loss on facts to keep may be, nats a token
+    rate: float = pydantic.Field(default=1.0, gt=0)  # η, a step
+
+
 OWN_SETTINGS = ("beta", "importance_beta", "delta", "forget_weight", "coefficient", "layer")
 
 
@@ -200,6 +207,7 @@ class UnlearnSection(OptimizerSection):
     beta2: float = pydantic.Field(default=0.999, ge=0, lt=1)
     # The default of what is said of facts to keep is 1, or the recipe's own
     retain_weight: float = pydantic.Field(default_factory=lambda known: _retain_weight(known), ge=0)
+    primal_dual: PrimalDualSection | None = None  # from retain_weight on; None: the weight is fixed
     # An objective's own settings, in the formulas of docs/methods.md; None: the recipe's own
     beta: float | None = pydantic.Field(default=None, gt=0)  # β
     importance_beta: float | None = pydantic.Field(default=None, ge=0)  # β₂ of SatImp
@@ -228,6 +236,10 @@ class UnlearnSection(OptimizerSection):
             raise ValueError(
                 f"{self.objective} has no {', '.join(unknown)}; it has "
                 f"{', '.join(known) or 'no settings of its own'}"
+            )
+        if self.primal_dual is not None and (recipe.order != "joint" or not recipe.keeps):
+            raise ValueError(
+                f"primal_dual: {self.objective} has no joint loss on facts to forget and to keep"
             )
         return self
 

@@ -1,5 +1,6 @@
 """Losses on the hidden states of one decoder layer."""
 
+import zlib
 from typing import Any
 
 import jax
@@ -29,6 +30,11 @@ def rmu(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
         )
         loss += data.keep_weight * _mean_square(hidden_BTD - before_BTD, data.keep)
     return decoupled(loss, model, data, remat=remat)
+
+
+def direction_key(seed: int) -> jax.Array:
+    """Return the key of a training's direction."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"direction"))
 
 
 def random_direction(key: jax.Array | None, width: int) -> jax.Array:

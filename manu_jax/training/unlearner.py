@@ -10,12 +10,10 @@ streams are shuffled by the seed; the one to keep starts again as often as neede
 import collections
 import dataclasses
 import os
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -28,6 +26,7 @@ from manu_jax.models.loaded import Loaded
 from manu_jax.training.fisher import weight_mask
 from manu_jax.training.objectives import REFUSALS, Objective, UnlearnData
 from manu_jax.training.recipes import RECIPES, Recipe
+from manu_jax.training.representation import direction_key
 from manu_jax.training.trainer import Phase, batches_of, train_loop
 from manu_jax.types import MODALITIES, Batch, ManuError, Modality, Sample, raise_faults
 
@@ -70,7 +69,7 @@ def unlearn(
         )
     if recipe.refuses:
         forget = refused(forget)
-    if section.retain_weight == 0:
+    if section.retain_weight == 0 and section.primal_dual is None:
         recipe = dataclasses.replace(recipe, keeps=False)
     streams = _Streams(
         vanilla,
@@ -92,7 +91,7 @@ def unlearn(
     }
     if recipe.depth is not None:
         common["layer"] = layer_of(section, recipe, vanilla.config.text.num_layers)
-        common["key"] = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"direction"))
+        common["key"] = direction_key(seed)
     if section.decouple is not None:
         common["decouple_weight"] = jnp.float32(section.decouple.weight)
 

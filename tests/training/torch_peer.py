@@ -59,6 +59,11 @@ def peers():
     return tuple(found)
 
 
+@functools.partial(jax.jit, static_argnames="loss_of")
+def loss_and_gradient(model, given, loss_of):
+    return jax.value_and_grad(lambda model: loss_of(model, given, "none"))(model)
+
+
 def batch(samples):
     """Return a batch of four samples whose last has weight 0, though it has an answer."""
     encoder = tiny_llava.loaded()
@@ -130,9 +135,7 @@ def check(objective, expected, **settings):
     """Compare an objective's loss, and its gradient, with PyTorch's. expected: () → its loss."""
     (loss_of,) = RECIPES[objective].losses
     given = data(objective, **settings)
-    loss, gradient = jax.jit(jax.value_and_grad(lambda model: loss_of(model, given, "none")))(
-        models()[0].model
-    )
+    loss, gradient = loss_and_gradient(models()[0].model, given, loss_of)
     peer, vanilla = peers()
     peer.zero_grad()
     value = expected(peer, vanilla)
