@@ -197,7 +197,9 @@ def test_training_to_forget_alone_forgets(tmp_path, objective):
     batch = tiny_llava.batch("text", 4)
     aim_D = 2 * random_direction(direction_key(0), before.config.text.width)
     distances = [
-        np.linalg.norm((one.model.hidden(batch, num_layers=1) - aim_D)[batch.loss_weights_BT > 0])
+        np.linalg.norm(
+            (one.model.hidden(batch, num_layers=1) - aim_D[None, None])[batch.loss_weights_BT > 0]
+        )
         for one in (before, after)
     ]
     assert distances[1] < distances[0] - 0.1
