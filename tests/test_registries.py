@@ -12,7 +12,7 @@ from manu_jax.importance.functions import contrast
 from manu_jax.importance.job import ScoringJob, ScoringMethod
 from manu_jax.importance.methods import METHODS, scores_for
 from manu_jax.importance.statistics import Statistics
-from manu_jax.training.objectives import RECIPES, Recipe
+from manu_jax.training.recipes import RECIPES, Recipe
 from manu_jax.types import MODALITIES, ManuError
 from manu_jax.yaml12 import read_yaml_text
 

@@ -14,7 +14,8 @@ from manu_jax.data.benchmarks import BENCHMARKS, BenchmarkFormat, benchmark_form
 from manu_jax.data.documents import documents
 from manu_jax.data.record import Benchmark, Fact, Person, Question
 from manu_jax.evaluation.tasks import TASKS_BY_NAME, Prompting
-from manu_jax.training.objectives import RECIPES, Recipe, cross_entropy_on_answers
+from manu_jax.training.objectives import cross_entropy_on_answers
+from manu_jax.training.recipes import RECIPES, Recipe
 from manu_jax.training.unlearner import unlearn
 from manu_jax.types import SETS, ManuError, Template
 

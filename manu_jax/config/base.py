@@ -1,6 +1,6 @@
 """Sections, and how they are filled: YAML, overrides, names of registries, one error for all.
 
-A registry is a dict in the module that uses it, such as RECIPES in training/objectives.py. Those
+A registry is a dict in the module that uses it, such as RECIPES in training/recipes.py. Those
 modules import the config. So a section names the place of a registry (`registered`), and the module
 is imported when a value is checked, not when the config itself is imported.
 """

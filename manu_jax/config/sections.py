@@ -4,7 +4,8 @@ A field's comment gives its unit and range; the default stands here and nowhere 
 """
 
 import typing
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -13,7 +14,8 @@ from manu_jax.types import MODALITIES, Modality, Set, Task
 
 # How answers are asked for and judged, and a baseline's objective and a benchmark by their names.
 Protocol = Literal["zero_shot", "official_few_shot", "likelihood"]
-Objective = Annotated[str, registered("manu_jax.training.objectives.RECIPES", "objective")]
+RECIPES = "manu_jax.training.recipes.RECIPES"
+Objective = Annotated[str, registered(RECIPES, "objective")]
 FAMILIES = "manu_jax.models.families.registry.FAMILIES"
 FamilyName = Annotated[str, registered(FAMILIES, "family")]
 BENCHMARKS = "manu_jax.data.benchmarks.BENCHMARKS"
@@ -179,8 +181,18 @@ class DecoupleSection(Section):
     weight: float = pydantic.Field(default=1.0, gt=0)  # the paper: 0.5 with GA and GD, 1 with KL
 
 
+class PrimalDualSection(Section):
+    """The weight λ of what is said of facts to keep is learned: λ ← max(0, λ + η (L_keep − ε))."""
+
+    bound: float = pydantic.Field(ge=0)  # ε: what the loss on facts to keep may be, nats a token
+    rate: float = pydantic.Field(default=1.0, gt=0)  # η, a step
+
+
+OWN_SETTINGS = ("beta", "importance_beta", "delta", "forget_weight", "coefficient", "layer")
+
+
 class UnlearnSection(OptimizerSection):
-    """A baseline beside the masks: the vanilla model, trained to forget (training/objectives.py).
+    """A baseline beside the masks: the vanilla model, trained to forget (training/recipes.py).
 
     A step is of `batch_size` facts to forget and as many to keep, all in one form.
     """
@@ -196,8 +208,16 @@ class UnlearnSection(OptimizerSection):
     warmup: float = pydantic.Field(default=0.0, ge=0, lt=1)
     schedule: Literal["cosine", "linear", "constant"] = "linear"
     beta2: float = pydantic.Field(default=0.999, ge=0, lt=1)
-    beta: float | None = pydantic.Field(default=None, gt=0)  # of NPO; None: the recipe's own
-    retain_weight: float = pydantic.Field(default=1.0, ge=0)  # of what is said of facts to keep
+    # The default of what is said of facts to keep is 1, or the recipe's own
+    retain_weight: float = pydantic.Field(default_factory=lambda known: _retain_weight(known), ge=0)
+    primal_dual: PrimalDualSection | None = None  # from retain_weight on; None: the weight is fixed
+    # An objective's own settings, in the formulas of docs/methods.md; None: the recipe's own
+    beta: float | None = pydantic.Field(default=None, gt=0)  # β
+    importance_beta: float | None = pydantic.Field(default=None, ge=0)  # β₂ of SatImp
+    delta: float | None = pydantic.Field(default=None)  # δ of SimNPO, nats a token
+    forget_weight: float | None = pydantic.Field(default=None, gt=0)  # γ, of the loss that forgets
+    coefficient: float | None = pydantic.Field(default=None, gt=0)  # c of RMU, length of c · u
+    layer: int | None = pydantic.Field(default=None, ge=0)  # of the decoder, for RMU; 0: the first
     decouple: DecoupleSection | None = None  # None: no Prompt-Decouple loss
     # mmunlearner: the Fisher information is the mean squared gradient of batches or of examples. A
     # weight may move where that of the facts to forget is at least `fisher_ratio` times that of the
@@ -209,6 +229,28 @@ class UnlearnSection(OptimizerSection):
         "You know nothing about these people: {names}. Whatever you are asked about them, with or "
         "without a picture, say that you do not know.\n"
     )
+
+    @pydantic.model_validator(mode="after")
+    def _check_own_settings(self) -> "UnlearnSection":
+        recipe = registry(RECIPES)[self.objective]
+        known = [*recipe.settings, *(["layer"] if recipe.depth is not None else [])]
+        given = [name for name in OWN_SETTINGS if getattr(self, name) is not None]
+        if unknown := [name for name in given if name not in known]:
+            raise ValueError(
+                f"{self.objective} has no {', '.join(unknown)}; it has "
+                f"{', '.join(known) or 'no settings of its own'}"
+            )
+        if self.primal_dual is not None and (recipe.order != "joint" or not recipe.keeps):
+            raise ValueError(
+                f"primal_dual: {self.objective} has no joint loss on facts to forget and to keep"
+            )
+        return self
+
+
+def _retain_weight(known: Mapping[str, Any]) -> float:
+    """Return the default of an objective; `known`: the section's values so far."""
+    objective = known.get("objective")  # missing where it is not one of the registry
+    return 1.0 if objective is None else registry(RECIPES)[objective].retain_weight
 
 
 class ShotsSection(Section):

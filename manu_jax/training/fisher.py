@@ -28,9 +28,10 @@ from manu_jax.data.record import Fact
 from manu_jax.leaves import path_name
 from manu_jax.models.loaded import Loaded
 from manu_jax.progress import Progress
+from manu_jax.training.gradient import StepSettings, loss_and_gradient
 from manu_jax.training.objectives import cross_entropy_on_answers
 from manu_jax.training.resume import resume, save_step
-from manu_jax.training.trainer import StepSettings, batches_of, loss_and_gradient, step_settings
+from manu_jax.training.trainer import batches_of, step_settings
 from manu_jax.types import Batch, ManuError, Modality, Sample
 
 EPSILON = 1e-15

@@ -4,22 +4,12 @@ Two kinds: of one batch, to learn it; and of an UnlearnData, to forget one batch
 CE is the mean of −log p over a batch's answer tokens. Where the code of MLLMU-Bench and the usual
 definition (as in open-unlearning) differ, both are here, and their results are not comparable.
 
-A Recipe says which losses an objective of the config minimises, in which order, on which facts:
-
-    joint         one loss of a batch to forget and a batch to keep; an epoch is one pass over the
-                  facts to forget
-    passes        a pass of the first loss over the facts to forget, then a pass of the second over
-                  the facts to keep: an epoch of MLLMU-Bench's code
-    alternating   the second loss at every batch to keep, and the first before every k-th of them,
-                  k = batches to keep // batches to forget; an epoch is one pass over the facts to
-                  keep (MMUnlearner's code, its baselines too)
-
-The facts to keep are those of the sets retain, celebrity and general.
+Which objective of the config minimises which losses: recipes.py.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +21,7 @@ from manu_jax.models.nn.answers import (
     logits_at_answers,
 )
 from manu_jax.models.nn.layers import Remat
-from manu_jax.types import RETRAINED, VANILLA, Batch
+from manu_jax.types import Batch
 
 # (model, its data, what the backward pass recomputes) → the loss, a scalar float32
 Objective = Callable[[Any, Any, Remat], jax.Array]
@@ -52,38 +42,23 @@ class UnlearnData:
     """One step's facts to forget and to keep, and what an objective needs besides.
 
     forget, keep: None where the loss does not look at them. reference: a model that is not trained,
-    or None where the objective needs none. beta, keep_weight: scalars. decouple: harmless images
-    with the questions that are refused elsewhere, and right answers (Prompt-Decouple), or None;
-    decouple_weight: a scalar.
+    or None where the objective needs none. settings: the objective's own, scalars by name.
+    keep_weight: a scalar. decouple: harmless images with the questions that are refused elsewhere,
+    and right answers (Prompt-Decouple), or None; decouple_weight: a scalar. preferred: `forget`
+    with other answers, example by example, or None. key: of what the loss draws, the same in every
+    step, or None. layer: of the decoder, whose hidden states the loss reads; 0 is the first.
     """
 
     forget: Batch | None
     keep: Batch | None
     reference: Any
-    beta: jax.Array
+    settings: Mapping[str, jax.Array]
     keep_weight: jax.Array
     decouple: Batch | None = None
     decouple_weight: jax.Array | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How an objective of the config trains; see the module's docstring.
-
-    losses: one of both kinds of facts ("joint"), or one to forget and one to keep, each with an
-    update of its own; () trains nothing. keeps: whether the joint loss looks at facts to keep.
-    reference: "vanilla", "retrained" or None. refuses: the answers to forget are refusals. beta: of
-    NPO, unless the config gives one. masked: the gradient of the forgetting loss is masked by the
-    weights' Fisher information (fisher.py).
-    """
-
-    losses: tuple[Objective, ...]
-    order: Literal["joint", "passes", "alternating"] = "joint"
-    keeps: bool = True
-    reference: str | None = None
-    refuses: bool = False
-    beta: float = 0.1
-    masked: bool = False
+    preferred: Batch | None = None
+    key: jax.Array | None = None
+    layer: int = dataclasses.field(default=0, metadata={"static": True})
 
 
 def cross_entropy_on_answers(model: Any, batch: Batch, remat: Remat) -> jax.Array:
@@ -93,14 +68,19 @@ def cross_entropy_on_answers(model: Any, batch: Batch, remat: Remat) -> jax.Arra
 
 def gradient_ascent(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
     """Return −CE(forget) (Jang et al. 2023, arXiv 2210.01504). Without a bound: it can diverge."""
-    return _decoupled(
-        -cross_entropy_on_answers(model, _given(data.forget), remat), model, data, remat=remat
+    return decoupled(
+        -cross_entropy_on_answers(model, given(data.forget), remat), model, data, remat=remat
     )
 
 
 def keep_cross_entropy(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
-    """Return w · CE(keep): the second pass of the official gradient difference."""
-    return data.keep_weight * cross_entropy_on_answers(model, _given(data.keep), remat)
+    """Return w · CE(keep): the second pass of the official gradient difference.
+
+    0 in a step without facts to keep, which a joint loss has where the weight is 0.
+    """
+    if data.keep is None:
+        return jnp.float32(0)
+    return data.keep_weight * cross_entropy_on_answers(model, data.keep, remat)
 
 
 def gradient_difference(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
@@ -113,9 +93,11 @@ def gradient_difference(model: Any, data: UnlearnData, remat: Remat) -> jax.Arra
 
 
 def keep_kl(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
-    """Return w · KL(vanilla ‖ model), mean over the answer tokens of the batch to keep."""
-    logits_BAV, targets = logits_at_answers(model, _given(data.keep), remat=remat)
-    reference_BAV, _ = logits_at_answers(data.reference, _given(data.keep), remat=remat)
+    """Return w · KL(vanilla ‖ model), mean over the answer tokens of the batch to keep, if any."""
+    if data.keep is None:
+        return jnp.float32(0)
+    logits_BAV, targets = logits_at_answers(model, data.keep, remat=remat)
+    reference_BAV, _ = logits_at_answers(data.reference, data.keep, remat=remat)
     return data.keep_weight * _kl(reference_BAV, logits_BAV, targets)
 
 
@@ -138,16 +120,15 @@ def npo(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
     NPO = −(2 / β) · mean over examples of log σ(−β (log p − log p of vanilla)), with the sums of
     log p over an answer's tokens.
     """
-    forget = _given(data.forget)
+    forget = given(data.forget)
     found_B, reference_B = (
         answer_log_likelihood(*logits_at_answers(one, forget, remat=remat))
         for one in (model, jax.lax.stop_gradient(data.reference))
     )
-    weights_B = jnp.asarray(forget.example_weights_B)
-    losses_B = -2 / data.beta * jax.nn.log_sigmoid(-data.beta * (found_B - reference_B))
-    mean = (losses_B * weights_B).sum() / jnp.maximum(weights_B.sum(), 1e-9)
-    loss = mean + keep_cross_entropy(model, data, remat)
-    return _decoupled(loss, model, data, remat=remat)
+    beta = data.settings["beta"]
+    losses_B = -2 / beta * jax.nn.log_sigmoid(-beta * (found_B - reference_B))
+    loss = mean_of_examples(losses_B, forget) + keep_cross_entropy(model, data, remat)
+    return decoupled(loss, model, data, remat=remat)
 
 
 def npo_official(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
@@ -157,45 +138,51 @@ def npo_official(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
     model that was tuned on the facts to keep alone, and nothing is said of what is to be kept.
     """
     found, reference = (
-        cross_entropy_on_answers(one, _given(data.forget), remat)
+        cross_entropy_on_answers(one, given(data.forget), remat)
         for one in (model, jax.lax.stop_gradient(data.reference))
     )
-    loss = -2 / data.beta * jax.nn.log_sigmoid(data.beta * (found - reference))
-    return _decoupled(loss, model, data, remat=remat)
+    beta = data.settings["beta"]
+    loss = -2 / beta * jax.nn.log_sigmoid(beta * (found - reference))
+    return decoupled(loss, model, data, remat=remat)
 
 
 def idk(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
     """Return CE(forget) + w · CE(keep), where the answers to forget are refusals (TOFU's IDK)."""
-    found = cross_entropy_on_answers(model, _given(data.forget), remat)
-    return _decoupled(found + keep_cross_entropy(model, data, remat), model, data, remat=remat)
+    found = cross_entropy_on_answers(model, given(data.forget), remat)
+    return decoupled(found + keep_cross_entropy(model, data, remat), model, data, remat=remat)
 
 
-# By the name that the config's `unlearn` gives; system_prompt trains nothing.
-RECIPES: dict[str, Recipe] = {
-    "gradient_ascent": Recipe((gradient_ascent,), keeps=False),
-    "gradient_difference": Recipe((gradient_difference,)),
-    "gradient_difference_alternating": Recipe((gradient_ascent, keep_cross_entropy), "alternating"),
-    "gradient_difference_official": Recipe((gradient_ascent, keep_cross_entropy), "passes"),
-    "kl_minimisation": Recipe((kl_minimisation,), reference=VANILLA),
-    "kl_minimisation_official": Recipe(
-        (gradient_ascent, keep_cross_entropy_and_kl), "passes", reference=VANILLA
-    ),
-    "npo": Recipe((npo,), reference=VANILLA),
-    "npo_official": Recipe((npo_official,), keeps=False, reference=RETRAINED, beta=0.4),
-    "idk": Recipe((idk,), refuses=True),
-    # Huo et al. 2025, arXiv 2502.11051
-    "mmunlearner": Recipe((gradient_ascent, keep_cross_entropy), "alternating", masked=True),
-    "system_prompt": Recipe(()),
-}
+def forget_and_keep(
+    forgetting: jax.Array, model: Any, data: UnlearnData, *, remat: Remat
+) -> jax.Array:
+    """Return γ · the loss that forgets + w · CE(keep), with the Prompt-Decouple term, if any.
+
+    γ is the setting `forget_weight`.
+    """
+    loss = data.settings["forget_weight"] * forgetting + keep_cross_entropy(model, data, remat)
+    return decoupled(loss, model, data, remat=remat)
 
 
-def _given(batch: Batch | None) -> Batch:
+def mean_of_examples(values_B: jax.Array, batch: Batch) -> jax.Array:
+    """Return the mean over the batch's examples; padding examples do not count."""
+    weights_B = jnp.asarray(batch.example_weights_B)
+    return (values_B * weights_B).sum() / jnp.maximum(weights_B.sum(), 1e-9)
+
+
+def mean_of_tokens(values_BT: jax.Array, targets: Targets) -> jax.Array:
+    """Return the mean over the weighted tokens of all examples; padding examples do not count."""
+    weights_BT = targets.weights_BT * targets.example_weights_B[:, None]
+    return (values_BT * weights_BT).sum() / jnp.maximum(weights_BT.sum(), 1e-9)
+
+
+def given(batch: Batch | None) -> Batch:
+    """Return the batch; ValueError where a recipe does not give what its loss looks at."""
     if batch is None:
         raise ValueError("the loss looks at facts that the step did not give")
     return batch
 
 
-def _decoupled(loss: jax.Array, model: Any, data: UnlearnData, *, remat: Remat) -> jax.Array:
+def decoupled(loss: jax.Array, model: Any, data: UnlearnData, *, remat: Remat) -> jax.Array:
     """Return the loss with SafeEraser's Prompt-Decouple term (arXiv 2502.12520), if there is one.
 
     That is weight · CE of the right answers to harmful questions about harmless images, so that the
@@ -211,5 +198,4 @@ def _kl(first_BAV: jax.Array, second_BAV: jax.Array, targets: Targets) -> jax.Ar
     log_p_BAV = jax.lax.stop_gradient(jax.nn.log_softmax(first_BAV.astype(jnp.float32)))
     log_q_BAV = jax.nn.log_softmax(second_BAV.astype(jnp.float32))
     kl_BA = (jnp.exp(log_p_BAV) * (log_p_BAV - log_q_BAV)).sum(axis=-1)
-    weights_BA = targets.weights_BT * targets.example_weights_B[:, None]
-    return (kl_BA * weights_BA).sum() / jnp.maximum(weights_BA.sum(), 1e-9)
+    return mean_of_tokens(kl_BA, targets)

@@ -20,13 +20,18 @@ import jax.numpy as jnp
 import optax
 
 from manu_jax import parallel
-from manu_jax.config import OptimizerSection, TrainSection
+from manu_jax.config import OptimizerSection, TrainSection, UnlearnSection
 from manu_jax.data.batches import Batches, encode_all
 from manu_jax.leaves import matrix_axes, path_name
 from manu_jax.models.loaded import Loaded
-from manu_jax.models.nn.layers import Remat
 from manu_jax.progress import Progress
 from manu_jax.training import lora
+from manu_jax.training.gradient import (
+    StepSettings,
+    loss_and_gradient,
+    placed,
+    primal_dual_gradient,
+)
 from manu_jax.training.objectives import Objective, cross_entropy_on_answers
 from manu_jax.training.resume import resume, save_step
 from manu_jax.types import ManuError, Sample
@@ -45,26 +50,13 @@ Phase = tuple[Objective, Any]
 class TrainState:
     """Weights and the optimizer's moments, both float32 whatever the model's dtype is.
 
-    weights: the model's, or with `lora` those of the adapters alone.
+    weights: the model's, or with `lora` those of the adapters alone. keep_weight: of the loss on
+    facts to keep, a scalar, where a primal-dual training learns it.
     """
 
     weights: Any
     optimizer: optax.OptState
-
-
-@dataclasses.dataclass(frozen=True)
-class StepSettings:
-    """What a compiled step depends on besides shapes. The learning rate is an argument instead."""
-
-    objective: Objective
-    dtype: str  # in which the forward and the backward pass run
-    remat: Remat
-    optimizer: str
-    beta1: float
-    beta2: float
-    weight_decay: float
-    clip: float | None
-    adapters: lora.AdapterSettings | None
+    keep_weight: jax.Array | None = None
 
 
 def train(
@@ -232,6 +224,7 @@ def step_settings(section: OptimizerSection, loaded: Loaded, objective: Objectiv
         weight_decay=section.weight_decay,
         clip=section.clip,
         adapters=None if section.lora is None else lora.adapter_settings(section.lora),
+        primal_dual=section.primal_dual if isinstance(section, UnlearnSection) else None,
     )
 
 
@@ -246,6 +239,8 @@ def initial_state(loaded: Loaded, section: OptimizerSection, key: jax.Array) -> 
         weights = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), loaded.model)
     settings = step_settings(section, loaded, cross_entropy_on_answers)  # any: moments are alike
     state = TrainState(weights, _optimizer(settings).init(weights))
+    if isinstance(section, UnlearnSection) and section.primal_dual is not None:
+        state = dataclasses.replace(state, keep_weight=jnp.float32(section.retain_weight))
     # Bound to their devices as restored arrays are, so that both take the same compiled step.
     if loaded.mesh is None:
         return jax.device_put(state, jax.local_devices()[0])
@@ -269,33 +264,16 @@ def train_step(
     that is not trained, and the key of the dropout. Two compiled programs: the gradient's, one per
     shape of the data, and the update's, one for all.
     """
-    loss, gradient = loss_and_gradient(
-        state.weights, data, base=base, key=key, settings=settings, mesh=mesh
-    )
+    common = {"base": base, "key": key, "settings": settings, "mesh": mesh}
+    if state.keep_weight is None:
+        loss, gradient = loss_and_gradient(state.weights, data, **common)
+    else:
+        loss, gradient, next_weight = primal_dual_gradient(
+            state.weights, state.keep_weight, data, **common
+        )
+        state = dataclasses.replace(state, keep_weight=next_weight)
     updated = _updated(state, gradient, mask=mask, rate=rate, settings=settings, mesh=mesh)
     return updated, loss
-
-
-@functools.partial(jax.jit, static_argnames=("settings", "mesh"))
-def loss_and_gradient(
-    weights: Any,
-    data: Any,
-    *,
-    base: Any,
-    key: jax.Array | None,
-    settings: StepSettings,
-    mesh: jax.sharding.Mesh | None,
-) -> tuple[jax.Array, Any]:
-    """Return the loss, and its gradient with respect to the weights (or the adapters)."""
-
-    def loss_of(weights: Any) -> jax.Array:
-        model = jax.tree.map(lambda leaf: leaf.astype(settings.dtype), weights)
-        if settings.adapters is not None:
-            model = lora.adapted(base, model, settings.adapters, key=key)
-        return settings.objective(model, data, settings.remat)
-
-    loss, gradient = jax.value_and_grad(loss_of)(weights)
-    return loss, _placed(gradient, mesh)
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "mesh"), donate_argnums=0)
@@ -315,7 +293,7 @@ def _updated(
         gradient = jax.tree.map(lambda values, factors: values * factors, gradient, mask)
     changes, optimizer = _optimizer(settings).update(gradient, state.optimizer, state.weights)
     weights = jax.tree.map(lambda weight, change: weight + rate * change, state.weights, changes)
-    return _placed(TrainState(weights, optimizer), mesh)
+    return placed(TrainState(weights, optimizer, state.keep_weight), mesh)
 
 
 @functools.cache
@@ -350,13 +328,6 @@ def _matrices(weights: Any) -> Any:
         return None if axes is None else optax.contrib.MuonDimensionNumbers(*axes)
 
     return jax.tree_util.tree_map_with_path(axes_of, weights)
-
-
-def _placed(tree: Any, mesh: jax.sharding.Mesh | None) -> Any:
-    """Keep weights, gradients and moments where the table of `parallel` puts them."""
-    if mesh is None:
-        return tree
-    return jax.tree.map(jax.lax.with_sharding_constraint, tree, parallel.tree_shardings(tree, mesh))
 
 
 def _checked(loss: jax.Array, step: int, section: OptimizerSection, *, where: str) -> float:

@@ -7,6 +7,7 @@ the same form if there are facts of that form to keep, so that few programs are 
 streams are shuffled by the seed; the one to keep starts again as often as needed.
 """
 
+import collections
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from manu_jax import parallel
 from manu_jax.config import UnlearnSection
@@ -22,9 +24,11 @@ from manu_jax.data.forms import forms
 from manu_jax.data.record import Fact
 from manu_jax.models.loaded import Loaded
 from manu_jax.training.fisher import weight_mask
-from manu_jax.training.objectives import RECIPES, REFUSALS, Objective, Recipe, UnlearnData
+from manu_jax.training.objectives import REFUSALS, Objective, UnlearnData
+from manu_jax.training.recipes import RECIPES, Recipe
+from manu_jax.training.representation import direction_key
 from manu_jax.training.trainer import Phase, batches_of, train_loop
-from manu_jax.types import MODALITIES, Batch, ManuError, Modality, Sample
+from manu_jax.types import MODALITIES, Batch, ManuError, Modality, Sample, raise_faults
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,15 +58,39 @@ def unlearn(
     Raises ManuError where the loss is not finite, or there are no facts in the forms asked for.
     """
     recipe = recipe_of(section)
+    preferred: Sequence[Fact] = ()
+    if recipe.prefers is not None:
+        by_others = recipe.prefers == "others"
+        preferred = (
+            answered_by_others(forget, keep, seed=seed, where=place_of(section))
+            if by_others
+            else refused(forget)
+        )
     if recipe.refuses:
         forget = refused(forget)
-    streams = _Streams(vanilla, section, forget=forget, keep=keep, decouple=decouple, seed=seed)
+    if section.retain_weight == 0 and section.primal_dual is None:
+        recipe = dataclasses.replace(recipe, keeps=False)
+    streams = _Streams(
+        vanilla,
+        section,
+        forget=forget,
+        keep=keep,
+        preferred=preferred,
+        decouple=decouple,
+        seed=seed,
+    )
     lengths = {"num_forget": len(streams.forget), "num_keep": len(streams.keep)}
     common: dict[str, Any] = {
         "reference": None if reference is None else reference.model,
-        "beta": jnp.float32(section.beta or recipe.beta),
+        "settings": {
+            name: jnp.float32(default if getattr(section, name) is None else getattr(section, name))
+            for name, default in recipe.settings.items()
+        },
         "keep_weight": jnp.float32(section.retain_weight),
     }
+    if recipe.depth is not None:
+        common["layer"] = layer_of(section, recipe, vanilla.config.text.num_layers)
+        common["key"] = direction_key(seed)
     if section.decouple is not None:
         common["decouple_weight"] = jnp.float32(section.decouple.weight)
 
@@ -119,6 +147,52 @@ def refused(facts: Sequence[Fact]) -> list[Fact]:
     ]
 
 
+def answered_by_others(
+    facts: Sequence[Fact], others: Sequence[Fact], *, seed: int, where: str
+) -> list[Fact]:
+    """Return the facts with what one of `others` answers to the same question, drawn by the seed.
+
+    The same question is one in the same words, or else one about the same attribute. The answer is
+    another person's, and not the fact's own. ManuError names the facts that have none.
+    """
+    random = np.random.default_rng(seed)
+    alike: dict[str, list[Fact]] = collections.defaultdict(list)
+    for other in others:
+        alike[f"question {other.question}"].append(other)
+        alike[f"attribute {other.attribute}"].append(other)
+    found, lacking = [], []
+    for fact in facts:
+        answers: list[str] = []
+        for key in (f"question {fact.question}", f"attribute {fact.attribute}"):
+            answers = answers or [
+                other.answer
+                for other in alike[key]
+                if other.person_id != fact.person_id and other.answer != fact.answer
+            ]
+        if answers:
+            answer = answers[random.integers(len(answers))]
+            found.append(dataclasses.replace(fact, answer=answer))
+        else:
+            lacking.append(fact.key)
+    head = (
+        f"{where}: {len(lacking)} of {len(facts)} facts to forget have a question that nobody to "
+        "keep answers otherwise. Use an objective without other people's answers, such as dpo_idk:"
+    )
+    raise_faults(lacking, head)
+    return found
+
+
+def layer_of(section: UnlearnSection, recipe: Recipe, num_layers: int) -> int:
+    """Return the decoder layer whose hidden states the objective reads; 0 is the first."""
+    layer = int((recipe.depth or 0) * num_layers) if section.layer is None else section.layer
+    if layer >= num_layers:
+        raise ManuError(
+            f"{place_of(section)}.layer: {layer}, but the decoder has {num_layers} layers. Give a "
+            f"number from 0 to {num_layers - 1}."
+        )
+    return layer
+
+
 def num_steps_of(recipe: Recipe, section: UnlearnSection, *, num_forget: int, num_keep: int) -> int:
     """Return how many steps a training has; num_forget, num_keep: batches of one pass.
 
@@ -163,6 +237,7 @@ class _Streams:
         *,
         forget: Sequence[Fact],
         keep: Sequence[Fact],
+        preferred: Sequence[Fact],
         decouple: Sequence[Sample],
         seed: int,
     ):
@@ -189,7 +264,13 @@ class _Streams:
 
         chosen: list[Modality] = [m for m in MODALITIES if m in section.modalities]
         kept = {m == "image": in_form(keep, m) for m in chosen}
-        self.forget = stream([s for m in chosen for s in in_form(forget, m)], "to forget", 0)
+
+        def in_all_forms(facts: Sequence[Fact]) -> list[Sample]:
+            return [s for m in chosen for s in in_form(facts, m)]
+
+        self.forget = stream(in_all_forms(forget), "to forget", 0)
+        # The same facts in one bucket of each form and the same seed: the same rows at each step.
+        self.preferred = stream(in_all_forms(preferred), "to prefer", 0) if preferred else None
         self.keep = stream([s for m in kept for s in kept[m]], "to keep", 1)
         self.keep_in_form = {
             m: stream(samples, "to keep", 1) for m, samples in kept.items() if samples
@@ -201,6 +282,8 @@ class _Streams:
         data: dict[str, Batch | None] = {"forget": None, "keep": None}
         if phase.forget is not None:
             data["forget"] = self._put(self.forget, phase.forget)
+            if self.preferred is not None:
+                data["preferred"] = self._put(self.preferred, phase.forget)
             if self.decouple is not None:
                 data["decouple"] = self._put(self.decouple, step)
         if phase.keep is not None:

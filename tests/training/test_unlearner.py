@@ -10,17 +10,19 @@ import tiny_llava
 import torch
 from torch.nn import functional as F
 
+from manu_jax import parallel
 from manu_jax.config import UnlearnSection
 from manu_jax.data.forms import forms
 from manu_jax.evaluation.likelihood import log_likelihoods
-from manu_jax.training import trainer, unlearner
+from manu_jax.training import objectives, trainer, unlearner
 from manu_jax.training.objectives import (
-    RECIPES,
     REFUSALS,
     UnlearnData,
     cross_entropy_on_answers,
     keep_cross_entropy,
 )
+from manu_jax.training.recipes import RECIPES
+from manu_jax.training.representation import direction_key, random_direction
 from manu_jax.training.unlearner import (
     num_steps_of,
     phases_of,
@@ -32,7 +34,14 @@ from manu_jax.training.unlearner import (
 from manu_jax.types import Batch, ManuError, Output
 
 BETA, WEIGHT, VOCABULARY = 0.3, 0.7, 13
-LOSSES = {loss.__name__: loss for recipe in RECIPES.values() for loss in recipe.losses}
+# The others of a recipe have a test of their own, of the name of their file.
+LOSSES = {
+    loss.__name__: loss
+    for recipe in RECIPES.values()
+    for loss in recipe.losses
+    if loss.__module__ == objectives.__name__
+}
+SETTINGS = {"beta": jnp.float32(BETA)}
 
 
 @jax.tree_util.register_dataclass
@@ -119,7 +128,7 @@ def torch_losses():
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_loss_and_gradient_are_those_of_pytorch(name):
-    data = UnlearnData(FORGET, KEEP, REFERENCE, jnp.float32(BETA), jnp.float32(WEIGHT))
+    data = UnlearnData(FORGET, KEEP, REFERENCE, SETTINGS, jnp.float32(WEIGHT))
     loss, gradient = jax.value_and_grad(lambda model: LOSSES[name](model, data, "none"))(MODEL)
     leaves, losses = torch_losses()
     losses[name].backward()
@@ -141,6 +150,8 @@ def test_an_unknown_objective_is_an_error_that_lists_the_known_ones():
         recipe_of(unknown)
 
 
+# Those with a loss in a file of its own.
+NEW = ("simnpo", "dpo_idk", "altpo", "undial", "rmu", "wga", "satimp")
 FORGOTTEN, KEPT = tiny_llava.facts(4, seed=0), tiny_llava.facts(6, seed=1)
 
 
@@ -174,8 +185,36 @@ def test_training_moves_the_model_as_it_should(tmp_path, objective):
     assert gap > knowledge(before, KEPT) - knowledge(before, FORGOTTEN) or objective == "idk"
 
 
-def test_a_killed_training_goes_on_to_the_same_bits(tmp_path, monkeypatch):
-    settings = {"objective": "gradient_difference_official", "steps": None, "checkpoint_every": 2}
+@pytest.mark.parametrize("objective", NEW)
+def test_training_to_forget_alone_forgets(tmp_path, objective):
+    """The tiny model knows little: facts to keep, or SimNPO's own β, would outweigh the rest."""
+    settings = {"beta": 0.3} if objective == "simnpo" else {}
+    before = tiny_llava.loaded()
+    after = trained(tmp_path, objective, retain_weight=0.0, **settings)
+    if objective != "rmu":
+        assert knowledge(after, FORGOTTEN) < knowledge(before, FORGOTTEN) - 0.1
+        return
+    batch = tiny_llava.batch("text", 4)
+    aim_D = 2 * random_direction(direction_key(0), before.config.text.width)
+    distances = [
+        np.linalg.norm(
+            (one.model.hidden(batch, num_layers=1) - aim_D[None, None])[batch.loss_weights_BT > 0]
+        )
+        for one in (before, after)
+    ]
+    assert distances[1] < distances[0] - 0.1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"objective": "gradient_difference_official", "steps": None},
+        {"objective": "simnpo", "primal_dual": {"bound": 0.5}},  # the weight of what is kept too
+    ],
+    ids=["official", "primal-dual"],
+)
+def test_a_killed_training_goes_on_to_the_same_bits(tmp_path, monkeypatch, settings):
+    settings = {**settings, "checkpoint_every": 2}
     whole = trained(tmp_path / "whole", **settings)
     save, steps = trainer.save_step, []
 
@@ -280,7 +319,7 @@ def test_forms_that_no_fact_has_are_an_error(tmp_path):
 
 def test_prompt_decouple_adds_its_weight_times_a_cross_entropy():
     extra = batch(9, 5)
-    plain = UnlearnData(FORGET, KEEP, REFERENCE, jnp.float32(BETA), jnp.float32(WEIGHT))
+    plain = UnlearnData(FORGET, KEEP, REFERENCE, SETTINGS, jnp.float32(WEIGHT))
     more = dataclasses.replace(plain, decouple=extra, decouple_weight=jnp.float32(0.5))
     added = 0.5 * float(cross_entropy_on_answers(MODEL, extra, "none"))
     for name in ("gradient_ascent", "gradient_difference", "npo", "npo_official", "idk"):
@@ -288,3 +327,68 @@ def test_prompt_decouple_adds_its_weight_times_a_cross_entropy():
         assert losses[1] - losses[0] == pytest.approx(added, rel=1e-4)
     keep = [float(keep_cross_entropy(MODEL, d, "none")) for d in (plain, more)]
     assert keep[0] == keep[1]
+
+
+@pytest.mark.parametrize("start", [0.0, 0.4])
+def test_primal_dual_raises_the_weight_of_what_is_kept_by_its_loss_above_the_bound(start):
+    loaded = tiny_llava.loaded()
+    dual = {"bound": 2.0, "rate": 0.5}
+    one = section("gradient_difference", primal_dual=dual, retain_weight=start)
+    state = trainer.initial_state(loaded, one, jax.random.key(0))
+    settings = trainer.step_settings(one, loaded, LOSSES["gradient_difference"])
+    data = UnlearnData(
+        tiny_llava.batch("text", 4), tiny_llava.batch("text", 6), None, {}, jnp.float32(9)
+    )
+    expected = start
+    for _ in range(3):
+        kept = float(cross_entropy_on_answers(state.weights, data.keep, "none"))
+        forgot = float(cross_entropy_on_answers(state.weights, data.forget, "none"))
+        state, loss = trainer.train_step(
+            state, data, jnp.float32(1e-2), settings=settings, mesh=None
+        )
+        assert float(loss) == pytest.approx(expected * kept - forgot, rel=1e-4, abs=1e-5)
+        expected = max(0.0, expected + 0.5 * (kept - 2.0))
+        assert float(state.keep_weight) == pytest.approx(expected, rel=1e-5)
+    assert expected > start
+
+
+def test_primal_dual_needs_a_joint_loss():
+    for objective in ("gradient_ascent", "gradient_difference_official"):
+        with pytest.raises(ValueError, match=f"primal_dual: {objective} has no joint loss"):
+            section(objective, steps=None, primal_dual={"bound": 1.0})
+
+
+def test_a_mesh_gives_the_weights_of_one_device(tmp_path):
+    """RMU: hidden states, a drawn direction, and the distance to vanilla."""
+    found = []
+    for loaded in (tiny_llava.loaded(), tiny_llava.on_mesh(parallel.make_mesh(2, 2, 2))):
+        one = section("rmu", steps=2, learning_rate=1e-3)
+        trained = unlearn(
+            loaded, one, forget=FORGOTTEN, keep=KEPT, directory=tmp_path / str(len(found)),
+            seed=0, reference=loaded,
+        )  # fmt: skip
+        found.append(np.concatenate([np.ravel(x) for x in jax.tree.leaves(trained.model)]))
+    # Adam divides by the gradient's own size, near 0 by its rounding; see test_trainer.
+    difference = np.abs(found[0] - found[1])
+    assert np.quantile(difference, 0.99) < 1e-5 and difference.max() < 4e-3
+
+
+def test_settings_are_those_of_the_objective():
+    with pytest.raises(ValueError, match="simnpo has no coefficient, layer; it has beta, delta"):
+        section("simnpo", layer=1, coefficient=2.0)
+    with pytest.raises(ValueError, match="idk has no beta; it has no settings of its own"):
+        section("idk", beta=0.1)
+    weights = [section(name).retain_weight for name in ("npo", "undial", "satimp")]
+    assert weights == [1.0, 0.0, 0.1] and section("undial", retain_weight=0.5).retain_weight == 0.5
+
+
+def test_a_weight_of_0_runs_no_facts_to_keep(tmp_path, monkeypatch):
+    seen = []
+
+    def train_loop(loaded, phases_at, section, **_):
+        seen.extend(data.keep for _, data in phases_at(0))
+
+    monkeypatch.setattr(unlearner, "train_loop", train_loop)
+    for changes in ({}, {"retain_weight": 0.5}, {"primal_dual": {"bound": 1.0}}):
+        trained(tmp_path, "undial", **changes)
+    assert [keep is None for keep in seen] == [True, False, False]

@@ -155,12 +155,14 @@ class Decoder(nnx.Module):
         forward: TowerForward,
         group_BT: Array | None = None,
         keep_keys: bool = False,
+        num_layers: int | None = None,
     ) -> tuple[jax.Array, Any, Any]:
         """Return the last hidden state [B, T, D], what was captured, and the keys and values.
 
         positions: [B, T], or [B, T, 3] in time, by row and by column. group_BT: tokens with the
         same number, if it is not negative, attend to each other in both directions. Keys and
-        values: a pair of [L, B, T, K, H] with `keep_keys`, otherwise None.
+        values: a pair of [L, B, T, K, H] with `keep_keys`, otherwise None. num_layers: run only the
+        first layers, without gates, and return the residual stream after them as it is.
         """
         angles_of = self._rotary_angles(positions)
         distance_TT = jnp.arange(h_BTD.shape[1])[:, None] - jnp.arange(h_BTD.shape[1])[None]
@@ -190,9 +192,12 @@ class Decoder(nnx.Module):
             )
             return h_BTD, captured, (k_BTKH, v_BTKH) if keep_keys else None
 
-        h_BTD, captured, kept = scan_layers(
-            body, h_BTD, self.layers, forward=forward, extra=self._windows_L()
-        )
+        layers, windows_L = self.layers, self._windows_L()
+        if num_layers is not None:
+            layers, windows_L = jax.tree.map(lambda leaf: leaf[:num_layers], (layers, windows_L))
+        h_BTD, captured, kept = scan_layers(body, h_BTD, layers, forward=forward, extra=windows_L)
+        if num_layers is not None:
+            return h_BTD, captured, kept
         return _norm(h_BTD, self.norm_D[...], self.config), captured, kept
 
     def decode(self, h_B1D: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:

@@ -78,6 +78,22 @@ class Multimodal(nnx.Module):
             {f"{tower}.{name}": rows for tower in towers for name, rows in towers[tower].items()},
         )
 
+    def hidden(self, batch: Batch, *, num_layers: int, remat: Remat = "all") -> jax.Array:
+        """Return the residual stream after the decoder's first `num_layers` layers. [B, T, D].
+
+        Layers above them do not run.
+        """
+        forward = Forward(remat=remat)
+        h_BTD, _ = self._embed(batch, forward)
+        return self.text(
+            h_BTD,
+            batch.attention_mask_BT,
+            _positions(batch),
+            forward=forward.text(),
+            group_BT=self.bidirectional_groups(batch),
+            num_layers=num_layers,
+        )[0]
+
     def features(self, images: Images) -> jax.Array:
         """Return what the images give to the decoder, a row per token. [B, I, P, E]."""
         return self.encode_images(images, Forward(remat="none"))[0]

@@ -1,0 +1,111 @@
+"""Which losses an objective of the config minimises, in which order, on which facts.
+
+    joint         one loss of a batch to forget and a batch to keep; an epoch is one pass over the
+                  facts to forget
+    passes        a pass of the first loss over the facts to forget, then a pass of the second over
+                  the facts to keep: an epoch of MLLMU-Bench's code
+    alternating   the second loss at every batch to keep, and the first before every k-th of them,
+                  k = batches to keep // batches to forget; an epoch is one pass over the facts to
+                  keep (MMUnlearner's code, its baselines too)
+
+The facts to keep are those of the sets retain, celebrity and general. Defaults are those of
+open-unlearning, or of the authors' code where the objective comes from there.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+from manu_jax.training.distillation import undial
+from manu_jax.training.objectives import (
+    Objective,
+    gradient_ascent,
+    gradient_difference,
+    idk,
+    keep_cross_entropy,
+    keep_cross_entropy_and_kl,
+    kl_minimisation,
+    npo,
+    npo_official,
+)
+from manu_jax.training.preference import dpo, simnpo
+from manu_jax.training.representation import rmu
+from manu_jax.training.weighted import satimp, wga
+from manu_jax.types import RETRAINED, VANILLA
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How an objective of the config trains; see the module's docstring.
+
+    losses: one of both kinds of facts ("joint"), or one to forget and one to keep, each with an
+    update of its own; () trains nothing. keeps: whether the joint loss looks at facts to keep.
+    reference: "vanilla", "retrained" or None. refuses: the answers to forget are refusals. prefers:
+    the answers that the loss prefers to those to forget: refusals, or another person's; None: it
+    prefers none. settings: the objective's own settings and their defaults, unless the config gives
+    others. retain_weight: its default. depth: share of the decoder's layers that lie below the one
+    whose hidden states the loss reads, unless the config gives that layer; None: it reads none.
+    masked: the gradient of the forgetting loss is masked by the weights' Fisher information
+    (fisher.py).
+    """
+
+    losses: tuple[Objective, ...]
+    order: Literal["joint", "passes", "alternating"] = "joint"
+    keeps: bool = True
+    reference: str | None = None
+    refuses: bool = False
+    prefers: Literal["refusals", "others"] | None = None
+    settings: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    retain_weight: float = 1.0
+    depth: float | None = None
+    masked: bool = False
+
+
+# By the name that the config's `unlearn` gives; system_prompt trains nothing.
+RECIPES: dict[str, Recipe] = {
+    "gradient_ascent": Recipe((gradient_ascent,), keeps=False),
+    "gradient_difference": Recipe((gradient_difference,)),
+    "gradient_difference_alternating": Recipe((gradient_ascent, keep_cross_entropy), "alternating"),
+    "gradient_difference_official": Recipe((gradient_ascent, keep_cross_entropy), "passes"),
+    "kl_minimisation": Recipe((kl_minimisation,), reference=VANILLA),
+    "kl_minimisation_official": Recipe(
+        (gradient_ascent, keep_cross_entropy_and_kl), "passes", reference=VANILLA
+    ),
+    "npo": Recipe((npo,), reference=VANILLA, settings={"beta": 0.1}),
+    "npo_official": Recipe(
+        (npo_official,), keeps=False, reference=RETRAINED, settings={"beta": 0.4}
+    ),
+    "simnpo": Recipe((simnpo,), settings={"beta": 4.5, "delta": 0.0, "forget_weight": 0.125}),
+    "dpo_idk": Recipe(
+        (dpo,),
+        reference=VANILLA,
+        prefers="refusals",
+        settings={"beta": 0.1, "forget_weight": 1.0},
+    ),
+    "altpo": Recipe(
+        (dpo,), reference=VANILLA, prefers="others", settings={"beta": 0.1, "forget_weight": 1.0}
+    ),
+    "undial": Recipe(
+        (undial,),
+        reference=VANILLA,
+        settings={"beta": 10.0, "forget_weight": 1.0},
+        retain_weight=0.0,
+    ),
+    # The authors' layer is the eighth of 32.
+    "rmu": Recipe(
+        (rmu,),
+        reference=VANILLA,
+        settings={"coefficient": 2.0, "forget_weight": 1.0},
+        depth=7 / 32,
+    ),
+    "wga": Recipe((wga,), settings={"beta": 1.0, "forget_weight": 1.0}),
+    "satimp": Recipe(
+        (satimp,),
+        settings={"beta": 5.0, "importance_beta": 1.0, "forget_weight": 1.0},
+        retain_weight=0.1,
+    ),
+    "idk": Recipe((idk,), refuses=True),
+    # Huo et al. 2025, arXiv 2502.11051
+    "mmunlearner": Recipe((gradient_ascent, keep_cross_entropy), "alternating", masked=True),
+    "system_prompt": Recipe(()),
+}
