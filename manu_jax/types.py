@@ -148,7 +148,8 @@ class Template:
 class VisionInput:
     """What the vision tower reads of one image: all of it, or one tile of it (NumPy).
 
-    The same image gives the same object: what is computed for it is known by its identity.
+    An image of the same content gives the same object, while it is in the cache; within one call,
+    what is computed for it is known by its identity.
     patches_PC: float32, the values of each patch · patch_positions_P2: int32, row and column of
     each patch in the tower's grid, or None where every vision input fills that grid, row by row ·
     num_features: the rows that it becomes for the decoder, which the image's tokens take.
@@ -287,9 +288,13 @@ class Output:
 
 
 class Encoder(Protocol):
-    """What data/ needs of a loaded model: text and images to numbers."""
+    """What data/ needs of a loaded model: text and images to numbers.
 
-    def encode(self, sample: Sample) -> Encoded: ...
+    digests: of images that were encoded before, by their identity, filled by `encode`; for a caller
+    that holds the images of many samples, and hands no image on that changes in between.
+    """
+
+    def encode(self, sample: Sample, *, digests: dict[int, bytes] | None = None) -> Encoded: ...
 
     def collate(self, encoded: Sequence[Encoded], shape: BatchShape | None = None) -> Batch: ...
 
