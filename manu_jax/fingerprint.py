@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from manu_jax.leaves import first_name, path_name
 from manu_jax.types import Sample
 
 EXIF_TURN, UPRIGHT = 0x0112, 1  # the tag, and its value for an image that stays as it is
@@ -23,7 +24,7 @@ def weights_hash(model: Any) -> str:
     checksums = jax.device_get(_checksums([jnp.asarray(leaf) for _, leaf in leaves]))
     digest = hashlib.sha256()
     for (path, leaf), checksum in zip(leaves, checksums, strict=True):
-        name = jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+        name = first_name(path_name(path))  # masks and statistics made before keep their model
         digest.update(f"{name} {leaf.dtype} {leaf.shape} {int(checksum)}\n".encode())
     return digest.hexdigest()[:16]
 
