@@ -34,7 +34,8 @@ MODALITIES: tuple[Modality, ...] = ("image", "text")
 Set = Literal["forget", "test", "retain", "celebrity", "general"]
 SETS: tuple[Set, ...] = ("forget", "test", "retain", "celebrity", "general")
 KEEP_SETS: tuple[Set, ...] = ("retain", "celebrity", "general")
-Task = Literal["classification", "generation", "cloze", "likelihood"]
+# What a run is to erase: facts in both forms, or in the image form alone.
+Erase = Literal["both", "visual"]
 # The models of a run that no method made: the one that knows, and the one that never knew.
 VANILLA, RETRAINED = "vanilla", "retrained"
 

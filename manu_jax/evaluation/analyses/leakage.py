@@ -32,9 +32,8 @@ from typing import Any, Literal
 from manu_jax.evaluation.analyses.analysis import Analysis, Evaluated, Records
 from manu_jax.evaluation.metrics import Interval, bootstrap
 from manu_jax.evaluation.plain import plain_interval
-from manu_jax.types import VANILLA
+from manu_jax.types import VANILLA, Erase
 
-Erase = Literal["both", "visual"]
 State = Literal["both", "image", "text", "neither"]
 STATES: tuple[State, ...] = typing.get_args(State)
 FIGURES = ("leakage", "gap", "reached")
