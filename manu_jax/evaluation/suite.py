@@ -34,7 +34,7 @@ from manu_jax.evaluation.metrics import (
     bootstrap,
     measured,
 )
-from manu_jax.evaluation.plain import plain_interval
+from manu_jax.evaluation.plain import fits, plain_interval
 from manu_jax.evaluation.shots import draw_shots
 from manu_jax.evaluation.tasks import TASKS_BY_NAME, Item, Prompting, record_of
 from manu_jax.folder import write_atomic
@@ -285,8 +285,9 @@ def _read(file: _File, section: EvaluateSection) -> list[Record]:
 
 def _mismatch(file: _File, records: Sequence[Record], *, is_whole: bool) -> str:
     """Return what tells that records are not those of a file's items; "" if nothing does."""
-    expected = [(item.key, item.prompt, item.truth) for item in file.items]
-    found = [tuple(record.get(name) for name in ("key", "prompt", "truth")) for record in records]
+    expected = [(item.key, item.person, item.prompt, item.truth) for item in file.items]
+    names = ("key", "person", "prompt", "truth")
+    found = [tuple(record.get(name) for name in names) for record in records]
     if len(found) > len(expected) or (is_whole and len(found) != len(expected)):
         return f"it holds {len(found)} records, {len(expected)} are asked now"
     for number, (one, other) in enumerate(zip(found, expected, strict=False), start=1):
@@ -301,7 +302,7 @@ def _has_value(record: Record, metric: str, item: Item) -> bool:
     if value is None and METRICS[metric].unmeasurable:
         response = Response("", item.truth, item.options, alternatives=item.alternatives)
         return METRICS[metric].function(response) is None
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, bool) or fits(value, float)
 
 
 def _complete(loaded: Any, files: Sequence[_File], section: EvaluateSection) -> None:

@@ -167,6 +167,9 @@ def _parse(content: Any, where: str) -> Results:
         not isinstance(one, dict) or set(one) != needed for one in shots
     ):
         faults.append(f"shots: expected a list of {{{', '.join(sorted(needed))}}}, got {shots!r}")
+    timings = content.get("timings")
+    if isinstance(timings, dict) and not all(fits(one, float) for one in timings.values()):
+        faults.append(f"timings: expected seconds, got {timings!r}")
     for key in ("config", "timings"):
         if not isinstance(content.get(key, {}), dict):
             faults.append(f"{key}: expected a mapping, got {content[key]!r}")
@@ -238,6 +241,9 @@ def _request(value: Any, faults: list[str]) -> Request:
     if not all(isinstance(one, dict) and {"id", "name"} <= set(one) for one in people):
         faults.append("request.people: each entry needs id and name")
         return Request(())
+    for name, kind in (("share", float | None), ("num_people", int | None)):
+        if not fits(value.get(name), kind):
+            faults.append(f"request.{name}: expected a number or null, got {value[name]!r}")
     return Request(
         people=tuple((str(one["id"]), str(one["name"])) for one in people),
         share=value.get("share"),
