@@ -44,7 +44,7 @@ class Numbered(Loaded):
     eos_ids: tuple[int, ...] = ()
     padding_id: int = 0
 
-    def encode(self, sample: Sample) -> Encoded:
+    def encode(self, sample: Sample, *, digests: dict[int, bytes] | None = None) -> Encoded:
         return self.encoded[sample.key]
 
 

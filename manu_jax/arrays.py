@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -13,6 +14,8 @@ from manu_jax.folder import ForeignErrors, expand_path, write_atomic
 from manu_jax.types import ManuError
 
 PREFIX = "manu_jax."  # of the format's name in the metadata
+REMEDY = "Delete the file and give the command again."
+SHOWN = 5  # names in an error
 
 
 def write_arrays(
@@ -34,11 +37,10 @@ def read_arrays(path: str | os.PathLike, form: str) -> tuple[dict[str, np.ndarra
 
     The hash of files from before it covered the metadata is taken, too.
     """
-    remedy = "Delete the file and give the command again."
     path = expand_path(path)
     if not path.is_file():
         raise ManuError(f"{form} {path}: there is no such file. Run the stage that makes it first.")
-    with ForeignErrors(f"{form} {path}", "damaged or cut short", remedy):
+    with ForeignErrors(f"{form} {path}", "damaged or cut short", REMEDY):
         with safetensors.safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}
@@ -49,8 +51,31 @@ def read_arrays(path: str | os.PathLike, form: str) -> tuple[dict[str, np.ndarra
         )
     marked = {name: value for name, value in metadata.items() if name != "sha256"}
     if metadata.get("sha256") not in (_hash(arrays, marked), _hash(arrays, {})):
-        raise ManuError(f"{form} {path}: damaged, its contents do not match its hash. {remedy}")
+        raise ManuError(f"{form} {path}: damaged, its contents do not match its hash. {REMEDY}")
     return arrays, metadata
+
+
+def made_from(metadata: Mapping[str, str], what: str) -> dict[str, Any]:
+    """Return what a file was made from, as its metadata says; ManuError where it says nothing."""
+    try:
+        values = json.loads(metadata["made_from"])
+    except (KeyError, ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise ManuError(f"{what}: it does not say what it was made from. {REMEDY}")
+    return values
+
+
+def check_arrays(arrays: Mapping[str, np.ndarray], what: str, *, dtype: str, num_axes: int) -> None:
+    """Raise ManuError where arrays have another dtype or number of axes, or there are none."""
+    faults = [
+        f'"{name}" is {list(array.shape)} of {array.dtype}'
+        for name, array in sorted(arrays.items())
+        if array.dtype != dtype or array.ndim != num_axes
+    ]
+    if faults or not arrays:
+        found = "; ".join(faults[:SHOWN]) or "it holds nothing"
+        raise ManuError(f"{what}: expected {num_axes} axes of {dtype}: {found}. {REMEDY}")
 
 
 def _hash(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:

@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 
 from manu_jax import parallel
 from manu_jax.folder import ForeignErrors, explained, write_atomic
+from manu_jax.leaves import first_name
 from manu_jax.types import ManuError
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,8 @@ def load(path: str | os.PathLike, target: Any) -> Any:
 
     target: arrays or ShapeDtypeStructs; their shapes, dtypes and shardings are those of the result.
     Raises ManuError where the folder is missing, damaged, or holds another tree. One that was
-    written before there were checksums is loaded without that check, which is logged.
+    written before there were checksums is loaded without that check, which is logged. Leaves may
+    have the names that they had first.
     """
     from orbax.checkpoint import v1 as ocp
 
@@ -67,6 +69,10 @@ def load(path: str | os.PathLike, target: Any) -> Any:
         wanted = _shapes(target)
         if held == wanted:
             return ocp.load(_location(path), _abstract(target))
+        if held == {first_name(name): shape for name, shape in wanted.items()}:
+            renamed = {first_name(name): leaf for name, leaf in target.items()}
+            found = ocp.load(_location(path), _abstract(renamed))
+            return {name: found[first_name(name)] for name in target}
     differing = sorted(name for name in held.keys() | wanted if held.get(name) != wanted.get(name))
     raise ManuError(
         f"checkpoint {path}: of another model: {', '.join(differing[:SHOWN])} differ. {REMEDY}"

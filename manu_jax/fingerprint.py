@@ -8,7 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from manu_jax.leaves import first_name, path_name
 from manu_jax.types import Sample
+
+EXIF_TURN, UPRIGHT = 0x0112, 1  # the tag, and its value for an image that stays as it is
 
 
 def weights_hash(model: Any) -> str:
@@ -21,7 +24,7 @@ def weights_hash(model: Any) -> str:
     checksums = jax.device_get(_checksums([jnp.asarray(leaf) for _, leaf in leaves]))
     digest = hashlib.sha256()
     for (path, leaf), checksum in zip(leaves, checksums, strict=True):
-        name = jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+        name = first_name(path_name(path))  # masks and statistics made before keep their model
         digest.update(f"{name} {leaf.dtype} {leaf.shape} {int(checksum)}\n".encode())
     return digest.hexdigest()[:16]
 
@@ -34,11 +37,24 @@ def samples_hash(samples: Iterable[Sample]) -> str:
         digest.update(f"{sample.key}\0{sample.segments}\0".encode())
         for image in sample.images:
             if id(image) not in digests_by_image:
-                content = hashlib.sha256(f"{image.mode} {image.size}\0".encode())
-                content.update(image.tobytes())
-                digests_by_image[id(image)] = (image, content.digest())
+                digests_by_image[id(image)] = (image, image_digest(image))
             digest.update(digests_by_image[id(image)][1])
     return digest.hexdigest()[:16]
+
+
+def image_digest(image: Any) -> bytes:
+    """Return the SHA-256 of all of a PIL image that an image processor looks at.
+
+    These are mode, size and pixels, and where it has them the palette, the transparent colour and
+    the turn that EXIF asks for. It takes about 0.5 ms for 336 × 336 pixels.
+    """
+    content = hashlib.sha256(f"{image.mode} {image.size}\0".encode())
+    content.update(image.tobytes())
+    turn = image.getexif().get(EXIF_TURN, UPRIGHT)
+    marks = (image.getpalette("RGBA"), image.info.get("transparency"), turn)
+    if marks != (None, None, UPRIGHT):
+        content.update(repr(marks).encode())
+    return content.digest()
 
 
 @jax.jit

@@ -14,11 +14,18 @@ MATRIX_LETTERS = (
     ("D", "NH"), ("D", "KH"), ("NH", "D"), ("D", "F"), ("F", "D"), ("D", "E"), ("E", "E"),
     ("YXC", "D"), ("CZYX", "D"), ("D", "ZNH"),
 )  # fmt: skip
+# Leaves that once had another name, under which hashes and checkpoints still know them.
+NEW_PART, OLD_PART = ".unused_layers.", ".unrun."
 
 
 def path_name(path: Any) -> str:
     """Return a pytree path as a dotted name without the trailing `.value` of nnx parameters."""
     return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+
+
+def first_name(name: str) -> str:
+    """Return the name that a leaf had when it was first written."""
+    return name.replace(NEW_PART, OLD_PART)
 
 
 def leaves(model: Any) -> dict[str, Any]:

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from manu_jax.arrays import read_arrays, write_arrays
+from manu_jax.arrays import check_arrays, read_arrays, write_arrays
+from manu_jax.arrays import made_from as made_from_of
 from manu_jax.fingerprint import weights_hash
 from manu_jax.folder import versions
 from manu_jax.leaves import path_name
@@ -135,13 +136,14 @@ def load(path: str | os.PathLike, loaded: Any = None) -> tuple[Neurons, dict[str
     or the file is damaged.
     """
     arrays, metadata = read_arrays(path, FORMAT)
-    made_from = json.loads(metadata["made_from"])
+    made_from = made_from_of(metadata, f"mask {path}")
+    check_arrays(arrays, f"mask {path}", dtype="bool", num_axes=2)
     if loaded is not None:
         _check(arrays, loaded, f"mask {path}")
         found = weights_hash(loaded.model)
-        if found != made_from["model"]:
+        if found != made_from.get("model"):
             raise ManuError(
-                f"mask {path} was made for the model {made_from['model']}, this one is {found}. "
+                f"mask {path} was made for the model {made_from.get('model')}, this is {found}. "
                 "Score this model, or load the one that the mask was made for."
             )
     return dict(arrays), made_from

@@ -29,7 +29,13 @@ from manu_jax.data import safeeraser
 from manu_jax.evaluation.analyses.analysis import Evaluated
 from manu_jax.evaluation.analyses.registry import ANALYSES
 from manu_jax.evaluation.shots import shots_of_run
-from manu_jax.evaluation.suite import evaluate, evaluated_people, skipped_items
+from manu_jax.evaluation.suite import (
+    evaluate,
+    evaluated_people,
+    skipped_items,
+    stored_records,
+    unmeasured_items,
+)
 from manu_jax.fingerprint import samples_hash
 from manu_jax.importance.job import ScoringJob
 from manu_jax.importance.methods import load_scores, save_scores, scores_for
@@ -235,7 +241,11 @@ def _write_results(
             "num_people": len(sets["forget"]) + len(sets["retain"]),
         },
         analyses=analyses,
-        skipped=skipped_items(run.benchmark, people),
+        skipped=skipped_items(
+            run.benchmark,
+            people,
+            unmeasured_items(stored_records(run.directory / "evaluation" / VANILLA)),
+        ),
         shots=shots_of_run(sets, people, section, seed=run.config.seed),
         prompts=run.vanilla.template.source,
         config=run.config.model_dump(mode="json"),

@@ -34,7 +34,8 @@ MODALITIES: tuple[Modality, ...] = ("image", "text")
 Set = Literal["forget", "test", "retain", "celebrity", "general"]
 SETS: tuple[Set, ...] = ("forget", "test", "retain", "celebrity", "general")
 KEEP_SETS: tuple[Set, ...] = ("retain", "celebrity", "general")
-Task = Literal["classification", "generation", "cloze", "likelihood"]
+# What a run is to erase: facts in both forms, or in the image form alone.
+Erase = Literal["both", "visual"]
 # The models of a run that no method made: the one that knows, and the one that never knew.
 VANILLA, RETRAINED = "vanilla", "retrained"
 
@@ -202,7 +203,8 @@ class Template:
 class VisionInput:
     """What the vision tower reads of one image: all of it, or one tile of it (NumPy).
 
-    The same image gives the same object: what is computed for it is known by its identity.
+    An image of the same content gives the same object, while it is in the cache; within one call,
+    what is computed for it is known by its identity.
     patches_PC: float32, the values of each patch · patch_positions_P2: int32, row and column of
     each patch in the tower's grid, or None where every vision input fills that grid, row by row ·
     num_features: the rows that it becomes for the decoder, which the image's tokens take.
@@ -341,9 +343,13 @@ class Output:
 
 
 class Encoder(Protocol):
-    """What data/ needs of a loaded model: text and images to numbers."""
+    """What data/ needs of a loaded model: text and images to numbers.
 
-    def encode(self, sample: Sample) -> Encoded: ...
+    digests: of images that were encoded before, by their identity, filled by `encode`; for a caller
+    that holds the images of many samples, and hands no image on that changes in between.
+    """
+
+    def encode(self, sample: Sample, *, digests: dict[int, bytes] | None = None) -> Encoded: ...
 
     def collate(self, encoded: Sequence[Encoded], shape: BatchShape | None = None) -> Batch: ...
 

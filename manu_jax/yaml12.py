@@ -26,6 +26,7 @@ FORMS = (  # (type, its whole text, the characters it may begin with), tried in 
     ("merge", r"<<", "<"),
 )
 PATTERNS = {name: re.compile(rf"(?:{form})\Z") for name, form, _ in FORMS}
+LINE_ENDS = "\x85\u2028\u2029"  # YAML 1.1 ends a line at each of them
 MOST_VALUES = 100_000  # of a document, what its aliases repeat counted each time
 
 
@@ -79,6 +80,11 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """Return the node of a text; one with line ends of Unicode is written with escapes."""
+        style = '"' if set(text) & set(LINE_ENDS) else None
+        return self.represent_scalar(f"{TAG}str", text, style)
+
 
 def _constructor(name: str, convert: Callable[[str], Any]) -> Callable[[Any, Any], Any]:
     """Return what makes a value of a scalar that is tagged as this type, or `!!type` by hand."""
@@ -121,6 +127,7 @@ def _check_size(values: Any) -> None:
 for _name, _, _first in FORMS:
     for _kind in (_Loader, _Dumper):
         _kind.add_implicit_resolver(f"{TAG}{_name}", PATTERNS[_name], list(_first))
+_Dumper.add_representer(str, _Dumper.represent_text)
 _Loader.add_constructor(f"{TAG}bool", _constructor("bool", lambda text: WORDS[text.lower()]))
 _Loader.add_constructor(f"{TAG}int", _constructor("int", _int))
 _Loader.add_constructor(f"{TAG}float", _constructor("float", _float))

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_llava
 from jax.sharding import NamedSharding, PartitionSpec
 
 from manu_jax import checkpoint
+from manu_jax.leaves import leaves
 from manu_jax.parallel import make_mesh
 from manu_jax.types import ManuError
 
@@ -134,3 +136,18 @@ def test_what_orbax_raises_of_an_old_damaged_checkpoint_is_one_message(tmp_path)
     os.truncate(file, file.stat().st_size // 2)
     with pytest.raises(ManuError, match="one: damaged .*Remove it and start anew"):
         checkpoint.load(tmp_path / "one", big_tree())
+
+
+def test_a_checkpoint_with_the_first_names_of_leaves_loads(tmp_path):
+    model = leaves(tiny_llava.loaded().model)
+    checkpoint.save(tmp_path / "now", model)
+    old = {name.replace(".unused_layers.", ".unrun."): leaf for name, leaf in model.items()}
+    assert old.keys() != model.keys()
+    checkpoint.save(tmp_path / "old", old)
+    for folder in ("now", "old"):
+        found = checkpoint.load(tmp_path / folder, model)
+        assert list(found) == list(model)
+        assert all(np.array_equal(found[name], leaf) for name, leaf in model.items())
+    lacking = {name: leaf for name, leaf in model.items() if ".unused_layers." not in name}
+    with pytest.raises(ManuError, match="of another model: vision.unrun"):
+        checkpoint.load(tmp_path / "old", lacking)

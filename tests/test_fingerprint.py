@@ -6,6 +6,7 @@ import tiny_llava as tiny
 from PIL import Image
 
 from manu_jax.fingerprint import samples_hash, weights_hash
+from manu_jax.leaves import leaves
 from manu_jax.parallel import make_mesh
 
 
@@ -35,3 +36,10 @@ def test_samples_hash_sees_texts_marks_pixels_and_order():
     ]
     assert samples_hash(tiny.samples("image")) == samples_hash(samples)
     assert len({samples_hash(samples), *map(samples_hash, changed)}) == 5
+
+
+def test_the_hash_of_a_model_is_the_one_that_masks_made_before_hold():
+    model = tiny.loaded().model
+    assert any("vision.unused_layers." in name for name in leaves(model))
+    # Of this model at 627eb90, where these leaves were called "vision.unrun."
+    assert weights_hash(model) == "7af332241928ccb8"

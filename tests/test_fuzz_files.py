@@ -1,34 +1,26 @@
 """Files damaged at random: a ManuError or the right result, no traceback, no other number.
 
-Every input follows from SEED, the file and its number, which a failure names.
+Every input follows from fuzzing.SEED, the file and its number, which a failure names. Some of them
+are tried always, ten thousand in `pytest -m slow`.
 """
 
-import contextlib
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fuzzing import VALUES, counted, generator, harmed, named
 
 from manu_jax import arrays, checkpoint
 from manu_jax.leaves import shapes
 from manu_jax.models import loaded as loading
 from manu_jax.models.hf import weights
-from manu_jax.types import ManuError
 
 sys.path.insert(0, str(Path(__file__).parent / "models"))
-SEED = 20240601
-# What may stand in place of any value of a JSON file
-VALUES = (
-    None, True, False, 0, 1, -1, 3, 7, 10**12, 10**400, 0.5, -2.0, 1e-40, float("inf"),
-    float("nan"), "", "x", "relu", "default", [], [3], [None], ["full_attention"], [[1, 2]], {},
-    {"a": 1}, {"rope_type": "linear"}, {"type": "llama3", "factor": 8.0},
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -41,46 +33,8 @@ def folder(tmp_path_factory):
     return path
 
 
-@contextlib.contextmanager
-def named(what: str, number: int) -> Iterator[None]:
-    """Let a ManuError pass as a right answer; name the input of whatever else is raised."""
-    try:
-        yield
-    except ManuError as error:
-        assert str(error)
-    except BaseException as error:
-        error.add_note(f"the input: {what}, number {number}, seed {SEED}")
-        raise
-
-
-def generator(what: str, number: int) -> np.random.Generator:
-    return np.random.default_rng([SEED, sum(what.encode()), number])
-
-
-def harmed(content: bytes, random: np.random.Generator, end: int | None = None) -> bytes:
-    """Return a file damaged in one way; bytes are changed in place before `end` only."""
-    data = bytearray(content)
-    place = int(random.integers(len(data) if end is None else end))
-    size = int(random.integers(1, 65))
-    match random.integers(6):
-        case 0:
-            data[place] ^= 1 << int(random.integers(8))
-        case 1:
-            data[place] = int(random.integers(256))
-        case 2:
-            stop = min(place + size, len(data) if end is None else end)
-            data[place:stop] = bytes(stop - place)
-        case 3:
-            del data[place:]
-        case 4:
-            del data[place : place + size]
-        case 5:
-            data[place:place] = random.bytes(size)
-    return bytes(data)
-
-
-@pytest.mark.slow
-def test_headers_of_weights(folder, tmp_path):
+@counted(10, 1500)
+def test_headers_of_weights(folder, tmp_path, numbers):
     family, config, _ = loading.read_config(folder)
     model = family.abstract(config)
     content = (folder / "model.safetensors").read_bytes()
@@ -93,7 +47,7 @@ def test_headers_of_weights(folder, tmp_path):
         return weights.fill(model, tensors, table, dtype=kind, mesh=None)
 
     whole = jax.tree.leaves(read(folder))
-    for number in range(1500):
+    for number in numbers:
         (tmp_path / "model.safetensors").write_bytes(
             harmed(content, generator("header", number), header)
         )
@@ -102,13 +56,13 @@ def test_headers_of_weights(folder, tmp_path):
             assert all(np.array_equal(a, b) for a, b in zip(found, whole, strict=True))
 
 
-@pytest.mark.slow
-def test_bytes_of_the_config_and_of_the_index(folder, tmp_path):
+@counted(20, 1000)
+def test_bytes_of_the_config_and_of_the_index(folder, tmp_path, numbers):
     content = (folder / "config.json").read_bytes()
     index = json.dumps({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}).encode()
     for name in ("one", "two"):
         shutil.copy(folder / "model.safetensors", tmp_path / f"{name}.safetensors")
-    for number in range(1000):
+    for number in numbers:
         (tmp_path / "config.json").write_bytes(harmed(content, generator("config", number)))
         with named("config", number):
             family, config, _ = loading.read_config(tmp_path)
@@ -121,13 +75,13 @@ def test_bytes_of_the_config_and_of_the_index(folder, tmp_path):
             weights.weight_files(tmp_path)
 
 
-@pytest.mark.slow
-def test_values_of_the_config_of_every_family():
+@counted(60, 4000)
+def test_values_of_the_config_of_every_family(numbers):
     released = sorted((Path(__file__).parent / "data").glob("*.json"))
     configs = [json.loads(path.read_text()) for path in released]
     configs = [values for values in configs if values.get("model_type") in loading.FAMILIES]
     assert {values["model_type"] for values in configs} == set(loading.FAMILIES)
-    for number in range(4000):
+    for number in numbers:
         random = generator("values", number)
         values = json.loads(json.dumps(configs[random.integers(len(configs))]))
         sections = [values] + [part for part in values.values() if isinstance(part, dict)]
@@ -143,14 +97,14 @@ def test_values_of_the_config_of_every_family():
                 family.abstract(config)
 
 
-@pytest.mark.slow
-def test_masks_statistics_and_scores(tmp_path):
+@counted(40, 2500)
+def test_masks_statistics_and_scores(tmp_path, numbers):
     random = np.random.default_rng(0)
     held = {"text": random.random((3, 20)) < 0.5, "vision": random.random((2, 9)).astype("f4")}
     metadata = {"made_from": json.dumps({"alpha": 0.05, "versions": {"jax": "0.9"}})}
     arrays.write_arrays(tmp_path / "whole", "mask", held, metadata=metadata)
     content = (tmp_path / "whole").read_bytes()
-    for number in range(2500):
+    for number in numbers:
         (tmp_path / "mask").write_bytes(harmed(content, generator("mask", number)))
         with named("mask", number):
             found, made_from = arrays.read_arrays(tmp_path / "mask", "mask")
@@ -160,13 +114,13 @@ def test_masks_statistics_and_scores(tmp_path):
                 assert found[name].dtype == array.dtype and np.array_equal(found[name], array)
 
 
-@pytest.mark.slow
-def test_orbax_folders(tmp_path):
+@counted(5, 800)
+def test_orbax_folders(tmp_path, numbers):
     tree = {"up_LDF": jax.random.normal(jax.random.key(0), (2, 20, 30)), "step": jnp.asarray(7)}
     checkpoint.save(tmp_path / "whole", tree)
     files = sorted(path for path in (tmp_path / "whole").rglob("*") if path.is_file())
     files = [path for path in files if path.stat().st_size]
-    for number in range(800):
+    for number in numbers:
         random = generator("orbax", number)
         file = files[random.integers(len(files))]
         whole = file.read_bytes()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny_llava
 
-from manu_jax.config import DataSection, UnlearnSection
+from manu_jax.config import DataSection, UnlearnSection, validate_config
 from manu_jax.context import Run
 from manu_jax.data.benchmarks import BENCHMARKS, BenchmarkFormat, benchmark_format
 from manu_jax.data.documents import documents
@@ -93,6 +93,17 @@ def test_the_run_writes_the_synthetic_benchmark_and_no_other():
 
 def half_ascent(model, data, remat):
     return -0.5 * cross_entropy_on_answers(model, data.forget, remat)
+
+
+def test_a_task_is_one_entry_which_the_config_knows(monkeypatch):
+    values = {"model": {"path": "m"}, "evaluate": {"tasks": ["recital"]}}
+    with pytest.raises(ManuError, match="evaluate.tasks.0: unknown task 'recital'.*'cloze'"):
+        validate_config(values, "config")
+    monkeypatch.setitem(TASKS_BY_NAME, "recital", TASKS_BY_NAME["cloze"])
+    assert validate_config(values, "config").evaluate.tasks == ("recital",)
+    monkeypatch.delitem(TASKS_BY_NAME, "recital")
+    default = validate_config({"model": {"path": "m"}}, "config")
+    assert default.evaluate.tasks == tuple(TASKS_BY_NAME)
 
 
 def test_an_objective_is_one_function_and_its_recipe(monkeypatch, tmp_path):

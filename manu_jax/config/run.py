@@ -7,7 +7,7 @@ the file; what neither names has the default of its section. `load_config` retur
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import pydantic
 
@@ -24,7 +24,7 @@ from manu_jax.config.sections import (
     TrainSection,
     UnlearnSection,
 )
-from manu_jax.types import RETRAINED, VANILLA
+from manu_jax.types import RETRAINED, VANILLA, Erase
 from manu_jax.yaml12 import yaml_text
 
 Method = Annotated[
@@ -38,7 +38,7 @@ class RunConfig(Section):
     output: FilePath = "runs/run"  # the run's folder; --output replaces it
     seed: int = pydantic.Field(default=0, ge=0)
     # The goal that the report judges by: facts forgotten in both forms, or only when shown
-    erase: Literal["both", "visual"] = "both"
+    erase: Erase = "both"
     mesh: MeshSection = MeshSection()
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from manu_jax.config.base import Count, Remat, Section, Share, check_divides, registered, registry
-from manu_jax.types import MODALITIES, Modality, Set, Task
+from manu_jax.types import MODALITIES, Modality, Set
 
 # How answers are asked for and judged, and a baseline's objective and a benchmark by their names.
 Protocol = Literal["zero_shot", "official_few_shot", "likelihood"]
@@ -20,6 +20,8 @@ FAMILIES = "manu_jax.models.families.registry.FAMILIES"
 FamilyName = Annotated[str, registered(FAMILIES, "family")]
 BENCHMARKS = "manu_jax.data.benchmarks.BENCHMARKS"
 BenchmarkName = Annotated[str, registered(BENCHMARKS, "benchmark")]
+TASKS = "manu_jax.evaluation.tasks.TASKS_BY_NAME"
+TaskName = Annotated[str, registered(TASKS, "task")]
 Wording = Literal["plain", "classification", "generation", "cloze"]
 FilePath = Annotated[str, pydantic.Field(min_length=1)]  # `~` is a home folder (folder.expand_path)
 
@@ -276,7 +278,9 @@ class EvaluateSection(Section):
     shots_from: Literal["evaluated", "outside"] = "evaluated"
 
     sets: tuple[Set, ...] = pydantic.Field(default=typing.get_args(Set), min_length=1)
-    tasks: tuple[Task, ...] = pydantic.Field(default=typing.get_args(Task), min_length=1)
+    tasks: tuple[TaskName, ...] = pydantic.Field(
+        default=("classification", "generation", "cloze", "likelihood"), min_length=1
+    )
     batch_size: int = pydantic.Field(default=32, ge=1)
     # Greedy decoding stops here, or at the end token
     new_tokens: int = pydantic.Field(default=50, ge=1)

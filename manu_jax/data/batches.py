@@ -29,9 +29,10 @@ ANSWER_MULTIPLE = 4  # tokens
 def encode_all(encoder: Encoder, samples: Sequence[Sample]) -> list[Encoded]:
     """Return the samples as numbers, in order; one ManuError names all that cannot be encoded."""
     encoded, faults = [], []
+    digests: dict[int, bytes] = {}  # the samples hold their images, which don't change meanwhile
     for sample in samples:
         try:
-            encoded.append(encoder.encode(sample))
+            encoded.append(encoder.encode(sample, digests=digests))
         except ManuError as error:
             faults.append(f"{sample.key or 'sample'}: {error}")
     head = f"{len(faults)} of {len(samples)} samples cannot be given to the model:"

@@ -7,6 +7,7 @@ a tiny model; one fact a document and no views is the usual fine-tuning.
 
 import itertools
 import math
+import unicodedata
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -140,7 +141,8 @@ class _Writer:
         random: np.random.Generator,
     ) -> tuple[Question | None, str]:
         """Return an item with three other people's answers as wrong options, and its letter."""
-        others = [value for value in self.answers[fact.attribute] if value != fact.answer]
+        right = _composed(fact.answer)
+        others = [value for value in self.answers[fact.attribute] if _composed(value) != right]
         if len(others) < len(LETTERS) - 1:
             return None, answer
         wrong = [others[i] for i in random.permutation(len(others))[: len(LETTERS) - 1]]
@@ -169,6 +171,11 @@ class _Views:
             self.by_image[id(image)] = (image, (image, *copies))
         views = self.by_image[id(image)][1]
         return views[int(random.integers(len(views)))]
+
+
+def _composed(text: str) -> str:
+    """Return the text in NFC: two spellings of an accent look alike."""
+    return unicodedata.normalize("NFC", text)
 
 
 def _mixed(*numbers: int) -> int:

@@ -76,17 +76,21 @@ class Response:
 class Metric:
     """A value of every item; its mean is a row of the results.
 
-    function: computes it. title, unit: in the report's tables; the unit is SHARE, OVERLAP, NATS,
-    or any other. tasks, protocols: that have it. field: of the records; "": the metric's name.
+    function: computes it; None where it can't be measured of an item. That may depend on the item
+    alone, not on the answer, so that all models have it of the same items. title, unit: in the
+    report's tables; the unit is SHARE, OVERLAP, NATS, or any other. tasks, protocols: that have it.
+    field: of the records; "": the metric's name. unmeasurable: what results.json calls the items
+    that it can't measure; "": there are none.
     """
 
-    function: Callable[[Response], float]
+    function: Callable[[Response], float | None]
     title: str
     unit: str
     higher_is_better: bool
     tasks: tuple[str, ...]
     field: str = ""
     protocols: tuple[Protocol, ...] = (*WRITTEN, "likelihood")
+    unmeasurable: str = ""
 
     @property
     def is_share(self) -> bool:
@@ -134,13 +138,15 @@ def contains(answer: str, *truths: str) -> float:
     return float(any(_composed(truth).strip().lower() in answer for truth in truths))
 
 
-def rouge(answer: str, *truths: str) -> dict[str, float]:
+def rouge(answer: str, *truths: str) -> dict[str, float] | None:
     """Return the F-measures {"rouge1", "rouge2", "rougeL"} with stemming (package rouge-score).
 
-    Each is the best over the truths.
+    Each is the best over the truths that it can measure; None where it can measure none of them.
     """
-    scores = [dict(_rouge(_composed(answer), _composed(truth))) for truth in truths]
-    return {name: max(one[name] for one in scores) for name in scores[0]}
+    # Differs: rouge-score drops all but Latin letters and digits, and gives 0 for equal texts.
+    measurable = [truth for truth in map(_composed, truths) if _is_latin(truth)]
+    scores = [dict(_rouge(_composed(answer), truth)) for truth in measurable]
+    return {name: max(one[name] for one in scores) for name in scores[0]} if scores else None
 
 
 def bleu(answer: str, *truths: str) -> float:
@@ -200,13 +206,25 @@ def recall(response: Response) -> float:
     return float(response.candidates[0].is_recalled)
 
 
-def _of_texts(function: Callable[..., float]) -> Callable[[Response], float]:
+def _of_texts(function: Callable[..., float | None]) -> Callable[[Response], float | None]:
     """Return a metric's function that looks at the answer and the truths alone."""
     return lambda response: function(response.answer, *response.truths)
 
 
-def _rouge_metric(name: str) -> Callable[[Response], float]:
-    return _of_texts(lambda answer, *truths: rouge(answer, *truths)[name])
+def _rouge_metric(name: str, title: str) -> Metric:
+    def function(answer: str, *truths: str) -> float | None:
+        scores = rouge(answer, *truths)
+        return None if scores is None else scores[name]
+
+    return Metric(
+        _of_texts(function),
+        title,
+        OVERLAP,
+        True,
+        _FREE,
+        field="score" if name == "rougeL" else "",
+        unmeasurable="ROUGE of texts without Latin letters",
+    )
 
 
 _CHOICE, _FREE, _FACTS = ("classification",), ("generation",), ("likelihood",)
@@ -222,15 +240,21 @@ METRICS: dict[str, Metric] = {
     "option_accuracy": Metric(
         option_accuracy, "option accuracy", SHARE, True, _CHOICE, "option_score", WRITTEN
     ),
-    "rougeL": Metric(_rouge_metric("rougeL"), "ROUGE-L", OVERLAP, True, _FREE, "score"),
-    "rouge1": Metric(_rouge_metric("rouge1"), "ROUGE-1", OVERLAP, True, _FREE),
-    "rouge2": Metric(_rouge_metric("rouge2"), "ROUGE-2", OVERLAP, True, _FREE),
+    "rougeL": _rouge_metric("rougeL", "ROUGE-L"),
+    "rouge1": _rouge_metric("rouge1", "ROUGE-1"),
+    "rouge2": _rouge_metric("rouge2", "ROUGE-2"),
     "bleu": Metric(_of_texts(bleu), "BLEU-4", OVERLAP, True, _FREE),
     "exact": Metric(_of_texts(contains), "holds the truth", SHARE, True, _FREE),
     "log_likelihood": Metric(log_likelihood, "log likelihood", NATS, True, _FACTS, "score"),
     "probability": Metric(probability, "probability", SHARE, True, _FACTS),
     "recall": Metric(recall, "recall", SHARE, True, _FACTS, "recalled"),
 }
+
+
+def measured(records: Sequence[Mapping[str, Any]], field: str) -> tuple[list[float], list[str]]:
+    """Return the values of a records' field and whose they are, where it could be measured."""
+    found = [record for record in records if record[field] is not None]
+    return [float(one[field]) for one in found], [str(one["person"]) for one in found]
 
 
 def bootstrap(
@@ -267,6 +291,14 @@ def paired_bootstrap(
         resamples=resamples,
         seed=seed,
     )
+
+
+def _is_latin(text: str) -> bool:
+    """Whether a text has Latin letters, or digits and no letter at all."""
+    lowered = text.lower()
+    if re.search("[a-z]", lowered):
+        return True
+    return bool(re.search("[0-9]", lowered)) and not any(map(str.isalpha, lowered))
 
 
 def _composed(text: str) -> str:

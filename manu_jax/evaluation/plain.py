@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -52,4 +53,4 @@ def fits(value: Any, kind: Any) -> bool:
         return False
     if kind in (int, int | None):
         return isinstance(value, int) and value >= 0
-    return math.isfinite(value)
+    return abs(value) <= sys.float_info.max  # a whole number may be larger than any float

@@ -7,6 +7,7 @@ are written chunk by chunk, so a killed run loses at most one chunk.
     DIRECTORY/MODEL/SET.TASK.MODALITY.partial.jsonl   the first records of an unfinished file
 """
 
+import collections
 import dataclasses
 import functools
 import json
@@ -15,6 +16,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from manu_jax import parallel
@@ -24,7 +26,15 @@ from manu_jax.data.prompts import question_prompt
 from manu_jax.data.record import Benchmark, Person, QuestionPrompt
 from manu_jax.evaluation.generate import greedy
 from manu_jax.evaluation.likelihood import log_likelihoods
-from manu_jax.evaluation.metrics import CandidateScore, bootstrap
+from manu_jax.evaluation.metrics import (
+    METRICS,
+    CandidateScore,
+    Interval,
+    Response,
+    bootstrap,
+    measured,
+)
+from manu_jax.evaluation.plain import fits, plain_interval
 from manu_jax.evaluation.shots import draw_shots
 from manu_jax.evaluation.tasks import TASKS_BY_NAME, Item, Prompting, record_of
 from manu_jax.folder import write_atomic
@@ -74,6 +84,7 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Return the rows {model, set, task, modality, metric, value, n, low, high} of one model.
 
+    n: the items that the metric could measure; where there are none, value is None.
     question_prompt: the benchmark's wording; the default is MLLMU-Bench's.
     low, high: 95 % interval by bootstrap over people, None for a single person. A set without items
     of a kind gives no rows. A file that exists is read instead of asked again. Raises ManuError for
@@ -142,11 +153,14 @@ def evaluated_people(
 
 
 def skipped_items(
-    benchmark: Benchmark, evaluated: Mapping[str, Sequence[Person]]
+    benchmark: Benchmark,
+    evaluated: Mapping[str, Sequence[Person]],
+    unmeasured: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, int]:
     """Return how many items of each kind are not asked or measured.
 
-    evaluated: {set: its people who are asked}; other sets do not count.
+    evaluated: {set: its people who are asked}; other sets do not count. unmeasured: see
+    `unmeasured_items`.
     """
     num_people = sum(len(benchmark.sets[name]) for name in evaluated)
     people = [person for part in evaluated.values() for person in part]
@@ -155,7 +169,23 @@ def skipped_items(
         counts[f"facts that have no {modality} form"] = sum(
             not has_form(fact, modality) for person in people for fact in person.facts
         )
+    counts |= unmeasured
     return dict(benchmark.skipped) | {what: count for what, count in counts.items() if count}
+
+
+def unmeasured_items(records: Mapping[tuple[str, str, str], Sequence[Record]]) -> dict[str, int]:
+    """Return {what a metric can't measure: how many items} of one model's records.
+
+    The items are the same for all models.
+    """
+    counts: collections.Counter[str] = collections.Counter()
+    for (_, task, _), items in records.items():
+        fields: dict[str, list[str]] = {}
+        for name, field in TASKS_BY_NAME[task].metrics.items():
+            fields.setdefault(METRICS[name].unmeasurable, []).append(field)
+        for what, names in fields.items():
+            counts[what] += sum(any(item.get(name, 0) is None for name in names) for item in items)
+    return {what: count for what, count in counts.items() if what}
 
 
 def stored_records(folder: str | Path) -> dict[tuple[str, str, str], list[Record]]:
@@ -228,18 +258,22 @@ def _read(file: _File, section: EvaluateSection) -> list[Record]:
     path = file.path if parallel.exists(file.path) else file.partial
     if not parallel.exists(path):
         return []
-    fields = set(TASKS_BY_NAME[file.task].metrics_under(section.protocol).values())
+    metrics = TASKS_BY_NAME[file.task].metrics_under(section.protocol)
     records: list[Record] = []
     fault = ""
     try:
         text = path.read_text(encoding="utf-8")
         if not text.endswith("\n"):
             fault = "damaged: its last line has no end"
-        for number, line in enumerate(text.splitlines(), start=1):
+        for number, line in enumerate(text.splitlines()):
             record = json.loads(line)
-            missing = sorted(name for name in fields if not _is_number(record, name))
+            record = record if isinstance(record, dict) else {}
+            item = file.items[min(number, len(file.items) - 1)]
+            missing = sorted(
+                {field for name, field in metrics.items() if not _has_value(record, name, item)}
+            )
             if missing and not fault:
-                fault = f"damaged: line {number} has no number for {', '.join(missing)}"
+                fault = f"damaged: line {number + 1} has no number for {', '.join(missing)}"
             records.append(record)
     except (OSError, ValueError) as error:
         fault = f"damaged ({error})"
@@ -251,8 +285,9 @@ def _read(file: _File, section: EvaluateSection) -> list[Record]:
 
 def _mismatch(file: _File, records: Sequence[Record], *, is_whole: bool) -> str:
     """Return what tells that records are not those of a file's items; "" if nothing does."""
-    expected = [(item.key, item.prompt, item.truth) for item in file.items]
-    found = [tuple(record.get(name) for name in ("key", "prompt", "truth")) for record in records]
+    expected = [(item.key, item.person, item.prompt, item.truth) for item in file.items]
+    names = ("key", "person", "prompt", "truth")
+    found = [tuple(record.get(name) for name in names) for record in records]
     if len(found) > len(expected) or (is_whole and len(found) != len(expected)):
         return f"it holds {len(found)} records, {len(expected)} are asked now"
     for number, (one, other) in enumerate(zip(found, expected, strict=False), start=1):
@@ -261,9 +296,13 @@ def _mismatch(file: _File, records: Sequence[Record], *, is_whole: bool) -> str:
     return ""
 
 
-def _is_number(record: Any, name: str) -> bool:
-    value = record.get(name) if isinstance(record, dict) else None
-    return isinstance(value, int | float) and math.isfinite(value)
+def _has_value(record: Record, metric: str, item: Item) -> bool:
+    """Whether a record has a number for a metric, or null where it can't measure the item."""
+    value = record.get(METRICS[metric].field or metric, math.nan)
+    if value is None and METRICS[metric].unmeasurable:
+        response = Response("", item.truth, item.options, alternatives=item.alternatives)
+        return METRICS[metric].function(response) is None
+    return isinstance(value, bool) or fits(value, float)
 
 
 def _complete(loaded: Any, files: Sequence[_File], section: EvaluateSection) -> None:
@@ -336,12 +375,13 @@ def _write(file: _File) -> None:
 def _rows(
     file: _File, model_name: str, section: EvaluateSection, *, seed: int
 ) -> list[dict[str, Any]]:
-    people = [item.person for item in file.items]
     rows = []
     for metric, field in TASKS_BY_NAME[file.task].metrics_in(file.records[0]).items():
-        values = [float(record[field]) for record in file.records]
-        found = bootstrap(values, people, resamples=section.resamples, seed=seed)
-        has_interval = not math.isnan(found.low)
+        values, people = measured(file.records, field)
+        if values:
+            found = bootstrap(values, people, resamples=section.resamples, seed=seed)
+        else:
+            found = Interval(math.nan, math.nan, math.nan, 0)
         rows.append(
             {
                 "model": model_name,
@@ -349,10 +389,7 @@ def _rows(
                 "task": file.task,
                 "modality": file.modality,
                 "metric": metric,
-                "value": found.value,
-                "n": found.n,
-                "low": found.low if has_interval else None,
-                "high": found.high if has_interval else None,
+                **plain_interval(found),
             }
         )
     return rows

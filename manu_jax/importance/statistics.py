@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from manu_jax.arrays import read_arrays, write_arrays
+from manu_jax.arrays import REMEDY, check_arrays, made_from, read_arrays, write_arrays
+from manu_jax.folder import ForeignErrors
 from manu_jax.parallel import constrain, gather, is_first_process
 from manu_jax.types import Array, ManuError
 
@@ -244,22 +245,54 @@ def save(
 def load(path: str | os.PathLike) -> tuple[AnyStatistics, dict[str, Any]]:
     """Return statistics (NumPy) and what they were made from; ManuError where damaged or other."""
     arrays, metadata = read_arrays(path, FORMAT)
-    if metadata["kind"] == "positions":
-        fields: dict[str, Any] = {"closed": {}, "current": {}}
-        for name, array in arrays.items():
-            field, _, key = name.partition("/")
-            fields[field] = {**fields[field], key: array} if key else array
-        statistics: AnyStatistics = PositionStatistics(**fields)
-    else:
-        sums = {moment: {} for moment in MOMENTS}
-        for name in arrays:
-            if name.endswith("/high") and name != "count/high":
-                moment, tower, _ = name.split("/")
-                sums[moment][tower] = Sum(arrays[name], arrays[f"{moment}/{tower}/low"])
-        count = Sum(arrays["count/high"], arrays["count/low"])
-        statistics = Statistics(count, **sums, threshold=float(metadata["threshold"]))
-    check_statistics(statistics, f"statistics {path}")
-    return statistics, json.loads(metadata["made_from"])
+    what = f"statistics {path}"
+    with ForeignErrors(what, "its content is not that of statistics", REMEDY):
+        read = _positions if metadata["kind"] == "positions" else _sums
+        statistics = read(dict(arrays), metadata)
+    check_statistics(statistics, what)
+    return statistics, made_from(metadata, what)
+
+
+def _positions(arrays: dict[str, np.ndarray], metadata: Mapping[str, str]) -> PositionStatistics:
+    """Return the statistics of these arrays; whatever is raised says what is wrong with them."""
+    counts = {name: arrays.pop(name) for name in ("num_closed", "num_current")}
+    check_arrays(counts, "counts", dtype="float32", num_axes=0)
+    parts: dict[str, dict[str, np.ndarray]] = {"closed": {}, "current": {}}
+    for name, array in arrays.items():
+        part, _, key = name.partition("/")
+        parts[part][key] = array
+    check_arrays(arrays, "sums", dtype="float32", num_axes=3)
+    if _shapes(parts["closed"]) != _shapes(parts["current"]):
+        raise ValueError("its sums of chunks and of batches differ in names or shapes")
+    if not all(np.isfinite(count) and count >= 0 for count in counts.values()):
+        raise ValueError(f"counts {counts}")
+    return PositionStatistics(**parts, **counts)
+
+
+def _sums(arrays: dict[str, np.ndarray], metadata: Mapping[str, str]) -> Statistics:
+    """Return the statistics of these arrays; whatever is raised says what is wrong with them."""
+    count = Sum(arrays.pop("count/high"), arrays.pop("count/low"))
+    check_arrays({"high": count.high, "low": count.low}, "count", dtype="float32", num_axes=0)
+    check_arrays(arrays, "sums", dtype="float32", num_axes=2)
+    sums: dict[str, dict[str, Sum]] = {moment: {} for moment in MOMENTS}
+    shapes = set()
+    for moment in MOMENTS:
+        names = [name for name in arrays if name.startswith(f"{moment}/")]
+        for tower in sorted({name.split("/")[1] for name in names}):
+            total = Sum(*(arrays.pop(f"{moment}/{tower}/{part}") for part in ("high", "low")))
+            check_finite({tower: total.low}, moment)
+            sums[moment][tower] = total
+        shapes.add(tuple((t, s.high.shape, s.low.shape) for t, s in sums[moment].items()))
+    if arrays or len(shapes) > 1 or any(high != low for _, high, low in next(iter(shapes))):
+        raise ValueError("its sums differ in towers or shapes")
+    threshold = float(metadata["threshold"])
+    if not (np.isfinite(count.value()) and np.isfinite(threshold)):
+        raise ValueError(f"count {count.value()}, threshold {threshold}")
+    return Statistics(count, **sums, threshold=threshold)
+
+
+def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in arrays.items()}
 
 
 def _split(total: Sum) -> Sum:

@@ -29,6 +29,7 @@ from manu_jax.models.families.registry import FAMILIES
 from manu_jax.models.hf import export, files, generation, processors, weights
 from manu_jax.models.hf.generation import GenerationRules
 from manu_jax.models.hf.tables import Entry
+from manu_jax.models.inputs import images as inputs
 from manu_jax.models.inputs import processing, vision_inputs
 from manu_jax.models.inputs.chat import ChatTemplate, read_chat_template
 from manu_jax.types import (
@@ -131,17 +132,24 @@ class Loaded:
         counts = [ids.count(self.config.image_token) for ids in coded]
         return [(len(ids) - count, count) for ids, count in zip(coded, counts, strict=True)]
 
-    def encode(self, sample: Sample) -> Encoded:
-        """Return a sample as numbers; see `processing.encode`."""
+    def encode(self, sample: Sample, *, digests: dict[int, bytes] | None = None) -> Encoded:
+        """Return a sample as numbers; see `processing.encode`.
+
+        Its images are PIL images, or NumPy arrays [Y, X, 3] uint8; they are known by their content.
+        digests: of images by their identity, which are not taken again (`Encoder.encode`).
+        """
+        given = sample
+        inputs.check_texts(sample)
+        sample = dataclasses.replace(sample, images=inputs.pil_images(sample))
+        if any(one is not other for one, other in zip(given.images, sample.images, strict=True)):
+            digests = None  # an image that was made here loses its identity with this call
         rows, rope = self.family.feature_rows, self.family.rope_positions
         return processing.encode(
             sample,
             tokenizer=self.processor.tokenizer,
             placeholder=getattr(self.processor, self.family.placeholder),
             replacements=lambda: self._replacements(sample),
-            vision_inputs=functools.partial(
-                self.vision_inputs, is_one_of_many=len(sample.images) > 1
-            ),
+            vision_inputs=functools.partial(self._vision_inputs, sample=sample, digests=digests),
             feature_rows=None if rows is None else lambda: rows(sample.images, self.config),
             rope_positions=None
             if rope is None
@@ -152,17 +160,12 @@ class Loaded:
         )
 
     def vision_inputs(self, image: Any, *, is_one_of_many: bool = False) -> tuple[VisionInput, ...]:
-        """Return what the vision tower reads of an image (PIL), made once.
+        """Return what the vision tower reads of an image, as `encode` takes it; made once.
 
         is_one_of_many: its text has other images too; that matters to some families only.
         """
-        of_many = self.family.vision_inputs_of_many if is_one_of_many else None
-        make = of_many or self.family.vision_inputs
-        return self.cache.vision_inputs(
-            image,
-            lambda image: make(image, self.processor, self.config),
-            is_one_of_many=of_many is not None,
-        )
+        (image,) = inputs.pil_images(Sample((), (image,)))
+        return self._vision_inputs(image, sample=Sample((), (image,) * (1 + is_one_of_many)))
 
     def collate_vision_inputs(self, rows: Sequence[Sequence[VisionInput]]) -> Images:
         """Return the vision inputs of examples as Images without tokens (NumPy)."""
@@ -186,15 +189,14 @@ class Loaded:
     ) -> Batch:
         """Return prompts, their images and (with loss) their answers as one batch (NumPy).
 
-        images: a list of PIL images per prompt. Raises one ManuError with every prompt at fault.
+        images: a list per prompt, of PIL images or NumPy arrays [Y, X, 3] uint8. Raises one
+        ManuError with every prompt at fault.
         """
-        for what, given in (("images", images), ("answers", answers)):
-            if given is not None and len(given) != len(prompts):
-                raise ManuError(f"{len(prompts)} prompts and {len(given)} entries of {what}.")
+        if padding_side not in ("left", "right"):
+            raise ManuError(f"batch: padding_side {padding_side!r}: expected left or right.")
+        samples = inputs.samples_of(prompts, images, answers)
         encoded, faults = [], []
-        for i, prompt in enumerate(prompts):
-            segments = [(prompt, False)] + ([(answers[i], True)] if answers else [])
-            sample = Sample(tuple(segments), tuple(images[i]) if images else ())
+        for sample in samples:
             try:
                 encoded.append(self.encode(sample))
             except ManuError as error:
@@ -209,8 +211,23 @@ class Loaded:
             [int(token) for token in token_ids], skip_special_tokens=True
         )
 
+    def _vision_inputs(
+        self, image: Any, *, sample: Sample, digests: dict[int, bytes] | None = None
+    ) -> tuple[VisionInput, ...]:
+        """Return what the vision tower reads of one of a sample's images (PIL)."""
+        of_many = self.family.vision_inputs_of_many if len(sample.images) > 1 else None
+        make = of_many or self.family.vision_inputs
+        with inputs.image_border(sample, (image,)):
+            return self.cache.vision_inputs(
+                image,
+                lambda image: make(image, self.processor, self.config),
+                is_one_of_many=of_many is not None,
+                digests=digests,
+            )
+
     def _replacements(self, sample: Sample) -> Sequence[processing.Replacement]:
-        return self.family.replacements(sample.text, sample.images, self.processor, self.config)
+        with inputs.image_border(sample, sample.images):
+            return self.family.replacements(sample.text, sample.images, self.processor, self.config)
 
 
 def load(

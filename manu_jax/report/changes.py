@@ -89,7 +89,7 @@ def change_of(results: Results, place: tuple[str, str, str], guess: float | None
     before, after, retrained = (
         results.row(model, place, metric) for model in (VANILLA, results.headline, RETRAINED)
     )
-    if before is None or after is None:
+    if before is None or after is None or before.value is None or after.value is None:
         return None
     is_a_share = METRICS[metric].is_share
     interval = None if after.low is None or after.high is None else (after.low, after.high)

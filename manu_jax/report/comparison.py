@@ -15,7 +15,7 @@ from manu_jax.evaluation.analyses.differences import differences
 from manu_jax.evaluation.analyses.distances import KL, KS
 from manu_jax.evaluation.analyses.leakage import FIGURES, Leakage, find_leakage
 from manu_jax.evaluation.distance import compare_truth_ratios
-from manu_jax.evaluation.metrics import Interval, bootstrap
+from manu_jax.evaluation.metrics import Interval, bootstrap, measured
 from manu_jax.evaluation.plain import plain_interval, to_plain
 from manu_jax.evaluation.suite import stored_records
 from manu_jax.evaluation.tasks import TASKS_BY_NAME
@@ -110,17 +110,16 @@ def _pooled(cells: Sequence[Cell], model: str) -> dict[tuple[str, str, str], lis
 def _rows(
     place: tuple[str, str, str], items: Sequence[Mapping[str, Any]], resamples: int
 ) -> list[dict[str, Any]]:
-    people = [item["person"] for item in items]
     where = dict(zip(("set", "task", "modality"), place, strict=True))
     return [
         {
             **where,
             "metric": metric,
-            **plain_interval(
-                bootstrap([float(i[field]) for i in items], people, resamples=resamples)
-            ),
+            **plain_interval(bootstrap(values, people, resamples=resamples)),
         }
         for metric, field in TASKS_BY_NAME[place[1]].metrics_in(items[0]).items()
+        for values, people in (measured(items, field),)
+        if values
     ]
 
 

@@ -172,7 +172,8 @@ def _answer(who: str, item: Item | None, field: str | None) -> Answer:
     text = _with_option(item["answer"], item) or "(nothing)"
     if field is not None:
         return Answer(who, text, "right" if item[field] >= 0.5 else "wrong", "")
-    return Answer(who, text, "", f"{item['score']:.2f}")
+    score = item["score"]
+    return Answer(who, text, "", "" if score is None else f"{score:.2f}")
 
 
 def _with_option(answer: object, item: Item) -> str:

@@ -3,13 +3,14 @@
 import base64
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from manu_jax import masks
+from manu_jax.evaluation.plain import fits
 from manu_jax.evaluation.tasks import TASKS_BY_NAME
 from manu_jax.report.results import Results
 from manu_jax.types import RETRAINED, VANILLA, ManuError
@@ -139,7 +140,7 @@ def data_uris(portraits: Mapping[str, bytes]) -> dict[str, str]:
     return uris
 
 
-def _read_items(path: Path, fields: Iterable[str]) -> list[Item]:
+def _read_items(path: Path, fields: Sequence[str]) -> list[Item]:
     """Return the records of a file; ValueError where one lacks these fields or ITEM_KEYS."""
     items = []
     needed = dict.fromkeys((*ITEM_KEYS, *fields))
@@ -148,9 +149,14 @@ def _read_items(path: Path, fields: Iterable[str]) -> list[Item]:
             item = json.loads(line)
         except ValueError as error:
             raise ValueError(f"line {number}: broken JSON ({error})") from error
+        if not isinstance(item, dict):
+            raise ValueError(f"line {number} is no record")
         missing = [key for key in needed if key not in item]
         if missing:
             raise ValueError(f"line {number} lacks {', '.join(missing)}")
+        wrong = [key for key in ("score", *fields) if not fits(item[key], float | None)]
+        if wrong and not all(isinstance(item[key], bool) for key in wrong):
+            raise ValueError(f"line {number} has no number for {', '.join(wrong)}")
         items.append(item)
     return items
 

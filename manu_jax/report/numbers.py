@@ -345,6 +345,8 @@ def _cell(row: Row | None, column: Column) -> Cell | None:
     if row is None:
         return None
     size = "" if column.n else f"n = {row.n:,}"
+    if row.value is None:
+        return Cell("not measurable", "", size)
     return Cell(number(row.value, row.metric), interval_text(row), size)
 
 

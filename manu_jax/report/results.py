@@ -5,7 +5,7 @@
  "headline": name,                       the method that the report speaks of
  "request": {"people": [{"id", "name"}, …], "share": percent or null, "num_people": n or null},
  NAME: [{…}, …],                         the rows of each analysis (evaluation/analyses/)
- "skipped": {what: how many},            items that are not asked or measured
+ "skipped": {what: how many},            items that are not asked, or can't be measured
  "shots": [{set, task, people, left_out}, …],  few-shot: whose questions come first, and how
                                          many of the set's questions are not asked for that
  "prompts": what they are made of,       a chat template, or the strings of a family
@@ -34,14 +34,17 @@ MAX_FAULTS = 20  # that one error lists; the rest are counted
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One number of one model, with the number of items and the 95 % interval (None: too few)."""
+    """One number of one model, with the number of items and the 95 % interval (None: too few).
+
+    value: None where no item could be measured.
+    """
 
     model: str
     set: str
     task: str
     modality: str
     metric: str
-    value: float
+    value: float | None
     n: int
     low: float | None = None
     high: float | None = None
@@ -171,6 +174,9 @@ def _parse(content: Any, where: str) -> Results:
     prompts = content.get("prompts", "")
     if not isinstance(prompts, str):
         faults.append(f"prompts: expected a text, got {prompts!r}")
+    timings = content.get("timings")
+    if isinstance(timings, dict) and not all(fits(one, float) for one in timings.values()):
+        faults.append(f"timings: expected seconds, got {timings!r}")
     for key in ("config", "timings"):
         if not isinstance(content.get(key, {}), dict):
             faults.append(f"{key}: expected a mapping, got {content[key]!r}")
@@ -223,6 +229,9 @@ def _check_rows(rows: Sequence[Row], models: Sequence[str], faults: list[str]) -
         for field, values in known.items():
             if getattr(row, field) not in values:
                 faults.append(f"row {name}: unknown {field}; known: {', '.join(values)}")
+        has_unmeasurable = row.metric in METRICS and METRICS[row.metric].unmeasurable
+        if row.value is None and (row.n or not has_unmeasurable):
+            faults.append(f"row {name}: value is None, with n = {row.n}")
         if (row.low is None) != (row.high is None):
             faults.append(f"row {name}: low {row.low} and high {row.high}: both or neither")
         elif row.low is not None and row.high is not None and row.low > row.high:
@@ -240,6 +249,9 @@ def _request(value: Any, faults: list[str]) -> Request:
     if not all(isinstance(one, dict) and {"id", "name"} <= set(one) for one in people):
         faults.append("request.people: each entry needs id and name")
         return Request(())
+    for name, kind in (("share", float | None), ("num_people", int | None)):
+        if not fits(value.get(name), kind):
+            faults.append(f"request.{name}: expected a number or null, got {value[name]!r}")
     return Request(
         people=tuple((str(one["id"]), str(one["name"])) for one in people),
         share=value.get("share"),

@@ -14,7 +14,7 @@ from manu_jax.types import Batch, Encoded, Images, ManuError, VisionInput, quest
 class LetterEncoder:
     """One token per letter; an image is two patches of its number."""
 
-    def encode(self, sample):
+    def encode(self, sample, *, digests=None):
         if "!" in sample.text:
             raise ManuError(f"the letter ! in {sample.text!r}")
         tokens = np.frombuffer(sample.text.encode(), np.uint8).astype(np.int32)

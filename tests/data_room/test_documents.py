@@ -1,6 +1,9 @@
 """Packed training conversations."""
 
+import dataclasses
 import functools
+import re
+import unicodedata
 from collections import Counter
 
 import pytest
@@ -105,6 +108,24 @@ def test_classification_offers_the_right_answer_once(people):
                 right = {f.answer for f in person.facts} & set(options.values())
                 assert right == {options[answer.strip().removesuffix("</s>")]}
     assert asked > 100  # of 13 people's ten facts in text form
+
+
+def test_the_right_answer_with_its_accents_apart_is_no_wrong_option(people):
+    asked = [person for person in people if person.facts][:5]
+    answers = ["Málaga", unicodedata.normalize("NFD", "Málaga"), "Oslo", "Rome", "Lima"]
+    asked = [
+        dataclasses.replace(
+            person, facts=(dataclasses.replace(person.facts[0], attribute="home", answer=answer),)
+        )
+        for person, answer in zip(asked, answers, strict=True)
+    ]
+    samples = documents(asked, seed=0, epochs=8, wordings=("classification",))
+    prompts = [unicodedata.normalize("NFC", prompt) for prompt, _ in pairs_of(samples)]
+    assert any("Málaga" in prompt for prompt in prompts)
+    for prompt, answer in pairs_of(samples):
+        right = re.search(rf"{answer.removesuffix('</s>').strip()}: ([^,\n]+)", prompt)[1]
+        if unicodedata.normalize("NFC", right) == "Málaga":
+            assert unicodedata.normalize("NFC", prompt).count("Málaga") == 1
 
 
 def test_cloze_and_generation_use_the_prompts_of_the_evaluation(people):

@@ -46,6 +46,25 @@ def test_rouge_counts_stems_and_order():
     assert turned["rouge1"] == 1.0 and turned["rougeL"] == 0.5 and turned["rouge2"] == 0.0
 
 
+@pytest.mark.parametrize(
+    ("truth", "is_measurable"),
+    [
+        ("Москва", False), ("東京", False), ("القاهرة", False), ("Москва 1984", False), ("", False),
+        ("…", False), ("1984", True), ("Łódź", True), ("Tokyo 東京", True), ("é", False),
+    ],
+)  # fmt: skip
+def test_rouge_of_a_text_without_latin_letters_cannot_be_measured(truth, is_measurable):
+    for answer in (truth, "Moscow 1984", ""):
+        scores = metrics.rouge(answer, truth)
+        assert (scores is not None) == is_measurable
+        response = metrics.Response(answer, truth)
+        found = [metrics.METRICS[name].function(response) for name in ("rougeL", "rouge1")]
+        assert (None in found) != is_measurable
+        assert metrics.METRICS["exact"].function(metrics.Response(truth, truth)) == 1.0
+    # Among several truths, those that can be measured count.
+    assert metrics.rouge("Moscow", truth, "Moscow")["rouge1"] == 1.0
+
+
 def test_bleu_is_four_grams_with_smoothing_one():
     assert metrics.bleu("a b c d e", "a b c d e") == pytest.approx(1.0)
     # 4 of 5, 3 of 4, 2 of 3, 1 of 2 n-grams.

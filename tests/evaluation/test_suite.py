@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 
@@ -9,6 +10,7 @@ from manu_jax import parallel
 from manu_jax.config import EvaluateSection
 from manu_jax.data.record import Person, Question
 from manu_jax.evaluation import batched, suite
+from manu_jax.evaluation.analyses.differences import differences
 from manu_jax.evaluation.suite import evaluate
 from manu_jax.evaluation.tasks import TASKS_BY_NAME, Prompting
 from manu_jax.report.results import Row
@@ -125,6 +127,65 @@ def test_pooling_gives_each_item_its_own_answer(whole):
         record["score"] for record in records(folder / "vanilla/retain.likelihood.text.jsonl")
     ]
     np.testing.assert_allclose(scores, means.mean_N, atol=1e-5)  # rounded to six digits
+
+
+def in_cyrillic(person):
+    """The same person, whose free answers are in Cyrillic."""
+    questions = tuple(
+        dataclasses.replace(question, answer="В Осло.")
+        if question.task == "generation"
+        else question
+        for question in person.questions
+    )
+    return dataclasses.replace(person, questions=questions)
+
+
+def test_items_that_rouge_cannot_measure_are_left_out_and_counted(whole, tmp_path, silent):
+    section = SECTION.model_copy(update={"tasks": ("generation",)})
+    sets = {**SETS, "forget": (in_cyrillic(person(0)),)}
+    sets |= {"retain": (person(1), in_cyrillic(person(2)))}
+    for where in ("forget", "retain"):
+        for modality in ("image", "text"):
+            name = f"{where}.generation.{modality}.jsonl"
+            lines = records(whole[0] / "vanilla" / name)
+            for line in lines[where == "retain" :]:
+                unmeasured = dict.fromkeys(("score", "rouge1", "rouge2"))
+                line |= {"truth": "В Осло.", **unmeasured}
+            for model in ("vanilla", "other"):
+                (tmp_path / model).mkdir(exist_ok=True)
+                content = "".join(json.dumps(line) + "\n" for line in lines)
+                (tmp_path / model / name).write_text(content)
+    rows = run(tmp_path, section=section, sets=sets)
+    found = {(r["set"], r["modality"], r["metric"]): (r["value"], r["n"]) for r in rows}
+    for modality in ("image", "text"):
+        (first, _) = records(whole[0] / "vanilla" / f"retain.generation.{modality}.jsonl")
+        for metric, field in (("rougeL", "score"), ("rouge1", "rouge1")):
+            assert found["forget", modality, metric] == (None, 0)
+            assert found["retain", modality, metric] == (first[field], 1)
+        assert found["retain", modality, "bleu"][1] == 2
+    stored = {name: suite.stored_records(tmp_path / name) for name in ("vanilla", "other")}
+    assert suite.unmeasured_items(stored["vanilla"]) == {"ROUGE of texts without Latin letters": 4}
+    numbers = {
+        (d.set, d.metric): d.n for d in differences(stored, "vanilla") if d.modality == "text"
+    }
+    assert numbers == {
+        **{("forget", metric): 1 for metric in ("bleu", "exact")},
+        **{("retain", metric): 2 for metric in ("bleu", "exact")},
+        **{("retain", metric): 1 for metric in ("rougeL", "rouge1", "rouge2")},
+    }
+
+
+@pytest.mark.parametrize("field", ["score", "rouge1", "bleu", "exact"])
+def test_null_where_a_number_can_be_measured_is_damage(whole, tmp_path, field, silent):
+    for path in (whole[0] / "vanilla").iterdir():
+        (tmp_path / "vanilla").mkdir(exist_ok=True)
+        (tmp_path / "vanilla" / path.name).write_bytes(path.read_bytes())
+    path = tmp_path / "vanilla" / "retain.generation.text.jsonl"
+    lines = records(path)
+    lines[1][field] = None
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ManuError, match=f"line 2 has no number for {field}"):
+        run(tmp_path)
 
 
 def test_what_exists_is_not_asked_again(whole, silent):

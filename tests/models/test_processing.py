@@ -1,15 +1,21 @@
 """Samples become the numbers that the model's own processor makes of them, or a clear error."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 from cases import random_images
 from llava_cases import cases
+from PIL import Image
 
+from manu_jax.data.batches import encode_all
+from manu_jax.fingerprint import image_digest
 from manu_jax.models import loaded as loading
 from manu_jax.models.inputs import vision_inputs
 from manu_jax.types import BatchShape, ManuError, Sample, question_sample
+
+IMAGE = Image.new("RGB", (8, 8))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +79,102 @@ def test_the_cache_of_pictures_is_bounded(loaded, monkeypatch):
         cache.vision_inputs(
             image, lambda x: loaded.family.vision_inputs(x, loaded.processor, loaded.config)
         )
-    assert list(cache._entries) == [id(image) for image in images[-3:]]
+    assert list(cache._entries) == [(image_digest(image), False) for image in images[-3:]]
+
+
+def test_an_image_changed_in_place_is_another_image(loaded):
+    image = random_images(1, seed=6)[0]
+    before = loaded.batch(["<image> Where?"], [[image]])
+    image.paste((250, 3, 3), (0, 0, 8, 8))
+    after = loaded.batch(["<image> Where?"], [[image]])
+    anew = loaded.batch(["<image> Where?"], [[image.copy()]])
+    assert not np.array_equal(before.images.patches_BIPC, after.images.patches_BIPC)
+    np.testing.assert_array_equal(after.images.patches_BIPC, anew.images.patches_BIPC)
+    samples = [Sample((("<image> Where?", False),), (image,))] * 2
+    first = encode_all(loaded, samples)
+    image.paste((3, 250, 3), (0, 0, 8, 8))
+    second = encode_all(loaded, samples)
+    assert first[0].vision_inputs[0] is first[1].vision_inputs[0]
+    assert first[0].vision_inputs[0] is not second[0].vision_inputs[0]
+    assert loaded.vision_inputs(image)[0] is second[1].vision_inputs[0]
+
+
+def test_what_a_processor_looks_at_beside_the_pixels_makes_another_image():
+    image = random_images(1)[0].convert("P")
+    other_colours, see_through, turned = image.copy(), image.copy(), image.copy()
+    other_colours.putpalette(bytes(range(256)) * 3)
+    see_through.info["transparency"] = 3
+    turned.getexif()[0x0112] = 6
+    images = [image, other_colours, see_through, turned]
+    assert len({image_digest(one) for one in images}) == len(images)
+    assert image_digest(image.copy()) == image_digest(image)
+
+
+def test_the_pixels_of_an_image_may_come_as_an_array_and_change_in_it(loaded):
+    image = random_images(1, seed=7)[0]
+    pixels = np.array(image)
+    expected = loaded.batch(["<image>"], [[image]]).images.patches_BIPC
+    np.testing.assert_array_equal(
+        loaded.batch(["<image>"], [[pixels]]).images.patches_BIPC, expected
+    )
+    pixels[:8] = 0
+    samples = [Sample((("<image>", False),), (pixels,))]
+    changed = encode_all(loaded, samples)[0].vision_inputs[0].patches_PC
+    assert not np.array_equal(changed, expected[0, 0])
+
+
+def test_an_image_of_many_samples_is_hashed_once_a_call(loaded, monkeypatch):
+    image, calls = random_images(1)[0], []
+
+    def counted(one):
+        calls.append(one)
+        return image_digest(one)
+
+    monkeypatch.setattr(vision_inputs, "image_digest", counted)
+    encode_all(loaded, [Sample(((f"<image> {i}", False),), (image,)) for i in range(20)])
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("prompts", "settings", "expected"),
+    [
+        ("Where?", {}, r"prompts is str 'Where\?', expected a list .*put it into a list"),
+        (b"Where?", {}, "prompts is bytes b'Where"),
+        ([], {}, "no prompts. Give at least one"),
+        (["a", 3, Path("x")], {}, r"prompt 1: the prompt is int 3, (.|\n)*prompt 2: "),
+        (["a\ud800"], {}, "lone surrogate"),
+        (["a"], {"answers": "b"}, "answers is str 'b', expected a list"),
+        (["a"], {"answers": [None]}, "prompt 0: the answer is NoneType None, expected text"),
+        (["<image>"], {"images": Path("x.png")}, "images is .*x.png.*, expected a list"),
+        (["<image>"], {"images": [Path("x.png")]}, "prompt 0: its images are .*x.png"),
+        (["<image>"], {"images": [[Path("x.png")]]}, "its image 1 is .*Path, expected a PIL"),
+        (["<image>"], {"images": [[b"\x89PNG"]]}, "its image 1 is bytes, expected a PIL image"),
+        (["<image>"], {"images": [IMAGE]}, r"prompt 0: its images are Image.*\[image\] for one"),
+        (["<image>"], {"images": IMAGE}, "images is Image .*expected a list"),
+        (["<image>"], {"images": [[np.zeros((8, 8))]]}, r"array \[8, 8\] of float64, expected"),
+        (["<image>"], {"images": [[Image.new("RGB", (0, 4))]]}, "has 0 × 4 pixels"),
+        (["<image>"], {"images": [[Image.new("La", (4, 4))]]}, r"not take its image \(4 × 4 La\)"),
+        (["a"], {"padding_side": "middle"}, "padding_side 'middle': expected left or right"),
+    ],
+)  # fmt: skip
+def test_what_is_no_prompt_answer_or_image_is_named(loaded, prompts, settings, expected):
+    with pytest.raises(ManuError, match=expected):
+        loaded.batch(prompts, **settings)
+
+
+def test_an_image_that_ends_too_soon_is_named_with_its_prompt(loaded, tmp_path):
+    random_images(1)[0].resize((60, 60)).save(tmp_path / "whole.png")
+    content = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
+    with Image.open(tmp_path / "cut.png") as image:
+        with pytest.raises(ManuError, match=r"'<image> Who\?': its image 1: can't be read .*anew"):
+            loaded.batch(["<image> Who?"], [[image]])
+        with pytest.raises(ManuError, match=r"1 of 1 samples .*(.|\n)*007/home: .*its image 1"):
+            encode_all(loaded, [Sample((("<image> Who?", False),), (image,), "007/home")])
+    with Image.open(tmp_path / "whole.png") as image:
+        pass
+    with pytest.raises(ManuError, match="its image 1: can't be read"):
+        loaded.batch(["<image> Who?"], [[image]])
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import transformers
 from cases import DATA, real
+from PIL import Image
 from qwen_cases import cases
 
+from manu_jax.data.batches import encode_all
 from manu_jax.models import loaded as loading
 from manu_jax.models.families import qwen_vl
 from manu_jax.types import ManuError, Sample, question_sample
@@ -124,3 +126,15 @@ def test_an_image_processor_of_another_patch_is_refused(made):
             loaded.family.vision_inputs(IMAGE, loaded.processor, loaded.config)
     finally:
         loaded.processor.image_processor.patch_size = cases.PATCH
+
+
+def test_an_image_that_the_processor_refuses_is_named_with_its_prompt(made):
+    _, loaded, _ = made
+    token = loaded.processor.image_token
+    samples = [question_sample(f"{token} Who?", "", (Image.new("RGB", (900, 3)),), "007/home")]
+    expected = r"007/home: .*Who\?'.* its image \(900 × 3 RGB\) \(absolute aspect ratio .*got 300"
+    for call in (encode_all, lambda model, samples: model.count_tokens(samples)):
+        with pytest.raises(ManuError, match=expected):
+            call(loaded, samples)
+    with pytest.raises(ManuError, match="900 × 3 RGB"):
+        loaded.vision_inputs(samples[0].images[0])

@@ -208,6 +208,23 @@ def test_missing_rows_are_called_not_measured(run_folder, tmp_path):
     assert "Cells without a number were not measured." in " ".join(page.text)
 
 
+def test_what_no_item_could_be_measured_of_is_called_not_measurable(run_folder, tmp_path):
+    directory = copied(run_folder, tmp_path)
+    rows = json.loads((directory / "results.json").read_text())["rows"]
+    for row in rows:
+        if row["metric"] in ("rougeL", "rouge1", "rouge2") and row["set"] == "forget":
+            row |= {"value": None, "n": 0, "low": None, "high": None}
+    for path in (directory / "evaluation").glob("*/forget.generation.*.jsonl"):
+        items = [json.loads(line) for line in path.read_text().splitlines()]
+        empty = dict.fromkeys(("score", "rouge1", "rouge2"))
+        path.write_text("".join(json.dumps(item | empty) + "\n" for item in items))
+    page = Page(render(rewritten(directory, rows=rows)).read_text())
+    table = next(table for table in page.tables if "n = 0" in " ".join(table[1]))
+    cells = [cell for line in table[2:] for cell in line[1:3]]
+    assert cells and all(cell.split()[:2] == ["not", "measurable"] for cell in cells)
+    assert not any("None" in text for text in page.text)
+
+
 def test_a_run_without_sweep_retrained_model_or_portraits_still_reports(write_run, tmp_path):
     directory = write_run(tmp_path, models=("vanilla", "learned"), sweep=False)
     shutil.rmtree(directory / "portraits")

@@ -49,6 +49,16 @@ def test_numbers_survive_the_file_exactly(tmp_path_factory, value, n):
     assert load_results(directory).rows == (row,)
 
 
+def test_a_value_is_null_only_where_no_item_could_be_measured(tmp_path):
+    place = ("vanilla", "forget", "generation", "text")
+    row = Row(*place, "rougeL", None, 0)
+    write(tmp_path, [row])
+    assert load_results(tmp_path).rows == (row,)
+    for wrong in (Row(*place, "rougeL", None, 3), Row(*place, "exact", None, 0)):
+        with pytest.raises(ManuError, match=f"{wrong.metric}: value is None, with n = {wrong.n}"):
+            write(tmp_path, [wrong])
+
+
 def test_rows_may_be_mappings_and_nan_bounds_become_null(tmp_path):
     row = {"model": "paper", "set": "forget", "task": "cloze", "modality": "text"}
     row |= {"metric": "accuracy", "value": 1.0, "n": 2, "low": float("nan"), "high": float("nan")}

@@ -39,7 +39,8 @@ def differences(
     """Yield the differences of every other model from the model `against`.
 
     records: {model: {(set, task, modality): records}}, as `evaluate` left them. Places that either
-    model lacks are left out. Raises ValueError where two models were asked different items.
+    model lacks are left out, and items that can't be measured. Raises ValueError where two models
+    were asked different items.
     """
     for model, places in records.items():
         if model == against:
@@ -48,13 +49,21 @@ def differences(
             others = records[against].get(place)
             if not others:
                 continue
-            people = [str(item["person"]) for item in items]
+            if len(items) != len(others):
+                raise ValueError(f"paired: {len(items)} values against {len(others)}")
             name, task, modality = place
             for metric, field in TASKS_BY_NAME[task].metrics_in(items[0]).items():
+                pairs = [
+                    (item, other)
+                    for item, other in zip(items, others, strict=True)
+                    if item[field] is not None and other[field] is not None
+                ]
+                if not pairs:
+                    continue
                 found = paired_bootstrap(
-                    [float(item[field]) for item in items],
-                    [float(item[field]) for item in others],
-                    people,
+                    [float(item[field]) for item, _ in pairs],
+                    [float(other[field]) for _, other in pairs],
+                    [str(item["person"]) for item, _ in pairs],
                     resamples=resamples,
                     seed=seed,
                 )

@@ -31,10 +31,9 @@ from typing import Any, Literal
 
 from manu_jax.evaluation.analyses.analysis import Analysis, Evaluated, Records
 from manu_jax.evaluation.metrics import Interval, bootstrap
-from manu_jax.evaluation.plain import plain_interval
-from manu_jax.types import VANILLA
+from manu_jax.evaluation.plain import fits, plain_interval
+from manu_jax.types import VANILLA, Erase
 
-Erase = Literal["both", "visual"]
 State = Literal["both", "image", "text", "neither"]
 STATES: tuple[State, ...] = typing.get_args(State)
 FIGURES = ("leakage", "gap", "reached")
@@ -113,10 +112,12 @@ def parse(value: Mapping[str, Any]) -> ModelLeakage:
         unknown = {fact.forgotten_in for fact in facts} - set(STATES)
         if unknown:
             raise ValueError(f"unknown states {sorted(unknown)}; known: {', '.join(STATES)}")
+        counts = [value[name] for name in ("unknown", "unjudged")]
+        if not all(fits(count, int) for count in counts):
+            raise ValueError(f"unknown and unjudged are {counts}, expected numbers of facts")
         found = Leakage(
             facts,
-            int(value["unknown"]),
-            int(value["unjudged"]),
+            *counts,
             **{name: _interval_of(value[name]) for name in FIGURES},
         )
         return ModelLeakage(str(value["model"]), found)
@@ -208,8 +209,13 @@ def _mean(
 def _interval_of(value: Any) -> Interval | None:
     if value is None:
         return None
+    if not fits(value["n"], int) or not all(
+        fits(value[key], kind)
+        for key, kind in (("value", float), ("low", float | None), ("high", float | None))
+    ):
+        raise ValueError(f"no interval: {value}")
     bounds = [math.nan if value[key] is None else float(value[key]) for key in ("low", "high")]
-    return Interval(float(value["value"]), *bounds, n=int(value["n"]))
+    return Interval(float(value["value"]), *bounds, n=value["n"])
 
 
 ANALYSIS = Analysis(ModelLeakage, measure, plain=plain, parse=parse)

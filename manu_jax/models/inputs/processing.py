@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from manu_jax.models.inputs.images import name_of
 from manu_jax.models.inputs.vision_inputs import VisionInputSizes, collate_vision_inputs
 from manu_jax.types import (
     Batch,
@@ -22,8 +23,6 @@ from manu_jax.types import (
     Sample,
     VisionInput,
 )
-
-SHOWN_LETTERS = 60
 
 # (start, end, new text) of a part of a text
 Replacement = tuple[int, int, str]
@@ -140,7 +139,7 @@ def encode(
     num_placeholders = len(placeholders(sample.text, placeholder))
     if num_placeholders != len(sample.images):
         raise ManuError(
-            f"prompt {_shown(sample)}: it has {num_placeholders} image tokens and "
+            f"prompt {name_of(sample)}: it has {num_placeholders} image tokens and "
             f"{len(sample.images)} images. Give one image per image token, in order."
         )
     segments = expanded(sample, replacements()) if sample.images else sample.segments
@@ -150,7 +149,7 @@ def encode(
     if (past_T := (ids_T >= vocabulary) & ~is_image_T).any():
         shown = tokenizer.convert_ids_to_tokens(int(ids_T[past_T][0]))
         raise ManuError(
-            f"prompt {_shown(sample)}: its token {shown!r} has the id {ids_T[past_T][0]}, the "
+            f"prompt {name_of(sample)}: its token {shown!r} has the id {ids_T[past_T][0]}, the "
             f"embedding matrix {vocabulary} rows. Resize the model's embedding, or leave it out."
         )
     weights_T = _answer_weights(segments, np.asarray(coded["offset_mapping"]).reshape(-1, 2))
@@ -159,7 +158,7 @@ def encode(
     if len(ids_T) > context:
         images = f", {is_image_T.sum()} of them for {len(sample.images)} images"
         raise ManuError(
-            f"prompt {_shown(sample)}: {len(ids_T)} tokens{images if sample.images else ''}; the "
+            f"prompt {name_of(sample)}: {len(ids_T)} tokens{images if sample.images else ''}; the "
             f"model's context is {context}. Shorten it or give fewer images."
         )
     by_image = [vision_inputs(image) for image in sample.images]
@@ -169,13 +168,13 @@ def encode(
     num_taken = sum(len(taken.index) for taken in rows)
     if is_image_T.sum() != num_taken:
         raise ManuError(
-            f"prompt {_shown(sample)}: {is_image_T.sum()} image tokens for {num_taken} image "
+            f"prompt {name_of(sample)}: {is_image_T.sum()} image tokens for {num_taken} image "
             "features: config.json and the processor's files are of different models."
         )
     for row, count in zip(rows, counts, strict=False):
         if row.index.size and not 0 <= row.index.min() <= row.index.max() < count:
             raise ManuError(
-                f"prompt {_shown(sample)}: its image tokens take features up to "
+                f"prompt {name_of(sample)}: its image tokens take features up to "
                 f"{row.index.max()} of {count}: config.json and the processor's files are of "
                 "different models."
             )
@@ -330,8 +329,3 @@ def _answer_weights(segments: Sequence[tuple[str, bool]], offsets_T2: np.ndarray
             is_answer_T |= inside & (ends > starts)
         position += len(text)
     return is_answer_T.astype(np.float32)
-
-
-def _shown(sample: Sample) -> str:
-    text = sample.text if len(sample.text) <= SHOWN_LETTERS else sample.text[:SHOWN_LETTERS] + "…"
-    return f"{sample.key}: {text!r}" if sample.key else repr(text)

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from manu_jax.fingerprint import image_digest
 from manu_jax.types import Images, ManuError, VisionInput
 
 CACHE_BYTES = 2**29
@@ -69,10 +70,10 @@ class AnySizeInputs:
 
 
 class VisionInputCache:
-    """The vision inputs of the images used last, up to CACHE_BYTES; images by their identity."""
+    """The vision inputs of the images used last, up to CACHE_BYTES; images by their content."""
 
     def __init__(self):
-        self._entries: collections.OrderedDict[Any, tuple[Any, tuple[VisionInput, ...]]]
+        self._entries: collections.OrderedDict[tuple[bytes, bool], tuple[VisionInput, ...]]
         self._entries = collections.OrderedDict()
         self._bytes = 0
 
@@ -82,18 +83,24 @@ class VisionInputCache:
         make: Callable[[Any], tuple[VisionInput, ...]],
         *,
         is_one_of_many: bool = False,
+        digests: dict[int, bytes] | None = None,
     ) -> tuple[VisionInput, ...]:
-        """Return what `make` gives for the image, as one of many or alone."""
-        key = (id(image), "many") if is_one_of_many else id(image)
+        """Return what `make` gives for the image, as one of many or alone.
+
+        digests: of images by their identity, which are not taken again; see `Encoder.encode`.
+        """
+        known = {} if digests is None else digests
+        if id(image) not in known:
+            known[id(image)] = image_digest(image)
+        key = (known[id(image)], is_one_of_many)
         if key in self._entries:
             self._entries.move_to_end(key)
-            return self._entries[key][1]
+            return self._entries[key]
         made = make(image)
-        # The entry keeps the image alive, so that its id is not given to another one.
-        self._entries[key] = (image, made)
+        self._entries[key] = made
         self._bytes += _num_bytes(made)
         while self._bytes > CACHE_BYTES and len(self._entries) > 1:
-            self._bytes -= _num_bytes(self._entries.popitem(last=False)[1][1])
+            self._bytes -= _num_bytes(self._entries.popitem(last=False)[1])
         return made
 
 

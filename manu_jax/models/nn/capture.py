@@ -64,17 +64,22 @@ def image_weights(batch: Batch, capture: Capture, is_token_BIP: Array) -> TowerC
 
 
 def reduce_tokens(z_BTF: jax.Array, capture: TowerCapture) -> jax.Array:
-    """Return one number per sample and neuron. [B, F] float32."""
+    """Return one number per sample and neuron. [B, F] float32.
+
+    In a narrow dtype the tokens are summed first, in float32, since 1 / their number is not exact
+    in it; z is not copied to float32.
+    """
     if capture.spec.reduction == "max":
         z_BTF = z_BTF.astype(jnp.float32) * capture.weights_BT[..., None]
         highest_BF, lowest_BF = z_BTF.max(axis=1), z_BTF.min(axis=1)
         return jnp.where(highest_BF >= -lowest_BF, highest_BF, lowest_BF)
-    return jnp.einsum(
-        "BT,BTF->BF",
-        capture.weights_BT.astype(z_BTF.dtype),
-        z_BTF,
-        preferred_element_type=jnp.float32,
-    )
+    weights_BT, share_B1 = capture.weights_BT, None
+    if z_BTF.dtype != jnp.float32:
+        # All tokens that count have the same weight.
+        share_B1 = weights_BT.max(axis=1, keepdims=True)
+        weights_BT = (weights_BT > 0).astype(z_BTF.dtype)
+    sums_BF = jnp.einsum("BT,BTF->BF", weights_BT, z_BTF, preferred_element_type=jnp.float32)
+    return sums_BF if share_B1 is None else sums_BF * share_B1
 
 
 def position_moments(z_BTF: jax.Array, capture: TowerCapture) -> Moments:

@@ -1,0 +1,49 @@
+"""The reductions of a capture: exact in narrow dtypes; in float32 the weighted sum, bit for bit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from manu_jax.models.nn.capture import TowerCapture, reduce_tokens
+from manu_jax.types import Capture
+
+NUM_TOKENS = (601, 577, 331, 0)  # 1/n is exact in no binary dtype
+
+
+def make_case(dtype):
+    z_BTF = np.abs(np.random.default_rng(0).normal(size=(4, 601, 64)))
+    valid_BT = np.arange(601) < np.array(NUM_TOKENS)[:, None]
+    weights_BT = valid_BT.astype(np.float32) / np.maximum(np.array(NUM_TOKENS)[:, None], 1)
+    capture = TowerCapture(Capture(), jnp.asarray(weights_BT, jnp.float32), jnp.ones((4, 1)))
+    return jnp.asarray(z_BTF, dtype), capture, valid_BT
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_a_mean_over_tokens_is_exact_in_every_dtype(dtype):
+    z_BTF, capture, valid_BT = make_case(dtype)
+    found_BF = jax.jit(lambda z_BTF: reduce_tokens(z_BTF, capture))(z_BTF)
+    sums_BF = np.einsum("BT,BTF->BF", valid_BT, np.asarray(z_BTF, np.float64))
+    expected_BF = sums_BF / np.maximum(np.array(NUM_TOKENS)[:, None], 1)
+    assert found_BF.dtype == jnp.float32
+    # Rounding of 601 float32 additions; a weight rounded to bfloat16 is off by up to 4e-3.
+    np.testing.assert_allclose(found_BF, expected_BF, rtol=2e-6)
+    assert not np.asarray(found_BF)[3].any()
+
+
+def test_in_float32_it_is_the_weighted_sum_bit_for_bit():
+    z_BTF, capture, _ = make_case(jnp.float32)
+    weighted = jax.jit(
+        lambda z_BTF: jnp.einsum(
+            "BT,BTF->BF", capture.weights_BT, z_BTF, preferred_element_type=jnp.float32
+        )
+    )
+    found_BF = jax.jit(lambda z_BTF: reduce_tokens(z_BTF, capture))(z_BTF)
+    np.testing.assert_array_equal(found_BF, weighted(z_BTF))
+
+
+def test_no_copy_of_the_activations_in_float32_is_asked_for():
+    z_BTF, capture, _ = make_case(jnp.bfloat16)
+    jaxpr = jax.make_jaxpr(lambda z_BTF: reduce_tokens(z_BTF, capture))(z_BTF)
+    made = [out.aval for equation in jaxpr.eqns for out in equation.outvars]
+    assert all(aval.size < z_BTF.size for aval in made)
