@@ -27,7 +27,8 @@ class Family:
     - name_prefixes: {who writes these names: {prefix of a name: prefix of the export name}}. Export
       names are those in weight_table, which `save_pretrained` writes.
     - buffers: endings of the names of tensors that are computed; those in a file are ignored.
-    - tied: {name that files of a tied model may also hold: name of the tensor that it repeats}.
+    - head, embedding: names of the decoder's tensors. The files of a model whose config.text is
+      tied may also hold the head, which then repeats the embedding.
     - replacements: what replaces each placeholder in a text, given the text, its images, the
       processor and the config.
     - vision_inputs: what the vision tower gets for an image, given the image, the processor and the
@@ -52,7 +53,8 @@ class Family:
     weight_table: Callable[[Any], list[Entry]]
     name_prefixes: Mapping[str, Mapping[str, str]]
     buffers: tuple[str, ...]
-    tied: Callable[[Any], dict[str, str]]
+    head: str
+    embedding: str
     replacements: Callable[[str, Sequence[Any], Any, Any], Sequence[processing.Replacement]]
     vision_inputs: Callable[[Any, Any, Any], tuple[VisionInput, ...]]
     tiny_config: Callable[[ModelSection, Any], dict[str, Any]]
@@ -72,6 +74,10 @@ class Family:
         """Return the model with shapes in place of arrays; nothing is computed or allocated."""
         model = jax.eval_shape(lambda: self.build(jax.random.key(0), config))
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), model)
+
+    def tied(self, config: Any) -> dict[str, str]:
+        """Return {the head: the embedding that it repeats}; {} where the model is not tied."""
+        return {self.head: self.embedding} if config.text.is_tied else {}
 
     def towers(self, config: Any) -> dict[str, tuple[int, int]]:
         """Return {tower: (layers that run, neurons a layer)}."""

@@ -19,8 +19,8 @@ from manu_jax.models.families import llava
 from manu_jax.models.families.family import Family
 from manu_jax.models.families.tiny import (
     shared_config,
-    siglip_config,
     text_config,
+    vision_config,
     whole_squares,
     with_tokens,
 )
@@ -180,7 +180,7 @@ def tiny_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
             "tie_word_embeddings": True,
         },
         "vision_config": {
-            **siglip_config("siglip_vision_model", section),
+            **vision_config("siglip_vision_model", section),
             "vision_use_head": False,
         },
     }
@@ -219,7 +219,8 @@ FAMILY = Family(
     weight_table=weight_table,
     name_prefixes=llava.NAME_PREFIXES,
     buffers=llava.BUFFERS,
-    tied=llava.tied,
+    head=llava.HEAD,
+    embedding=llava.EMBEDDING,
     replacements=replacements,
     vision_inputs=vision_inputs,
     tiny_config=tiny_config,

@@ -24,8 +24,8 @@ from manu_jax.models.families.family import Family
 from manu_jax.models.families.tiny import (
     multiple_of,
     shared_config,
-    siglip_config,
     text_config,
+    vision_config,
     with_tokens,
 )
 from manu_jax.models.hf.fields import Fields, refuse
@@ -51,6 +51,7 @@ from manu_jax.types import Images, Template, VisionInput
 # All versions of transformers write the hub's names.
 NAME_PREFIXES = {"hub": {"model.": "model.", "lm_head.": "lm_head."}}
 BUFFERS = (".position_ids", ".rotary_emb.inv_freq")
+EMBEDDING = "model.text_model.embed_tokens.weight"
 TEMPLATE = Template(
     user="User:",
     image="<image>",
@@ -104,13 +105,11 @@ class Idefics2(Multimodal):
         self.vision = Vit(vision, config.vision)
         self.projection = Mlp(
             projection,
-            num_layers=1,
-            width=config.vision.width,
-            num_neurons=config.text.num_neurons,
-            activation=config.text.activation,
+            config.text,
             gated=True,
             bias=False,
-            output_width=config.text.width,
+            num_layers=1,
+            input_width=config.vision.width,
         )
         self.resampler = Resampler(resampler, config.perceiver)
         self.text = Decoder(text, config.text)
@@ -182,13 +181,6 @@ def weight_table(config: Idefics2Config) -> list[Entry]:
     )
 
 
-def tied(config: Any) -> dict[str, str]:
-    """Return {the head: the embedding that it repeats} of a tied model."""
-    if not config.text.is_tied:
-        return {}
-    return {"lm_head.weight": "model.text_model.embed_tokens.weight"}
-
-
 def replacements(
     text: str, images: Sequence[Any], processor: Any, config: Idefics2Config
 ) -> list[Replacement]:
@@ -248,11 +240,8 @@ def tiny_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
     return {
         **shared_config("Idefics2", "idefics2"),
         "image_token_id": tokenizer.convert_tokens_to_ids("<image>"),
-        "text_config": {
-            **text_config("mistral", section, tokenizer),
-            "sliding_window": None,
-        },
-        "vision_config": siglip_config("idefics2_vision", section),
+        "text_config": {**text_config("mistral", section, tokenizer), "sliding_window": None},
+        "vision_config": vision_config("idefics2_vision", section),
         "perceiver_config": {
             "model_type": "idefics2_perceiver",
             "hidden_act": "silu",
@@ -297,7 +286,8 @@ FAMILY = Family(
     weight_table=weight_table,
     name_prefixes=NAME_PREFIXES,
     buffers=BUFFERS,
-    tied=tied,
+    head="lm_head.weight",
+    embedding=EMBEDDING,
     replacements=replacements,
     vision_inputs=vision_inputs,
     tiny_config=tiny_config,

@@ -22,8 +22,8 @@ from manu_jax.models.families.family import Family
 from manu_jax.models.families.idefics2 import FAKE
 from manu_jax.models.families.tiny import (
     shared_config,
-    siglip_config,
     text_config,
+    vision_config,
     whole_squares,
     with_tokens,
 )
@@ -206,7 +206,7 @@ def tiny_config(section: ModelSection, tokenizer: Any, *, name: str) -> dict[str
         "image_token_id": tokenizer.convert_tokens_to_ids(PLACEHOLDER),
         "scale_factor": 2,
         "text_config": text_config("llama", section, tokenizer),
-        "vision_config": siglip_config(f"{kind}_vision", section),
+        "vision_config": vision_config(f"{kind}_vision", section),
     }
 
 
@@ -228,7 +228,8 @@ IDEFICS3 = Family(
     weight_table=weight_table,
     name_prefixes=idefics2.NAME_PREFIXES,
     buffers=idefics2.BUFFERS,
-    tied=idefics2.tied,
+    head="lm_head.weight",
+    embedding=idefics2.EMBEDDING,
     replacements=replacements,
     vision_inputs=vision_inputs,
     tiny_config=functools.partial(tiny_config, name="Idefics3"),

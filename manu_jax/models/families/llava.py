@@ -18,7 +18,7 @@ from flax import nnx
 
 from manu_jax.config import ModelSection
 from manu_jax.models.families.family import Family
-from manu_jax.models.families.tiny import shared_config, text_config
+from manu_jax.models.families.tiny import shared_config, text_config, vision_config
 from manu_jax.models.hf.fields import Fields, refuse
 from manu_jax.models.hf.tables import Entry
 from manu_jax.models.inputs.processing import repeated_token
@@ -64,6 +64,8 @@ NAME_PREFIXES: dict[str, dict[str, str]] = {
         "model.multi_modal_projector.": "multi_modal_projector.",
     },
 }
+HEAD = "language_model.lm_head.weight"
+EMBEDDING = "language_model.model.embed_tokens.weight"
 # In older files; computed, not loaded
 BUFFERS = (".position_ids", ".rotary_emb.inv_freq")
 
@@ -191,17 +193,8 @@ def weight_table(config: LlavaConfig) -> list[Entry]:
 
 def towers_table(config: Any) -> list[Entry]:
     """Return the table of the decoder and the tower; other families have the same names."""
-    table = decoder_table(
-        config.text, "text", "language_model.model.", "language_model.lm_head.weight"
-    )
+    table = decoder_table(config.text, "text", "language_model.model.", HEAD)
     return table + vit_table(config.vision, "vision", "vision_tower.vision_model.")
-
-
-def tied(config: Any) -> dict[str, str]:
-    """Return {the head: the embedding that it repeats} of a tied model."""
-    if not config.text.is_tied:
-        return {}
-    return {"language_model.lm_head.weight": "language_model.model.embed_tokens.weight"}
 
 
 def tiny_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
@@ -216,13 +209,7 @@ def tiny_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
         "vision_feature_select_strategy": "default",
         "text_config": text_config("llama", section, tokenizer),
         "vision_config": {
-            "model_type": "clip_vision_model",
-            "hidden_size": vision.width,
-            "intermediate_size": vision.num_neurons,
-            "num_hidden_layers": vision.num_layers,
-            "num_attention_heads": vision.num_heads,
-            "image_size": vision.image_size,
-            "patch_size": vision.patch_size,
+            **vision_config("clip_vision_model", section),
             "hidden_act": "quick_gelu",
             "layer_norm_eps": 1e-5,
         },
@@ -235,15 +222,19 @@ def tiny_processor(section: ModelSection, tokenizer: Any) -> Any:
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     size = section.vision.image_size
-    return LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(
-            size={"shortest_edge": size}, crop_size={"height": size, "width": size}
-        ),
-        tokenizer=tokenizer,
-        patch_size=section.vision.patch_size,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
+    images = CLIPImageProcessorPil(
+        size={"shortest_edge": size}, crop_size={"height": size, "width": size}
     )
+    return LlavaProcessor(images, tokenizer, **tiny_tokens(section))
+
+
+def tiny_tokens(section: ModelSection) -> dict[str, Any]:
+    """Return what a tiny model's processor says of image tokens, as its `config.json` does."""
+    return {
+        "patch_size": section.vision.patch_size,
+        "vision_feature_select_strategy": "default",
+        "num_additional_image_tokens": 1,  # the class token
+    }
 
 
 FAMILY = Family(
@@ -254,7 +245,8 @@ FAMILY = Family(
     weight_table=weight_table,
     name_prefixes=NAME_PREFIXES,
     buffers=BUFFERS,
-    tied=tied,
+    head=HEAD,
+    embedding=EMBEDDING,
     replacements=repeated_token,
     vision_inputs=square_vision_input,
     tiny_config=tiny_config,

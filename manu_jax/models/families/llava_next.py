@@ -259,17 +259,12 @@ def tiny_processor(section: ModelSection, tokenizer: Any) -> Any:
     )
 
     size = section.vision.image_size
-    return LlavaNextProcessor(
-        image_processor=LlavaNextImageProcessorPil(
-            size={"shortest_edge": size},
-            crop_size={"height": size, "width": size},
-            image_grid_pinpoints=[[size, size]],
-        ),
-        tokenizer=tokenizer,
-        patch_size=section.vision.patch_size,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
+    images = LlavaNextImageProcessorPil(
+        size={"shortest_edge": size},
+        crop_size={"height": size, "width": size},
+        image_grid_pinpoints=[[size, size]],
     )
+    return LlavaNextProcessor(images, tokenizer, **llava.tiny_tokens(section))
 
 
 FAMILY = Family(
@@ -280,7 +275,8 @@ FAMILY = Family(
     weight_table=weight_table,
     name_prefixes=NAME_PREFIXES,
     buffers=llava.BUFFERS,
-    tied=llava.tied,
+    head=llava.HEAD,
+    embedding=llava.EMBEDDING,
     replacements=replacements,
     vision_inputs=vision_inputs,
     feature_rows=feature_rows,

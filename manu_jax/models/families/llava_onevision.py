@@ -19,12 +19,7 @@ import numpy as np
 from manu_jax.config import ModelSection
 from manu_jax.models.families import llava, llava_next
 from manu_jax.models.families.family import Family
-from manu_jax.models.families.tiny import (
-    shared_config,
-    siglip_config,
-    text_config,
-    with_tokens,
-)
+from manu_jax.models.families.tiny import shared_config, text_config, vision_config, with_tokens
 from manu_jax.models.hf.fields import Fields, refuse
 from manu_jax.models.inputs.processing import (
     FeatureRows,
@@ -180,7 +175,7 @@ def tiny_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
         "vision_feature_select_strategy": "full",
         "text_config": text_config("qwen2", section, tokenizer),
         "vision_config": {
-            **siglip_config("siglip_vision_model", section),
+            **vision_config("siglip_vision_model", section),
             "vision_use_head": False,
         },
     }
@@ -208,7 +203,8 @@ FAMILY = Family(
     weight_table=llava_next.weight_table,
     name_prefixes=llava_next.NAME_PREFIXES,
     buffers=llava.BUFFERS,
-    tied=llava.tied,
+    head=llava.HEAD,
+    embedding=llava.EMBEDDING,
     replacements=replacements,
     vision_inputs=llava_next.vision_inputs,
     vision_inputs_of_many=vision_inputs_of_many,

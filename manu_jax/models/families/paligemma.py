@@ -16,7 +16,7 @@ from flax import nnx
 from manu_jax.config import ModelSection
 from manu_jax.models.families import llava
 from manu_jax.models.families.family import Family
-from manu_jax.models.families.tiny import shared_config, siglip_config, text_config, with_tokens
+from manu_jax.models.families.tiny import shared_config, text_config, vision_config, with_tokens
 from manu_jax.models.hf.fields import Fields, refuse
 from manu_jax.models.hf.tables import Entry
 from manu_jax.models.inputs.processing import repeated_token
@@ -152,7 +152,7 @@ def tiny_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
             "tie_word_embeddings": True,
         },
         "vision_config": {
-            **siglip_config("siglip_vision_model", section),
+            **vision_config("siglip_vision_model", section),
             "projection_dim": width,
             "vision_use_head": False,
         },
@@ -178,7 +178,8 @@ FAMILY = Family(
     weight_table=weight_table,
     name_prefixes=llava.NAME_PREFIXES,
     buffers=llava.BUFFERS,
-    tied=llava.tied,
+    head=llava.HEAD,
+    embedding=llava.EMBEDDING,
     replacements=repeated_token,
     vision_inputs=square_vision_input,
     tiny_config=tiny_config,

@@ -163,11 +163,6 @@ def weight_table(config: QwenVLConfig) -> list[Entry]:
     return table + qwen_vision_table(config.vision, "vision", "visual.")
 
 
-def tied(config: QwenVLConfig) -> dict[str, str]:
-    """Return {the head: the embedding that it repeats} of a tied model."""
-    return {"lm_head.weight": "model.embed_tokens.weight"} if config.text.is_tied else {}
-
-
 def replacements(
     text: str, images: Sequence[Any], processor: Any, config: QwenVLConfig
 ) -> list[Replacement]:
@@ -322,7 +317,8 @@ QWEN2_VL = Family(
     weight_table=weight_table,
     name_prefixes=NAME_PREFIXES,
     buffers=BUFFERS,
-    tied=tied,
+    head="lm_head.weight",
+    embedding="model.embed_tokens.weight",
     replacements=replacements,
     vision_inputs=vision_inputs,
     rope_positions=rope_positions,

@@ -75,6 +75,14 @@ class VitConfig:
         return self.side**2
 
     @property
+    def num_key_heads(self) -> int:
+        return self.num_heads
+
+    @property
+    def head_size(self) -> int:
+        return self.width // self.num_heads
+
+    @property
     def num_used_layers(self) -> int:
         """Layers that run."""
         return max(self.features)
@@ -152,27 +160,10 @@ class VitLayers(nnx.Module):
         L, D = num_layers, config.width
         self.attention_norm_LD = nnx.Param(jnp.ones((L, D)))
         self.attention_norm_bias_LD = nnx.Param(jnp.zeros((L, D)))
-        self.attention = Attention(
-            attention,
-            num_layers=L,
-            width=D,
-            num_heads=config.num_heads,
-            num_key_heads=config.num_heads,
-            head_size=D // config.num_heads,
-            qkv_bias=True,
-            output_bias=True,
-        )
+        self.attention = Attention(attention, config, qkv_bias=True, output_bias=True, num_layers=L)
         self.mlp_norm_LD = nnx.Param(jnp.ones((L, D)))
         self.mlp_norm_bias_LD = nnx.Param(jnp.zeros((L, D)))
-        self.mlp = Mlp(
-            mlp,
-            num_layers=L,
-            width=D,
-            num_neurons=config.num_neurons,
-            activation=config.activation,
-            gated=False,
-            bias=True,
-        )
+        self.mlp = Mlp(mlp, config, gated=False, bias=True, num_layers=L)
         self.epsilon = config.norm_epsilon
 
     def __call__(
@@ -251,11 +242,7 @@ class Vit(nnx.Module):
         self.config = config
 
     def __call__(
-        self,
-        patches_BIPC: Array,
-        grid_index_BIP: Array | None = None,
-        *,
-        forward: TowerForward,
+        self, patches_BIPC: Array, grid_index_BIP: Array | None = None, *, forward: TowerForward
     ) -> tuple[jax.Array, Any]:
         """Return the named hidden states side by side [B, I, P, D·n], and what was captured.
 
