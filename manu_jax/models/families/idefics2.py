@@ -28,7 +28,7 @@ from manu_jax.models.families.tiny import (
     vision_config,
     with_tokens,
 )
-from manu_jax.models.hf.fields import Fields, refuse
+from manu_jax.models.hf.fields import Fields
 from manu_jax.models.hf.tables import Entry
 from manu_jax.models.inputs.processing import Replacement, placeholders
 from manu_jax.models.inputs.vision_inputs import AnySizeInputs, patches_of
@@ -79,21 +79,19 @@ class Idefics2Config(AnySizeInputs):
 
 def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Idefics2Config:
     """Return the config of a `config.json`; ManuError lists every field that is not handled."""
-    faults: list[str] = []
-    fields = Fields(values, "", faults)
+    fields = Fields(values)
     is_tied = fields.flag("tie_word_embeddings", False)
     text = {"model_type": "mistral", **fields.part("text_config")}
-    text = decoder_config(text, faults, is_tied=is_tied)
+    text = decoder_config(text, fields.faults, is_tied=is_tied)
     vision = dict(fields.part("vision_config"))
     vision.pop("model_type", None)  # "idefics2" in the hub's files
     config = Idefics2Config(
         text=text,
-        vision=vit_config(vision, faults, kind="idefics2_vision"),
-        perceiver=perceiver_config(fields.part("perceiver_config"), text, faults),
+        vision=vit_config(vision, fields.faults, kind="idefics2_vision"),
+        perceiver=perceiver_config(fields.part("perceiver_config"), text, fields.faults),
         image_token=fields.token("image_token_id", 32001),
     )
-    fields.finish(fields.part("text_config"))
-    refuse(faults, where)
+    fields.refuse(where)
     return config
 
 

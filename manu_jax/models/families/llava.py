@@ -19,7 +19,7 @@ from flax import nnx
 from manu_jax.config import ModelSection
 from manu_jax.models.families.family import Family
 from manu_jax.models.families.tiny import shared_config, text_config, vision_config
-from manu_jax.models.hf.fields import Fields, refuse
+from manu_jax.models.hf.fields import Fields
 from manu_jax.models.hf.tables import Entry
 from manu_jax.models.inputs.processing import repeated_token
 from manu_jax.models.inputs.vision_inputs import FixedSizeInputs, square_vision_input
@@ -93,11 +93,9 @@ class LlavaConfig(FixedSizeInputs):
 
 def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> LlavaConfig:
     """Return the config of a `config.json`; ManuError lists every field that is not handled."""
-    faults: list[str] = []
-    fields = Fields(values, "", faults)
+    fields = Fields(values)
     config = LlavaConfig(**parts_of(fields, other_towers=("siglip_vision_model",)))
-    fields.finish(fields.part("text_config"))
-    refuse(faults, where)
+    fields.refuse(where)
     return config
 
 
@@ -163,11 +161,7 @@ class Llava(Multimodal):
 
     def encode_images(self, images: Images, forward: Forward) -> tuple[jax.Array, dict[str, Any]]:
         """Return the projected features, whose class token may be dropped. [B, I, P, E]."""
-        assert images.patches_BIPC is not None
-        B, count, patches = images.patches_BIPC.shape[:3]
-        is_token_BIP = jnp.ones((B, count, patches + self.config.vision.is_clip))
-        of_tower = forward.images("vision", is_token_BIP)
-        states_BIPD, captured = self.vision(images.patches_BIPC, forward=of_tower)
+        states_BIPD, captured = self.vision.of_images(images, forward)
         if self.config.drops_class_token:
             states_BIPD = states_BIPD[:, :, 1:]
         x_BIPE = project(states_BIPD, self.linear_1_DE[...])

@@ -20,7 +20,7 @@ from manu_jax.config import ModelSection
 from manu_jax.models.families import llava, llava_next
 from manu_jax.models.families.family import Family
 from manu_jax.models.families.tiny import shared_config, text_config, vision_config, with_tokens
-from manu_jax.models.hf.fields import Fields, refuse
+from manu_jax.models.hf.fields import Fields
 from manu_jax.models.inputs.processing import (
     FeatureRows,
     Processor,
@@ -62,8 +62,7 @@ class LlavaOnevisionConfig(llava_next.LlavaNextConfig):
 
 def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> LlavaOnevisionConfig:
     """Return the config of a `config.json`; ManuError lists every field that is not handled."""
-    faults: list[str] = []
-    fields = Fields(values, "", faults)
+    fields = Fields(values)
     parts = llava.parts_of(
         fields,
         strategies=("full",),  # "default" leaves no square; transformers can't read it either
@@ -84,8 +83,7 @@ def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Lla
         most_tiles=int(most[1]) if most else 1,
     )
     fields.need("use_image_newline_parameter", True, (True,))
-    fields.finish(fields.part("text_config"))
-    refuse(faults, where)
+    fields.refuse(where)
     return config
 
 

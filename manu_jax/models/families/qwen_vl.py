@@ -24,7 +24,7 @@ from manu_jax.models.families.tiny import (
     whole_squares,
     with_tokens,
 )
-from manu_jax.models.hf.fields import Fields, refuse
+from manu_jax.models.hf.fields import Fields
 from manu_jax.models.hf.tables import Entry
 from manu_jax.models.inputs.processing import (
     Processor,
@@ -95,36 +95,31 @@ def config_from_hf(
 ) -> QwenVLConfig:
     """Return the config of a `config.json`; ManuError lists every field that is not handled.
 
-    kind: "qwen2_vl" or "qwen2_5_vl". The decoder's fields stand beside the others in the hub's
+    kind: "qwen2_vl" or "qwen2_5_vl". The decoder's fields are among the others in the hub's
     files, and in a text_config in those of transformers 5.
     """
-    faults: list[str] = []
-    given = values.get("text_config")
-    fields = Fields(values, "", faults)
-    text = fields.part("text_config")
-    if given is None:
-        text = {name: value for name, value in values.items() if name not in WHOLE}
-    if given is None:
+    fields = Fields(values)
+    text, section = fields.part("text_config"), "text_config."
+    if values.get("text_config") is None:
+        text, section = {k: v for k, v in values.items() if k not in WHOLE}, ""
         for name in text:
             fields.get(name)
-    section = "" if given is None else "text_config."
     config = QwenVLConfig(
         text=decoder_config(
             {**text, "model_type": "qwen2_vl_text"},
-            faults,
+            fields.faults,
             is_tied=fields.flag("tie_word_embeddings", False),
             section=section,
         ),
-        vision=qwen_vision_config(fields.part("vision_config"), faults, kind),
+        vision=qwen_vision_config(fields.part("vision_config"), fields.faults, kind),
         image_token=fields.token("image_token_id", 151655),
     )
     if config.vision.output_width != config.text.width:
-        faults.append(
+        fields.faults.append(
             f"vision_config: the merger's width {config.vision.output_width} is not the "
             f"decoder's, {config.text.width}"
         )
-    fields.finish(fields.part("text_config"))
-    refuse(faults, where)
+    fields.refuse(where)
     return config
 
 

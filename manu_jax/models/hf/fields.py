@@ -36,13 +36,17 @@ BESIDE_TEXT = frozenset("hidden_size vocab_size image_seq_length image_seq_len".
 
 
 class Fields:
-    """One section of a config.json, read field by field; `finish` refuses what is left.
+    """A config.json or one of its sections, read field by field; `finish` notes what is left.
 
-    Problems are collected over all sections in `faults`, so that one error names them together.
+    section: its name and a dot, "" of the whole. faults: the list of the whole config, for a
+    section: one error names the faults of all sections together (`refuse`).
     """
 
-    def __init__(self, values: Mapping[str, Any], section: str, faults: list[str]):
-        self.values, self.section, self.faults = dict(values), section, faults
+    def __init__(
+        self, values: Mapping[str, Any], section: str = "", faults: list[str] | None = None
+    ):
+        self.values, self.section = dict(values), section
+        self.faults: list[str] = [] if faults is None else faults
         self.read: set[str] = set()
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -110,6 +114,16 @@ class Fields:
             elif text[name] != value:
                 self.fault(name, f"the text_config says {text[name]!r}")
 
+    def refuse(self, where: str) -> None:
+        """Finish a whole config, and raise one ManuError with the faults of all its sections."""
+        self.finish(self.part("text_config"))
+        if self.faults:
+            listed = "\n".join(f"  {fault}" for fault in self.faults)
+            raise ManuError(
+                f"{where}: this model needs what manu_jax does not do; the outputs would be wrong:"
+                f"\n{listed}\nUse a model whose config.json has these fields at their usual values."
+            )
+
     def _checked(self, name: str, default: Any, is_right: Callable[[Any], bool], why: str) -> Any:
         """Return a field that is right; note a fault, and return the default, otherwise."""
         value = self.get(name, default)
@@ -122,16 +136,6 @@ class Fields:
 def is_positive(value: Any) -> bool:
     """Whether a value is a positive number that float32 holds."""
     return isinstance(value, int | float) and value is not True and 0 < value < LARGEST
-
-
-def refuse(faults: list[str], where: str) -> None:
-    """Raise one ManuError with all faults of a config; return where there are none."""
-    if faults:
-        listed = "\n".join(f"  {fault}" for fault in faults)
-        raise ManuError(
-            f"{where}: this model needs what manu_jax does not do; the outputs would be wrong:\n"
-            f"{listed}\nUse a model whose config.json has these fields at their usual values."
-        )
 
 
 def _is_whole(value: Any, least: int, most: int) -> bool:

@@ -1,8 +1,8 @@
 """Which tensor of a Hugging Face file fills which leaf, and where the neurons of a tower lie.
 
 An Entry's axes are the letters of the tensor on disk; letters in parentheses share one dimension.
-The leaf's own letters end its path, so `Entry("…q_LDNH", "…q_proj.weight", "(NH)D")` says all there
-is to say about reading, slicing and writing that weight.
+The leaf's own letters end its path, so `Entry("…q_LDNH", "…q_proj.weight", "(NH)D")` defines
+how that weight is read, sliced and written.
 """
 
 import dataclasses

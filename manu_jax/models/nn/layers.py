@@ -7,13 +7,13 @@ in the module's form. Inside a layer the slice has no L, though its name keeps i
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-Remat = Literal["all", "dots", "none"]
+from manu_jax.config import Remat
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -25,7 +25,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 # What the backward pass recomputes: everything in a layer, all but the plain matmuls, nothing.
-REMATS: dict[str, Callable[[Callable], Callable]] = {
+REMATS: dict[Remat, Callable[[Callable], Callable]] = {
     "all": lambda body: jax.checkpoint(body, prevent_cse=False),
     "dots": lambda body: jax.checkpoint(
         body, prevent_cse=False, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
