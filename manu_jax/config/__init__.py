@@ -13,7 +13,6 @@ from manu_jax.config.methods import (
 )
 from manu_jax.config.run import RunConfig, load_config, to_yaml, validate_config
 from manu_jax.config.sections import (
-    ConnectorSize,
     DataSection,
     EvaluateSection,
     FilePath,
@@ -27,36 +26,3 @@ from manu_jax.config.sections import (
     UnlearnSection,
     VisionSize,
 )
-
-__all__ = [
-    "PRESETS",
-    "ConnectorSize",
-    "Count",
-    "DataSection",
-    "EvaluateSection",
-    "FilePath",
-    "Layers",
-    "LearnedMethod",
-    "LoraSection",
-    "MethodSettings",
-    "ModelSection",
-    "OptimizerSection",
-    "Protocol",
-    "RandomMethod",
-    "Remat",
-    "RunConfig",
-    "Scope",
-    "Section",
-    "ShotsSection",
-    "StatisticsMethod",
-    "TextSize",
-    "TrainSection",
-    "UnlearnSection",
-    "VisionSize",
-    "load_config",
-    "named_method",
-    "read_yaml",
-    "to_yaml",
-    "validate",
-    "validate_config",
-]

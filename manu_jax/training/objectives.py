@@ -94,13 +94,13 @@ def cross_entropy_on_answers(model: Any, batch: Batch, remat: Remat) -> jax.Arra
 def gradient_ascent(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
     """Return −CE(forget) (Jang et al. 2023, arXiv 2210.01504). Without a bound: it can diverge."""
     return _decoupled(
-        -cross_entropy_on_answers(model, _given(data.forget), remat), model, data, remat=remat
+        -cross_entropy_on_answers(model, _present(data.forget), remat), model, data, remat=remat
     )
 
 
 def keep_cross_entropy(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
     """Return w · CE(keep): the second pass of the official gradient difference."""
-    return data.keep_weight * cross_entropy_on_answers(model, _given(data.keep), remat)
+    return data.keep_weight * cross_entropy_on_answers(model, _present(data.keep), remat)
 
 
 def gradient_difference(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
@@ -114,8 +114,8 @@ def gradient_difference(model: Any, data: UnlearnData, remat: Remat) -> jax.Arra
 
 def keep_kl(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
     """Return w · KL(vanilla ‖ model), mean over the answer tokens of the batch to keep."""
-    logits_BAV, targets = logits_at_answers(model, _given(data.keep), remat=remat)
-    reference_BAV, _ = logits_at_answers(data.reference, _given(data.keep), remat=remat)
+    logits_BAV, targets = logits_at_answers(model, _present(data.keep), remat=remat)
+    reference_BAV, _ = logits_at_answers(data.reference, _present(data.keep), remat=remat)
     return data.keep_weight * _kl(reference_BAV, logits_BAV, targets)
 
 
@@ -138,7 +138,7 @@ def npo(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
     NPO = −(2 / β) · mean over examples of log σ(−β (log p − log p of vanilla)), with the sums of
     log p over an answer's tokens.
     """
-    forget = _given(data.forget)
+    forget = _present(data.forget)
     found_B, reference_B = (
         answer_log_likelihood(*logits_at_answers(one, forget, remat=remat))
         for one in (model, jax.lax.stop_gradient(data.reference))
@@ -154,10 +154,10 @@ def npo_official(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
     """Return −(2 / β) log σ(β (CE − CE of the reference)) on forget, as MLLMU-Bench's code has it.
 
     Differs from npo: mean CE of the batch in place of each answer's sum, β 0.4, the reference is a
-    model that was tuned on the facts to keep alone, and nothing is said of what is to be kept.
+    model that was tuned on the facts to keep alone, and there is no loss on the facts to keep.
     """
     found, reference = (
-        cross_entropy_on_answers(one, _given(data.forget), remat)
+        cross_entropy_on_answers(one, _present(data.forget), remat)
         for one in (model, jax.lax.stop_gradient(data.reference))
     )
     loss = -2 / data.beta * jax.nn.log_sigmoid(data.beta * (found - reference))
@@ -166,7 +166,7 @@ def npo_official(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
 
 def idk(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
     """Return CE(forget) + w · CE(keep), where the answers to forget are refusals (TOFU's IDK)."""
-    found = cross_entropy_on_answers(model, _given(data.forget), remat)
+    found = cross_entropy_on_answers(model, _present(data.forget), remat)
     return _decoupled(found + keep_cross_entropy(model, data, remat), model, data, remat=remat)
 
 
@@ -189,7 +189,7 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def _given(batch: Batch | None) -> Batch:
+def _present(batch: Batch | None) -> Batch:
     if batch is None:
         raise ValueError("the loss looks at facts that the step did not give")
     return batch
