@@ -309,7 +309,7 @@ def read_tensors(
 ) -> tuple[dict[str, weights.Tensor], list[Entry]]:
     """Return {export name: Tensor} of a folder, and the family's weight table."""
     _, tensors = weights.with_export_names(
-        weights.open_tensors(path), family.name_prefixes, family.buffers
+        weights.open_tensors(path), family.names.prefixes, family.names.buffers
     )
     return weights.without_repeats(tensors, family.tied(config)), family.weight_table(config)
 

@@ -309,5 +309,5 @@ def test_real_folders_are_read_and_their_indices_fit():
             continue
         stored = json.loads(index.read_text())["weight_map"]
         tensors = {name: weights.Tensor(folder / stored[name], name, (), "F32") for name in stored}
-        _, renamed = weights.with_export_names(tensors, family.name_prefixes, family.buffers)
+        _, renamed = weights.with_export_names(tensors, family.names.prefixes, family.names.buffers)
         assert set(renamed) == names_of(family, config), folder.name

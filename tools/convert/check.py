@@ -33,7 +33,7 @@ def check(source: Path) -> int:
     for tower, (layers, neurons) in family.towers(config).items():
         print(f"{tower:12} {layers} layers × {neurons:,} = {layers * neurons:,} neurons")
     tensors = weights.open_tensors(source)
-    names, renamed = weights.with_export_names(tensors, family.name_prefixes, family.buffers)
+    names, renamed = weights.with_export_names(tensors, family.names.prefixes, family.names.buffers)
     kinds = collections.Counter(tensor.dtype for tensor in tensors.values())
     files = len({tensor.file for tensor in tensors.values()})
     print(f"tensors      {len(tensors)} in {files} files, {names} names")

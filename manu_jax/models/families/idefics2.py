@@ -29,7 +29,7 @@ from manu_jax.models.families.tiny import (
     with_tokens,
 )
 from manu_jax.models.hf.fields import Fields
-from manu_jax.models.hf.tables import Entry
+from manu_jax.models.hf.tables import Entry, TensorNames
 from manu_jax.models.inputs.processing import Replacement, placeholders
 from manu_jax.models.inputs.vision_inputs import AnySizeInputs, patches_of
 from manu_jax.models.nn.decoder import Decoder, decoder_mlp, decoder_table
@@ -49,9 +49,12 @@ from manu_jax.models.nn.vit import Vit, VitConfig, vit_config, vit_mlp, vit_tabl
 from manu_jax.types import Images, Template, VisionInput
 
 # All versions of transformers write the hub's names.
-NAME_PREFIXES = {"hub": {"model.": "model.", "lm_head.": "lm_head."}}
-BUFFERS = (".position_ids", ".rotary_emb.inv_freq")
-EMBEDDING = "model.text_model.embed_tokens.weight"
+NAMES = TensorNames(
+    prefixes={"hub": {"model.": "model.", "lm_head.": "lm_head."}},
+    buffers=(".position_ids", ".rotary_emb.inv_freq"),
+    head="lm_head.weight",
+    embedding="model.text_model.embed_tokens.weight",
+)
 TEMPLATE = Template(
     user="User:",
     image="<image>",
@@ -171,7 +174,7 @@ def mlps(config: Idefics2Config) -> dict[str, TowerMlp]:
 
 def weight_table(config: Idefics2Config) -> list[Entry]:
     """Return which tensor fills which leaf of the model."""
-    table = decoder_table(config.text, "text", "model.text_model.", "lm_head.weight")
+    table = decoder_table(config.text, "text", "model.text_model.", NAMES.head)
     table += vit_table(config.vision, "vision", "model.vision_model.")
     table += mlp_table(mlps(config)["projection"], "model.connector.modality_projection.")
     return table + resampler_table(
@@ -282,10 +285,7 @@ FAMILY = Family(
     build=Idefics2,
     mlps=mlps,
     weight_table=weight_table,
-    name_prefixes=NAME_PREFIXES,
-    buffers=BUFFERS,
-    head="lm_head.weight",
-    embedding=EMBEDDING,
+    names=NAMES,
     replacements=replacements,
     vision_inputs=vision_inputs,
     tiny_config=tiny_config,

@@ -122,7 +122,7 @@ class Idefics3(Multimodal):
 
 def weight_table(config: Idefics3Config) -> list[Entry]:
     """Return which tensor fills which leaf of the model."""
-    table = decoder_table(config.text, "text", "model.text_model.", "lm_head.weight")
+    table = decoder_table(config.text, "text", "model.text_model.", idefics2.NAMES.head)
     table += vit_table(config.vision, "vision", "model.vision_model.")
     name = "model.connector.modality_projection.proj.weight"
     return [*table, Entry("projection_DE", name, "ED")]
@@ -220,10 +220,7 @@ IDEFICS3 = Family(
     config_from_hf=config_from_hf,
     build=Idefics3,
     weight_table=weight_table,
-    name_prefixes=idefics2.NAME_PREFIXES,
-    buffers=idefics2.BUFFERS,
-    head="lm_head.weight",
-    embedding=idefics2.EMBEDDING,
+    names=idefics2.NAMES,
     replacements=replacements,
     vision_inputs=vision_inputs,
     tiny_config=functools.partial(tiny_config, name="Idefics3"),

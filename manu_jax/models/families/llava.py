@@ -20,7 +20,7 @@ from manu_jax.config import ModelSection
 from manu_jax.models.families.family import Family
 from manu_jax.models.families.tiny import shared_config, text_config, vision_config
 from manu_jax.models.hf.fields import Fields
-from manu_jax.models.hf.tables import Entry
+from manu_jax.models.hf.tables import Entry, TensorNames
 from manu_jax.models.inputs.processing import repeated_token
 from manu_jax.models.inputs.vision_inputs import FixedSizeInputs, square_vision_input
 from manu_jax.models.nn.decoder import Decoder, decoder_table
@@ -37,37 +37,38 @@ VISION_DEFAULTS = {
     "num_hidden_layers": 24, "num_attention_heads": 16,
 }  # fmt: skip
 
-# {who writes these names: {prefix of a name: prefix of the export name}}. The entry that matches
-# most names of a folder counts, and the first of equals. The prefixes of "transformers 5" match the
-# hub's names, too, so they come second; its in-memory ones likewise match those of 4.
-NAME_PREFIXES: dict[str, dict[str, str]] = {
-    "hub": {
-        "language_model.": "language_model.",
-        "vision_tower.vision_model.": "vision_tower.vision_model.",
-        "multi_modal_projector.": "multi_modal_projector.",
+# The prefixes that match most names of a folder count, and the first of equals. Those of
+# "transformers 5" match the hub's names too, so they come second; its in-memory ones likewise match
+# those of 4.
+NAMES = TensorNames(
+    prefixes={
+        "hub": {
+            "language_model.": "language_model.",
+            "vision_tower.vision_model.": "vision_tower.vision_model.",
+            "multi_modal_projector.": "multi_modal_projector.",
+        },
+        "transformers 5": {  # of a model that was built from a config
+            "language_model.": "language_model.",
+            "vision_tower.": "vision_tower.vision_model.",
+            "multi_modal_projector.": "multi_modal_projector.",
+        },
+        "transformers 4 in-memory": {
+            "lm_head.": "language_model.lm_head.",
+            "model.language_model.": "language_model.model.",
+            "model.vision_tower.vision_model.": "vision_tower.vision_model.",
+            "model.multi_modal_projector.": "multi_modal_projector.",
+        },
+        "transformers 5 in-memory": {
+            "lm_head.": "language_model.lm_head.",
+            "model.language_model.": "language_model.model.",
+            "model.vision_tower.": "vision_tower.vision_model.",
+            "model.multi_modal_projector.": "multi_modal_projector.",
+        },
     },
-    "transformers 5": {  # of a model that was built from a config
-        "language_model.": "language_model.",
-        "vision_tower.": "vision_tower.vision_model.",
-        "multi_modal_projector.": "multi_modal_projector.",
-    },
-    "transformers 4 in-memory": {
-        "lm_head.": "language_model.lm_head.",
-        "model.language_model.": "language_model.model.",
-        "model.vision_tower.vision_model.": "vision_tower.vision_model.",
-        "model.multi_modal_projector.": "multi_modal_projector.",
-    },
-    "transformers 5 in-memory": {
-        "lm_head.": "language_model.lm_head.",
-        "model.language_model.": "language_model.model.",
-        "model.vision_tower.": "vision_tower.vision_model.",
-        "model.multi_modal_projector.": "multi_modal_projector.",
-    },
-}
-HEAD = "language_model.lm_head.weight"
-EMBEDDING = "language_model.model.embed_tokens.weight"
-# In older files; computed, not loaded
-BUFFERS = (".position_ids", ".rotary_emb.inv_freq")
+    buffers=(".position_ids", ".rotary_emb.inv_freq"),  # in older files
+    head="language_model.lm_head.weight",
+    embedding="language_model.model.embed_tokens.weight",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +188,7 @@ def weight_table(config: LlavaConfig) -> list[Entry]:
 
 def towers_table(config: Any) -> list[Entry]:
     """Return the table of the decoder and the tower; other families have the same names."""
-    table = decoder_table(config.text, "text", "language_model.model.", HEAD)
+    table = decoder_table(config.text, "text", "language_model.model.", NAMES.head)
     return table + vit_table(config.vision, "vision", "vision_tower.vision_model.")
 
 
@@ -237,10 +238,7 @@ FAMILY = Family(
     config_from_hf=config_from_hf,
     build=Llava,
     weight_table=weight_table,
-    name_prefixes=NAME_PREFIXES,
-    buffers=BUFFERS,
-    head=HEAD,
-    embedding=EMBEDDING,
+    names=NAMES,
     replacements=repeated_token,
     vision_inputs=square_vision_input,
     tiny_config=tiny_config,

@@ -36,10 +36,13 @@ from manu_jax.types import Images, ManuError, Template, VisionInput
 
 # Rows and columns of pixels, where the config.json names none
 PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
-NAME_PREFIXES = {
-    names: {**prefixes, "model." * ("in-memory" in names) + "image_newline": "image_newline"}
-    for names, prefixes in llava.NAME_PREFIXES.items()
-}
+NAMES = dataclasses.replace(
+    llava.NAMES,
+    prefixes={
+        writer: {**prefixes, "model." * ("in-memory" in writer) + "image_newline": "image_newline"}
+        for writer, prefixes in llava.NAMES.prefixes.items()
+    },
+)
 MISTRAL_START = "[INST]"
 MISTRAL = Template(user="[INST]", close=" [/INST]", system_form="{system} ")
 YI = Template(
@@ -271,10 +274,7 @@ FAMILY = Family(
     config_from_hf=config_from_hf,
     build=LlavaNext,
     weight_table=weight_table,
-    name_prefixes=NAME_PREFIXES,
-    buffers=llava.BUFFERS,
-    head=llava.HEAD,
-    embedding=llava.EMBEDDING,
+    names=NAMES,
     replacements=replacements,
     vision_inputs=vision_inputs,
     feature_rows=feature_rows,

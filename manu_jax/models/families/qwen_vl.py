@@ -25,7 +25,7 @@ from manu_jax.models.families.tiny import (
     with_tokens,
 )
 from manu_jax.models.hf.fields import Fields
-from manu_jax.models.hf.tables import Entry
+from manu_jax.models.hf.tables import Entry, TensorNames
 from manu_jax.models.inputs.processing import (
     Processor,
     Replacement,
@@ -50,15 +50,19 @@ from manu_jax.types import Images, ManuError, Template, VisionInput
 PLACEHOLDER = "<|image_pad|>"
 # transformers writes the hub's names. The prefixes of "hub" match all in-memory names, too, so they
 # come second.
-NAME_PREFIXES: dict[str, dict[str, str]] = {
-    "in-memory": {
-        "model.language_model.": "model.",
-        "model.visual.": "visual.",
-        "lm_head.": "lm_head.",
+NAMES = TensorNames(
+    prefixes={
+        "in-memory": {
+            "model.language_model.": "model.",
+            "model.visual.": "visual.",
+            "lm_head.": "lm_head.",
+        },
+        "hub": {"model.": "model.", "visual.": "visual.", "lm_head.": "lm_head."},
     },
-    "hub": {"model.": "model.", "visual.": "visual.", "lm_head.": "lm_head."},
-}
-BUFFERS = (".rotary_emb.inv_freq", ".rotary_pos_emb.inv_freq")
+    buffers=(".rotary_emb.inv_freq", ".rotary_pos_emb.inv_freq"),
+    head="lm_head.weight",
+    embedding="model.embed_tokens.weight",
+)
 TEMPLATE = Template(
     system="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",
     user="<|im_start|>user\n",
@@ -154,7 +158,7 @@ def mlps(config: QwenVLConfig) -> dict[str, TowerMlp]:
 
 def weight_table(config: QwenVLConfig) -> list[Entry]:
     """Return which tensor, by its export name, fills which leaf of the model."""
-    table = decoder_table(config.text, "text", "model.", "lm_head.weight")
+    table = decoder_table(config.text, "text", "model.", NAMES.head)
     return table + qwen_vision_table(config.vision, "vision", "visual.")
 
 
@@ -310,10 +314,7 @@ QWEN2_VL = Family(
     build=QwenVL,
     mlps=mlps,
     weight_table=weight_table,
-    name_prefixes=NAME_PREFIXES,
-    buffers=BUFFERS,
-    head="lm_head.weight",
-    embedding="model.embed_tokens.weight",
+    names=NAMES,
     replacements=replacements,
     vision_inputs=vision_inputs,
     rope_positions=rope_positions,

@@ -7,6 +7,23 @@ how that weight is read, sliced and written.
 
 import dataclasses
 import re
+from collections.abc import Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorNames:
+    """How the tensors of a family are named in files.
+
+    prefixes: {who writes these names: {prefix of a name: prefix of the export name}}. Export names
+    are those of the weight table, which `save_pretrained` writes. buffers: endings of the names of
+    tensors that are computed; those in a file are ignored. head, embedding: of the decoder; the
+    files of a tied model may also hold the head, which then repeats the embedding.
+    """
+
+    prefixes: Mapping[str, Mapping[str, str]]
+    buffers: tuple[str, ...]
+    head: str
+    embedding: str
 
 
 @dataclasses.dataclass(frozen=True)
