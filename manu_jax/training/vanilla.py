@@ -28,9 +28,9 @@ from manu_jax.data.record import Benchmark, Person, QuestionPrompt
 from manu_jax.models.loaded import Loaded, create, load, save_pretrained
 from manu_jax.training.tokenizer import train_tokenizer
 from manu_jax.training.trainer import train
-from manu_jax.types import MODALITIES
+from manu_jax.types import MODALITIES, RETRAINED, VANILLA
 
-PEOPLE = {"vanilla": ("forget", "retain"), "retrained": ("retain",)}
+PEOPLE = {VANILLA: ("forget", "retain"), RETRAINED: ("retain",)}
 OTHERS = ("celebrity", "general")  # what a model from random weights must learn too
 CHECKPOINTS = "checkpoints"
 MOST_EPOCHS = 24  # passes of different documents; a longer training repeats them, reshuffled
@@ -52,7 +52,7 @@ def train_models(
     model that exists is not trained again; a training that was killed goes on from its last
     checkpoint. The checkpoints are removed when both models exist.
     """
-    names = ["vanilla"] + ["retrained"] * section.retrained
+    names = [VANILLA] + [RETRAINED] * section.retrained
     missing = [name for name in names if not parallel.exists(directory / name)]
     if not missing:
         return
@@ -94,7 +94,7 @@ def remove_checkpoints(directory: Path) -> None:
 
 def tokenizer_texts(benchmark: Benchmark, question_prompt: QuestionPrompt) -> Iterator[str]:
     """Yield the texts that a tiny model will read and write: its tokenizer is trained on them."""
-    for part in (*PEOPLE["vanilla"], *OTHERS):
+    for part in (*PEOPLE[VANILLA], *OTHERS):
         for person in benchmark.sets[part]:
             for modality in MODALITIES:
                 for sample in forms(person.facts, modality):
@@ -124,7 +124,7 @@ def _base(
         model_on_host = jax.tree.map(np.asarray, loaded.model)
         placed = jax.device_put(model_on_host, parallel.tree_shardings(loaded.model, mesh))
         loaded = dataclasses.replace(loaded, model=placed, mesh=mesh)
-    sets = (*PEOPLE["retrained"], *OTHERS)
+    sets = (*PEOPLE[RETRAINED], *OTHERS)
     people = [person for part in sets for person in benchmark.sets[part]]
     trained = _taught(
         loaded,
