@@ -75,10 +75,11 @@ def load_jax(folder: Path, kind: type | None = None):
     import jax.numpy as jnp
 
     from manu_jax.models import loaded as loading
+    from manu_jax.models import stored
     from manu_jax.models.hf import weights
 
-    chosen, config, hf_config = loading.read_config(folder)
-    tensors, table = loading.read_tensors(folder, chosen, config)
+    chosen, config, hf_config = stored.read_config(folder)
+    tensors, table = stored.read_tensors(folder, chosen, config)
     model = weights.fill(chosen.abstract(config), tensors, table, dtype=jnp.float32, mesh=None)
     return (kind or loading.Loaded)(model, None, chosen, config, hf_config)
 

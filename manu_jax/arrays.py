@@ -35,7 +35,7 @@ def write_arrays(
 def read_arrays(path: str | os.PathLike, form: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Return what `write_arrays` wrote; ManuError where missing, damaged or of another form.
 
-    The hash of files from before it covered the metadata is taken, too.
+    Accepts the hash of earlier files too, which did not cover the metadata.
     """
     path = expand_path(path)
     if not path.is_file():

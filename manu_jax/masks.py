@@ -19,13 +19,14 @@ from manu_jax.arrays import made_from as made_from_of
 from manu_jax.fingerprint import weights_hash
 from manu_jax.folder import versions
 from manu_jax.leaves import path_name
+from manu_jax.models.loaded import Loaded
 from manu_jax.parallel import gather, is_first_process, put_replicated
 from manu_jax.types import Array, ManuError, Neurons, check_neurons
 
 FORMAT = "mask"
 
 
-def fold(loaded: Any, mask: Neurons) -> Any:
+def fold(loaded: Loaded, mask: Neurons) -> Loaded:
     """Return a new Loaded in which every weight of the removed neurons is zero.
 
     Of a gated MLP these are the gate row, the up row and the down column; of a plain one the fc1
@@ -36,7 +37,7 @@ def fold(loaded: Any, mask: Neurons) -> Any:
     return _replace(loaded, mask, lambda leaf, removed, _: jnp.where(removed, 0, leaf))
 
 
-def unfold(pruned: Any, original: Any, mask: Neurons) -> Any:
+def unfold(pruned: Loaded, original: Loaded, mask: Neurons) -> Loaded:
     """Return `pruned` with the weights that `mask` removed as they are in `original`."""
     sources = {
         path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(original.model)
@@ -44,14 +45,6 @@ def unfold(pruned: Any, original: Any, mask: Neurons) -> Any:
     return _replace(
         pruned, mask, lambda leaf, removed, name: jnp.where(removed, sources[name], leaf)
     )
-
-
-def as_gates(mask: Neurons) -> Neurons:
-    """Return the mask as factors for the forward pass: 1 − mask, float32."""
-    rows = sorted(key for key in mask if "." in key)
-    if rows:
-        raise ManuError(f"gates act on whole neurons, not on rows of {', '.join(rows)}: use fold.")
-    return {tower: np.float32(1) - np.asarray(mask[tower], np.float32) for tower in mask}
 
 
 def union(left: Neurons, right: Neurons) -> Neurons:
@@ -90,22 +83,10 @@ def describe(mask: Neurons) -> list[str]:
     return [line.replace("%)", " %)") for line in lines]
 
 
-def random_like(mask: Neurons, seed: int) -> Neurons:
-    """Return a mask by lot with as many neurons removed in every tower as in `mask`."""
-    drawn = {}
-    for number, key in enumerate(sorted(mask)):
-        removed_LF = np.asarray(mask[key])
-        order = np.random.default_rng([seed, number]).permutation(removed_LF.size)
-        chosen = np.zeros(removed_LF.size, bool)
-        chosen[order[: int(removed_LF.sum())]] = True
-        drawn[key] = chosen.reshape(removed_LF.shape)
-    return drawn
-
-
 def save(
     path: str | os.PathLike,
     mask: Neurons,
-    loaded: Any,
+    loaded: Loaded,
     *,
     preset: str,
     alpha: float,
@@ -129,10 +110,10 @@ def save(
         write_arrays(path, FORMAT, arrays, metadata=metadata)
 
 
-def load(path: str | os.PathLike, loaded: Any = None) -> tuple[Neurons, dict[str, Any]]:
+def load(path: str | os.PathLike, loaded: Loaded | None = None) -> tuple[Neurons, dict[str, Any]]:
     """Return a mask and what it was made from.
 
-    loaded: the model it is to be used on. Raises ManuError where the mask was made for another one,
+    loaded: the model to prune. Raises ManuError where the mask was made for another one,
     or the file is damaged.
     """
     arrays, metadata = read_arrays(path, FORMAT)
@@ -153,8 +134,8 @@ Leaves = Mapping[str, tuple[str, int]]  # part → (path of the leaf, which axis
 
 
 def _replace(
-    loaded: Any, mask: Neurons, change: Callable[[jax.Array, jax.Array, str], jax.Array]
-) -> Any:
+    loaded: Loaded, mask: Neurons, change: Callable[[jax.Array, jax.Array, str], jax.Array]
+) -> Loaded:
     """Return a new Loaded with `change(leaf, removed, name)` on each leaf that the mask touches."""
     tables: dict[str, Leaves] = {
         **loaded.family.neuron_leaves(loaded.config),
@@ -179,6 +160,6 @@ def _replace(
     return loaded.replace_model(model)
 
 
-def _check(mask: Mapping[str, Array], loaded: Any, what: str) -> None:
+def _check(mask: Mapping[str, Array], loaded: Loaded, what: str) -> None:
     known = {**loaded.towers, **loaded.family.matrix_rows(loaded.config)}
     check_neurons(mask, {key: known[key] for key in mask if key in known}, what)

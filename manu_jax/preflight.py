@@ -20,7 +20,8 @@ from manu_jax.evaluation.suite import check_prompts
 from manu_jax.folder import expand_path
 from manu_jax.leaves import leaves, num_parameters
 from manu_jax.models.families.registry import FAMILIES
-from manu_jax.models.loaded import DTYPES, Loaded, load_without_weights, read_config
+from manu_jax.models.loaded import Loaded, load_without_weights
+from manu_jax.models.stored import DTYPES, read_config
 from manu_jax.selection import eligible_layers
 from manu_jax.training import lora
 from manu_jax.training.fisher import check_no_adapters

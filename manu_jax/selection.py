@@ -77,8 +77,10 @@ def eligible_layers(scores: Neurons, layers: Mapping[str, LayerRange]) -> dict[s
     eligible = {}
     for key, values_LF in scores.items():
         num_layers = len(values_LF)
-        given = layers.get(key.partition(".")[0], (0, None))
-        first, end = (given.first, given.end) if isinstance(given, Layers) else given
+        layer_range = layers.get(key.partition(".")[0], (0, None))
+        first, end = (
+            (layer_range.first, layer_range.end) if isinstance(layer_range, Layers) else layer_range
+        )
         start = first + num_layers if first < 0 else first
         stop = num_layers if end is None else end + num_layers if end < 0 else end
         if not 0 <= start < stop <= num_layers:

@@ -17,7 +17,8 @@ from fuzzing import VALUES, counted, generator, harmed, named
 
 from manu_jax import arrays, checkpoint
 from manu_jax.leaves import shapes
-from manu_jax.models import loaded as loading
+from manu_jax.models import stored
+from manu_jax.models.families.registry import FAMILIES
 from manu_jax.models.hf import weights
 
 sys.path.insert(0, str(Path(__file__).parent / "models"))
@@ -35,13 +36,13 @@ def folder(tmp_path_factory):
 
 @counted(10, 1500)
 def test_headers_of_weights(folder, tmp_path, numbers):
-    family, config, _ = loading.read_config(folder)
+    family, config, _ = stored.read_config(folder)
     model = family.abstract(config)
     content = (folder / "model.safetensors").read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
 
     def read(path):
-        tensors, table = loading.read_tensors(path, family, config)
+        tensors, table = stored.read_tensors(path, family, config)
         weights.compare(tensors, table, shapes(model)).refuse(str(path))
         kind = weights.stored_dtype(tensors)
         return weights.fill(model, tensors, table, dtype=kind, mesh=None)
@@ -65,7 +66,7 @@ def test_bytes_of_the_config_and_of_the_index(folder, tmp_path, numbers):
     for number in numbers:
         (tmp_path / "config.json").write_bytes(harmed(content, generator("config", number)))
         with named("config", number):
-            family, config, _ = loading.read_config(tmp_path)
+            family, config, _ = stored.read_config(tmp_path)
             if number % 10 == 0:
                 family.abstract(config)
         (tmp_path / "model.safetensors.index.json").write_bytes(
@@ -79,8 +80,8 @@ def test_bytes_of_the_config_and_of_the_index(folder, tmp_path, numbers):
 def test_values_of_the_config_of_every_family(numbers):
     released = sorted((Path(__file__).parent / "data").glob("*.json"))
     configs = [json.loads(path.read_text()) for path in released]
-    configs = [values for values in configs if values.get("model_type") in loading.FAMILIES]
-    assert {values["model_type"] for values in configs} == set(loading.FAMILIES)
+    configs = [values for values in configs if values.get("model_type") in FAMILIES]
+    assert {values["model_type"] for values in configs} == set(FAMILIES)
     for number in numbers:
         random = generator("values", number)
         values = json.loads(json.dumps(configs[random.integers(len(configs))]))
@@ -90,7 +91,7 @@ def test_values_of_the_config_of_every_family(numbers):
             name = sorted(section)[random.integers(len(section))]
             if name != "model_type" or section is not values:
                 section[name] = VALUES[random.integers(len(VALUES))]
-        family = loading.FAMILIES[values["model_type"]]
+        family = FAMILIES[values["model_type"]]
         with named("values", number):
             config = family.config_from_hf(values, "config.json")
             if number % 20 == 0:

@@ -13,7 +13,8 @@ from manu_jax.data.forms import forms
 from manu_jax.data.record import Fact
 from manu_jax.leaves import path_name
 from manu_jax.models.families import llava
-from manu_jax.models.loaded import FAMILIES, Loaded
+from manu_jax.models.families.registry import FAMILIES
+from manu_jax.models.loaded import Loaded
 from manu_jax.parallel import tree_shardings
 from manu_jax.training.tokenizer import train_tokenizer
 from manu_jax.types import BatchShape

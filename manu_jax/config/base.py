@@ -75,8 +75,7 @@ def registered(place: str, what: str) -> pydantic.AfterValidator:
     def check(name: str) -> str:
         known = registry(place)
         if name not in known:
-            listed = ", ".join(repr(one) for one in known)
-            raise ValueError(f"unknown {what} {name!r}{near(name, known)} (known: {listed})")
+            raise ValueError(unknown(what, name, known))
         return name
 
     return pydantic.AfterValidator(check)
@@ -86,6 +85,12 @@ def registry(place: str) -> Mapping[str, Any]:
     """Return the registry at `place` ("package.module.NAME"), as it is now."""
     module, _, name = place.rpartition(".")
     return getattr(importlib.import_module(module), name)
+
+
+def unknown(what: str, name: Any, known: Collection[str]) -> str:
+    """Return the error about a name that is not known, with those that are."""
+    listed = ", ".join(repr(one) for one in known)
+    return f"unknown {what} {name!r}{near(str(name), known)} (known: {listed})"
 
 
 def near(name: str, known: Collection[str]) -> str:

@@ -15,15 +15,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from manu_jax.config.base import (
-    Count,
-    Remat,
-    Section,
-    SectionError,
-    near,
-    registered,
-    registry,
-)
+from manu_jax.config.base import Count, Remat, Section, SectionError, registered, registry, unknown
 from manu_jax.types import ManuError, Modality, Signal
 
 logger = logging.getLogger(__name__)
@@ -59,7 +51,7 @@ class MethodSettings(Section):
 
     name: MethodName  # that results and folders carry
     kind: str
-    # Which towers each form of the facts scores; all: whatever the model has
+    # Which towers each form of the facts scores; all: every tower of the model
     towers: dict[Modality, tuple[str, ...]] = {"image": ("all",), "text": ("text",)}
     # Which neurons go
     alpha: float = pydantic.Field(default=0.02, gt=0, lt=1)  # share of neurons removed
@@ -153,7 +145,7 @@ class LearnedMethod(MethodSettings):
 
 
 class RandomMethod(MethodSettings):
-    """Every neuron alike: a score by lot."""
+    """Scores drawn by the seed: the control that every method has to beat."""
 
     name: MethodName = "random"
     kind: Literal["random"] = "random"
@@ -194,7 +186,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # Ours: gates are learned, the rest of the model stays as it is.
     "learned": {"kind": "learned", "alpha": 0.2, "text_weight": 2.0},
-    # Every neuron alike.
+    # The control.
     "random": {"kind": "random"},
 }
 
@@ -212,13 +204,12 @@ def method_of(value: Any) -> MethodSettings:
     if not isinstance(value, Mapping):
         raise ValueError(f"expected a preset's name or a mapping, got {value!r}")
     methods = registry(METHODS)
-    given = _from_earlier_keys(dict(value), methods)
-    preset = given.pop("preset", None if "kind" in given else "paper")
+    values = _from_earlier_keys(dict(value), methods)
+    preset = values.pop("preset", None if "kind" in values else "paper")
     start = {} if preset is None else {"name": preset, **_preset(preset)}
-    kind = str(given.get("kind", start.get("kind")))
+    kind = str(values.get("kind", start.get("kind")))
     if kind not in methods:
-        listed = ", ".join(repr(one) for one in methods)
-        raise ValueError(f"unknown kind {kind!r}{near(kind, methods)} (known: {listed})")
+        raise ValueError(unknown("kind", kind, methods))
     if start and kind != start["kind"]:
         raise ValueError(
             f"kind is {kind!r}, but the preset {preset!r} is of the kind {start['kind']!r}: leave "
@@ -226,7 +217,7 @@ def method_of(value: Any) -> MethodSettings:
         )
     settings: type[MethodSettings] = methods[kind].settings
     try:
-        return settings.model_validate({**start, **given})
+        return settings.model_validate({**start, **values})
     except pydantic.ValidationError as error:
         raise SectionError(settings, error) from None
 
@@ -245,28 +236,27 @@ def named_method(preset: str | MethodSettings, **changes: Any) -> MethodSettings
 
 def _preset(name: Any) -> dict[str, Any]:
     if str(name) not in PRESETS:
-        listed = ", ".join(repr(one) for one in PRESETS)
-        raise ValueError(f"unknown preset {name!r}{near(str(name), PRESETS)} (known: {listed})")
+        raise ValueError(unknown("preset", name, PRESETS))
     return PRESETS[str(name)]
 
 
-def _from_earlier_keys(given: dict[str, Any], methods: Mapping[str, Any]) -> dict[str, Any]:
+def _from_earlier_keys(values: dict[str, Any], methods: Mapping[str, Any]) -> dict[str, Any]:
     """Return a method's mapping with the keys of this release; earlier ones are read for one more.
 
     `base` was the preset to start from, and `preset` beside it the name of the result. A resolved
     method had its name as `preset`, and the fields of every kind, which change nothing here.
     """
-    if "base" in given:
-        base = given.pop("base")
-        name = given.setdefault("name", given.get("preset", base))
-        given["preset"] = base
+    if "base" in values:
+        base = values.pop("base")
+        name = values.setdefault("name", values.get("preset", base))
+        values["preset"] = base
         notice = f"{{preset: {base}, name: {name}}}"
         logger.warning(
             "method %s: base and preset are now preset and name. Write %s.", name, notice
         )
-    elif given.keys() >= RESOLVED_BEFORE and str(given["kind"]) in methods:
-        given.setdefault("name", given.pop("preset"))
-        own = methods[str(given["kind"])].settings.model_fields
+    elif values.keys() >= RESOLVED_BEFORE and str(values["kind"]) in methods:
+        values.setdefault("name", values.pop("preset"))
+        own = methods[str(values["kind"])].settings.model_fields
         others = {key for method in methods.values() for key in method.settings.model_fields}
-        given = {key: value for key, value in given.items() if key in own or key not in others}
-    return given
+        values = {key: value for key, value in values.items() if key in own or key not in others}
+    return values

@@ -127,11 +127,16 @@ class LoraSection(Section):
     """Low-rank adapters, trained in place of the weights and merged into them at the end."""
 
     rank: Count = 16
-    alpha: float = pydantic.Field(default=16.0, gt=0)  # what is added is scaled by alpha / rank
+    alpha: float = pydantic.Field(default=16.0, gt=0)
     dropout: float = pydantic.Field(default=0.05, ge=0, lt=1)  # of an adapter's inputs
     # The matrices that get one: beginnings of their paths, as in text.layers.attention or
     # vision.layers.mlp.up. The default is every linear layer of the decoder's blocks.
     targets: tuple[str, ...] = pydantic.Field(default=("text.layers",), min_length=1)
+
+    @property
+    def scale(self) -> float:
+        """Factor of what an adapter adds: α / r."""
+        return self.alpha / self.rank
 
 
 class OptimizerSection(Section):
@@ -167,7 +172,7 @@ class TrainSection(OptimizerSection):
     facts_per_document: int = pydantic.Field(default=1, ge=1)
     # Jittered copies of each training image; 0: only the image itself
     views: int = pydantic.Field(default=0, ge=0)
-    # How a fact is put, drawn anew each time; a wording named twice is drawn twice as often
+    # How a fact is put, drawn for each document; a wording named twice is drawn twice as often
     wordings: tuple[Wording, ...] = pydantic.Field(default=("plain",), min_length=1)
     # How often the vanilla training goes through the forget people's texts in one pass
     repeat_forget: int = pydantic.Field(default=1, ge=1)
@@ -179,7 +184,7 @@ class TrainSection(OptimizerSection):
 class DecoupleSection(Section):
     """SafeEraser's Prompt-Decouple loss, added to the loss that forgets."""
 
-    path: FilePath  # SafeEraser's JSON file of records; images lie beside it
+    path: FilePath  # SafeEraser's JSON file of records; the images are in its folder
     weight: float = pydantic.Field(default=1.0, gt=0)  # the paper: 0.5 with GA and GD, 1 with KL
 
 
@@ -226,7 +231,7 @@ class UnlearnSection(OptimizerSection):
     # facts to keep.
     fisher: Literal["batch", "example"] = "batch"
     fisher_ratio: float = pydantic.Field(default=1.0, gt=0)
-    # system_prompt: what stands before every prompt; {names} are the people to forget
+    # system_prompt: the text before every prompt; {names} are the people to forget
     prompt: str = (
         "You know nothing about these people: {names}. Whatever you are asked about them, with or "
         "without a picture, say that you do not know.\n"
@@ -266,7 +271,7 @@ class EvaluateSection(Section):
     """What is asked of each model, and how.
 
     protocol: "zero_shot": letters and answers are written to the benchmark's prompts, and a letter
-    is looked for in whatever is written. "official_few_shot": MLLMU-Bench's own: answered questions
+    is looked for in the whole text. "official_few_shot": MLLMU-Bench's own: answered questions
     come first, and the first character is the letter. "likelihood": the likeliest option counts, no
     letter is written; blanks and free answers as in "zero_shot".
     """

@@ -1,8 +1,8 @@
 """What one cell of a benchmark's row may hold, and what it is read as.
 
-A text is a text. Null, NaN (what pandas writes for null) and blanks are an empty one. Whatever else
-stands where a text is due (a number, bytes, a mapping) is a fault: 1984.0 may have been "1984" or
-"1984.0", and a wrong truth would go unnoticed. The faults are ManuErrors without the place, which
+Null, NaN (what pandas writes for null) and blanks are read as an empty text. Any other value in
+place of a text (a number, bytes, a mapping) is a fault: 1984.0 may have been "1984" or "1984.0",
+and a wrong truth would go unnoticed. The faults are ManuErrors without the place, which
 the reader adds.
 """
 

@@ -17,20 +17,9 @@ from manu_jax.types import ManuError
 
 # What Pillow's decoders raise on damaged files: hardly any of them checks what it reads.
 _DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    EOFError,
-    RuntimeError,
-    MemoryError,
-    AssertionError,
-    struct.error,
-    zlib.error,
-)
+    OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
+    EOFError, RuntimeError, MemoryError, AssertionError, struct.error, zlib.error,
+)  # fmt: skip
 
 
 def decode(source: bytes | Path) -> Any:

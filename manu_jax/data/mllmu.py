@@ -83,13 +83,7 @@ class _Reader(TableReader):
     """One reading of a benchmark."""
 
     def __init__(
-        self,
-        path: Path,
-        *,
-        train_path: Path | None,
-        forget: int,
-        seed: int,
-        has_all_images: bool,
+        self, path: Path, *, train_path: Path | None, forget: int, seed: int, has_all_images: bool
     ):
         super().__init__()
         self.path, self.train_path = path, train_path
@@ -109,12 +103,13 @@ class _Reader(TableReader):
             folders["general"] = "General_Set"
         self._check_folders(list(folders.values()))
         pairs = self._read_pairs()
-        base = self._read_facts(self.path / "Base_Data") if self._has_base() else {}
+        base = self.path / "Base_Data"
+        base_pairs = self._read_facts(base) if base.is_dir() else {}
         sets: dict[str, tuple[Person, ...]] = {"general": ()}
         forget_ids = None
         for name, folder in folders.items():
             only = forget_ids if name == "test" else None
-            facts = base if name in ("celebrity", "general") else pairs
+            facts = base_pairs if name in ("celebrity", "general") else pairs
             sets[name] = self._read_people(name, self.path / folder, facts, only=only)
             if name == "forget":
                 forget_ids = {person.id for person in sets["forget"]}
@@ -128,9 +123,6 @@ class _Reader(TableReader):
             logger.info("benchmark: transformed images chosen with seed %d", self.seed)
         order = ("forget", "test", "retain", "celebrity", "general")
         return Benchmark({name: sets[name] for name in order}, dict(+self.skipped))
-
-    def _has_base(self) -> bool:
-        return (self.path / "Base_Data").is_dir()
 
     def _check_folders(self, evaluation: list[str]) -> None:
         wanted = [self.path / name for name in evaluation]
@@ -236,9 +228,9 @@ class _Reader(TableReader):
         _check_keys(item, ("Question", "Options", "Correct_Answer"))
         question = text_of(item["Question"], "Question")
         letter = text_of(item["Correct_Answer"], "Correct_Answer").upper()
-        given = options_of(item["Options"], "Options")
-        options = {key: text for key, text in given.items() if text}
-        self.skipped.update({EMPTY_OPTION: len(given) - len(options)})
+        all_options = options_of(item["Options"], "Options")
+        options = {key: text for key, text in all_options.items() if text}
+        self.skipped.update({EMPTY_OPTION: len(all_options) - len(options)})
         if not question or not letter:
             self.skipped[EMPTY_ITEM] += 1
             return None
@@ -321,19 +313,19 @@ def _columns_fault(schema: str, folder: Path, columns: set[str]) -> str | None:
     lacking = [name for name in wanted if name not in columns]
     if not lacking:
         return None
+    training, questions = "training data (column metadata)", "evaluation questions"
     if schema != "training" and "metadata" in columns:
+        found, expected = training, questions
+    elif schema == "training" and "Classification_Task" in columns:
+        found, expected = questions, training
+    else:
         return (
-            f"has training data (column metadata), expected evaluation questions. {folder.name} "
-            "exists in both: data.path is MLLMU-Bench, data.train_path is baseline_train_split."
-        )
-    if schema == "training" and "Classification_Task" in columns:
-        return (
-            f"has evaluation questions, expected training data (column metadata). {folder.name} "
-            "exists in both: data.path is MLLMU-Bench, data.train_path is baseline_train_split."
+            f"no column {', '.join(lacking)}; it has {', '.join(sorted(columns))}. Give the folder "
+            "of MLLMU-Bench as it is downloaded."
         )
     return (
-        f"no column {', '.join(lacking)}; it has {', '.join(sorted(columns))}. Give the folder of "
-        "MLLMU-Bench as it is downloaded."
+        f"has {found}, expected {expected}. {folder.name} exists in both: data.path is "
+        "MLLMU-Bench, data.train_path is baseline_train_split."
     )
 
 

@@ -5,7 +5,7 @@
 Nobody in it exists: names, biographies and faces are random, and the README in the folder and every
 biography say so. First and last names are shared with others, so that no single word identifies a
 person; several people share each value of an attribute, so that the question alone does not give
-the answer. Two folders stand beside MLLMU-Bench's ten:
+the answer. Two folders are added to MLLMU-Bench's ten:
 `General_Set` (questions that have nothing to do with people; a row is a topic) and `Base_Data`
 (what celebrities and topics are known by, for a model that is trained from nothing).
 
@@ -189,8 +189,8 @@ def _make_people(count: int, seed: int) -> list[dict[str, Any]]:
             for attribute, value in zip(ATTRIBUTES, values, strict=True)
         ]
         in_text = [(with_name(q, name), with_name(c, name), v, pool) for q, c, v, pool in items]
-        asked = random.permutation(len(items))[:NUM_CLASSIFICATION].tolist()
-        filled = [k for k in range(len(items)) if k not in asked]
+        chosen = random.permutation(len(items))[:NUM_CLASSIFICATION].tolist()
+        filled = [k for k in range(len(items)) if k not in chosen]
         person_id = f"{i + 1:03d}"
         biography = {"Note": NOTE, "Name": name}
         biography |= {attribute.name: v for attribute, v in zip(ATTRIBUTES, values, strict=True)}
@@ -206,8 +206,8 @@ def _make_people(count: int, seed: int) -> list[dict[str, Any]]:
                 "question": NAME_QUESTION,
                 "answer": name,
                 "Classification_Task": {
-                    "Image_Textual_Questions": _choices([items[k] for k in asked], random),
-                    "Pure_Text_Questions": _choices([in_text[k] for k in asked], random),
+                    "Image_Textual_Questions": _choices([items[k] for k in chosen], random),
+                    "Pure_Text_Questions": _choices([in_text[k] for k in chosen], random),
                 },
                 "Generation_Task": [
                     *_open_items(items, "Image_Textual", 0),
@@ -250,23 +250,17 @@ def _make_general(count: int, first_number: int, seed: int) -> list[dict[str, An
             shape, colour = shapes.pop()
             image = portraits.shape_picture(shape, colour, random)
             values = {"Shape": shape, "Colour": colour}
+            colours = tuple(portraits.SHAPE_COLOURS)
             items = [
                 ("Which shape is shown?", "The shape shown is a __.", shape, portraits.SHAPES),
-                (
-                    "Which colour is shown?",
-                    "The colour shown is __.",
-                    colour,
-                    tuple(portraits.SHAPE_COLOURS),
-                ),
+                ("Which colour is shown?", "The colour shown is __.", colour, colours),
             ]
         elif i % 4 == 2:
             country = countries.pop()
             capital = CAPITALS[country]
             values = {"Capital": capital}
-            question, cloze = (
-                f"What is the capital of {country}?",
-                f"The capital of {country} is __.",
-            )
+            question = f"What is the capital of {country}?"
+            cloze = f"The capital of {country} is __."
             items = [(question, cloze, capital, tuple(CAPITALS.values()))]
         else:
             a, b = sums.pop()

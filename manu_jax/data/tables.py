@@ -97,14 +97,9 @@ class TableReader:
                         is_wanted = only is None or (isinstance(row_id, str) and row_id in only)
                         yield row_id, batch.slice(i, 1).to_pylist()[0] if is_wanted else None
         except (
-            pyarrow.ArrowException,
-            OSError,
-            ValueError,
-            TypeError,
-            LookupError,
-            ArithmeticError,
+            pyarrow.ArrowException, OSError, ValueError, TypeError, LookupError, ArithmeticError,
             MemoryError,
-        ) as error:
+        ) as error:  # fmt: skip
             reason = (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
             self.faults.append(f"{shown}: not a whole parquet file ({reason}). Download it again.")
 

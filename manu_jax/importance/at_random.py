@@ -1,4 +1,4 @@
-"""Scores by lot: what is forgotten without any knowledge of the neurons."""
+"""Random scores: the control that every method has to beat."""
 
 import numpy as np
 

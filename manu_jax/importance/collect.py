@@ -99,12 +99,12 @@ def collect(
     """Return the statistics of `samples`, all of one modality, as `method` measures them; NumPy.
 
     gates: factors [L, F] of neurons in the forward pass (1 − mask of those removed already).
-    fade: gradient signal only; samples whose objective lies below −fade fade out. batch_size: of
-    sums over samples it is made a multiple of the mesh's data and fsdp axes. Statistics by position
-    are functions of a batch, which keeps its size; rows of weight 0 fill up the mesh. path: file to
-    keep them in. Where it stands and was made from the same model, samples and settings it is read
-    instead; a partial file beside it is written every `save_every` batches. Raises ManuError where
-    there are no samples, a sum is not finite, or the file was made from something else.
+    fade: gradient signal only; samples whose objective is below −fade fade out. batch_size: rounded
+    up to a multiple of the mesh's data and fsdp axes, except for statistics by position, which
+    depend on it: there rows of weight 0 fill up the mesh. path: the file of the statistics. If it
+    exists and was made from the same model, samples and settings, it is read; otherwise a partial
+    file is written every `save_every` batches. Raises ManuError where there are no samples, a sum
+    is not finite, or the file was made from something else.
     """
     if not samples:
         raise ManuError(

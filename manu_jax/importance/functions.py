@@ -122,13 +122,13 @@ def contrast(
     COMBINATIONS. float32; ManuError where a value is not finite.
     """
     method = statistics_method(preset)
-    given = {
+    statistics_by_name = {
         "forget, image": forget_image,
         "forget, text": forget_text,
         "keep, image": keep_image,
         "keep, text": keep_text,
     }
-    for name, statistics in given.items():
+    for name, statistics in statistics_by_name.items():
         check_statistics(statistics, f"statistics of {name}")
     scores = COMBINATIONS[method.combine](
         (forget_image, forget_text), (keep_image, keep_text), method

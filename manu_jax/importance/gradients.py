@@ -50,47 +50,18 @@ def per_example_gradients(
     ones = {tower: jnp.ones((L, num_examples, F)) for tower, (L, F) in towers.items()}
 
     def total(scales: Neurons) -> tuple[jax.Array, jax.Array]:
-        values_B = _objective(model, batch, _combine(scales, gates), objective, remat)
+        found = logits_at_answers(model, batch, gates=_combine(scales, gates), remat=remat)
+        values_B = ATTRIBUTION_OBJECTIVES[objective](*found)
         return values_B.sum(), values_B
 
     gradients, values_B = jax.grad(total, has_aux=True)(ones)
     return gradients, values_B
 
 
-def per_example_gradients_by_definition(
-    model: Any,
-    batch: Batch,
-    towers: Mapping[str, tuple[int, int]],
-    *,
-    objective: str = "log_odds",
-    gates: Neurons | None = None,
-    remat: Remat = "dots",
-) -> tuple[Neurons, jax.Array]:
-    """Return the same as `per_example_gradients` by `jax.vmap(jax.grad(...))`, as it is defined."""
-    ones = {tower: jnp.ones((L, F)) for tower, (L, F) in towers.items()}
-
-    def single(scales: Neurons, example: Batch) -> tuple[jax.Array, jax.Array]:
-        batch_of_one = jax.tree.map(lambda x: x[None], example)
-        values_B = _objective(model, batch_of_one, _combine(scales, gates), objective, remat)
-        return values_B[0], values_B[0]
-
-    gradients, values_B = jax.vmap(jax.grad(single, has_aux=True), in_axes=(None, 0))(ones, batch)
-    return {tower: g_BLF.swapaxes(0, 1) for tower, g_BLF in gradients.items()}, values_B
-
-
-def _objective(model: Any, batch: Batch, gates: Neurons, objective: str, remat: Remat) -> jax.Array:
-    return ATTRIBUTION_OBJECTIVES[objective](
-        *logits_at_answers(model, batch, gates=gates, remat=remat)
-    )
-
-
 def _combine(scales: Neurons, gates: Neurons | None) -> dict[str, Array]:
-    """Return scales · gates of each tower; a tower that only one of them has keeps its own."""
+    """Return the scales [L, B, F] times the gates; a tower that only one has keeps its own."""
     combined = dict(scales)
     for tower, gate_LF in (gates or {}).items():
-        if tower not in scales:
-            combined[tower] = gate_LF
-        else:
-            is_per_example = scales[tower].ndim == 3
-            combined[tower] = scales[tower] * (gate_LF[:, None] if is_per_example else gate_LF)
+        is_scaled = tower in scales
+        combined[tower] = scales[tower] * gate_LF[:, None] if is_scaled else gate_LF
     return combined

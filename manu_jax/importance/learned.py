@@ -57,7 +57,7 @@ def learn_gates(job: ScoringJob[LearnedMethod]) -> Neurons:
     """Return scores, high where a gate is to be closed: {tower: [L, F] float32}.
 
     The method's α is the share of gates that are closed while they are learned. The same seed gives
-    the same scores. Steps have batch sizes of their own, and a killed job begins anew.
+    the same scores. Steps have batch sizes of their own, and a killed job starts over.
     """
     loaded, method = job.loaded, job.method
     towers = method.scored_towers(loaded.towers)
@@ -87,7 +87,7 @@ def learn_gates(job: ScoringJob[LearnedMethod]) -> Neurons:
             scores, state, losses = _step(
                 scores, state, loaded.model, batches, np.int32(step), learning=learning
             )
-            if step % NOTE_EVERY == 0:  # to read a loss is to wait for the step
+            if step % NOTE_EVERY == 0:  # reading a loss waits for the step
                 note = ", ".join(f"{name} {float(loss):.3f}" for name, loss in losses.items())
             progress.advance(note=note)
     return parallel.gather(scores)

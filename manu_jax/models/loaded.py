@@ -23,15 +23,22 @@ from manu_jax.folder import (
     part_of,
     write_atomic,
 )
-from manu_jax.leaves import leaves, path_name, shapes
+from manu_jax.leaves import leaves, shapes
 from manu_jax.models.families.family import Family
 from manu_jax.models.families.registry import FAMILIES
 from manu_jax.models.hf import export, files, generation, processors, weights
 from manu_jax.models.hf.generation import GenerationRules
-from manu_jax.models.hf.tables import Entry
 from manu_jax.models.inputs import images as inputs
 from manu_jax.models.inputs import processing, vision_inputs
 from manu_jax.models.inputs.chat import ChatTemplate, read_chat_template
+from manu_jax.models.stored import (
+    CHECKPOINT,
+    DTYPES,
+    load_checkpoint,
+    read_config,
+    read_tensors,
+    saved_dtype,
+)
 from manu_jax.types import (
     Batch,
     BatchShape,
@@ -45,8 +52,6 @@ from manu_jax.types import (
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT = "checkpoint"  # the Orbax folder inside a converted model's
-DTYPES = ("float32", "bfloat16", "float16")
 PROMPTS = ("template", "benchmark")
 
 
@@ -250,8 +255,8 @@ def load(
     empty = load_without_weights(path, prompt=prompt)
     family, config, hf_config = empty.family, empty.config, empty.hf_config
     if (path / CHECKPOINT).exists():
-        kind = jnp.dtype(dtype or _saved_dtype(path, hf_config))
-        model = _load_checkpoint(path / CHECKPOINT, family.abstract(config, kind), mesh)
+        kind = jnp.dtype(dtype or saved_dtype(path, hf_config))
+        model = load_checkpoint(path / CHECKPOINT, family.abstract(config, kind), mesh)
     else:
         tensors, table = read_tensors(path, family, config)
         model = empty.model
@@ -334,38 +339,6 @@ def create(section: ModelSection, tokenizer: Any, key: jax.Array) -> Loaded:
     return Loaded(_random_model(key, config, chosen.build), processor, chosen, config, hf_config)
 
 
-def read_config(path: Path) -> tuple[Family, Any, dict[str, Any]]:
-    """Return the family, the config and the raw `config.json` of a folder."""
-    if not path.is_dir():
-        raise ManuError(f"{path}: no such folder. Give one with a config.json and its weights.")
-    file = path / "config.json"
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        held = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "nothing"
-        raise ManuError(
-            f"{path}: no config.json; the folder holds {held}. Is it a model?"
-        ) from None
-    except (ValueError, OSError, RecursionError) as error:
-        raise ManuError(f"{file}: can't be read as JSON ({error}). Get it anew.") from None
-    if not isinstance(values, dict):
-        raise ManuError(f"{file}: expected a mapping of fields, got {values!r:.60}. Get it anew.")
-    name = values.get("model_type")
-    if not isinstance(name, str) or name not in FAMILIES:
-        raise ManuError(f"{file}: model_type {name!r}; known: {', '.join(FAMILIES)}.")
-    return FAMILIES[name], FAMILIES[name].config_from_hf(values, str(file)), values
-
-
-def read_tensors(
-    path: Path, family: Family, config: Any
-) -> tuple[dict[str, weights.Tensor], list[Entry]]:
-    """Return {export name: Tensor} of a folder, and the family's weight table."""
-    _, tensors = weights.with_export_names(
-        weights.open_tensors(path), family.name_prefixes, family.buffers
-    )
-    return weights.without_repeats(tensors, family.tied(config)), family.weight_table(config)
-
-
 def write_small_files(loaded: Loaded, folder: Path) -> None:
     """Write everything of a Hugging Face folder but the weights; see `files.KEPT`."""
     if loaded.path is not None and loaded.path.is_dir():
@@ -381,29 +354,6 @@ def write_small_files(loaded: Loaded, folder: Path) -> None:
             named = {key: kind for key in ("dtype", "torch_dtype") if key in config[name]}
             config[name] = {**config[name], **named}
     write_atomic(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-def _saved_dtype(path: Path, hf_config: Mapping[str, Any]) -> str:
-    kind = hf_config.get("dtype")
-    if kind not in DTYPES:
-        raise ManuError(
-            f"{path / 'config.json'}: dtype {kind!r}; a converted folder needs one of "
-            f"{', '.join(DTYPES)}. Convert the model again."
-        )
-    return kind
-
-
-def _load_checkpoint(path: Path, model: Any, mesh: jax.sharding.Mesh | None) -> Any:
-    def placed(name: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        if mesh is None:
-            split = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        else:
-            split = parallel.sharding(name, leaf.shape, mesh)
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split)
-
-    target = {name: placed(name, leaf) for name, leaf in leaves(model).items()}
-    found = checkpoint.load(path, target)
-    return jax.tree_util.tree_map_with_path(lambda p, _: found[path_name(p)], model)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

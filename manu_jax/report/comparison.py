@@ -80,11 +80,11 @@ def compare_cells(cells: Sequence[Cell], resamples: int = 1000) -> dict[str, Any
     return found
 
 
-def to_markdown(found: Mapping[str, Any]) -> str:
+def to_markdown(compared: Mapping[str, Any]) -> str:
     """Return a table per share: free answers that hold the truth, leakage, distance."""
     lines = []
-    for share in sorted({row["share"] for row in found["rows"]}):
-        lines += _table(found, share)
+    for share in sorted({row["share"] for row in compared["rows"]}):
+        lines += _table(compared, share)
     return "\n".join(lines)
 
 
@@ -159,12 +159,12 @@ def _plain(interval: Interval | None) -> dict[str, Any] | None:
     return None if interval is None else plain_interval(interval)
 
 
-def _table(found: Mapping[str, Any], share: int) -> list[str]:
+def _table(compared: Mapping[str, Any], share: int) -> list[str]:
     def of(name: str, **where: Any) -> dict[str, Any] | None:
         wanted = {"share": share, **where}.items()
-        return next((one for one in found[name] if wanted <= one.items()), None)
+        return next((one for one in compared[name] if wanted <= one.items()), None)
 
-    models = list(dict.fromkeys(row["model"] for row in found["rows"] if row["share"] == share))
+    models = list(dict.fromkeys(row["model"] for row in compared["rows"] if row["share"] == share))
     head = [
         "model",
         *(f"{name}, {modality}" for name, modality in COLUMNS),
@@ -193,12 +193,12 @@ def _table(found: Mapping[str, Any], share: int) -> list[str]:
                 " / ".join("–" if one is None else f"{one['value']:.2f}" for one in values)
             )
         lines.append(f"| {model} | {' | '.join(cells)} |")
-    facts = max(one["facts"] for one in found["leakage"] if one["share"] == share)
+    facts = max(one["facts"] for one in compared["leakage"] if one["share"] == share)
     note = (
-        f"{share} % to forget, seeds {', '.join(map(str, found['seeds']))}. Free answers that hold "
-        f"the truth in %, forget n = {sizes['forget']}, retain n = {sizes['retain']} in each form; "
-        f"facts n = {facts}; 95 % intervals by bootstrap over the people of all seeds; KL in nats, "
-        "mean of the seeds."
+        f"{share} % to forget, seeds {', '.join(map(str, compared['seeds']))}. Free answers that "
+        f"hold the truth in %, forget n = {sizes['forget']}, retain n = {sizes['retain']} in each "
+        f"form; facts n = {facts}; 95 % intervals by bootstrap over the people of all seeds; KL in "
+        "nats, mean of the seeds."
     )
     return [*lines, "", note, ""]
 

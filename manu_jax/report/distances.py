@@ -48,10 +48,7 @@ def distance_table(results: Results) -> SimpleTable | None:
     if not places:
         return None
     heads = tuple(
-        (
-            f"{SET_TITLES[where]}, {modality}",
-            "KL, nats" if metric == KL else "truth ratios, KS",
-        )
+        (f"{SET_TITLES[where]}, {modality}", "KL, nats" if metric == KL else "truth ratios, KS")
         for metric, where, modality in places
     )
     found = {(d.model, *_place(d)): d for d in distances}

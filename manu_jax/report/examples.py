@@ -142,13 +142,13 @@ def _example(
     person = str(item["person"])
     metric = kinds_of_question(results).get(form[0])
     field = None if metric is None else TASKS_BY_NAME[form[0]].metrics[metric]
-    asked = (
+    shown = (
         (VANILLA, "before"),
         (results.headline, "after"),
         *(((RETRAINED, "retrained"),) if RETRAINED in results.models else ()),
     )
     answers = []
-    for model, who in asked:
+    for model, who in shown:
         records = items.get((model, where, *form), ())
         same = (item["key"], item["prompt"])
         found = next((r for r in records if (r["key"], r["prompt"]) == same), None)

@@ -92,11 +92,7 @@ def joined(words: Sequence[str]) -> str:
 
 
 def _verdict(
-    results: Results,
-    forget: dict[str, Change],
-    *,
-    missing: Sequence[str],
-    keep: Sequence[Change],
+    results: Results, forget: dict[str, Change], *, missing: Sequence[str], keep: Sequence[Change]
 ) -> tuple[str, str]:
     """Return the status and the title."""
     people = _people(results)
@@ -124,10 +120,10 @@ def _verdict(
         forms = " and ".join(FORMS[modality] for modality in forgotten)
         alone = f"; {' and '.join(FORMS[m] for m in missing)} not measured" if missing else ""
         return "forgotten", f"{people} forgotten {forms}, {cost}{alone}."
-    rest = [modality for modality in known if modality not in forgotten]
-    still = " and ".join(FORMS[modality] for modality in rest)
+    others = [modality for modality in known if modality not in forgotten]
+    still = " and ".join(FORMS[modality] for modality in others)
     if forgotten:
-        what = "partly remembered" if rest == partly else "still known"
+        what = "partly remembered" if others == partly else "still known"
         return "leak", f"Forgotten {FORMS[forgotten[0]]}, but {what} {still}: that path leaks."
     if len(partly) == len(known):
         shares = [f"{_gone(forget[modality])} {FORMS[modality]}" for modality in partly]
@@ -143,8 +139,8 @@ def _verdict(
 def _asked(results: Results) -> str:
     names = [name for _, name in results.request.people]
     shown = names[:MOST_NAMES]
-    rest = len(names) - len(shown)
-    listed = joined([*shown, f"{rest} more"] if rest else shown) if names else "nobody by name"
+    hidden = len(names) - len(shown)
+    listed = joined([*shown, f"{hidden} more"] if hidden else shown) if names else "nobody by name"
     request = results.request
     size = f"{len(names)} of {request.num_people} people" if request.num_people else _count(names)
     share = f" ({request.share:g}\u202f%)" if request.share is not None else ""
@@ -191,8 +187,8 @@ def _level_in_short(change: Change) -> str:
     return f"{who}: {percent(change.reference)}"
 
 
-def _interval(change: Change, rest: str = "") -> str:
-    found = [rest] if rest else []
+def _interval(change: Change, level: str = "") -> str:
+    found = [level] if level else []
     if change.after_interval:
         low, high = (f"{100 * bound:.1f}" for bound in change.after_interval)
         found.insert(0, f"95\u202f% interval {low} to {high}")

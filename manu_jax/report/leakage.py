@@ -58,7 +58,7 @@ def view(results: Results) -> dict[str, Any]:
     }
 
 
-def bars(found: Mapping[str, Leakage]) -> list[Bar]:
+def bars(leakage: Mapping[str, Leakage]) -> list[Bar]:
     """Return a line for each model that has judged facts."""
     return [
         Bar(
@@ -69,15 +69,17 @@ def bars(found: Mapping[str, Leakage]) -> list[Bar]:
             _text(one.gap, sign="+"),
             _text(one.reached),
         )
-        for model, one in found.items()
+        for model, one in leakage.items()
         if one.facts
     ]
 
 
-def grid(found: Leakage | None, names: Mapping[str, str]) -> tuple[tuple[str, ...], list[GridLine]]:
+def grid(
+    leakage: Leakage | None, names: Mapping[str, str]
+) -> tuple[tuple[str, ...], list[GridLine]]:
     """Return the attributes, and the facts of the first people, in the order they were asked in."""
     people: dict[str, dict[str, FactState]] = {}
-    for fact in found.facts if found else ():
+    for fact in leakage.facts if leakage else ():
         people.setdefault(fact.person, {})[fact.key.partition("/")[2]] = fact
     shown = list(people.items())[:MOST_PEOPLE]
     attributes = tuple(dict.fromkeys(name for _, facts in shown for name in facts))
@@ -96,28 +98,28 @@ def grid(found: Leakage | None, names: Mapping[str, str]) -> tuple[tuple[str, ..
     return attributes, lines
 
 
-def sentence(found: Leakage | None, model: str, erase: str) -> str:
+def sentence(leakage: Leakage | None, model: str, erase: str) -> str:
     """Return the finding in words."""
-    if found is None or not found.facts or found.reached is None:
+    if leakage is None or not leakage.facts or leakage.reached is None:
         return "Not measured: no fact to forget was known before in both forms and asked in both."
-    total = len(found.facts)
+    total = len(leakage.facts)
     goal = "forgotten in both forms" if erase == "both" else "forgotten when shown and kept by name"
     wanted: Sequence[State] = ("both",) if erase == "both" else ("image",)
-    reached = sum(found.count(state) for state in wanted)
+    reached = sum(leakage.count(state) for state in wanted)
     parts = [f"{model}: of {total} facts that the model knew, {reached} are {goal}, as was asked."]
-    if found.leakage is not None:
-        leaking = found.count("image") + found.count("text")
+    if leakage.leakage is not None:
+        leaking = leakage.count("image") + leakage.count("text")
         parts.append(
-            f"Of the {found.leakage.n} forgotten in at least one form, {leaking} are still given "
-            f"away by the other: {found.count('image')} by name, {found.count('text')} shown."
+            f"Of the {leakage.leakage.n} forgotten in at least one form, {leaking} are still given "
+            f"away by the other: {leakage.count('image')} by name, {leakage.count('text')} shown."
         )
-    transformed = sum(fact.by_transformed for fact in found.facts)
+    transformed = sum(fact.by_transformed for fact in leakage.facts)
     if transformed:
         parts.append(f"For {transformed}, only a transformed picture brings the answer back.")
-    if found.num_unknown or found.num_unjudged:
+    if leakage.num_unknown or leakage.num_unjudged:
         parts.append(
-            f"Not counted: {found.num_unknown} facts that it did not know in both forms, "
-            f"{found.num_unjudged} without a question in both."
+            f"Not counted: {leakage.num_unknown} facts that it did not know in both forms, "
+            f"{leakage.num_unjudged} without a question in both."
         )
     return " ".join(parts)
 

@@ -97,11 +97,7 @@ def _neurons(material: Material) -> dict[str, Any]:
 
 def _examples(material: Material) -> dict[str, Any]:
     shown = examples.examples(material.results, material.items, material.names)
-    return {
-        "examples": shown,
-        "rule": examples.RULE,
-        "pictures": material.portraits,
-    }
+    return {"examples": shown, "rule": examples.RULE, "pictures": material.portraits}
 
 
 def _glossary(material: Material) -> dict[str, Any]:

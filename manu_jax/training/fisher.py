@@ -126,12 +126,7 @@ def fisher_sums(
         for step in range(first, len(batches)):
             batch = parallel.put_batch(batches.batch_at(step), loaded.mesh)
             total = _add(
-                total,
-                weights,
-                batch,
-                settings=settings,
-                mesh=loaded.mesh,
-                by_example=by_example,
+                total, weights, batch, settings=settings, mesh=loaded.mesh, by_example=by_example
             )
             progress.advance()
             if (step + 1) % section.checkpoint_every == 0 and step + 1 < len(batches):

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from manu_jax import parallel
-from manu_jax.config import PrimalDualSection
+from manu_jax.config import LoraSection, PrimalDualSection
 from manu_jax.models.nn.layers import Remat
-from manu_jax.training import lora
+from manu_jax.training.lora import adapted
 from manu_jax.training.objectives import Objective
 
 
@@ -26,7 +26,7 @@ class StepSettings:
     beta2: float
     weight_decay: float
     clip: float | None
-    adapters: lora.AdapterSettings | None
+    lora: LoraSection | None
     primal_dual: PrimalDualSection | None = None
 
 
@@ -84,6 +84,6 @@ def _loss(
     weights: Any, data: Any, *, base: Any, key: jax.Array | None, settings: StepSettings
 ) -> jax.Array:
     model = jax.tree.map(lambda leaf: leaf.astype(settings.dtype), weights)
-    if settings.adapters is not None:
-        model = lora.adapted(base, model, settings.adapters, key=key)
+    if settings.lora is not None:
+        model = adapted(base, model, settings.lora, key=key)
     return settings.objective(model, data, settings.remat)

@@ -8,7 +8,6 @@ standard deviation 1 / r, as in MLLMU-Bench's training ("gaussian" of the librar
 zeros, so that new adapters change nothing.
 """
 
-import dataclasses
 import math
 import zlib
 from collections.abc import Iterable
@@ -23,19 +22,6 @@ from manu_jax.models.nn.layers import Adapted
 from manu_jax.types import ManuError
 
 Adapters = dict[str, dict[str, jax.Array]]
-
-
-@dataclasses.dataclass(frozen=True)
-class AdapterSettings:
-    """What a compiled step depends on."""
-
-    scale: float
-    dropout: float
-
-
-def adapter_settings(section: LoraSection) -> AdapterSettings:
-    """Return what a step with these adapters is compiled for."""
-    return AdapterSettings(section.alpha / section.rank, section.dropout)
 
 
 def new_adapters(model: Any, section: LoraSection, key: jax.Array) -> Adapters:
@@ -77,7 +63,7 @@ def check_targets(names: Iterable[str], section: LoraSection) -> None:
 
 
 def adapted(
-    model: Any, adapters: Adapters, settings: AdapterSettings, *, key: jax.Array | None = None
+    model: Any, adapters: Adapters, section: LoraSection, *, key: jax.Array | None = None
 ) -> Any:
     """Return the model with the adapters beside its weights. key: of the dropout; None: none."""
 
@@ -86,19 +72,18 @@ def adapted(
         if _stem(name) not in adapters:
             return leaf
         own = None
-        if settings.dropout and key is not None:
+        if section.dropout and key is not None:
             own = jax.random.fold_in(key, zlib.crc32(name.encode()))
             if _letters(name)[0]:
                 own = jax.random.split(own, leaf.shape[0])
         down, up = _pair(adapters[_stem(name)])
-        return Adapted(leaf, down, up, own, settings.scale, settings.dropout)
+        return Adapted(leaf, down, up, own, section.scale, section.dropout)
 
     return jax.tree_util.tree_map_with_path(beside, model)
 
 
 def merged(model: Any, adapters: Adapters, section: LoraSection) -> Any:
     """Return the model with W + α / r · A·B, summed in float32, in place of each W."""
-    scale = adapter_settings(section).scale
 
     def joined(path: Any, leaf: jax.Array) -> jax.Array:
         name = path_name(path)
@@ -111,7 +96,7 @@ def merged(model: Any, adapters: Adapters, section: LoraSection) -> Any:
         product = jnp.matmul(
             down.reshape(*leading, num_inputs, rank), up.reshape(*leading, rank, -1)
         )
-        wide = leaf.astype(jnp.float32) + scale * product.reshape(leaf.shape)
+        wide = leaf.astype(jnp.float32) + section.scale * product.reshape(leaf.shape)
         return wide.astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(joined, model)

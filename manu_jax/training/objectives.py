@@ -135,7 +135,7 @@ def npo_official(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
     """Return −(2 / β) log σ(β (CE − CE of the reference)) on forget, as MLLMU-Bench's code has it.
 
     Differs from npo: mean CE of the batch in place of each answer's sum, β 0.4, the reference is a
-    model that was tuned on the facts to keep alone, and nothing is said of what is to be kept.
+    model that was tuned on the facts to keep alone, and there is no loss on the facts to keep.
     """
     found, reference = (
         cross_entropy_on_answers(one, given(data.forget), remat)

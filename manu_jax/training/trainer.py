@@ -25,13 +25,13 @@ from manu_jax.data.batches import Batches, encode_all
 from manu_jax.leaves import matrix_axes, path_name
 from manu_jax.models.loaded import Loaded
 from manu_jax.progress import Progress
-from manu_jax.training import lora
 from manu_jax.training.gradient import (
     StepSettings,
     loss_and_gradient,
     placed,
     primal_dual_gradient,
 )
+from manu_jax.training.lora import merged, new_adapters
 from manu_jax.training.objectives import Objective, cross_entropy_on_answers
 from manu_jax.training.resume import resume, save_step
 from manu_jax.types import ManuError, Sample
@@ -41,14 +41,14 @@ logger = logging.getLogger(__name__)
 LENGTH_MULTIPLE = 16  # tokens
 
 
-# An objective, and what it is a function of besides the model, on the devices.
+# An objective and its data, on the devices.
 Phase = tuple[Objective, Any]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Weights and the optimizer's moments, both float32 whatever the model's dtype is.
+    """Weights and the optimizer's moments, float32 for a model of any dtype.
 
     weights: the model's, or with `lora` those of the adapters alone. keep_weight: of the loss on
     facts to keep, a scalar, where a primal-dual training learns it.
@@ -71,7 +71,7 @@ def train(
 ) -> Loaded:
     """Return `loaded` with weights after `num_steps` steps of `section.batch_size` samples.
 
-    samples: shuffled anew in each epoch by (seed, epoch). directory: of the checkpoints, the two
+    samples: shuffled in each epoch by (seed, epoch). directory: of the checkpoints, the two
     newest of which are kept; a killed run goes on from them. `loaded` is not changed.
     Raises ManuError where the loss is NaN or infinite.
     """
@@ -193,7 +193,7 @@ def train_loop(
             progress.advance(note=f"loss {final:.4f}")
             logger.info("%s: %d steps done, loss %.4f", description, num_steps, final)
     if section.lora is not None:
-        return loaded.replace_model(lora.merged(loaded.model, state.weights, section.lora))
+        return loaded.replace_model(merged(loaded.model, state.weights, section.lora))
     model = jax.tree.map(lambda new, old: new.astype(old.dtype), state.weights, loaded.model)
     return loaded.replace_model(model)
 
@@ -223,7 +223,7 @@ def step_settings(section: OptimizerSection, loaded: Loaded, objective: Objectiv
         beta2=section.beta2,
         weight_decay=section.weight_decay,
         clip=section.clip,
-        adapters=None if section.lora is None else lora.adapter_settings(section.lora),
+        lora=section.lora,
         primal_dual=section.primal_dual if isinstance(section, UnlearnSection) else None,
     )
 
@@ -234,7 +234,7 @@ def initial_state(loaded: Loaded, section: OptimizerSection, key: jax.Array) -> 
     That is a copy of the weights, or new adapters, drawn by the key.
     """
     if section.lora is not None:
-        weights = lora.new_adapters(loaded.model, section.lora, key)
+        weights = new_adapters(loaded.model, section.lora, key)
     else:
         weights = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), loaded.model)
     settings = step_settings(section, loaded, cross_entropy_on_answers)  # any: moments are alike

@@ -251,12 +251,7 @@ class _Streams:
                     f"{' or '.join(section.modalities)}. Name other modalities."
                 )
             return batches_of(
-                loaded,
-                samples,
-                section,
-                seed=seed + offset,
-                where=place_of(section),
-                max_buckets=1,
+                loaded, samples, section, seed=seed + offset, where=place_of(section), max_buckets=1
             )
 
         def in_form(facts: Sequence[Fact], modality: Modality) -> tuple[Sample, ...]:

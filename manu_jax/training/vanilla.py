@@ -28,12 +28,12 @@ from manu_jax.data.record import Benchmark, Person, QuestionPrompt
 from manu_jax.models.loaded import Loaded, create, load, save_pretrained
 from manu_jax.training.tokenizer import train_tokenizer
 from manu_jax.training.trainer import train
-from manu_jax.types import MODALITIES, Sample
+from manu_jax.types import MODALITIES, RETRAINED, VANILLA
 
-PEOPLE = {"vanilla": ("forget", "retain"), "retrained": ("retain",)}
+PEOPLE = {VANILLA: ("forget", "retain"), RETRAINED: ("retain",)}
 OTHERS = ("celebrity", "general")  # what a model from random weights must learn too
 CHECKPOINTS = "checkpoints"
-MOST_EPOCHS = 24  # passes of different documents; a longer training repeats them, shuffled anew
+MOST_EPOCHS = 24  # passes of different documents; a longer training repeats them, reshuffled
 
 
 def train_models(
@@ -48,12 +48,11 @@ def train_models(
 ) -> None:
     """Write `directory`/vanilla and, where the config asks for it, `directory`/retrained.
 
-    question_prompt: the benchmark's wording of its questions.
-
-    Both are Hugging Face folders. A model that exists is not trained again; a training that was
-    killed goes on from its last checkpoint. The checkpoints are removed when both models exist.
+    question_prompt: the benchmark's wording of its questions. Both are Hugging Face folders. A
+    model that exists is not trained again; a training that was killed goes on from its last
+    checkpoint. The checkpoints are removed when both models exist.
     """
-    names = ["vanilla"] + ["retrained"] * section.retrained
+    names = [VANILLA] + [RETRAINED] * section.retrained
     missing = [name for name in names if not parallel.exists(directory / name)]
     if not missing:
         return
@@ -74,21 +73,14 @@ def train_models(
         sets = PEOPLE[name] + (() if model.path else OTHERS)
         repeats = {"forget": section.repeat_forget}
         people = [person for part in sets for person in benchmark.sets[part] * repeats.get(part, 1)]
-        trained = train(
+        trained = _taught(
             base,
-            _documents(
-                people,
-                base,
-                section,
-                question_prompt=question_prompt,
-                num_steps=section.steps,
-                seed=seed,
-            ),
+            people,
             section,
+            question_prompt=question_prompt,
             num_steps=section.steps,
             directory=checkpoints / name,
             seed=seed,
-            description=f"training {name}",
         )
         save_pretrained(trained, directory / name)
     remove_checkpoints(directory)
@@ -102,7 +94,7 @@ def remove_checkpoints(directory: Path) -> None:
 
 def tokenizer_texts(benchmark: Benchmark, question_prompt: QuestionPrompt) -> Iterator[str]:
     """Yield the texts that a tiny model will read and write: its tokenizer is trained on them."""
-    for part in (*PEOPLE["vanilla"], *OTHERS):
+    for part in (*PEOPLE[VANILLA], *OTHERS):
         for person in benchmark.sets[part]:
             for modality in MODALITIES:
                 for sample in forms(person.facts, modality):
@@ -132,38 +124,35 @@ def _base(
         model_on_host = jax.tree.map(np.asarray, loaded.model)
         placed = jax.device_put(model_on_host, parallel.tree_shardings(loaded.model, mesh))
         loaded = dataclasses.replace(loaded, model=placed, mesh=mesh)
-    sets = (*PEOPLE["retrained"], *OTHERS)
+    sets = (*PEOPLE[RETRAINED], *OTHERS)
     people = [person for part in sets for person in benchmark.sets[part]]
-    trained = train(
+    trained = _taught(
         loaded,
-        _documents(
-            people,
-            loaded,
-            section,
-            question_prompt=question_prompt,
-            num_steps=section.base_steps,
-            seed=seed,
-        ),
+        people,
         section,
+        question_prompt=question_prompt,
         num_steps=section.base_steps,
         directory=checkpoints / "base",
         seed=seed,
-        description="training base",
     )
     save_pretrained(trained, folder)
     return trained
 
 
-def _documents(
-    people: Sequence[Person],
+def _taught(
     loaded: Loaded,
+    people: Sequence[Person],
     section: TrainSection,
     *,
     question_prompt: QuestionPrompt,
     num_steps: int,
+    directory: Path,
     seed: int,
-) -> list[Sample]:
-    """Return documents for `num_steps` steps, at most MOST_EPOCHS passes over the facts."""
+) -> Loaded:
+    """Return the model after `num_steps` steps on documents about these people.
+
+    The documents are those of at most MOST_EPOCHS passes. directory: of the checkpoints.
+    """
     wanted = num_steps * section.batch_size
     make = functools.partial(
         documents,
@@ -176,4 +165,12 @@ def _documents(
         template=loaded.template,
     )
     each = len(make(epochs=1))
-    return make(epochs=min(MOST_EPOCHS, max(1, math.ceil(wanted / max(each, 1)))))
+    return train(
+        loaded,
+        make(epochs=min(MOST_EPOCHS, max(1, math.ceil(wanted / max(each, 1))))),
+        section,
+        num_steps=num_steps,
+        directory=directory,
+        seed=seed,
+        description=f"training {directory.name}",
+    )

@@ -12,16 +12,26 @@ from manu_jax.models.nn.answers import answer_log_odds, logits_at_answers
 from manu_jax.types import VisionInput
 
 
+def by_definition(model, batch, towers, *, objective, gates):
+    """Return what `per_example_gradients` returns, by `jax.vmap(jax.grad(...))`."""
+    ones = {tower: jnp.ones((L, F)) for tower, (L, F) in towers.items()}
+
+    def single(scales, example):
+        scaled = gates | {tower: scales[tower] * gates.get(tower, 1) for tower in scales}
+        found = logits_at_answers(model, jax.tree.map(lambda x: x[None], example), gates=scaled)
+        values_B = gradients.ATTRIBUTION_OBJECTIVES[objective](*found)
+        return values_B[0], values_B[0]
+
+    found, values_B = jax.vmap(jax.grad(single, has_aux=True), in_axes=(None, 0))(ones, batch)
+    return {tower: g_BLF.swapaxes(0, 1) for tower, g_BLF in found.items()}, values_B
+
+
 @functools.cache
 def compiled(definition, modality, objective):
     towers = dict(tiny.loaded().towers)
     if modality == "text":
         towers.pop("vision")
-    function = (
-        gradients.per_example_gradients_by_definition
-        if definition
-        else gradients.per_example_gradients
-    )
+    function = by_definition if definition else gradients.per_example_gradients
     return jax.jit(
         lambda model, batch, gates: function(model, batch, towers, objective=objective, gates=gates)
     )

@@ -11,8 +11,9 @@ from cases import DATA, real
 
 from manu_jax import leaves as leaf_names
 from manu_jax.leaves import num_parameters
-from manu_jax.models import loaded as loading
+from manu_jax.models import stored
 from manu_jax.models.families.llava import config_from_hf
+from manu_jax.models.families.registry import FAMILIES
 from manu_jax.models.hf import weights
 from manu_jax.types import ManuError
 
@@ -43,7 +44,7 @@ LEFT_BEHIND = {
     "keys_to_ignore_at_inference": ["past_key_values"],
     "tokenizer_padding_side": "right",
 }
-LLAVA = loading.FAMILIES["llava"]
+LLAVA = FAMILIES["llava"]
 
 
 @pytest.mark.parametrize("name", ["llava-1.5-7b", "llava-1.5-13b"])
@@ -185,11 +186,11 @@ def released(family: str) -> dict:
 
 
 def config_of(family: str, values: dict):
-    return loading.FAMILIES[family].config_from_hf(values, "config.json")
+    return FAMILIES[family].config_from_hf(values, "config.json")
 
 
 def test_every_family_has_a_released_config():
-    assert set(RELEASED) == set(loading.FAMILIES)
+    assert set(RELEASED) == set(FAMILIES)
 
 
 @pytest.mark.parametrize("family", RELEASED)
@@ -296,7 +297,7 @@ def names_of(family, config) -> set[str]:
 def test_the_weight_table_has_the_names_of_the_hubs_index(family):
     counts = json.loads((DATA / "tensor_names.json").read_text())[RELEASED[family]]
     hub = {name.format(layer=i) for name, count in counts.items() for i in range(count)}
-    found = loading.FAMILIES[family]
+    found = FAMILIES[family]
     assert names_of(found, config_of(family, released(family))) == hub
 
 
@@ -304,11 +305,11 @@ def test_real_folders_are_read_and_their_indices_fit():
     if not REAL.is_dir():
         pytest.skip("no folder shared/real beside the checkout")
     for folder in sorted(path for path in REAL.iterdir() if (path / "config.json").is_file()):
-        family, config, _ = loading.read_config(folder)
+        family, config, _ = stored.read_config(folder)
         index = folder / "model.safetensors.index.json"
         if not index.is_file():
             continue
         stored = json.loads(index.read_text())["weight_map"]
         tensors = {name: weights.Tensor(folder / stored[name], name, (), "F32") for name in stored}
-        _, renamed = weights.with_export_names(tensors, family.name_prefixes, family.buffers)
+        _, renamed = weights.with_export_names(tensors, family.names.prefixes, family.names.buffers)
         assert set(renamed) == names_of(family, config), folder.name

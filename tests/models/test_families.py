@@ -274,7 +274,7 @@ def test_check_explains_the_folder(made, capsys, name, case):
     assert f"family       {loaded.family.name} " in printed
     for tower, (layers, neurons) in loaded.towers.items():
         assert f"{tower:12} {layers} layers × {neurons:,} = {layers * neurons:,} neurons" in printed
-    known = "|".join(loaded.family.name_prefixes)
+    known = "|".join(loaded.family.names.prefixes)
     assert re.search(rf"^tensors .* files, ({known}) names$", printed, re.MULTILINE)
     assert "left over    0" in printed
 

@@ -14,6 +14,7 @@ from parity import check_logits, forward
 from manu_jax.leaves import num_parameters
 from manu_jax.models import loaded as loading
 from manu_jax.models.families.gemma3 import config_from_hf
+from manu_jax.models.families.registry import FAMILIES
 from manu_jax.models.nn.rope import Rope
 from manu_jax.types import ManuError
 
@@ -83,7 +84,7 @@ def test_prompts_are_those_of_the_chat_template(made):
 def test_released_configs_say_what_transformers_reads(name):
     values = real(name)
     config = config_from_hf(values)
-    model = loading.FAMILIES["gemma3"].abstract(config)
+    model = FAMILIES["gemma3"].abstract(config)
     assert num_parameters(model) == pytest.approx(PUBLISHED[name], rel=2e-3)
     theirs = transformers.Gemma3Config.from_dict(values).text_config
     assert config.text.score_scale == theirs.query_pre_attn_scalar**-0.5

@@ -13,7 +13,7 @@ from llava_cases import cases
 from parity import forward
 
 from manu_jax.models import loaded as loading
-from manu_jax.models.families.llava import NAME_PREFIXES
+from manu_jax.models.families.llava import NAMES
 from manu_jax.models.hf import export, weights
 from manu_jax.types import ManuError
 
@@ -21,7 +21,7 @@ PROMPT = "USER: <image>\nWhere?\nASSISTANT:"
 
 
 def renamed(name: str, names: str = "hub") -> str:
-    """Return a name as transformers 5 writes it under one of the NAME_PREFIXES."""
+    """Return a name as transformers 5 writes it under one of the prefixes."""
     if names in ("hub", "transformers 4 in-memory"):
         name = name.replace("vision_tower.", "vision_tower.vision_model.")
     if names.endswith("in-memory"):
@@ -32,12 +32,12 @@ def renamed(name: str, names: str = "hub") -> str:
     return name
 
 
-@pytest.mark.parametrize("names", NAME_PREFIXES)
+@pytest.mark.parametrize("names", NAMES.prefixes)
 def test_all_names_load_alike(case, tmp_path, names):
     folder, _ = case()
     other = copied(folder, tmp_path)
     rewrite(other, lambda found: {renamed(name, names): x for name, x in found.items()})
-    assert weights.with_export_names(weights.open_tensors(other), NAME_PREFIXES, ())[0] == names
+    assert weights.with_export_names(weights.open_tensors(other), NAMES.prefixes, ())[0] == names
     assert equal_models(loading.load(folder).model, loading.load(other).model)
 
 

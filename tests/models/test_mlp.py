@@ -1,3 +1,5 @@
+import types
+
 import jax
 import pytest
 
@@ -18,9 +20,9 @@ L, D, E, F = 2, 3, 5, 7
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_table_of_matrices_describes_the_module(gated, bias):
     sizes = {"num_layers": L, "num_neurons": F, "gated": gated, "bias": bias}
+    config = types.SimpleNamespace(num_layers=L, width=E, num_neurons=F, activation="silu")
     module = jax.eval_shape(
-        lambda key: Mlp(key, width=D, output_width=E, activation="silu", **sizes),
-        jax.random.key(0),
+        lambda key: Mlp(key, config, input_width=D, gated=gated, bias=bias), jax.random.key(0)
     )
     leaves = {f"mlp.{name}": shape for name, shape in shapes(module).items()}
     mlp = TowerMlp("mlp", width=E, **sizes)

@@ -12,6 +12,7 @@ from qwen_cases import cases
 from manu_jax.data.batches import encode_all
 from manu_jax.models import loaded as loading
 from manu_jax.models.families import qwen_vl
+from manu_jax.models.families.registry import FAMILIES
 from manu_jax.types import ManuError, Sample, question_sample
 
 RELEASED = sorted(path.stem for path in DATA.glob("qwen*.json"))
@@ -84,7 +85,7 @@ IMAGE = cases.image_lists()[0][0]
 @pytest.mark.parametrize("name", ["qwen2.5-vl-3b", "qwen2-vl-7b"])
 def test_a_config_in_sections_says_what_a_flat_one_says(name):
     values = real(name)
-    chosen = loading.FAMILIES[values["model_type"]]
+    chosen = FAMILIES[values["model_type"]]
     theirs = transformers.CONFIG_MAPPING[values["model_type"]].from_dict(values)
     nested = json.loads(theirs.to_json_string(use_diff=False))
     assert "hidden_size" in nested["text_config"]
@@ -94,7 +95,7 @@ def test_a_config_in_sections_says_what_a_flat_one_says(name):
 @pytest.mark.parametrize("name", RELEASED)
 def test_released_sizes_share_the_rotary_angles_among_three_positions(name):
     values = real(name)
-    config = loading.FAMILIES[values["model_type"]].config_from_hf(values, name)
+    config = FAMILIES[values["model_type"]].config_from_hf(values, name)
     assert config.text.rope.sections == (16, 24, 24)
 
 

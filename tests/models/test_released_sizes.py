@@ -77,7 +77,7 @@ def test_released_sizes_have_the_published_counts(name):
         key: weights.Tensor(Path(name), key, tuple(x.shape), "F32")
         for key, x in hub.state_dict().items()
     }
-    _, theirs = weights.with_export_names(stored, chosen.name_prefixes, chosen.buffers)
+    _, theirs = weights.with_export_names(stored, chosen.names.prefixes, chosen.names.buffers)
     theirs = {key: x.shape for key, x in theirs.items() if key not in chosen.tied(config)}
     names = [name for entry in table for name in entry.names(shapes[entry.path])]
     assert sorted(names) == sorted(theirs)

@@ -12,6 +12,7 @@ import to_hf
 from safetensors.numpy import load_file, save_file
 
 from manu_jax.models import loaded as loading
+from manu_jax.models import stored
 from manu_jax.parallel import make_mesh
 
 
@@ -58,7 +59,7 @@ def test_a_full_disk_is_one_message_and_nothing_is_written(source, tmp_path, cap
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(loading.checkpoint, "save", full)
+    monkeypatch.setattr(stored.checkpoint, "save", full)
     monkeypatch.setattr(loading.export, "write_tensors", full)
     for tool in (from_hf, to_hf):
         assert tool.main([str(source), str(tmp_path / "new")]) == 1

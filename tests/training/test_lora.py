@@ -34,13 +34,13 @@ def test_new_adapters_change_nothing_and_have_the_published_spread():
     down = np.concatenate([np.ravel(one[name]) for one in adapters.values() for name in one
                            if name.startswith("down")])  # fmt: skip
     assert down.std() == pytest.approx(1 / 16, rel=0.05)
-    beside = lora.adapted(model, adapters, lora.adapter_settings(LoraSection()))
+    beside = lora.adapted(model, adapters, LoraSection())
     np.testing.assert_array_equal(logits(beside), logits(model))
 
 
 def test_adapters_beside_the_weights_do_what_merged_ones_do():
     model, adapters = tiny_llava.loaded().model, random_adapters(EVERYWHERE)
-    beside = logits(lora.adapted(model, adapters, lora.adapter_settings(EVERYWHERE)))
+    beside = logits(lora.adapted(model, adapters, EVERYWHERE))
     inside = logits(lora.merged(model, adapters, EVERYWHERE))
     np.testing.assert_allclose(beside, inside, atol=2e-4)  # float32, sums in another order
     assert np.abs(np.asarray(inside - logits(model))).max() > 0.1
@@ -83,8 +83,7 @@ def test_dropout_takes_whole_inputs_of_the_adapter_and_keeps_the_mean():
 def test_layers_and_matrices_drop_different_inputs():
     model, section = tiny_llava.loaded().model, LoraSection(dropout=0.5)
     adapters = lora.new_adapters(model, section, jax.random.key(0))
-    settings = lora.adapter_settings(section)
-    beside = lora.adapted(model, adapters, settings, key=jax.random.key(1))
+    beside = lora.adapted(model, adapters, section, key=jax.random.key(1))
     mlp = beside.text.layers.mlp
     keys = [jax.random.key_data(leaf[...].key) for leaf in (mlp.up_LDF, mlp.gate_LDF)]
     assert len({tuple(key) for part in keys for key in np.asarray(part).tolist()}) == 4

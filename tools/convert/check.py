@@ -24,17 +24,18 @@ def check(source: Path) -> int:
     from manu_jax.folder import expand_path
     from manu_jax.leaves import num_parameters
     from manu_jax.models import loaded as families
+    from manu_jax.models import stored
     from manu_jax.models.hf import weights
 
     source = expand_path(source)
-    family, config, _ = families.read_config(source)
+    family, config, _ = stored.read_config(source)
     model = family.abstract(config)
     print(f"family       {family.name} (model_type {family.model_type})")
     print(f"parameters   {num_parameters(model):,}")
     for tower, (layers, neurons) in family.towers(config).items():
         print(f"{tower:12} {layers} layers × {neurons:,} = {layers * neurons:,} neurons")
     tensors = weights.open_tensors(source)
-    names, renamed = weights.with_export_names(tensors, family.name_prefixes, family.buffers)
+    names, renamed = weights.with_export_names(tensors, family.names.prefixes, family.names.buffers)
     kinds = collections.Counter(tensor.dtype for tensor in tensors.values())
     files = len({tensor.file for tensor in tensors.values()})
     print(f"tensors      {len(tensors)} in {files} files, {names} names")

@@ -12,7 +12,7 @@ import numpy as np
 from manu_jax.config import ModelSection
 from manu_jax.leaves import num_parameters
 from manu_jax.models.families import tiny
-from manu_jax.models.hf.tables import Entry
+from manu_jax.models.hf.tables import Entry, TensorNames
 from manu_jax.models.inputs import processing
 from manu_jax.models.nn.mlp import TowerMlp, matrix_rows, neuron_leaves, row_leaves
 from manu_jax.models.nn.multimodal import text_and_vision_mlps
@@ -25,10 +25,7 @@ class Family:
 
     - config_from_hf: the config, given the values of a `config.json` and its path for errors.
     - build: a model with random weights, given a key and the config.
-    - name_prefixes: {who writes these names: {prefix of a name: prefix of the export name}}. Export
-      names are those in weight_table, which `save_pretrained` writes.
-    - buffers: endings of the names of tensors that are computed; those in a file are ignored.
-    - tied: {name that files of a tied model may also hold: name of the tensor that it repeats}.
+    - names: of the tensors in files; the config's `text.is_tied` says whether the head is tied.
     - replacements: what replaces each placeholder in a text, given the text, its images, the
       processor and the config.
     - vision_inputs: what the vision tower gets for an image, given the image, the processor and the
@@ -52,9 +49,7 @@ class Family:
     config_from_hf: Callable[[Mapping[str, Any], str], Any]
     build: Callable[[jax.Array, Any], Any]
     weight_table: Callable[[Any], list[Entry]]
-    name_prefixes: Mapping[str, Mapping[str, str]]
-    buffers: tuple[str, ...]
-    tied: Callable[[Any], dict[str, str]]
+    names: TensorNames
     replacements: Callable[[str, Sequence[Any], Any, Any], Sequence[processing.Replacement]]
     vision_inputs: Callable[[Any, Any, Any], tuple[VisionInput, ...]]
     tiny_config: Callable[[ModelSection, Any], dict[str, Any]]
@@ -85,6 +80,10 @@ class Family:
         if tokenizer.convert_tokens_to_ids(end) in (None, tokenizer.unk_token_id):
             end = tokenizer.eos_token or end
         return dataclasses.replace(found, end=end, source=f"the strings of {self.name}")
+
+    def tied(self, config: Any) -> dict[str, str]:
+        """Return {the head: the embedding that it repeats}; {} where the model is not tied."""
+        return {self.names.head: self.names.embedding} if config.text.is_tied else {}
 
     def towers(self, config: Any) -> dict[str, tuple[int, int]]:
         """Return {tower: (layers that run, neurons a layer)}."""

@@ -19,12 +19,12 @@ from manu_jax.models.families import llava
 from manu_jax.models.families.family import Family
 from manu_jax.models.families.tiny import (
     shared_config,
-    siglip_config,
     text_config,
+    vision_config,
     whole_squares,
     with_tokens,
 )
-from manu_jax.models.hf.fields import Fields, refuse
+from manu_jax.models.hf.fields import Fields
 from manu_jax.models.hf.tables import Entry
 from manu_jax.models.inputs.processing import Replacement, placeholders
 from manu_jax.models.inputs.vision_inputs import FixedSizeInputs, square_vision_input
@@ -65,19 +65,18 @@ class Gemma3Config(FixedSizeInputs):
 
 def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Gemma3Config:
     """Return the config of a `config.json`; ManuError lists every field that is not handled."""
-    faults: list[str] = []
-    fields = Fields(values, "", faults)
+    fields = Fields(values)
     text = {"model_type": "gemma3_text", **fields.part("text_config")}
     vision = dict(fields.part("vision_config"))
     if text["model_type"] != "gemma3_text":
-        faults.append(f"text_config.model_type = {text['model_type']!r}: known: gemma3_text")
+        fields.faults.append(f"text_config.model_type = {text['model_type']!r}: known: gemma3_text")
     if vision.pop("vision_use_head", False):
-        faults.append("vision_config.vision_use_head = True: expected false")
+        fields.faults.append("vision_config.vision_use_head = True: expected false")
     for name in ("boi_token_index", "eoi_token_index"):
         fields.get(name)  # the tokenizer's
     config = Gemma3Config(
-        text=decoder_config(text, faults, is_tied=fields.flag("tie_word_embeddings", True)),
-        vision=vit_config(vision, faults, kind="siglip_vision_model"),
+        text=decoder_config(text, fields.faults, is_tied=fields.flag("tie_word_embeddings", True)),
+        vision=vit_config(vision, fields.faults, kind="siglip_vision_model"),
         tokens_per_image=fields.size("mm_tokens_per_image", 256),
         image_token=fields.token("image_token_index", fields.token("image_token_id", 262144)),
     )
@@ -87,8 +86,7 @@ def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Gem
             "mm_tokens_per_image",
             f"expected the square of a divisor of the tower's {config.vision.side} patches a side",
         )
-    fields.finish(fields.part("text_config"))
-    refuse(faults, where)
+    fields.refuse(where)
     return config
 
 
@@ -106,10 +104,7 @@ class Gemma3(Multimodal):
 
     def encode_images(self, images: Images, forward: Forward) -> tuple[jax.Array, dict[str, Any]]:
         """Return the projected means of squares of patches, row by row. [B, I, P, E]."""
-        patches_BIPC = images.patches_BIPC
-        assert patches_BIPC is not None
-        of_tower = forward.images("vision", jnp.ones(patches_BIPC.shape[:3]))
-        states_BIPD, captured = self.vision(patches_BIPC, forward=of_tower)
+        states_BIPD, captured = self.vision.of_images(images, forward)
         config = self.config
         B, count, _, D = states_BIPD.shape
         tokens = round(config.tokens_per_image**0.5)
@@ -149,7 +144,7 @@ def replacements(
 
 
 def vision_inputs(image: Any, processor: Any, config: Gemma3Config) -> tuple[VisionInput, ...]:
-    """Return the one vision input of an image, whatever the folder says of pan and scan.
+    """Return the one vision input of an image, without pan and scan.
 
     `Gemma3Processor` crops an image only where its caller asks for it.
     """
@@ -180,7 +175,7 @@ def tiny_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
             "tie_word_embeddings": True,
         },
         "vision_config": {
-            **siglip_config("siglip_vision_model", section),
+            **vision_config("siglip_vision_model", section),
             "vision_use_head": False,
         },
     }
@@ -217,9 +212,7 @@ FAMILY = Family(
     config_from_hf=config_from_hf,
     build=Gemma3,
     weight_table=weight_table,
-    name_prefixes=llava.NAME_PREFIXES,
-    buffers=llava.BUFFERS,
-    tied=llava.tied,
+    names=llava.NAMES,
     replacements=replacements,
     vision_inputs=vision_inputs,
     tiny_config=tiny_config,

@@ -24,12 +24,12 @@ from manu_jax.models.families.family import Family
 from manu_jax.models.families.tiny import (
     multiple_of,
     shared_config,
-    siglip_config,
     text_config,
+    vision_config,
     with_tokens,
 )
-from manu_jax.models.hf.fields import Fields, refuse
-from manu_jax.models.hf.tables import Entry
+from manu_jax.models.hf.fields import Fields
+from manu_jax.models.hf.tables import Entry, TensorNames
 from manu_jax.models.inputs.processing import Replacement, placeholders
 from manu_jax.models.inputs.vision_inputs import AnySizeInputs, patches_of
 from manu_jax.models.nn.decoder import Decoder, decoder_mlp, decoder_table
@@ -49,8 +49,12 @@ from manu_jax.models.nn.vit import Vit, VitConfig, vit_config, vit_mlp, vit_tabl
 from manu_jax.types import Images, Template, VisionInput
 
 # All versions of transformers write the hub's names.
-NAME_PREFIXES = {"hub": {"model.": "model.", "lm_head.": "lm_head."}}
-BUFFERS = (".position_ids", ".rotary_emb.inv_freq")
+NAMES = TensorNames(
+    prefixes={"hub": {"model.": "model.", "lm_head.": "lm_head."}},
+    buffers=(".position_ids", ".rotary_emb.inv_freq"),
+    head="lm_head.weight",
+    embedding="model.text_model.embed_tokens.weight",
+)
 TEMPLATE = Template(
     user="User:",
     image="<image>",
@@ -78,21 +82,19 @@ class Idefics2Config(AnySizeInputs):
 
 def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Idefics2Config:
     """Return the config of a `config.json`; ManuError lists every field that is not handled."""
-    faults: list[str] = []
-    fields = Fields(values, "", faults)
+    fields = Fields(values)
     is_tied = fields.flag("tie_word_embeddings", False)
     text = {"model_type": "mistral", **fields.part("text_config")}
-    text = decoder_config(text, faults, is_tied=is_tied)
+    text = decoder_config(text, fields.faults, is_tied=is_tied)
     vision = dict(fields.part("vision_config"))
     vision.pop("model_type", None)  # "idefics2" in the hub's files
     config = Idefics2Config(
         text=text,
-        vision=vit_config(vision, faults, kind="idefics2_vision"),
-        perceiver=perceiver_config(fields.part("perceiver_config"), text, faults),
+        vision=vit_config(vision, fields.faults, kind="idefics2_vision"),
+        perceiver=perceiver_config(fields.part("perceiver_config"), text, fields.faults),
         image_token=fields.token("image_token_id", 32001),
     )
-    fields.finish(fields.part("text_config"))
-    refuse(faults, where)
+    fields.refuse(where)
     return config
 
 
@@ -104,13 +106,11 @@ class Idefics2(Multimodal):
         self.vision = Vit(vision, config.vision)
         self.projection = Mlp(
             projection,
-            num_layers=1,
-            width=config.vision.width,
-            num_neurons=config.text.num_neurons,
-            activation=config.text.activation,
+            config.text,
             gated=True,
             bias=False,
-            output_width=config.text.width,
+            num_layers=1,
+            input_width=config.vision.width,
         )
         self.resampler = Resampler(resampler, config.perceiver)
         self.text = Decoder(text, config.text)
@@ -174,19 +174,12 @@ def mlps(config: Idefics2Config) -> dict[str, TowerMlp]:
 
 def weight_table(config: Idefics2Config) -> list[Entry]:
     """Return which tensor fills which leaf of the model."""
-    table = decoder_table(config.text, "text", "model.text_model.", "lm_head.weight")
+    table = decoder_table(config.text, "text", "model.text_model.", NAMES.head)
     table += vit_table(config.vision, "vision", "model.vision_model.")
     table += mlp_table(mlps(config)["projection"], "model.connector.modality_projection.")
     return table + resampler_table(
         config.perceiver, "resampler", "model.connector.perceiver_resampler."
     )
-
-
-def tied(config: Any) -> dict[str, str]:
-    """Return {the head: the embedding that it repeats} of a tied model."""
-    if not config.text.is_tied:
-        return {}
-    return {"lm_head.weight": "model.text_model.embed_tokens.weight"}
 
 
 def replacements(
@@ -248,11 +241,8 @@ def tiny_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
     return {
         **shared_config("Idefics2", "idefics2"),
         "image_token_id": tokenizer.convert_tokens_to_ids("<image>"),
-        "text_config": {
-            **text_config("mistral", section, tokenizer),
-            "sliding_window": None,
-        },
-        "vision_config": siglip_config("idefics2_vision", section),
+        "text_config": {**text_config("mistral", section, tokenizer), "sliding_window": None},
+        "vision_config": vision_config("idefics2_vision", section),
         "perceiver_config": {
             "model_type": "idefics2_perceiver",
             "hidden_act": "silu",
@@ -295,9 +285,7 @@ FAMILY = Family(
     build=Idefics2,
     mlps=mlps,
     weight_table=weight_table,
-    name_prefixes=NAME_PREFIXES,
-    buffers=BUFFERS,
-    tied=tied,
+    names=NAMES,
     replacements=replacements,
     vision_inputs=vision_inputs,
     tiny_config=tiny_config,

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from manu_jax.config import ModelSection
@@ -22,12 +21,12 @@ from manu_jax.models.families.family import Family
 from manu_jax.models.families.idefics2 import FAKE
 from manu_jax.models.families.tiny import (
     shared_config,
-    siglip_config,
     text_config,
+    vision_config,
     whole_squares,
     with_tokens,
 )
-from manu_jax.models.hf.fields import Fields, refuse
+from manu_jax.models.hf.fields import Fields
 from manu_jax.models.hf.tables import Entry
 from manu_jax.models.inputs.processing import (
     Processor,
@@ -79,25 +78,23 @@ class Idefics3Config(FixedSizeInputs):
 
 def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Idefics3Config:
     """Return the config of a `config.json`; ManuError lists every field that is not handled."""
-    faults: list[str] = []
-    fields = Fields(values, "", faults)
-    given = fields.part("text_config")
-    is_tied = fields.flag("tie_word_embeddings", given.get("tie_word_embeddings", False))
-    text = {k: v for k, v in given.items() if k not in LEFT_OVER}
+    fields = Fields(values)
+    text = fields.part("text_config")
+    is_tied = fields.flag("tie_word_embeddings", text.get("tie_word_embeddings", False))
+    text = {k: v for k, v in text.items() if k not in LEFT_OVER}
     vision = {k: v for k, v in fields.part("vision_config").items() if k not in LEFT_OVER}
     vision.pop("model_type", None)  # "idefics3", "idefics3_vision" or "smolvlm_vision"
     vision = {"hidden_size": 1152, "num_attention_heads": 16, **vision}
     config = Idefics3Config(
-        text=decoder_config({"model_type": "llama", **text}, faults, is_tied=is_tied),
-        vision=vit_config(vision, faults, kind="idefics2_vision"),
+        text=decoder_config({"model_type": "llama", **text}, fields.faults, is_tied=is_tied),
+        vision=vit_config(vision, fields.faults, kind="idefics2_vision"),
         shuffle=fields.size("scale_factor", 2),
         image_token=fields.token("image_token_id", 128257),
     )
     side = f"a tower of {config.vision.side} patches a side"
     fields.divides(side, config.vision.side, by="scale_factor", part=config.shuffle)
     fields.get("_pad_token_id")
-    fields.finish(fields.part("text_config"))
-    refuse(faults, where)
+    fields.refuse(where)
     return config
 
 
@@ -114,10 +111,7 @@ class Idefics3(Multimodal):
 
     def encode_images(self, images: Images, forward: Forward) -> tuple[jax.Array, dict[str, Any]]:
         """Return each tile's tokens: squares of patches, row by row, projected. [B, I, P, E]."""
-        patches_BIPC = images.patches_BIPC
-        assert patches_BIPC is not None
-        of_tower = forward.images("vision", jnp.ones(patches_BIPC.shape[:3]))
-        states_BIPD, captured = self.vision(patches_BIPC, forward=of_tower)
+        states_BIPD, captured = self.vision.of_images(images, forward)
         B, count, _, D = states_BIPD.shape
         size = self.config.shuffle
         tokens = self.config.vision.side // size
@@ -128,7 +122,7 @@ class Idefics3(Multimodal):
 
 def weight_table(config: Idefics3Config) -> list[Entry]:
     """Return which tensor fills which leaf of the model."""
-    table = decoder_table(config.text, "text", "model.text_model.", "lm_head.weight")
+    table = decoder_table(config.text, "text", "model.text_model.", idefics2.NAMES.head)
     table += vit_table(config.vision, "vision", "model.vision_model.")
     name = "model.connector.modality_projection.proj.weight"
     return [*table, Entry("projection_DE", name, "ED")]
@@ -206,7 +200,7 @@ def tiny_config(section: ModelSection, tokenizer: Any, *, name: str) -> dict[str
         "image_token_id": tokenizer.convert_tokens_to_ids(PLACEHOLDER),
         "scale_factor": 2,
         "text_config": text_config("llama", section, tokenizer),
-        "vision_config": siglip_config(f"{kind}_vision", section),
+        "vision_config": vision_config(f"{kind}_vision", section),
     }
 
 
@@ -226,9 +220,7 @@ IDEFICS3 = Family(
     config_from_hf=config_from_hf,
     build=Idefics3,
     weight_table=weight_table,
-    name_prefixes=idefics2.NAME_PREFIXES,
-    buffers=idefics2.BUFFERS,
-    tied=idefics2.tied,
+    names=idefics2.NAMES,
     replacements=replacements,
     vision_inputs=vision_inputs,
     tiny_config=functools.partial(tiny_config, name="Idefics3"),

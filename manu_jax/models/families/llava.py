@@ -18,9 +18,9 @@ from flax import nnx
 
 from manu_jax.config import ModelSection
 from manu_jax.models.families.family import Family
-from manu_jax.models.families.tiny import shared_config, text_config
-from manu_jax.models.hf.fields import Fields, refuse
-from manu_jax.models.hf.tables import Entry
+from manu_jax.models.families.tiny import shared_config, text_config, vision_config
+from manu_jax.models.hf.fields import Fields
+from manu_jax.models.hf.tables import Entry, TensorNames
 from manu_jax.models.inputs.processing import repeated_token
 from manu_jax.models.inputs.vision_inputs import FixedSizeInputs, square_vision_input
 from manu_jax.models.nn.decoder import Decoder, decoder_table
@@ -37,35 +37,38 @@ VISION_DEFAULTS = {
     "num_hidden_layers": 24, "num_attention_heads": 16,
 }  # fmt: skip
 
-# {who writes these names: {prefix of a name: prefix of the export name}}. The entry that matches
-# most names of a folder counts, and the first of equals. The prefixes of "transformers 5" match the
-# hub's names, too, so they come second; its in-memory ones likewise match those of 4.
-NAME_PREFIXES: dict[str, dict[str, str]] = {
-    "hub": {
-        "language_model.": "language_model.",
-        "vision_tower.vision_model.": "vision_tower.vision_model.",
-        "multi_modal_projector.": "multi_modal_projector.",
+# The prefixes that match most names of a folder count, and the first of equals. Those of
+# "transformers 5" match the hub's names too, so they come second; its in-memory ones likewise match
+# those of 4.
+NAMES = TensorNames(
+    prefixes={
+        "hub": {
+            "language_model.": "language_model.",
+            "vision_tower.vision_model.": "vision_tower.vision_model.",
+            "multi_modal_projector.": "multi_modal_projector.",
+        },
+        "transformers 5": {  # of a model that was built from a config
+            "language_model.": "language_model.",
+            "vision_tower.": "vision_tower.vision_model.",
+            "multi_modal_projector.": "multi_modal_projector.",
+        },
+        "transformers 4 in-memory": {
+            "lm_head.": "language_model.lm_head.",
+            "model.language_model.": "language_model.model.",
+            "model.vision_tower.vision_model.": "vision_tower.vision_model.",
+            "model.multi_modal_projector.": "multi_modal_projector.",
+        },
+        "transformers 5 in-memory": {
+            "lm_head.": "language_model.lm_head.",
+            "model.language_model.": "language_model.model.",
+            "model.vision_tower.": "vision_tower.vision_model.",
+            "model.multi_modal_projector.": "multi_modal_projector.",
+        },
     },
-    "transformers 5": {  # of a model that was built from a config
-        "language_model.": "language_model.",
-        "vision_tower.": "vision_tower.vision_model.",
-        "multi_modal_projector.": "multi_modal_projector.",
-    },
-    "transformers 4 in-memory": {
-        "lm_head.": "language_model.lm_head.",
-        "model.language_model.": "language_model.model.",
-        "model.vision_tower.vision_model.": "vision_tower.vision_model.",
-        "model.multi_modal_projector.": "multi_modal_projector.",
-    },
-    "transformers 5 in-memory": {
-        "lm_head.": "language_model.lm_head.",
-        "model.language_model.": "language_model.model.",
-        "model.vision_tower.": "vision_tower.vision_model.",
-        "model.multi_modal_projector.": "multi_modal_projector.",
-    },
-}
-# In older files; computed, not loaded
-BUFFERS = (".position_ids", ".rotary_emb.inv_freq")
+    buffers=(".position_ids", ".rotary_emb.inv_freq"),  # in older files
+    head="language_model.lm_head.weight",
+    embedding="language_model.model.embed_tokens.weight",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,11 +94,9 @@ class LlavaConfig(FixedSizeInputs):
 
 def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> LlavaConfig:
     """Return the config of a `config.json`; ManuError lists every field that is not handled."""
-    faults: list[str] = []
-    fields = Fields(values, "", faults)
+    fields = Fields(values)
     config = LlavaConfig(**parts_of(fields, other_towers=("siglip_vision_model",)))
-    fields.finish(fields.part("text_config"))
-    refuse(faults, where)
+    fields.refuse(where)
     return config
 
 
@@ -161,11 +162,7 @@ class Llava(Multimodal):
 
     def encode_images(self, images: Images, forward: Forward) -> tuple[jax.Array, dict[str, Any]]:
         """Return the projected features, whose class token may be dropped. [B, I, P, E]."""
-        assert images.patches_BIPC is not None
-        B, count, patches = images.patches_BIPC.shape[:3]
-        is_token_BIP = jnp.ones((B, count, patches + self.config.vision.is_clip))
-        of_tower = forward.images("vision", is_token_BIP)
-        states_BIPD, captured = self.vision(images.patches_BIPC, forward=of_tower)
+        states_BIPD, captured = self.vision.of_images(images, forward)
         if self.config.drops_class_token:
             states_BIPD = states_BIPD[:, :, 1:]
         x_BIPE = project(states_BIPD, self.linear_1_DE[...])
@@ -191,17 +188,8 @@ def weight_table(config: LlavaConfig) -> list[Entry]:
 
 def towers_table(config: Any) -> list[Entry]:
     """Return the table of the decoder and the tower; other families have the same names."""
-    table = decoder_table(
-        config.text, "text", "language_model.model.", "language_model.lm_head.weight"
-    )
+    table = decoder_table(config.text, "text", "language_model.model.", NAMES.head)
     return table + vit_table(config.vision, "vision", "vision_tower.vision_model.")
-
-
-def tied(config: Any) -> dict[str, str]:
-    """Return {the head: the embedding that it repeats} of a tied model."""
-    if not config.text.is_tied:
-        return {}
-    return {"language_model.lm_head.weight": "language_model.model.embed_tokens.weight"}
 
 
 def tiny_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
@@ -216,13 +204,7 @@ def tiny_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
         "vision_feature_select_strategy": "default",
         "text_config": text_config("llama", section, tokenizer),
         "vision_config": {
-            "model_type": "clip_vision_model",
-            "hidden_size": vision.width,
-            "intermediate_size": vision.num_neurons,
-            "num_hidden_layers": vision.num_layers,
-            "num_attention_heads": vision.num_heads,
-            "image_size": vision.image_size,
-            "patch_size": vision.patch_size,
+            **vision_config("clip_vision_model", section),
             "hidden_act": "quick_gelu",
             "layer_norm_eps": 1e-5,
         },
@@ -235,15 +217,19 @@ def tiny_processor(section: ModelSection, tokenizer: Any) -> Any:
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     size = section.vision.image_size
-    return LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(
-            size={"shortest_edge": size}, crop_size={"height": size, "width": size}
-        ),
-        tokenizer=tokenizer,
-        patch_size=section.vision.patch_size,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
+    images = CLIPImageProcessorPil(
+        size={"shortest_edge": size}, crop_size={"height": size, "width": size}
     )
+    return LlavaProcessor(images, tokenizer, **tiny_tokens(section))
+
+
+def tiny_tokens(section: ModelSection) -> dict[str, Any]:
+    """Return what a tiny model's processor says of image tokens, as its `config.json` does."""
+    return {
+        "patch_size": section.vision.patch_size,
+        "vision_feature_select_strategy": "default",
+        "num_additional_image_tokens": 1,  # the class token
+    }
 
 
 FAMILY = Family(
@@ -252,9 +238,7 @@ FAMILY = Family(
     config_from_hf=config_from_hf,
     build=Llava,
     weight_table=weight_table,
-    name_prefixes=NAME_PREFIXES,
-    buffers=BUFFERS,
-    tied=tied,
+    names=NAMES,
     replacements=repeated_token,
     vision_inputs=square_vision_input,
     tiny_config=tiny_config,

@@ -21,7 +21,7 @@ from manu_jax.config import ModelSection
 from manu_jax.models.families import llava
 from manu_jax.models.families.family import Family
 from manu_jax.models.families.tiny import shared_config
-from manu_jax.models.hf.fields import Fields, refuse
+from manu_jax.models.hf.fields import Fields
 from manu_jax.models.hf.tables import Entry
 from manu_jax.models.inputs.processing import (
     FeatureRows,
@@ -36,10 +36,13 @@ from manu_jax.types import Images, ManuError, Template, VisionInput
 
 # Rows and columns of pixels, where the config.json names none
 PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
-NAME_PREFIXES = {
-    names: {**prefixes, "model." * ("in-memory" in names) + "image_newline": "image_newline"}
-    for names, prefixes in llava.NAME_PREFIXES.items()
-}
+NAMES = dataclasses.replace(
+    llava.NAMES,
+    prefixes={
+        writer: {**prefixes, "model." * ("in-memory" in writer) + "image_newline": "image_newline"}
+        for writer, prefixes in llava.NAMES.prefixes.items()
+    },
+)
 MISTRAL_START = "[INST]"
 MISTRAL = Template(user="[INST]", close=" [/INST]", system_form="{system} ")
 YI = Template(
@@ -85,31 +88,29 @@ class LlavaNextConfig(llava.LlavaConfig):
 
 def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> LlavaNextConfig:
     """Return the config of a `config.json`; ManuError lists every field that is not handled."""
-    faults: list[str] = []
-    fields = Fields(values, "", faults)
+    fields = Fields(values)
     # With the class token ("full") a tile is not a map; transformers can't read it either.
     parts = llava.parts_of(fields, strategies=("default",))
     config = LlavaNextConfig(**parts, pinpoints=pinpoints_of(fields, parts["vision"].image_size))
     fields.need("use_image_newline_parameter", True, (True,))
-    fields.finish(fields.part("text_config"))
-    refuse(faults, where)
+    fields.refuse(where)
     return config
 
 
 def pinpoints_of(fields: Fields, tile: int, default: Any = PINPOINTS) -> tuple:
     """Return the resolutions that images may have; one that is not of whole tiles is a fault."""
     name = "image_grid_pinpoints"
-    given = fields.get(name, default)
-    is_list = isinstance(given, Sequence) and len(given) > 0
+    points = fields.get(name, default)
+    is_list = isinstance(points, Sequence) and len(points) > 0
     if not is_list or any(
         not isinstance(point, Sequence)
         or len(point) != 2
         or any(not isinstance(size, int) or size < 1 or size % tile for size in point)
-        for point in given
+        for point in points
     ):
         fields.fault(name, f"expected pairs of multiples of the tower's image_size, {tile}")
         return ()
-    return tuple((height, width) for height, width in given)
+    return tuple((height, width) for height, width in points)
 
 
 class LlavaNext(llava.Llava):
@@ -218,7 +219,7 @@ def grid(height: int, width: int, config: LlavaNextConfig) -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=64)  # asked several times a sample; many images are of one size
 def map_of_tiles(height: int, width: int, config: LlavaNextConfig) -> np.ndarray:
-    """Return the rows of the tiles' features where they lie in the image, without padding. [Y, X].
+    """Return the rows of the tiles' features by place in the image, without padding. [Y, X].
 
     The arithmetic is that of `unpad_image`.
     """
@@ -259,17 +260,12 @@ def tiny_processor(section: ModelSection, tokenizer: Any) -> Any:
     )
 
     size = section.vision.image_size
-    return LlavaNextProcessor(
-        image_processor=LlavaNextImageProcessorPil(
-            size={"shortest_edge": size},
-            crop_size={"height": size, "width": size},
-            image_grid_pinpoints=[[size, size]],
-        ),
-        tokenizer=tokenizer,
-        patch_size=section.vision.patch_size,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
+    images = LlavaNextImageProcessorPil(
+        size={"shortest_edge": size},
+        crop_size={"height": size, "width": size},
+        image_grid_pinpoints=[[size, size]],
     )
+    return LlavaNextProcessor(images, tokenizer, **llava.tiny_tokens(section))
 
 
 FAMILY = Family(
@@ -278,9 +274,7 @@ FAMILY = Family(
     config_from_hf=config_from_hf,
     build=LlavaNext,
     weight_table=weight_table,
-    name_prefixes=NAME_PREFIXES,
-    buffers=llava.BUFFERS,
-    tied=llava.tied,
+    names=NAMES,
     replacements=replacements,
     vision_inputs=vision_inputs,
     feature_rows=feature_rows,

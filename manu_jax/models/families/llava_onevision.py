@@ -19,13 +19,8 @@ import numpy as np
 from manu_jax.config import ModelSection
 from manu_jax.models.families import llava, llava_next
 from manu_jax.models.families.family import Family
-from manu_jax.models.families.tiny import (
-    shared_config,
-    siglip_config,
-    text_config,
-    with_tokens,
-)
-from manu_jax.models.hf.fields import Fields, refuse
+from manu_jax.models.families.tiny import shared_config, text_config, vision_config, with_tokens
+from manu_jax.models.hf.fields import Fields
 from manu_jax.models.inputs.processing import (
     FeatureRows,
     Processor,
@@ -67,8 +62,7 @@ class LlavaOnevisionConfig(llava_next.LlavaNextConfig):
 
 def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> LlavaOnevisionConfig:
     """Return the config of a `config.json`; ManuError lists every field that is not handled."""
-    faults: list[str] = []
-    fields = Fields(values, "", faults)
+    fields = Fields(values)
     parts = llava.parts_of(
         fields,
         strategies=("full",),  # "default" leaves no square; transformers can't read it either
@@ -89,8 +83,7 @@ def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Lla
         most_tiles=int(most[1]) if most else 1,
     )
     fields.need("use_image_newline_parameter", True, (True,))
-    fields.finish(fields.part("text_config"))
-    refuse(faults, where)
+    fields.refuse(where)
     return config
 
 
@@ -180,7 +173,7 @@ def tiny_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
         "vision_feature_select_strategy": "full",
         "text_config": text_config("qwen2", section, tokenizer),
         "vision_config": {
-            **siglip_config("siglip_vision_model", section),
+            **vision_config("siglip_vision_model", section),
             "vision_use_head": False,
         },
     }
@@ -206,9 +199,7 @@ FAMILY = Family(
     config_from_hf=config_from_hf,
     build=llava_next.LlavaNext,
     weight_table=llava_next.weight_table,
-    name_prefixes=llava_next.NAME_PREFIXES,
-    buffers=llava.BUFFERS,
-    tied=llava.tied,
+    names=llava_next.NAMES,
     replacements=replacements,
     vision_inputs=llava_next.vision_inputs,
     vision_inputs_of_many=vision_inputs_of_many,

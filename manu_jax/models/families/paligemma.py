@@ -16,8 +16,8 @@ from flax import nnx
 from manu_jax.config import ModelSection
 from manu_jax.models.families import llava
 from manu_jax.models.families.family import Family
-from manu_jax.models.families.tiny import shared_config, siglip_config, text_config, with_tokens
-from manu_jax.models.hf.fields import Fields, refuse
+from manu_jax.models.families.tiny import shared_config, text_config, vision_config, with_tokens
+from manu_jax.models.hf.fields import Fields
 from manu_jax.models.hf.tables import Entry
 from manu_jax.models.inputs.processing import repeated_token
 from manu_jax.models.inputs.vision_inputs import FixedSizeInputs, square_vision_input
@@ -65,18 +65,17 @@ class PaliGemmaConfig(FixedSizeInputs):
 
 def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> PaliGemmaConfig:
     """Return the config of a `config.json`; ManuError lists every field that is not handled."""
-    faults: list[str] = []
-    fields = Fields(values, "", faults)
+    fields = Fields(values)
     text = {"model_type": "gemma", **fields.part("text_config")}
     vision = dict(fields.part("vision_config"))
     if text["model_type"] not in DECODERS:
-        faults.append(
+        fields.faults.append(
             f"text_config.model_type = {text['model_type']!r}: known: {', '.join(DECODERS)}"
         )
     if vision.pop("vision_use_head", False):
-        faults.append("vision_config.vision_use_head = True: expected false")
+        fields.faults.append("vision_config.vision_use_head = True: expected false")
     if text.pop("use_bidirectional_attention", None) is False:
-        faults.append("text_config.use_bidirectional_attention = False: expected true")
+        fields.faults.append("text_config.use_bidirectional_attention = False: expected true")
     for section in (text, vision):
         for name in DERIVED:
             section.pop(name, None)
@@ -84,12 +83,11 @@ def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Pal
         fields.get(name)
     is_tied = fields.flag("tie_word_embeddings", True)
     config = PaliGemmaConfig(
-        text=decoder_config(text, faults, is_tied=is_tied),
-        vision=vit_config(vision, faults, kind="siglip_vision_model"),
+        text=decoder_config(text, fields.faults, is_tied=is_tied),
+        vision=vit_config(vision, fields.faults, kind="siglip_vision_model"),
         image_token=fields.token("image_token_index", fields.token("image_token_id", 256000)),
     )
-    fields.finish(fields.part("text_config"))
-    refuse(faults, where)
+    fields.refuse(where)
     return config
 
 
@@ -107,10 +105,7 @@ class PaliGemma(Multimodal):
 
     def encode_images(self, images: Images, forward: Forward) -> tuple[jax.Array, dict[str, Any]]:
         """Return the projected patches. [B, I, P, E]."""
-        patches_BIPC = images.patches_BIPC
-        assert patches_BIPC is not None
-        of_tower = forward.images("vision", jnp.ones(patches_BIPC.shape[:3]))
-        states_BIPD, captured = self.vision(patches_BIPC, forward=of_tower)
+        states_BIPD, captured = self.vision.of_images(images, forward)
         y_BIPE = project(states_BIPD, self.projection_DE[...])
         return y_BIPE + self.projection_bias_E[...][None, None, None], {"vision": captured}
 
@@ -152,7 +147,7 @@ def tiny_config(section: ModelSection, tokenizer: Any) -> dict[str, Any]:
             "tie_word_embeddings": True,
         },
         "vision_config": {
-            **siglip_config("siglip_vision_model", section),
+            **vision_config("siglip_vision_model", section),
             "projection_dim": width,
             "vision_use_head": False,
         },
@@ -176,9 +171,7 @@ FAMILY = Family(
     config_from_hf=config_from_hf,
     build=PaliGemma,
     weight_table=weight_table,
-    name_prefixes=llava.NAME_PREFIXES,
-    buffers=llava.BUFFERS,
-    tied=llava.tied,
+    names=llava.NAMES,
     replacements=repeated_token,
     vision_inputs=square_vision_input,
     tiny_config=tiny_config,

@@ -24,8 +24,8 @@ from manu_jax.models.families.tiny import (
     whole_squares,
     with_tokens,
 )
-from manu_jax.models.hf.fields import Fields, refuse
-from manu_jax.models.hf.tables import Entry
+from manu_jax.models.hf.fields import Fields
+from manu_jax.models.hf.tables import Entry, TensorNames
 from manu_jax.models.inputs.processing import (
     Processor,
     Replacement,
@@ -50,15 +50,19 @@ from manu_jax.types import Images, ManuError, Template, VisionInput
 PLACEHOLDER = "<|image_pad|>"
 # transformers writes the hub's names. The prefixes of "hub" match all in-memory names, too, so they
 # come second.
-NAME_PREFIXES: dict[str, dict[str, str]] = {
-    "in-memory": {
-        "model.language_model.": "model.",
-        "model.visual.": "visual.",
-        "lm_head.": "lm_head.",
+NAMES = TensorNames(
+    prefixes={
+        "in-memory": {
+            "model.language_model.": "model.",
+            "model.visual.": "visual.",
+            "lm_head.": "lm_head.",
+        },
+        "hub": {"model.": "model.", "visual.": "visual.", "lm_head.": "lm_head."},
     },
-    "hub": {"model.": "model.", "visual.": "visual.", "lm_head.": "lm_head."},
-}
-BUFFERS = (".rotary_emb.inv_freq", ".rotary_pos_emb.inv_freq")
+    buffers=(".rotary_emb.inv_freq", ".rotary_pos_emb.inv_freq"),
+    head="lm_head.weight",
+    embedding="model.embed_tokens.weight",
+)
 TEMPLATE = Template(
     system="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",
     user="<|im_start|>user\n",
@@ -95,36 +99,31 @@ def config_from_hf(
 ) -> QwenVLConfig:
     """Return the config of a `config.json`; ManuError lists every field that is not handled.
 
-    kind: "qwen2_vl" or "qwen2_5_vl". The decoder's fields stand beside the others in the hub's
+    kind: "qwen2_vl" or "qwen2_5_vl". The decoder's fields are among the others in the hub's
     files, and in a text_config in those of transformers 5.
     """
-    faults: list[str] = []
-    given = values.get("text_config")
-    fields = Fields(values, "", faults)
-    text = fields.part("text_config")
-    if given is None:
-        text = {name: value for name, value in values.items() if name not in WHOLE}
-    if given is None:
+    fields = Fields(values)
+    text, section = fields.part("text_config"), "text_config."
+    if values.get("text_config") is None:
+        text, section = {k: v for k, v in values.items() if k not in WHOLE}, ""
         for name in text:
             fields.get(name)
-    section = "" if given is None else "text_config."
     config = QwenVLConfig(
         text=decoder_config(
             {**text, "model_type": "qwen2_vl_text"},
-            faults,
+            fields.faults,
             is_tied=fields.flag("tie_word_embeddings", False),
             section=section,
         ),
-        vision=qwen_vision_config(fields.part("vision_config"), faults, kind),
+        vision=qwen_vision_config(fields.part("vision_config"), fields.faults, kind),
         image_token=fields.token("image_token_id", 151655),
     )
     if config.vision.output_width != config.text.width:
-        faults.append(
+        fields.faults.append(
             f"vision_config: the merger's width {config.vision.output_width} is not the "
             f"decoder's, {config.text.width}"
         )
-    fields.finish(fields.part("text_config"))
-    refuse(faults, where)
+    fields.refuse(where)
     return config
 
 
@@ -159,13 +158,8 @@ def mlps(config: QwenVLConfig) -> dict[str, TowerMlp]:
 
 def weight_table(config: QwenVLConfig) -> list[Entry]:
     """Return which tensor, by its export name, fills which leaf of the model."""
-    table = decoder_table(config.text, "text", "model.", "lm_head.weight")
+    table = decoder_table(config.text, "text", "model.", NAMES.head)
     return table + qwen_vision_table(config.vision, "vision", "visual.")
-
-
-def tied(config: QwenVLConfig) -> dict[str, str]:
-    """Return {the head: the embedding that it repeats} of a tied model."""
-    return {"lm_head.weight": "model.embed_tokens.weight"} if config.text.is_tied else {}
 
 
 def replacements(
@@ -320,9 +314,7 @@ QWEN2_VL = Family(
     build=QwenVL,
     mlps=mlps,
     weight_table=weight_table,
-    name_prefixes=NAME_PREFIXES,
-    buffers=BUFFERS,
-    tied=tied,
+    names=NAMES,
     replacements=replacements,
     vision_inputs=vision_inputs,
     rope_positions=rope_positions,

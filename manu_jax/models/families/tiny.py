@@ -48,8 +48,11 @@ def text_config(model_type: str, section: ModelSection, tokenizer: Any) -> dict[
     }
 
 
-def siglip_config(model_type: str, section: ModelSection) -> dict[str, Any]:
-    """Return the `vision_config` of a SigLIP tower of the section's sizes."""
+def vision_config(model_type: str, section: ModelSection) -> dict[str, Any]:
+    """Return the `vision_config` of a CLIP or SigLIP tower of the section's sizes.
+
+    The activation and the norms' ε are SigLIP's.
+    """
     vision = section.vision
     return {
         "model_type": model_type,

@@ -19,7 +19,7 @@ SHARD_BYTES = 5 * 10**9
 
 
 def export_tensors(model: Any, table: Sequence[Entry]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (name, array) of every tensor as it stands on disk, one leaf after the other."""
+    """Yield (name, array) of every tensor as it is on disk, one leaf after the other."""
     leaves = {
         path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]
     }

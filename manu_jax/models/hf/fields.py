@@ -1,6 +1,6 @@
 """Reading a Hugging Face config section: every field is handled, harmless, or refused by name."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from manu_jax.types import ManuError
@@ -36,13 +36,17 @@ BESIDE_TEXT = frozenset("hidden_size vocab_size image_seq_length image_seq_len".
 
 
 class Fields:
-    """One section of a config.json, read field by field; `finish` refuses what is left.
+    """A config.json or one of its sections, read field by field; `finish` notes what is left.
 
-    Problems are collected over all sections in `faults`, so that one error names them together.
+    section: its name and a dot, "" of the whole. faults: the list of the whole config, for a
+    section: one error names the faults of all sections together (`refuse`).
     """
 
-    def __init__(self, values: Mapping[str, Any], section: str, faults: list[str]):
-        self.values, self.section, self.faults = dict(values), section, faults
+    def __init__(
+        self, values: Mapping[str, Any], section: str = "", faults: list[str] | None = None
+    ):
+        self.values, self.section = dict(values), section
+        self.faults: list[str] = [] if faults is None else faults
         self.read: set[str] = set()
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -53,43 +57,26 @@ class Fields:
 
     def size(self, name: str, default: int, most: int = MOST) -> int:
         """Return a field that has to be a positive whole number; note a fault otherwise."""
-        value = self.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-            self.fault(name, f"expected a whole number from 1 to {most:,}")
-            return default
-        return value
+        expected = f"expected a whole number from 1 to {most:,}"
+        return self._checked(name, default, lambda x: _is_whole(x, 1, most), expected)
 
     def token(self, name: str, default: int) -> int:
         """Return a field that has to be a token's id; note a fault otherwise."""
-        value = self.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST:
-            self.fault(name, "expected a token's id, a whole number from 0")
-            return default
-        return value
+        expected = "expected a token's id, a whole number from 0"
+        return self._checked(name, default, lambda x: _is_whole(x, 0, MOST), expected)
 
     def number(self, name: str, default: float) -> float:
         """Return a field that has to be a positive number; note a fault otherwise."""
-        value = self.get(name, default)
-        if not is_positive(value):
-            self.fault(name, "expected a positive number")
-            return default
-        return value
+        return self._checked(name, default, is_positive, "expected a positive number")
 
     def flag(self, name: str, default: bool) -> bool:
         """Return a field that has to be true or false; note a fault otherwise."""
-        value = self.get(name, default)
-        if not isinstance(value, bool):
-            self.fault(name, "expected true or false")
-            return default
-        return value
+        return self._checked(name, default, lambda x: isinstance(x, bool), "expected true or false")
 
     def part(self, name: str) -> Mapping[str, Any]:
         """Return a field that has to be a section, {} where absent; note a fault otherwise."""
-        value = self.get(name, {})
-        if not isinstance(value, Mapping):
-            self.fault(name, "expected a section with fields of its own")
-            return {}
-        return value
+        expected = "expected a section with fields of its own"
+        return self._checked(name, {}, lambda x: isinstance(x, Mapping), expected)
 
     def divides(self, name: str, whole: int, *, by: str, part: int) -> None:
         """Note a fault where the field `name`, which is `whole`, is no multiple of `part`."""
@@ -127,17 +114,29 @@ class Fields:
             elif text[name] != value:
                 self.fault(name, f"the text_config says {text[name]!r}")
 
+    def refuse(self, where: str) -> None:
+        """Finish a whole config, and raise one ManuError with the faults of all its sections."""
+        self.finish(self.part("text_config"))
+        if self.faults:
+            listed = "\n".join(f"  {fault}" for fault in self.faults)
+            raise ManuError(
+                f"{where}: this model needs what manu_jax does not do; the outputs would be wrong:"
+                f"\n{listed}\nUse a model whose config.json has these fields at their usual values."
+            )
+
+    def _checked(self, name: str, default: Any, is_right: Callable[[Any], bool], why: str) -> Any:
+        """Return a field that is right; note a fault, and return the default, otherwise."""
+        value = self.get(name, default)
+        if not is_right(value):
+            self.fault(name, why)
+            return default
+        return value
+
 
 def is_positive(value: Any) -> bool:
     """Whether a value is a positive number that float32 holds."""
     return isinstance(value, int | float) and value is not True and 0 < value < LARGEST
 
 
-def refuse(faults: list[str], where: str) -> None:
-    """Raise one ManuError with all faults of a config; return where there are none."""
-    if faults:
-        listed = "\n".join(f"  {fault}" for fault in faults)
-        raise ManuError(
-            f"{where}: this model needs what manu_jax does not do; the outputs would be wrong:\n"
-            f"{listed}\nUse a model whose config.json has these fields at their usual values."
-        )
+def _is_whole(value: Any, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most

@@ -1,12 +1,29 @@
 """Which tensor of a Hugging Face file fills which leaf, and where the neurons of a tower lie.
 
 An Entry's axes are the letters of the tensor on disk; letters in parentheses share one dimension.
-The leaf's own letters end its path, so `Entry("…q_LDNH", "…q_proj.weight", "(NH)D")` says all there
-is to say about reading, slicing and writing that weight.
+The leaf's own letters end its path, so `Entry("…q_LDNH", "…q_proj.weight", "(NH)D")` defines
+how that weight is read, sliced and written.
 """
 
 import dataclasses
 import re
+from collections.abc import Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorNames:
+    """How the tensors of a family are named in files.
+
+    prefixes: {who writes these names: {prefix of a name: prefix of the export name}}. Export names
+    are those of the weight table, which `save_pretrained` writes. buffers: endings of the names of
+    tensors that are computed; those in a file are ignored. head, embedding: of the decoder; the
+    files of a tied model may also hold the head, which then repeats the embedding.
+    """
+
+    prefixes: Mapping[str, Mapping[str, str]]
+    buffers: tuple[str, ...]
+    head: str
+    embedding: str
 
 
 @dataclasses.dataclass(frozen=True)

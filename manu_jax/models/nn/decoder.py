@@ -67,14 +67,7 @@ class DecoderLayers(nnx.Module):
         scale_LD = jnp.zeros((L, D)) if config.is_gemma else jnp.ones((L, D))
         self.attention_norm_LD = nnx.Param(scale_LD)
         self.attention = Attention(
-            attention,
-            num_layers=L,
-            width=D,
-            num_heads=config.num_heads,
-            num_key_heads=config.num_key_heads,
-            head_size=config.head_size,
-            qkv_bias=config.qkv_bias,
-            output_bias=config.output_bias,
+            attention, config, qkv_bias=config.qkv_bias, output_bias=config.output_bias
         )
         self.mlp_norm_LD = nnx.Param(scale_LD)
         if config.has_post_norms:
@@ -83,15 +76,7 @@ class DecoderLayers(nnx.Module):
         if config.has_head_norms:
             self.query_norm_LH = nnx.Param(jnp.zeros((L, config.head_size)))
             self.key_norm_LH = nnx.Param(jnp.zeros((L, config.head_size)))
-        self.mlp = Mlp(
-            mlp,
-            num_layers=L,
-            width=D,
-            num_neurons=config.num_neurons,
-            activation=config.activation,
-            gated=True,
-            bias=config.mlp_bias,
-        )
+        self.mlp = Mlp(mlp, config, gated=True, bias=config.mlp_bias)
         self.config = config
 
     def qkv(
@@ -173,10 +158,7 @@ class Decoder(nnx.Module):
             joint_BTT = jnp.asarray(same_BTT & attention_mask_BT[:, None, :])
 
         def body(
-            h_BTD: jax.Array,
-            layer: DecoderLayers,
-            gate: jax.Array | None,
-            window: jax.Array | None,
+            h_BTD: jax.Array, layer: DecoderLayers, gate: jax.Array | None, window: jax.Array | None
         ) -> tuple[jax.Array, Any, Any]:
             q_BTNH, k_BTKH, v_BTKH = layer.qkv(h_BTD, angles_of(window))
             is_near_TT = None if window is None else distance_TT < window

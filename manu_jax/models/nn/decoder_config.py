@@ -171,8 +171,11 @@ def _ropes(fields: Fields, kind: str, default: Mapping[str, Any]) -> dict[str, R
     """
     if kind != "gemma3_text":
         return {"rope": _rope(fields, default)}
-    given = fields.part("rope_parameters")
-    parts = {name: dict(part) if isinstance(part, Mapping) else {} for name, part in given.items()}
+    by_layer_type = fields.part("rope_parameters")
+    parts = {
+        name: dict(part) if isinstance(part, Mapping) else {}
+        for name, part in by_layer_type.items()
+    }
     whole = parts.pop("full_attention", {}) | dict(fields.part("rope_scaling"))
     local = parts.pop("sliding_attention", {})
     if parts:
@@ -205,12 +208,12 @@ def _rope_of(fields: Fields, name: str, values: dict[str, Any], sections: tuple[
     kind = values.pop("rope_type", None) or values.pop("type", None) or "default"
     values.pop("type", None)
     if sections:
-        given = values.pop("mrope_section", sections)
-        is_three = isinstance(given, list | tuple) and len(given) == 3
-        if not is_three or any(type(size) is not int or size < 0 for size in given):
+        own = values.pop("mrope_section", sections)
+        is_three = isinstance(own, list | tuple) and len(own) == 3
+        if not is_three or any(type(size) is not int or size < 0 for size in own):
             fields.fault(name, "mrope_section has to be three whole numbers")
-            given = sections
-        sections = tuple(given)
+            own = sections
+        sections = tuple(own)
         kind = "default" if kind == "mrope" else kind
     if kind not in ("default", "linear", "llama3"):
         fields.fault(name, "rope types known: default, linear, llama3")
@@ -226,13 +229,13 @@ def _rope_of(fields: Fields, name: str, values: dict[str, Any], sections: tuple[
     unknown = sorted(set(values) - set(known))
     if unknown:
         fields.fault(name, f"not handled: {', '.join(unknown)}")
-    given = {ours: values[theirs] for theirs, ours in known.items() if values.get(theirs)}
-    numbers = {"rope_theta": theta, **given}
+    factors = {ours: values[theirs] for theirs, ours in known.items() if values.get(theirs)}
+    numbers = {"rope_theta": theta, **factors}
     wrong = [key for key, value in numbers.items() if not is_positive(value)]
     if wrong:
         fields.fault(name, f"expected positive numbers: {', '.join(wrong)}")
         return Rope()
-    rope = Rope(theta=float(theta), kind=kind, sections=sections, **given)
+    rope = Rope(theta=float(theta), kind=kind, sections=sections, **factors)
     if kind == "llama3" and rope.high_frequency_factor <= rope.low_frequency_factor:
         fields.fault(name, "high_freq_factor has to be more than low_freq_factor")
     return rope

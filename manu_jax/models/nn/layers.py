@@ -7,13 +7,13 @@ in the module's form. Inside a layer the slice has no L, though its name keeps i
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-Remat = Literal["all", "dots", "none"]
+from manu_jax.config import Remat
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -25,12 +25,10 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 # What the backward pass recomputes: everything in a layer, all but the plain matmuls, nothing.
-REMATS: dict[str, Callable[[Callable], Callable]] = {
+REMATS: dict[Remat, Callable[[Callable], Callable]] = {
     "all": lambda body: jax.checkpoint(body, prevent_cse=False),
     "dots": lambda body: jax.checkpoint(
-        body,
-        prevent_cse=False,
-        policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        body, prevent_cse=False, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
     ),
     "none": lambda body: body,
 }
@@ -182,22 +180,24 @@ def attend_by_head(
 
 
 class Attention(nnx.Module):
-    """The four projections of attention, for a stack of layers."""
+    """The four projections of attention, for a stack of layers.
+
+    config: of the tower; its num_layers, width, num_heads, num_key_heads and head_size are those of
+    the projections, except num_layers where it is given.
+    """
 
     def __init__(
         self,
         key: jax.Array,
+        config: Any,
         *,
-        num_layers: int,
-        width: int,
-        num_heads: int,
-        num_key_heads: int,
-        head_size: int,
         qkv_bias: bool,
         output_bias: bool,
+        num_layers: int | None = None,
     ):
         q, k, v, o = jax.random.split(key, 4)
-        L, D, N, K, H = num_layers, width, num_heads, num_key_heads, head_size
+        L, D = num_layers or config.num_layers, config.width
+        N, K, H = config.num_heads, config.num_key_heads, config.head_size
         self.q_LDNH = random_weight(q, (L, D, N, H), D)
         self.k_LDKH = random_weight(k, (L, D, K, H), D)
         self.v_LDKH = random_weight(v, (L, D, K, H), D)

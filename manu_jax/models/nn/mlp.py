@@ -44,34 +44,33 @@ class Mlp(nnx.Module):
     """The feed-forward block, and the one place where a neuron is defined, gated and captured.
 
     Gated: down(act(gate x) · up x). Plain: down(act(up x)), the `fc1` and `fc2` of vision towers.
-    A neuron is one entry of what enters `down`. output_width: D of the output, where it differs
-    from the input's.
+    A neuron is one entry of what enters `down`. config: of the tower; its num_layers, width,
+    num_neurons and activation are the MLPs', except num_layers where it is given. input_width: D of
+    the input, where it differs from the output's.
     """
 
     def __init__(
         self,
         key: jax.Array,
+        config: Any,
         *,
-        num_layers: int,
-        width: int,
-        num_neurons: int,
-        activation: str,
         gated: bool,
         bias: bool,
-        output_width: int | None = None,
+        num_layers: int | None = None,
+        input_width: int | None = None,
     ):
         gate, up, down = jax.random.split(key, 3)
-        L, D, F = num_layers, width, num_neurons
+        L, D, F = num_layers or config.num_layers, input_width or config.width, config.num_neurons
         if gated:
             self.gate_LDF = random_weight(gate, (L, D, F), D)
         self.up_LDF = random_weight(up, (L, D, F), D)
-        self.down_LFD = random_weight(down, (L, F, output_width or D), 2 * L * F)
+        self.down_LFD = random_weight(down, (L, F, config.width), 2 * L * F)
         if bias:
             if gated:
                 self.gate_bias_LF = nnx.Param(jnp.zeros((L, F)))
             self.up_bias_LF = nnx.Param(jnp.zeros((L, F)))
-            self.down_bias_LD = nnx.Param(jnp.zeros((L, output_width or D)))
-        self.gated, self.bias, self.activation = gated, bias, activation
+            self.down_bias_LD = nnx.Param(jnp.zeros((L, config.width)))
+        self.gated, self.bias, self.activation = gated, bias, config.activation
 
     def __call__(
         self,

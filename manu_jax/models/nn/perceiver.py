@@ -59,10 +59,7 @@ def perceiver_config(
         norm_epsilon=epsilon,
     )
     fields.divides(
-        "resampler_n_heads",
-        config.num_heads,
-        by="num_key_value_heads",
-        part=config.num_key_heads,
+        "resampler_n_heads", config.num_heads, by="num_key_value_heads", part=config.num_key_heads
     )
     fields.finish()
     return config
@@ -76,26 +73,9 @@ class ResamplerLayers(nnx.Module):
         L, D = config.num_layers, config.width
         self.latent_norm_LD = nnx.Param(jnp.ones((L, D)))
         self.context_norm_LD = nnx.Param(jnp.ones((L, D)))
-        self.attention = Attention(
-            attention,
-            num_layers=L,
-            width=D,
-            num_heads=config.num_heads,
-            num_key_heads=config.num_key_heads,
-            head_size=config.head_size,
-            qkv_bias=False,
-            output_bias=False,
-        )
+        self.attention = Attention(attention, config, qkv_bias=False, output_bias=False)
         self.mlp_norm_LD = nnx.Param(jnp.ones((L, D)))
-        self.mlp = Mlp(
-            mlp,
-            num_layers=L,
-            width=D,
-            num_neurons=config.num_neurons,
-            activation=config.activation,
-            gated=True,
-            bias=False,
-        )
+        self.mlp = Mlp(mlp, config, gated=True, bias=False)
         self.epsilon = config.norm_epsilon
 
     def __call__(
@@ -139,11 +119,7 @@ class Resampler(nnx.Module):
         self.config = config
 
     def __call__(
-        self,
-        context_BIPD: jax.Array,
-        is_context_BIP: jax.Array,
-        *,
-        forward: TowerForward,
+        self, context_BIPD: jax.Array, is_context_BIP: jax.Array, *, forward: TowerForward
     ) -> tuple[jax.Array, Any]:
         """Return each vision input's latents [B, I, latents, D], and what was captured."""
         B, images, P, D = context_BIPD.shape

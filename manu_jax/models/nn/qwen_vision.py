@@ -130,15 +130,7 @@ class QwenVisionLayers(nnx.Module):
         self.qkv_bias_LZNH = nnx.Param(jnp.zeros((L, 3, N, H)))
         self.o_LNHD = random_weight(output, (L, N, H, D), 2 * L * D)
         self.o_bias_LD = nnx.Param(jnp.zeros((L, D)))
-        self.mlp = Mlp(
-            mlp,
-            num_layers=L,
-            width=D,
-            num_neurons=config.num_neurons,
-            activation=config.activation,
-            gated=config.is_2_5,
-            bias=True,
-        )
+        self.mlp = Mlp(mlp, config, gated=config.is_2_5, bias=True)
         self.is_2_5 = config.is_2_5
 
     def __call__(
@@ -193,11 +185,7 @@ class QwenVision(nnx.Module):
         self.config = config
 
     def __call__(
-        self,
-        patches_BIPC: Array,
-        patch_positions_BIP2: Array,
-        *,
-        forward: TowerForward,
+        self, patches_BIPC: Array, patch_positions_BIP2: Array, *, forward: TowerForward
     ) -> tuple[jax.Array, Any]:
         """Return the merged tokens [B, I, P / merge², E], and what was captured."""
         config = self.config

@@ -30,9 +30,7 @@ def scan_layers(
     moments = None
     if capture is not None and by_position and capture.spec.layer_pooling == "all":
         of_first = jax.eval_shape(
-            lambda h_BTD, xs: body(h_BTD, *jax.tree.map(lambda x: x[0], xs))[1],
-            h_BTD,
-            per_layer,
+            lambda h_BTD, xs: body(h_BTD, *jax.tree.map(lambda x: x[0], xs))[1], h_BTD, per_layer
         )
         moments = jax.tree.map(lambda sums: jnp.zeros(sums.shape, sums.dtype), of_first)
 

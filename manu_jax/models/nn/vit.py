@@ -20,7 +20,7 @@ from flax import nnx
 from manu_jax.models.hf.fields import Fields
 from manu_jax.models.hf.tables import Entry
 from manu_jax.models.nn.capture import TowerCapture
-from manu_jax.models.nn.forward import TowerForward
+from manu_jax.models.nn.forward import Forward, TowerForward
 from manu_jax.models.nn.layers import (
     ACTIVATIONS,
     Attention,
@@ -32,7 +32,7 @@ from manu_jax.models.nn.layers import (
 from manu_jax.models.nn.mlp import Mlp, TowerMlp, mlp_table
 from manu_jax.models.nn.scan import scan_layers
 from manu_jax.parallel import constrain
-from manu_jax.types import Array
+from manu_jax.types import Array, Images
 
 MOST_LAYERS = 1000
 # Of a new tower, whose patches have variance 1. With 0.02 training ignores positions for long.
@@ -75,6 +75,14 @@ class VitConfig:
         return self.side**2
 
     @property
+    def num_key_heads(self) -> int:
+        return self.num_heads
+
+    @property
+    def head_size(self) -> int:
+        return self.width // self.num_heads
+
+    @property
     def num_used_layers(self) -> int:
         """Layers that run."""
         return max(self.features)
@@ -113,7 +121,7 @@ def vit_config(
     fields = Fields(values, section, faults)
     kind = fields.need("model_type", kind, (kind, *others))
     fields.need("num_channels", 3, (3,))
-    fields.get("vocab_size")  # stands in old files; a vision tower has no vocabulary
+    fields.get("vocab_size")  # in old files; a vision tower has no vocabulary
     num_layers = fields.size("num_hidden_layers", 12, MOST_LAYERS)
     width, num_heads = fields.size("hidden_size", 768), fields.size("num_attention_heads", 12)
     fields.divides("hidden_size", width, by="num_attention_heads", part=num_heads)
@@ -152,27 +160,10 @@ class VitLayers(nnx.Module):
         L, D = num_layers, config.width
         self.attention_norm_LD = nnx.Param(jnp.ones((L, D)))
         self.attention_norm_bias_LD = nnx.Param(jnp.zeros((L, D)))
-        self.attention = Attention(
-            attention,
-            num_layers=L,
-            width=D,
-            num_heads=config.num_heads,
-            num_key_heads=config.num_heads,
-            head_size=D // config.num_heads,
-            qkv_bias=True,
-            output_bias=True,
-        )
+        self.attention = Attention(attention, config, qkv_bias=True, output_bias=True, num_layers=L)
         self.mlp_norm_LD = nnx.Param(jnp.ones((L, D)))
         self.mlp_norm_bias_LD = nnx.Param(jnp.zeros((L, D)))
-        self.mlp = Mlp(
-            mlp,
-            num_layers=L,
-            width=D,
-            num_neurons=config.num_neurons,
-            activation=config.activation,
-            gated=False,
-            bias=True,
-        )
+        self.mlp = Mlp(mlp, config, gated=False, bias=True, num_layers=L)
         self.epsilon = config.norm_epsilon
 
     def __call__(
@@ -250,12 +241,15 @@ class Vit(nnx.Module):
         self.post_norm_bias_D = nnx.Param(jnp.zeros(D))
         self.config = config
 
+    def of_images(self, images: Images, forward: Forward) -> tuple[jax.Array, Any]:
+        """Return what the tower "vision" gives for vision inputs that fill its grid."""
+        assert images.patches_BIPC is not None
+        B, count, P = images.patches_BIPC.shape[:3]
+        is_token_BIP = jnp.ones((B, count, P + self.config.is_clip))
+        return self(images.patches_BIPC, forward=forward.images("vision", is_token_BIP))
+
     def __call__(
-        self,
-        patches_BIPC: Array,
-        grid_index_BIP: Array | None = None,
-        *,
-        forward: TowerForward,
+        self, patches_BIPC: Array, grid_index_BIP: Array | None = None, *, forward: TowerForward
     ) -> tuple[jax.Array, Any]:
         """Return the named hidden states side by side [B, I, P, D·n], and what was captured.
 
