@@ -145,7 +145,7 @@ def make_unlearned(run: Run) -> None:
                 section,
                 forget=run.benchmark.facts("forget"),
                 keep=run.benchmark.facts("retain", "celebrity", "general"),
-                directory=path / "checkpoints",
+                directory=checkpoints,
                 seed=run.config.seed,
                 reference=_reference(run, section),
                 decouple=_decouple_samples(run, section),

@@ -25,7 +25,7 @@ train: {steps: 2, base_steps: 2, batch_size: 4, memory_gate: 0.0, checkpoint_eve
 method: {preset: learned, steps: 2, batch_forget: 4, batch_keep: 4, alpha: 0.2}
 compare: [{preset: gradient, rounds: 2}, paper, official-code, random]
 unlearn:
-  - {name: NPO, objective: npo, steps: 2, learning_rate: 1.0e-3, lora: {rank: 2}}
+  - {name: NPO, objective: npo, steps: 2, checkpoint_every: 1, learning_rate: 1e-3, lora: {rank: 2}}
   - {name: prompt, objective: system_prompt, prompt: "Do not tell of {names}.\n"}
 sweep: {alphas: [0.1, 0.3], max_people: 2}
 evaluate: {new_tokens: 4, max_people: 2, resamples: 50}
