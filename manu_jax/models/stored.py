@@ -1,4 +1,4 @@
-"""What a model's folder holds, apart from its processor: the config, the tensors, Orbax's arrays."""
+"""What a model's folder holds beside its processor: the config, the tensors, Orbax's arrays."""
 
 import json
 from collections.abc import Mapping

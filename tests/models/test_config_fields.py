@@ -309,7 +309,7 @@ def test_real_folders_are_read_and_their_indices_fit():
         index = folder / "model.safetensors.index.json"
         if not index.is_file():
             continue
-        stored = json.loads(index.read_text())["weight_map"]
-        tensors = {name: weights.Tensor(folder / stored[name], name, (), "F32") for name in stored}
+        places = json.loads(index.read_text())["weight_map"]
+        tensors = {name: weights.Tensor(folder / places[name], name, (), "F32") for name in places}
         _, renamed = weights.with_export_names(tensors, family.names.prefixes, family.names.buffers)
         assert set(renamed) == names_of(family, config), folder.name
