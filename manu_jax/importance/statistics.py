@@ -255,9 +255,9 @@ def load(path: str | os.PathLike) -> tuple[AnyStatistics, dict[str, Any]]:
 
 def _positions(arrays: dict[str, np.ndarray], metadata: Mapping[str, str]) -> PositionStatistics:
     """Return the statistics of these arrays; whatever is raised says what is wrong with them."""
-    counts = {name: arrays.pop(name) for name in ("num_closed", "num_current")}
+    counts: dict[str, Any] = {name: arrays.pop(name) for name in ("num_closed", "num_current")}
     check_arrays(counts, "counts", dtype="float32", num_axes=0)
-    parts: dict[str, dict[str, np.ndarray]] = {"closed": {}, "current": {}}
+    parts: dict[str, Any] = {"closed": {}, "current": {}}
     for name, array in arrays.items():
         part, _, key = name.partition("/")
         parts[part][key] = array
@@ -271,8 +271,9 @@ def _positions(arrays: dict[str, np.ndarray], metadata: Mapping[str, str]) -> Po
 
 def _sums(arrays: dict[str, np.ndarray], metadata: Mapping[str, str]) -> Statistics:
     """Return the statistics of these arrays; whatever is raised says what is wrong with them."""
-    count = Sum(arrays.pop("count/high"), arrays.pop("count/low"))
-    check_arrays({"high": count.high, "low": count.low}, "count", dtype="float32", num_axes=0)
+    counts = {name: arrays.pop(name) for name in ("count/high", "count/low")}
+    check_arrays(counts, "count", dtype="float32", num_axes=0)
+    count = Sum(*counts.values())
     check_arrays(arrays, "sums", dtype="float32", num_axes=2)
     sums: dict[str, dict[str, Sum]] = {moment: {} for moment in MOMENTS}
     shapes = set()
