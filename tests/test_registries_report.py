@@ -101,6 +101,7 @@ def evaluated_run(tmp_path, monkeypatch):
             benchmark=Benchmark(sets, {}),
             benchmark_format=benchmark_format("synthetic"),
             has_retrained=False,
+            vanilla=models["vanilla"],
             models=lambda: {name: lambda one=one: one for name, one in models.items()},
             times=lambda: {},
         )

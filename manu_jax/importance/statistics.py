@@ -271,9 +271,9 @@ def _positions(arrays: dict[str, np.ndarray], metadata: Mapping[str, str]) -> Po
 
 def _sums(arrays: dict[str, np.ndarray], metadata: Mapping[str, str]) -> Statistics:
     """Return the statistics of these arrays; whatever is raised says what is wrong with them."""
-    parts = {part: arrays.pop(f"count/{part}") for part in ("high", "low")}
-    check_arrays(parts, "count", dtype="float32", num_axes=0)
-    count = Sum(**parts)
+    counts = {name: arrays.pop(name) for name in ("count/high", "count/low")}
+    check_arrays(counts, "count", dtype="float32", num_axes=0)
+    count = Sum(*counts.values())
     check_arrays(arrays, "sums", dtype="float32", num_axes=2)
     sums: dict[str, dict[str, Sum]] = {moment: {} for moment in MOMENTS}
     shapes = set()

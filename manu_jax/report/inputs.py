@@ -3,13 +3,14 @@
 import base64
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from manu_jax import masks
+from manu_jax.evaluation.metrics import METRICS
 from manu_jax.evaluation.plain import fits
 from manu_jax.evaluation.tasks import TASKS_BY_NAME
 from manu_jax.report.results import Results
@@ -52,11 +53,13 @@ def load_items(directory: Path, results: Results) -> dict[Place, list[Item]]:
     task that has rows. Raises ManuError that names every file that is missing or damaged.
     """
     models = {VANILLA, RETRAINED, results.headline}
-    fields: dict[Place, list[str]] = {}  # that the rows of a place are means of
+    # {field that the rows of a place are means of: whether it may be null}
+    fields: dict[Place, dict[str, bool]] = {}
     for row in results.rows:
         if row.model in models and row.set in SETS_READ:
-            own = fields.setdefault((row.model, row.set, row.task, row.modality), [])
-            own.append(TASKS_BY_NAME[row.task].metrics[row.metric])
+            own = fields.setdefault((row.model, row.set, row.task, row.modality), {})
+            field = TASKS_BY_NAME[row.task].metrics[row.metric]
+            own[field] = bool(METRICS[row.metric].unmeasurable)
     items: dict[Place, list[Item]] = {}
     faults = []
     for place, own in fields.items():
@@ -140,8 +143,11 @@ def data_uris(portraits: Mapping[str, bytes]) -> dict[str, str]:
     return uris
 
 
-def _read_items(path: Path, fields: Sequence[str]) -> list[Item]:
-    """Return the records of a file; ValueError where one lacks these fields or ITEM_KEYS."""
+def _read_items(path: Path, fields: Mapping[str, bool]) -> list[Item]:
+    """Return the records of a file; ValueError where one lacks ITEM_KEYS or a number of a field.
+
+    fields: {field: whether it may be null}.
+    """
     items = []
     needed = dict.fromkeys((*ITEM_KEYS, *fields))
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
@@ -154,8 +160,13 @@ def _read_items(path: Path, fields: Sequence[str]) -> list[Item]:
         missing = [key for key in needed if key not in item]
         if missing:
             raise ValueError(f"line {number} lacks {', '.join(missing)}")
-        wrong = [key for key in ("score", *fields) if not fits(item[key], float | None)]
-        if wrong and not all(isinstance(item[key], bool) for key in wrong):
+        wrong = [
+            key
+            for key, may_be_null in {"score": True, **fields}.items()
+            if not isinstance(item[key], bool)
+            and not fits(item[key], float | None if may_be_null else float)
+        ]
+        if wrong:
             raise ValueError(f"line {number} has no number for {', '.join(wrong)}")
         items.append(item)
     return items

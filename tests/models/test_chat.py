@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import cases
 import llava_cases
 import numpy as np
 import pytest
@@ -261,7 +262,10 @@ def test_a_template_that_writes_the_date_is_warned_of(tokenizer, tmp_path, caplo
 def chat_folder(tmp_path_factory, tokenizer):
     """A tiny LLaVA whose decoder talks ChatML, with the chat template that says so."""
     folder = tmp_path_factory.mktemp("chat")
-    llava_cases.write_case("all-key-heads", folder, tokenizer)
+    with pytest.MonkeyPatch.context() as patched:
+        for module in (cases, llava_cases):
+            patched.setattr(module, "tokenizer", lambda: tokenizer)
+        llava_cases.cases.write_case("all-key-heads", folder)
     (folder / "chat_template.jinja").write_text((CHAT / "chatml.jinja").read_text())
     return folder
 

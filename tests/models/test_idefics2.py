@@ -6,6 +6,8 @@ import torch
 import transformers
 from cases import real
 from idefics2_cases import cases
+from parity import check_logits, forward
+from PIL import Image
 
 from manu_jax.models import loaded as loading
 from manu_jax.models.families import idefics2
@@ -65,6 +67,26 @@ def test_pixels_are_those_of_the_processor_without_what_fills_no_patch(folder):
             len(vision_input.patches_PC) == len(vision_input.patch_positions_P2) == rows * columns
         )
         assert vision_input.padded_patches % 16 == 0
+
+
+def odd_images():
+    """Return images that the processor turns, or takes the alpha from, before anything else."""
+    image = cases.image_lists()[0][0]
+    turned, see_through = image.copy(), image.convert("RGBA")
+    turned.getexif()[0x0112] = 6  # orientation: turned by 90 degrees
+    alpha = np.random.default_rng(3).integers(0, 256, (image.height, image.width), dtype=np.uint8)
+    see_through.putalpha(Image.fromarray(alpha))
+    return {"turned": turned, "see-through": see_through, "grey": see_through.convert("LA")}
+
+
+@pytest.mark.parametrize("kind", odd_images())
+def test_turned_and_see_through_images_give_the_logits_of_the_whole_processor(tmp_path, kind):
+    reference = cases.write_case("whole-images", tmp_path)
+    loaded, image = loading.load(tmp_path), odd_images()[kind]
+    prompt = "User:<image>Where?<end_of_utterance>\nAssistant:"
+    inputs = cases.torch_inputs(tmp_path, "right", [prompt], [[image]])
+    batch = loaded.batch([prompt], [[image]])
+    check_logits(reference, inputs, forward(loaded.model, batch), batch)
 
 
 @pytest.mark.parametrize("side", [6, 70])  # of the tests, and of the released models

@@ -132,7 +132,7 @@ def test_an_image_processor_of_another_patch_is_refused(made):
 def test_an_image_that_the_processor_refuses_is_named_with_its_prompt(made):
     _, loaded, _ = made
     token = loaded.processor.image_token
-    samples = [question_sample(f"{token} Who?", "", (Image.new("RGB", (900, 3)),), "007/home")]
+    samples = [question_sample(f"{token} Who?", "", (Image.new("RGB", (900, 3)),), key="007/home")]
     expected = r"007/home: .*Who\?'.* its image \(900 × 3 RGB\) \(absolute aspect ratio .*got 300"
     for call in (encode_all, lambda model, samples: model.count_tokens(samples)):
         with pytest.raises(ManuError, match=expected):

@@ -182,6 +182,24 @@ def test_missing_and_damaged_evaluation_files_are_all_named(run_folder, tmp_path
     assert f"{poor}: line 1 lacks person, prompt, truth, score" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("task", "value", "fault"),
+    [
+        ("cloze", {"score": None}, "has no number for score"),
+        ("generation", {"exact": None}, "has no number for exact"),
+        ("generation", {"score": "0.5"}, "has no number for score"),
+        ("cloze", [1], "is no record"),
+    ],
+)
+def test_records_of_the_wrong_kind_are_named(run_folder, tmp_path, task, value, fault):
+    path = copied(run_folder, tmp_path) / "evaluation" / "vanilla" / f"forget.{task}.text.jsonl"
+    first, *rest = path.read_text().splitlines()
+    first = {**json.loads(first), **value} if isinstance(value, dict) else value
+    path.write_text("\n".join([json.dumps(first), *rest]) + "\n")
+    with pytest.raises(ManuError, match=f"{path.name}: line 1 {fault}"):
+        render(tmp_path / "run")
+
+
 def test_a_missing_or_damaged_mask_is_named(run_folder, tmp_path):
     directory = copied(run_folder, tmp_path)
     (directory / "mask.safetensors").unlink()

@@ -203,8 +203,15 @@ def replacements(
 
 
 def vision_inputs(image: Any, processor: Any, config: Idefics2Config) -> tuple[VisionInput, ...]:
-    """Return the vision inputs of an image: itself, or its quarters and itself."""
-    coded = processor.image_processor(images=[[image]], return_tensors="np")
+    """Return the vision inputs of an image: itself, or its quarters and itself.
+
+    `Idefics2Processor` turns an image as its EXIF tag says and drops its alpha before the image
+    processor sees it, alone among the families' processors.
+    """
+    from PIL import ImageOps
+
+    upright = ImageOps.exif_transpose(image).convert("RGB")
+    coded = processor.image_processor(images=[[upright]], return_tensors="np")
     size, side = config.vision.patch_size, config.vision.side
     found = []
     for pixels_CYX, mask_YX in zip(
