@@ -125,6 +125,7 @@ def test_the_mask_is_the_ratio_of_fishers_and_is_kept(tmp_path):
         np.testing.assert_array_equal(new, old)
 
 
+@pytest.mark.slow
 def test_a_closed_mask_leaves_only_the_steps_that_keep(tmp_path):
     loaded = tiny_llava.loaded()
     arguments = {"forget": FORGOTTEN, "keep": KEPT, "seed": 0}
