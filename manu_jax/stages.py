@@ -33,7 +33,6 @@ from manu_jax.evaluation.suite import (
     evaluate,
     evaluated_people,
     skipped_items,
-    stored_records,
     unmeasured_items,
 )
 from manu_jax.fingerprint import samples_hash
@@ -244,7 +243,7 @@ def _write_results(
         skipped=skipped_items(
             run.benchmark,
             people,
-            unmeasured_items(stored_records(run.directory / "evaluation" / VANILLA)),
+            unmeasured_items(evaluated.records[VANILLA]),
         ),
         shots=shots_of_run(sets, people, section, seed=run.config.seed),
         prompts=run.vanilla.template.source,

@@ -38,6 +38,7 @@ from manu_jax.evaluation.plain import fits, plain_interval
 from manu_jax.evaluation.shots import draw_shots
 from manu_jax.evaluation.tasks import TASKS_BY_NAME, Item, Prompting, record_of
 from manu_jax.folder import write_atomic
+from manu_jax.models.loaded import Loaded
 from manu_jax.types import MODALITIES, SETS, ManuError, Modality, raise_faults
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ class _File:
 
 
 def evaluate(
-    loaded: Any,
+    loaded: Loaded,
     sets: Mapping[str, Sequence[Person]],
     section: EvaluateSection,
     *,
@@ -99,7 +100,7 @@ def evaluate(
 
 
 def check_prompts(
-    loaded: Any,
+    loaded: Loaded,
     sets: Mapping[str, Sequence[Person]],
     section: EvaluateSection,
     *,
@@ -215,7 +216,7 @@ def _check_names(section: EvaluateSection, sets: Mapping[str, Any]) -> None:
 
 
 def _files(
-    loaded: Any,
+    loaded: Loaded,
     sets: Mapping[str, Sequence[Person]],
     section: EvaluateSection,
     *,
@@ -305,7 +306,7 @@ def _has_value(record: Record, metric: str, item: Item) -> bool:
     return isinstance(value, bool) or fits(value, float)
 
 
-def _complete(loaded: Any, files: Sequence[_File], section: EvaluateSection) -> None:
+def _complete(loaded: Loaded, files: Sequence[_File], section: EvaluateSection) -> None:
     """Ask what is missing in these files, all of one modality, and write them.
 
     A chunk is asked whole or not at all, so that an item always shares its batch with the same
@@ -331,7 +332,7 @@ def _complete(loaded: Any, files: Sequence[_File], section: EvaluateSection) -> 
 
 
 def _ask(
-    loaded: Any, items: Sequence[Item], section: EvaluateSection
+    loaded: Loaded, items: Sequence[Item], section: EvaluateSection
 ) -> list[tuple[str, list[CandidateScore]]]:
     """Return what the model wrote for each item, and the scores of its candidates."""
     answers = iter(
