@@ -5,7 +5,8 @@ Dimension letters, used as suffixes of array names and in every einsum:
     B batch · T query tokens · S key tokens · L layers · D width · E another width · F neurons
     N query heads · K key heads · G queries per key head · H head size · V vocabulary
     A answer tokens · I vision inputs per example · P patches of one of them · Y pixel rows
-    X pixel columns · C colours, or the values of one patch · R rank of an adapter
+    X pixel columns · C colours, or the values of one patch · R rank of an adapter,
+    or written neurons of a layer
     Z the three of query, key and value, or the frames of a patch
 
 A *neuron* is one hidden unit of an MLP: the input of `down_proj` (gated MLPs) or of `fc2` (plain).
@@ -55,17 +56,18 @@ def raise_faults(faults: Sequence[str], head: str, most: int = 20) -> None:
 class Capture:
     """What a forward pass measures at every MLP. Static: one compiled step per capture.
 
-    reduction: how the tokens of one sample become one number per neuron. "mean" and "max" (the
-        value of largest size) over the valid tokens, "answer" (mean over answer tokens), "last"
-        (last valid token). Padding never counts. "position" is the authors' code's statistic over
-        the batch at each token position, padding included, of the output rows of each matrix.
+    reduction: how the tokens of one sample become one number per neuron. "mean", "square" (mean of
+        z²) and "max" (the value of largest size) over the valid tokens, "answer" (mean over answer
+        tokens), "last" (last valid token). Padding never counts. "position" is the authors' code's
+        statistic over the batch at each token position, padding included, of the output rows of
+        each matrix.
     layer_pooling: only with "position": "none" keeps layers apart, "all" pools them as the authors'
         code does.
     threshold: τ of I_freq; used inside the forward pass only with "position".
     clamp: activations are clamped to ± this before they are measured; only with "position".
     """
 
-    reduction: Literal["mean", "answer", "last", "max", "position"] = "mean"
+    reduction: Literal["mean", "square", "answer", "last", "max", "position"] = "mean"
     layer_pooling: Literal["none", "all"] = "none"
     threshold: float = 0.1
     clamp: float = 1e3

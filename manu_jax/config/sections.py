@@ -195,13 +195,52 @@ class PrimalDualSection(Section):
     rate: float = pydantic.Field(default=1.0, gt=0)  # η, a step
 
 
-OWN_SETTINGS = ("beta", "importance_beta", "delta", "forget_weight", "coefficient", "layer")
+class NeuronsSection(Section):
+    """Neurons that are written into the decoder's MLPs and trained, all else as it is."""
+
+    count: Count = 32  # in each layer
+    layers: tuple[int, ...] | None = None  # None: the last third of them, two at least
+    # written over the neurons that kept facts use least, or added to the MLPs of all layers
+    places: Literal["least_used", "appended"] = "least_used"
+
+
+class RelearnSection(Section):
+    """Relearning within each step: what is forgotten is asked after a part of it was relearned."""
+
+    weight: float = pydantic.Field(default=1.0, gt=0)  # of the loss after relearning
+    steps: Count = 8  # at most; the number is drawn anew in each step
+    batch_size: Count = 4  # facts of each form a relearning step
+    # The least and the largest change of a weight in a relearning step; drawn log-uniformly
+    rates: tuple[float, float] = (1e-4, 2e-3)
+    # How often half of the people are relearned, and not half of the attributes
+    people_share: float = pydantic.Field(default=0.4, ge=0, le=1)
+
+    @pydantic.model_validator(mode="after")
+    def _check_rates(self) -> "RelearnSection":
+        low, high = self.rates
+        if not 0 < low <= high:
+            raise ValueError(f"rates: the least and the largest, above 0; got {low:g} and {high:g}")
+        return self
+
+
+OWN_SETTINGS = (
+    "beta",
+    "importance_beta",
+    "delta",
+    "forget_weight",
+    "coefficient",
+    "layer",
+    "excess",
+    "hidden",
+    "keep_hidden",
+)
 
 
 class UnlearnSection(OptimizerSection):
     """A baseline beside the masks: the vanilla model, trained to forget (training/recipes.py).
 
-    A step is of `batch_size` facts to forget and as many to keep, all in one form.
+    A step is of `batch_size` facts to forget and as many to keep, all in one form; of suppress and
+    erase it is of both forms. What the recipe gives is the default of a value that is not given.
     """
 
     name: str = pydantic.Field(min_length=1, pattern=r"^[\w.-]+$")  # that results carry
@@ -211,6 +250,20 @@ class UnlearnSection(OptimizerSection):
     # The forms of the facts to forget and to keep
     modalities: tuple[Modality, ...] = pydantic.Field(default=MODALITIES, min_length=1)
     batch_size: int = pydantic.Field(default=4, ge=1)
+    batch_keep: Count | None = None  # suppress, erase: facts to keep a step and form; None: as many
+    # What is trained: all weights, neurons that are written into the decoder's MLPs, or the weights
+    # of these MLPs. The last two make an edit, a file beside the vanilla model.
+    trains: Literal["all", "neurons", "mlp"] = "all"
+    neurons: NeuronsSection | None = None
+    # How often a fact stands among the facts: as it is, then in other words with moved portraits
+    views: Count = 1
+    keep_views: Count = 1
+    # What facts to forget are to be answered with: the objective's own aim, or what vanilla says of
+    # `strangers` invented people
+    target: Literal["own", "strangers"] = "own"
+    strangers: Count = 16
+    kept_strangers: int = pydantic.Field(default=0, ge=0)  # invented people among the facts to keep
+    relearn: RelearnSection | None = None  # None: no relearning within a step
     learning_rate: float = pydantic.Field(default=2e-5, gt=0)
     warmup: float = pydantic.Field(default=0.0, ge=0, lt=1)
     schedule: Literal["cosine", "linear", "constant"] = "linear"
@@ -225,6 +278,9 @@ class UnlearnSection(OptimizerSection):
     forget_weight: float | None = pydantic.Field(default=None, gt=0)  # γ, of the loss that forgets
     coefficient: float | None = pydantic.Field(default=None, gt=0)  # c of RMU, length of c · u
     layer: int | None = pydantic.Field(default=None, ge=0)  # of the decoder, for RMU; 0: the first
+    excess: float | None = pydantic.Field(default=None, ge=0)  # β of suppress and erase
+    hidden: float | None = pydantic.Field(default=None, ge=0)  # their γ
+    keep_hidden: float | None = pydantic.Field(default=None, ge=0)  # their κ
     decouple: DecoupleSection | None = None  # None: no Prompt-Decouple loss
     # mmunlearner: the Fisher information is the mean squared gradient of batches or of examples. A
     # weight may move where that of the facts to forget is at least `fisher_ratio` times that of the
@@ -237,6 +293,19 @@ class UnlearnSection(OptimizerSection):
         "without a picture, say that you do not know.\n"
     )
 
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _from_recipe(cls, values: Any) -> Any:
+        """Fill in what the objective's recipe gives and the config does not."""
+        if isinstance(values, Mapping) and (recipe := _recipe(values.get("objective"))) is not None:
+            return {**recipe.defaults, **values}
+        return values
+
+    def setting(self, name: str) -> float:
+        """Return a setting of the objective: the config's, or the recipe's default."""
+        given = getattr(self, name)
+        return registry(RECIPES)[self.objective].settings[name] if given is None else given
+
     @pydantic.model_validator(mode="after")
     def _check_own_settings(self) -> "UnlearnSection":
         recipe = registry(RECIPES)[self.objective]
@@ -247,11 +316,30 @@ class UnlearnSection(OptimizerSection):
                 f"{self.objective} has no {', '.join(unknown)}; it has "
                 f"{', '.join(known) or 'no settings of its own'}"
             )
+        if recipe.strangers and (
+            self.primal_dual or self.decouple or self.lora and self.trains != "all"
+        ):
+            raise ValueError(
+                f"{self.objective} takes no primal_dual and no decouple, and lora only with "
+                "trains: all"
+            )
+        if self.target == "strangers" and not (recipe.strangers or recipe.takes_target):
+            raise ValueError(f"target: {self.objective} has an aim of its own; give target: own")
+        if self.relearn is not None and not recipe.strangers:
+            raise ValueError(f"relearn: {self.objective} does not relearn; erase does")
+        if (self.trains == "neurons") != (self.neurons is not None):
+            raise ValueError("neurons: trains: neurons needs it, and nothing else takes it")
         if self.primal_dual is not None and (recipe.order != "joint" or not recipe.keeps):
             raise ValueError(
                 f"primal_dual: {self.objective} has no joint loss on facts to forget and to keep"
             )
         return self
+
+
+def _recipe(objective: Any) -> Any:
+    """Return the recipe of an objective, or None where there is none of that name."""
+    recipes = registry(RECIPES)
+    return recipes[objective] if isinstance(objective, str) and objective in recipes else None
 
 
 def _retain_weight(known: Mapping[str, Any]) -> float:

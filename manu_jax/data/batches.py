@@ -101,7 +101,7 @@ class Batches:
         if batch_size < 1:
             raise ManuError(f"batch size {batch_size}: expected a positive number.")
         self._encoder, self._encoded = encoder, encoded
-        self._batch_size, self._seed = batch_size, seed
+        self.batch_size, self._seed = batch_size, seed
         self._padding_side: Literal["left", "right"] = padding_side
         if not encoded:
             raise ManuError(
@@ -115,7 +115,7 @@ class Batches:
 
     def __len__(self) -> int:
         """Return the number of batches of one epoch."""
-        return sum(-(-len(bucket.indices) // self._batch_size) for bucket in self._buckets)
+        return sum(-(-len(bucket.indices) // self.batch_size) for bucket in self._buckets)
 
     @property
     def shapes(self) -> tuple[tuple[int, int | None], ...]:
@@ -165,8 +165,8 @@ class Batches:
         plan = []
         for bucket in self._buckets:
             indices = bucket.indices if random is None else random.permutation(bucket.indices)
-            for start in range(0, len(indices), self._batch_size):
-                plan.append((bucket, indices[start : start + self._batch_size]))
+            for start in range(0, len(indices), self.batch_size):
+                plan.append((bucket, indices[start : start + self.batch_size]))
         return plan if random is None else [plan[i] for i in random.permutation(len(plan))]
 
 

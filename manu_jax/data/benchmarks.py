@@ -6,10 +6,14 @@ A benchmark is one file, with its reader and the wording of its questions, and o
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from manu_jax.config import DataSection
-from manu_jax.data import mllmu, prompts, synthetic
+from manu_jax.data import mllmu, portraits, prompts, synthetic
 from manu_jax.data.record import Benchmark, QuestionPrompt
+from manu_jax.data.strangers import Portraits
 from manu_jax.types import ManuError
 
 
@@ -20,11 +24,14 @@ class BenchmarkFormat:
     read: (folder, the config's data section, seed) → its sets. Every fault of the files is in one
     ManuError. question_prompt: the wording. write: (new folder, data section, seed), for a
     benchmark that the run writes itself where the config gives no path; None for all others.
+    portraits: (random, count) → portraits of people who do not exist, like its own; None: it has
+    no generator.
     """
 
     read: Callable[[Path, DataSection, int], Benchmark]
     question_prompt: QuestionPrompt
     write: Callable[[Path, DataSection, int], object] | None = None
+    portraits: Portraits | None = None
 
 
 def benchmark_format(name: str) -> BenchmarkFormat:
@@ -54,7 +61,13 @@ def _write_synthetic(folder: Path, section: DataSection, seed: int) -> Path:
     )
 
 
+def _portraits(random: np.random.Generator, count: int) -> list[Any]:
+    return [portraits.portrait(looks) for looks in portraits.choose_features(random, count)]
+
+
 BENCHMARKS: dict[str, BenchmarkFormat] = {
-    "synthetic": BenchmarkFormat(_read_mllmu, prompts.question_prompt, _write_synthetic),
+    "synthetic": BenchmarkFormat(
+        _read_mllmu, prompts.question_prompt, _write_synthetic, _portraits
+    ),
     "mllmu": BenchmarkFormat(_read_mllmu, prompts.question_prompt),
 }

@@ -8,9 +8,9 @@ import numpy as np
 
 from manu_jax import parallel
 from manu_jax.data.batches import Batches
-from manu_jax.evaluation.features import ImageFeatures
 from manu_jax.models.loaded import Loaded
 from manu_jax.progress import Progress
+from manu_jax.training.features import ImageFeatures
 from manu_jax.types import Batch, Encoded, Encoder, ManuError
 
 MAX_BUCKETS = 2  # lengths a step is compiled for, with images and without

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from manu_jax import parallel
 from manu_jax.config import LoraSection, PrimalDualSection
+from manu_jax.edits.leafwise import LeafEdit
 from manu_jax.models.nn.layers import Remat
 from manu_jax.training.lora import adapted
 from manu_jax.training.objectives import Objective
@@ -40,7 +41,7 @@ def loss_and_gradient(
     settings: StepSettings,
     mesh: jax.sharding.Mesh | None,
 ) -> tuple[jax.Array, Any]:
-    """Return the loss, and its gradient with respect to the weights (or the adapters)."""
+    """Return the loss, and its gradient with respect to the weights (or adapters, or an edit)."""
     loss, gradient = jax.value_and_grad(_loss)(weights, data, base=base, key=key, settings=settings)
     return loss, placed(gradient, mesh)
 
@@ -83,7 +84,10 @@ def placed(tree: Any, mesh: jax.sharding.Mesh | None) -> Any:
 def _loss(
     weights: Any, data: Any, *, base: Any, key: jax.Array | None, settings: StepSettings
 ) -> jax.Array:
-    model = jax.tree.map(lambda leaf: leaf.astype(settings.dtype), weights)
-    if settings.lora is not None:
-        model = adapted(base, model, settings.lora, key=key)
+    if isinstance(weights, LeafEdit):
+        model = weights.edited(base)
+    else:
+        model = jax.tree.map(lambda leaf: leaf.astype(settings.dtype), weights)
+        if settings.lora is not None:
+            model = adapted(base, model, settings.lora, key=key)
     return settings.objective(model, data, settings.remat)

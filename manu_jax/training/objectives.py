@@ -21,6 +21,7 @@ from manu_jax.models.nn.answers import (
     logits_at_answers,
 )
 from manu_jax.models.nn.layers import Remat
+from manu_jax.training.strangers_target import StrangerTarget, target_kl
 from manu_jax.types import Batch
 
 # (model, its data, what the backward pass recomputes) → the loss, a scalar float32
@@ -46,7 +47,8 @@ class UnlearnData:
     keep_weight: a scalar. decouple: harmless images with the questions that are refused elsewhere,
     and right answers (Prompt-Decouple), or None; decouple_weight: a scalar. preferred: `forget`
     with other answers, example by example, or None. key: of what the loss draws, the same in every
-    step, or None. layer: of the decoder, whose hidden states the loss reads; 0 is the first.
+    step, or None. target: what vanilla says of strangers, example by example of `forget`, or None.
+    layer: of the decoder, whose hidden states the loss reads; 0 is the first.
     """
 
     forget: Batch | None
@@ -58,6 +60,7 @@ class UnlearnData:
     decouple_weight: jax.Array | None = None
     preferred: Batch | None = None
     key: jax.Array | None = None
+    target: StrangerTarget | None = None
     layer: int = dataclasses.field(default=0, metadata={"static": True})
 
 
@@ -67,10 +70,18 @@ def cross_entropy_on_answers(model: Any, batch: Batch, remat: Remat) -> jax.Arra
 
 
 def gradient_ascent(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
-    """Return −CE(forget) (Jang et al. 2023, arXiv 2210.01504). Without a bound: it can diverge."""
-    return decoupled(
-        -cross_entropy_on_answers(model, given(data.forget), remat), model, data, remat=remat
-    )
+    """Return −CE(forget) (Jang et al. 2023, arXiv 2210.01504). Without a bound: it can diverge.
+
+    With a target, KL(target ‖ model) over the answer tokens in its place, which has one.
+    """
+    forget = given(data.forget)
+    if data.target is None:
+        loss = -cross_entropy_on_answers(model, forget, remat)
+    else:
+        logits_BAV, targets = logits_at_answers(model, forget, remat=remat)
+        log_q_BAV = jax.nn.log_softmax(logits_BAV.astype(jnp.float32))
+        loss = mean_of_tokens(target_kl(log_q_BAV, data.target), targets)
+    return decoupled(loss, model, data, remat=remat)
 
 
 def keep_cross_entropy(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:

@@ -14,7 +14,8 @@ open-unlearning, or of the authors' code where the objective comes from there.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Literal
 
 from manu_jax.training.distillation import undial
 from manu_jax.training.objectives import (
@@ -30,6 +31,7 @@ from manu_jax.training.objectives import (
 )
 from manu_jax.training.preference import dpo, simnpo
 from manu_jax.training.representation import rmu
+from manu_jax.training.stranger_loss import like_a_stranger
 from manu_jax.training.weighted import satimp, wga
 from manu_jax.types import RETRAINED, VANILLA
 
@@ -46,7 +48,9 @@ class Recipe:
     others. retain_weight: its default. depth: share of the decoder's layers that lie below the one
     whose hidden states the loss reads, unless the config gives that layer; None: it reads none.
     masked: the gradient of the forgetting loss is masked by the weights' Fisher information
-    (fisher.py).
+    (fisher.py). strangers: the loss is one of StrangerData, of both forms at once. takes_target:
+    the loss that forgets may pull answers to what vanilla says of strangers in place of away from
+    the truth. defaults: of values of the config's section.
     """
 
     losses: tuple[Objective, ...]
@@ -59,15 +63,36 @@ class Recipe:
     retain_weight: float = 1.0
     depth: float | None = None
     masked: bool = False
+    strangers: bool = False
+    takes_target: bool = False
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+
+# Of suppress and erase, from which they differ below: spikes on two models, settings of seed 0.
+_LIKE_STRANGERS: Mapping[str, Any] = MappingProxyType(
+    {
+        "steps": 200,
+        "batch_size": 16,
+        "batch_keep": 20,
+        "beta2": 0.99,
+        "schedule": "cosine",
+        "clip": None,
+        "views": 3,
+        "keep_views": 2,
+        "target": "strangers",
+        "kept_strangers": 16,
+    }
+)
 
 # By the name that the config's `unlearn` gives; system_prompt trains nothing.
 RECIPES: dict[str, Recipe] = {
-    "gradient_ascent": Recipe((gradient_ascent,), keeps=False),
-    "gradient_difference": Recipe((gradient_difference,)),
-    "gradient_difference_alternating": Recipe((gradient_ascent, keep_cross_entropy), "alternating"),
+    "gradient_ascent": Recipe((gradient_ascent,), keeps=False, takes_target=True),
+    "gradient_difference": Recipe((gradient_difference,), takes_target=True),
+    "gradient_difference_alternating": Recipe(
+        (gradient_ascent, keep_cross_entropy), "alternating", takes_target=True
+    ),
     "gradient_difference_official": Recipe((gradient_ascent, keep_cross_entropy), "passes"),
-    "kl_minimisation": Recipe((kl_minimisation,), reference=VANILLA),
+    "kl_minimisation": Recipe((kl_minimisation,), reference=VANILLA, takes_target=True),
     "kl_minimisation_official": Recipe(
         (gradient_ascent, keep_cross_entropy_and_kl), "passes", reference=VANILLA
     ),
@@ -103,6 +128,28 @@ RECIPES: dict[str, Recipe] = {
         (satimp,),
         settings={"beta": 5.0, "importance_beta": 1.0, "forget_weight": 1.0},
         retain_weight=0.1,
+    ),
+    # Ours: neurons are written into the decoder, and what they say over the memory is ignorance.
+    "suppress": Recipe(
+        (like_a_stranger,),
+        reference=VANILLA,
+        settings={"excess": 0.3, "hidden": 0.0, "keep_hidden": 0.0},
+        strangers=True,
+        defaults={
+            **_LIKE_STRANGERS,
+            "trains": "neurons",
+            "neurons": {"count": 32},
+            "learning_rate": 1e-2,
+        },
+    ),
+    # Ours: the decoder's MLPs are trained until what was forgotten does not come back.
+    "erase": Recipe(
+        (like_a_stranger,),
+        reference=VANILLA,
+        settings={"excess": 1.0, "hidden": 1.0, "keep_hidden": 1.0},
+        strangers=True,
+        retain_weight=2.0,
+        defaults={**_LIKE_STRANGERS, "trains": "mlp", "relearn": {}, "learning_rate": 1e-3},
     ),
     "idk": Recipe((idk,), refuses=True),
     # Huo et al. 2025, arXiv 2502.11051

@@ -22,6 +22,7 @@ import optax
 from manu_jax import parallel
 from manu_jax.config import OptimizerSection, TrainSection, UnlearnSection
 from manu_jax.data.batches import Batches, encode_all
+from manu_jax.edits.edit import Edit
 from manu_jax.leaves import matrix_axes, path_name
 from manu_jax.models.loaded import Loaded
 from manu_jax.progress import Progress
@@ -50,8 +51,8 @@ Phase = tuple[Objective, Any]
 class TrainState:
     """Weights and the optimizer's moments, float32 for a model of any dtype.
 
-    weights: the model's, or with `lora` those of the adapters alone. keep_weight: of the loss on
-    facts to keep, a scalar, where a primal-dual training learns it.
+    weights: the model's, or with `lora` those of the adapters alone, or an edit. keep_weight: of
+    the loss on facts to keep, a scalar, where a primal-dual training learns it.
     """
 
     weights: Any
@@ -80,7 +81,7 @@ def train(
     def phases_at(step: int) -> list[Phase]:
         return [(cross_entropy_on_answers, parallel.put_batch(batches.batch_at(step), loaded.mesh))]
 
-    return train_loop(
+    weights = train_loop(
         loaded,
         phases_at,
         section,
@@ -90,6 +91,15 @@ def train(
         description=description,
         where="train",
     )
+    return trained(loaded, weights, section)
+
+
+def trained(loaded: Loaded, weights: Any, section: OptimizerSection) -> Loaded:
+    """Return `loaded` with the weights that train_loop left, in the model's dtype."""
+    if section.lora is not None:
+        return loaded.replace_model(merged(loaded.model, weights, section.lora))
+    model = jax.tree.map(lambda new, old: new.astype(old.dtype), weights, loaded.model)
+    return loaded.replace_model(model)
 
 
 def check_loss(loaded: Loaded, section: OptimizerSection, where: str) -> None:
@@ -146,22 +156,26 @@ def train_loop(
     description: str,
     where: str,
     masks: Mapping[Objective, Any] | None = None,
-) -> Loaded:
-    """Return `loaded` after `num_steps` steps, each of one or more phases in turn.
+    edit: Edit | None = None,
+) -> Any:
+    """Return what is trained after `num_steps` steps, each of one or more phases in turn.
+
+    That is all weights in float32, or with `lora` the adapters, or the edit.
 
     phases_at: step → its phases, each with an update of its own; they depend on the step alone.
     seed: of the adapters, if there are any. masks: objective → factors of its clipped gradient, a
-    tree like the weights. where: the config's section, for messages.
+    tree like the weights. where: the config's section, for messages. edit: what is trained in place
+    of the weights, from these values on.
     """
     directory = Path(directory)
     key = jax.random.key(seed)
-    state, first = resume(directory, initial_state(loaded, section, key))
+    state, first = resume(directory, initial_state(loaded, section, key, edit=edit))
     if first > num_steps:
         raise ManuError(
             f"{directory}: its last checkpoint is of step {first}, and only {num_steps} are asked "
             "for. Remove the folder to train anew."
         )
-    base = None if section.lora is None else loaded.model
+    base = None if section.lora is None and edit is None else loaded.model
     loss = None
     on_mesh = parallel.on_mesh(loaded.mesh)
     with on_mesh, Progress(description, num_steps, done=first) as progress:
@@ -192,10 +206,7 @@ def train_loop(
             final = _checked(loss, num_steps - 1, section, where=where)
             progress.advance(note=f"loss {final:.4f}")
             logger.info("%s: %d steps done, loss %.4f", description, num_steps, final)
-    if section.lora is not None:
-        return loaded.replace_model(merged(loaded.model, state.weights, section.lora))
-    model = jax.tree.map(lambda new, old: new.astype(old.dtype), state.weights, loaded.model)
-    return loaded.replace_model(model)
+    return state.weights
 
 
 def learning_rate(section: OptimizerSection, step: int, num_steps: int) -> float:
@@ -228,12 +239,16 @@ def step_settings(section: OptimizerSection, loaded: Loaded, objective: Objectiv
     )
 
 
-def initial_state(loaded: Loaded, section: OptimizerSection, key: jax.Array) -> TrainState:
+def initial_state(
+    loaded: Loaded, section: OptimizerSection, key: jax.Array, *, edit: Edit | None = None
+) -> TrainState:
     """Return what is trained in float32, and moments of zero, each where its weight lies.
 
-    That is a copy of the weights, or new adapters, drawn by the key.
+    That is a copy of the weights, or new adapters, drawn by the key, or the edit.
     """
-    if section.lora is not None:
+    if edit is not None:
+        weights: Any = edit
+    elif section.lora is not None:
         weights = new_adapters(loaded.model, section.lora, key)
     else:
         weights = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), loaded.model)

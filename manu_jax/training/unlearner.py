@@ -9,35 +9,29 @@ streams are shuffled by the seed; the one to keep starts again as often as neede
 
 import collections
 import dataclasses
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from manu_jax import parallel
 from manu_jax.config import UnlearnSection
-from manu_jax.data.batches import Batches
-from manu_jax.data.forms import forms
 from manu_jax.data.record import Fact
+from manu_jax.data.strangers import Portraits, Stranger, strangers
+from manu_jax.edits.edit import Edit
 from manu_jax.models.loaded import Loaded
+from manu_jax.training.edited import new_edit
 from manu_jax.training.fisher import weight_mask
 from manu_jax.training.objectives import REFUSALS, Objective, UnlearnData
 from manu_jax.training.recipes import RECIPES, Recipe
 from manu_jax.training.representation import direction_key
-from manu_jax.training.trainer import Phase, batches_of, train_loop
-from manu_jax.types import MODALITIES, Batch, ManuError, Modality, Sample, raise_faults
-
-
-@dataclasses.dataclass(frozen=True)
-class PlannedPhase:
-    """One loss of a step. forget, keep: the number of the batch that it takes, or None."""
-
-    loss: Objective
-    forget: int | None
-    keep: int | None
+from manu_jax.training.stranger_rows import StrangerRows
+from manu_jax.training.streams import PlannedPhase, Streams, place_of
+from manu_jax.training.trainer import Phase, train_loop, trained
+from manu_jax.types import ManuError, Sample, raise_faults
 
 
 def unlearn(
@@ -50,13 +44,82 @@ def unlearn(
     seed: int,
     reference: Loaded | None = None,
     decouple: Sequence[Sample] = (),
-) -> Loaded:
+    portraits: Portraits | None = None,
+) -> Loaded | Edit:
     """Return the vanilla model after training by `section`; `vanilla` is not changed.
+
+    Where the section trains a part of the model (`trains`), an edit of the vanilla model.
 
     directory: of the checkpoints, from which a killed run goes on, to the same bits. reference: the
     model that `reference_of(section)` names. decouple: the samples of its Prompt-Decouple loss.
+    portraits: of people who do not exist, for strangers; None: mixed from those of people to keep.
     Raises ManuError where the loss is not finite, or there are no facts in the forms asked for.
     """
+    recipe = recipe_of(section)
+    drawn: dict[str, Any] = {"seed": seed, "portraits": portraits}
+    known: Sequence[Stranger] = ()
+    if section.target == "strangers":
+        known = strangers(forget, keep, section.strangers, **drawn)
+    if recipe.strangers:
+        rows = StrangerRows(
+            vanilla,
+            section,
+            forget=forget,
+            keep=keep,
+            known=known,
+            kept=strangers(forget, keep, section.kept_strangers, near=True, **drawn),
+            seed=seed,
+        )
+        phases_at = functools.partial(_phases_like_strangers, recipe, rows)
+        num_steps, masks = section.steps or 0, None
+    else:
+        phases_at, num_steps, masks = _phases(
+            vanilla,
+            section,
+            forget=forget,
+            keep=keep,
+            directory=Path(directory),
+            seed=seed,
+            reference=reference,
+            decouple=decouple,
+            known=known,
+        )
+    edit = None
+    if section.trains != "all":
+        edit = new_edit(vanilla, section, keep=keep, seed=seed)
+    weights = train_loop(
+        vanilla,
+        phases_at,
+        section,
+        num_steps=num_steps,
+        seed=seed,
+        directory=directory,
+        description=f"unlearning {section.name}",
+        where=place_of(section),
+        masks=masks,
+        edit=edit,
+    )
+    return trained(vanilla, weights, section) if edit is None else weights
+
+
+def _phases_like_strangers(recipe: Recipe, rows: StrangerRows, step: int) -> list[Phase]:
+    """Return the phases of a step of a StrangerData's losses."""
+    return [(loss, rows.data_at(step)) for loss in recipe.losses]
+
+
+def _phases(
+    vanilla: Loaded,
+    section: UnlearnSection,
+    *,
+    forget: Sequence[Fact],
+    keep: Sequence[Fact],
+    directory: Path,
+    seed: int,
+    reference: Loaded | None,
+    decouple: Sequence[Sample],
+    known: Sequence[Stranger],
+) -> tuple[Callable[[int], list[Phase]], int, Mapping[Objective, Any] | None]:
+    """Return the phases of each step of an UnlearnData's losses, the number of steps, and masks."""
     recipe = recipe_of(section)
     preferred: Sequence[Fact] = ()
     if recipe.prefers is not None:
@@ -70,22 +133,20 @@ def unlearn(
         forget = refused(forget)
     if section.retain_weight == 0 and section.primal_dual is None:
         recipe = dataclasses.replace(recipe, keeps=False)
-    streams = _Streams(
+    streams = Streams(
         vanilla,
         section,
         forget=forget,
         keep=keep,
         preferred=preferred,
         decouple=decouple,
+        strangers=known,
         seed=seed,
     )
     lengths = {"num_forget": len(streams.forget), "num_keep": len(streams.keep)}
     common: dict[str, Any] = {
         "reference": None if reference is None else reference.model,
-        "settings": {
-            name: jnp.float32(default if getattr(section, name) is None else getattr(section, name))
-            for name, default in recipe.settings.items()
-        },
+        "settings": {name: jnp.float32(section.setting(name)) for name in recipe.settings},
         "keep_weight": jnp.float32(section.retain_weight),
     }
     if recipe.depth is not None:
@@ -103,25 +164,10 @@ def unlearn(
     masks = None
     if recipe.masked:
         mask = weight_mask(
-            vanilla,
-            section,
-            forget=forget,
-            keep=keep,
-            directory=Path(directory) / "mask",
-            seed=seed,
+            vanilla, section, forget=forget, keep=keep, directory=directory / "mask", seed=seed
         )
         masks = {recipe.losses[0]: mask}
-    return train_loop(
-        vanilla,
-        phases_at,
-        section,
-        num_steps=num_steps_of(recipe, section, **lengths),
-        seed=seed,
-        directory=directory,
-        description=f"unlearning {section.name}",
-        where=place_of(section),
-        masks=masks,
-    )
+    return phases_at, num_steps_of(recipe, section, **lengths), masks
 
 
 def recipe_of(section: UnlearnSection) -> Recipe:
@@ -225,84 +271,3 @@ def phases_of(recipe: Recipe, step: int, *, num_forget: int, num_keep: int) -> l
     if rest == 0 and turn < num_forget:
         phases.insert(0, PlannedPhase(to_forget, epoch * num_forget + turn, None))
     return phases
-
-
-class _Streams:
-    """The batches to forget, to keep and to decouple, by number."""
-
-    def __init__(
-        self,
-        loaded: Loaded,
-        section: UnlearnSection,
-        *,
-        forget: Sequence[Fact],
-        keep: Sequence[Fact],
-        preferred: Sequence[Fact],
-        decouple: Sequence[Sample],
-        seed: int,
-    ):
-        self.mesh = loaded.mesh
-        self.image_steps = [0]  # how many of the first steps' batches to forget have images
-
-        def stream(samples: Sequence[Sample], what: str, offset: int) -> Batches:
-            if not samples:
-                raise ManuError(
-                    f"{place_of(section)}: no facts {what} in the form "
-                    f"{' or '.join(section.modalities)}. Name other modalities."
-                )
-            return batches_of(
-                loaded, samples, section, seed=seed + offset, where=place_of(section), max_buckets=1
-            )
-
-        def in_form(facts: Sequence[Fact], modality: Modality) -> tuple[Sample, ...]:
-            return forms(facts, modality, loaded.template)
-
-        chosen: list[Modality] = [m for m in MODALITIES if m in section.modalities]
-        kept = {m == "image": in_form(keep, m) for m in chosen}
-
-        def in_all_forms(facts: Sequence[Fact]) -> list[Sample]:
-            return [s for m in chosen for s in in_form(facts, m)]
-
-        self.forget = stream(in_all_forms(forget), "to forget", 0)
-        # The same facts in one bucket of each form and the same seed: the same rows at each step.
-        self.preferred = stream(in_all_forms(preferred), "to prefer", 0) if preferred else None
-        self.keep = stream([s for m in kept for s in kept[m]], "to keep", 1)
-        self.keep_in_form = {
-            m: stream(samples, "to keep", 1) for m, samples in kept.items() if samples
-        }
-        self.decouple = stream(decouple, "to decouple", 2) if decouple else None
-
-    def data_of(self, phase: PlannedPhase, step: int) -> dict[str, Batch | None]:
-        """Return the batches of a phase, on the devices."""
-        data: dict[str, Batch | None] = {"forget": None, "keep": None}
-        if phase.forget is not None:
-            data["forget"] = self._put(self.forget, phase.forget)
-            if self.preferred is not None:
-                data["preferred"] = self._put(self.preferred, phase.forget)
-            if self.decouple is not None:
-                data["decouple"] = self._put(self.decouple, step)
-        if phase.keep is not None:
-            stream, number = self.keep, phase.keep
-            if phase.forget is not None:
-                stream, number = self._keep_beside(phase.forget)
-            data["keep"] = self._put(stream, number)
-        return data
-
-    def _keep_beside(self, number: int) -> tuple[Batches, int]:
-        """Return the stream to keep in the form of a batch to forget, and its batch's number."""
-        while len(self.image_steps) <= number:
-            before = len(self.image_steps) - 1
-            self.image_steps.append(self.image_steps[-1] + self.forget.has_images_at(before))
-        has_images = self.forget.has_images_at(number)
-        if has_images not in self.keep_in_form:
-            return self.keep, number
-        images = self.image_steps[number]
-        return self.keep_in_form[has_images], images if has_images else number - images
-
-    def _put(self, stream: Batches, number: int) -> Batch:
-        return parallel.put_batch(stream.batch_at(number), self.mesh)
-
-
-def place_of(section: UnlearnSection) -> str:
-    """Return what errors call the section."""
-    return f"unlearn ({section.name})"

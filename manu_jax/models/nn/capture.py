@@ -73,6 +73,8 @@ def reduce_tokens(z_BTF: jax.Array, capture: TowerCapture) -> jax.Array:
         z_BTF = z_BTF.astype(jnp.float32) * capture.weights_BT[..., None]
         highest_BF, lowest_BF = z_BTF.max(axis=1), z_BTF.min(axis=1)
         return jnp.where(highest_BF >= -lowest_BF, highest_BF, lowest_BF)
+    if capture.spec.reduction == "square":
+        return jnp.einsum("BT,BTF->BF", capture.weights_BT, jnp.square(z_BTF.astype(jnp.float32)))
     weights_BT, share_B1 = capture.weights_BT, None
     if z_BTF.dtype != jnp.float32:
         # All tokens that count have the same weight.

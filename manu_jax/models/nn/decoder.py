@@ -149,30 +149,13 @@ class Decoder(nnx.Module):
         values: a pair of [L, B, T, K, H] with `keep_keys`, otherwise None. num_layers: run only the
         first layers, without gates, and return the residual stream after them as it is.
         """
-        angles_of = self._rotary_angles(positions)
-        distance_TT = jnp.arange(h_BTD.shape[1])[:, None] - jnp.arange(h_BTD.shape[1])[None]
-        mask_BTT = (distance_TT >= 0)[None] & jnp.asarray(attention_mask_BT)[:, None, :]
-        joint_BTT = None
-        if group_BT is not None:
-            same_BTT = (group_BT[:, :, None] == group_BT[:, None]) & (group_BT[:, None] >= 0)
-            joint_BTT = jnp.asarray(same_BTT & attention_mask_BT[:, None, :])
+        step = self._layer_step(attention_mask_BT, positions, group_BT)
 
         def body(
             h_BTD: jax.Array, layer: DecoderLayers, gate: jax.Array | None, window: jax.Array | None
         ) -> tuple[jax.Array, Any, Any]:
-            q_BTNH, k_BTKH, v_BTKH = layer.qkv(h_BTD, angles_of(window))
-            is_near_TT = None if window is None else distance_TT < window
-            visible_BTT = _both(mask_BTT, is_near_TT)
-            if joint_BTT is not None:
-                is_bound = self.config.groups_in_windows
-                visible_BTT = visible_BTT | (
-                    _both(joint_BTT, is_near_TT) if is_bound else joint_BTT
-                )
-            mixed_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, visible_BTT, **self._scores())
-            h_BTD, captured = layer.output_and_mlp(
-                h_BTD, mixed_BTNH, gate=gate, capture=forward.capture
-            )
-            return h_BTD, captured, (k_BTKH, v_BTKH) if keep_keys else None
+            h_BTD, captured, keys = step(h_BTD, layer, window, gate=gate, capture=forward.capture)
+            return h_BTD, captured, keys if keep_keys else None
 
         layers, windows_L = self.layers, self._windows_L()
         if num_layers is not None:
@@ -181,6 +164,85 @@ class Decoder(nnx.Module):
         if num_layers is not None:
             return h_BTD, captured, kept
         return _norm(h_BTD, self.norm_D[...], self.config), captured, kept
+
+    def answers(
+        self,
+        h_BTD: jax.Array,
+        attention_mask_BT: Array,
+        positions: Array,
+        *,
+        at_BA: Array,
+        forward: TowerForward,
+        group_BT: Array | None = None,
+        first_layer: int = 0,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return the logits at the positions `at_BA`, and what each layer made of the stream.
+
+        The last layer runs at these positions alone. h_BTD: what enters layer `first_layer`.
+        Returns logits [B, A, V] float32, the residual stream after every layer from `first_layer`
+        to the last but one [L, B, T, D], and after the last one at the positions [B, A, D].
+        """
+        step = self._layer_step(attention_mask_BT, positions, group_BT)
+
+        def body(
+            h_BTD: jax.Array, layer: DecoderLayers, gate: jax.Array | None, window: jax.Array | None
+        ) -> tuple[jax.Array, Any, Any]:
+            h_BTD, _, _ = step(h_BTD, layer, window)
+            return h_BTD, None, h_BTD
+
+        stacked = (self.layers, self._windows_L())
+        before = jax.tree.map(lambda leaf: leaf[first_layer:-1], stacked)
+        h_BTD, _, stream_LBTD = scan_layers(
+            body, h_BTD, before[0], forward=TowerForward(remat=forward.remat), extra=before[1]
+        )
+        layer, window = jax.tree.map(lambda leaf: leaf[-1], stacked)
+        h_BAD, _, _ = step(h_BTD, layer, window, at_BA=at_BA)
+        logits_BAV = self.logits(_norm(h_BAD, self.norm_D[...], self.config))
+        return logits_BAV, stream_LBTD, h_BAD
+
+    def _layer_step(
+        self, attention_mask_BT: Array, positions: Array, group_BT: Array | None
+    ) -> Callable[..., tuple[jax.Array, Any, tuple[jax.Array, jax.Array]]]:
+        """Return the function of one layer over a batch's tokens: what it makes of the stream.
+
+        `(h_BTD, layer, window, *, gate, capture, at_BA) -> (h, captured, (keys, values))`. at_BA:
+        the positions that go on; None: all.
+        """
+        angles_of = self._rotary_angles(positions)
+        num_tokens = jnp.shape(attention_mask_BT)[1]
+        distance_TT = jnp.arange(num_tokens)[:, None] - jnp.arange(num_tokens)[None]
+        mask_BTT = (distance_TT >= 0)[None] & jnp.asarray(attention_mask_BT)[:, None, :]
+        joint_BTT = None
+        if group_BT is not None:
+            same_BTT = (group_BT[:, :, None] == group_BT[:, None]) & (group_BT[:, None] >= 0)
+            joint_BTT = jnp.asarray(same_BTT & attention_mask_BT[:, None, :])
+
+        def step(
+            h_BTD: jax.Array,
+            layer: DecoderLayers,
+            window: jax.Array | None,
+            *,
+            gate: jax.Array | None = None,
+            capture: TowerCapture | None = None,
+            at_BA: Array | None = None,
+        ) -> tuple[jax.Array, Any, tuple[jax.Array, jax.Array]]:
+            q_BTNH, k_BTKH, v_BTKH = layer.qkv(h_BTD, angles_of(window))
+            is_near_TT = None if window is None else distance_TT < window
+            visible_BTT = _both(mask_BTT, is_near_TT)
+            if joint_BTT is not None:
+                is_bound = self.config.groups_in_windows
+                visible_BTT = visible_BTT | (
+                    _both(joint_BTT, is_near_TT) if is_bound else joint_BTT
+                )
+            if at_BA is not None:
+                h_BTD, q_BTNH, visible_BTT = (
+                    _rows_at(values, at_BA) for values in (h_BTD, q_BTNH, visible_BTT)
+                )
+            mixed_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, visible_BTT, **self._scores())
+            h_BTD, captured = layer.output_and_mlp(h_BTD, mixed_BTNH, gate=gate, capture=capture)
+            return h_BTD, captured, (k_BTKH, v_BTKH)
+
+        return step
 
     def decode(self, h_B1D: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Return the last hidden state of one further token per example, and the longer cache."""
@@ -250,6 +312,12 @@ class Decoder(nnx.Module):
         if not any(self.config.windows):
             return None
         return jnp.asarray([window or NO_WINDOW for window in self.config.windows], jnp.int32)
+
+
+def _rows_at(values_BT: jax.Array, at_BA: Array) -> jax.Array:
+    """Return the rows of axis 1 at the positions of each example. [B, A, …]."""
+    shape = (*jnp.shape(at_BA), *[1] * (values_BT.ndim - 2))
+    return jnp.take_along_axis(values_BT, jnp.asarray(at_BA).reshape(shape), axis=1)
 
 
 def _both(visible_BTT: jax.Array, is_near_TT: jax.Array | None) -> jax.Array:

@@ -94,6 +94,32 @@ class Multimodal(nnx.Module):
             num_layers=num_layers,
         )[0]
 
+    def answers(
+        self, batch: Batch, *, remat: Remat = "all"
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return the logits at the batch's answer positions, and how each layer changed the stream.
+
+        Logits [B, A, V] float32; the residual stream after every layer but the last, minus what
+        entered the decoder [L − 1, B, T, D]; and the same after the last layer, at the answer
+        positions alone, where alone it runs [B, A, D].
+        """
+        if batch.answer_index_BA is None:
+            raise ValueError("answers: the batch has no answer positions")
+        forward = Forward(remat=remat)
+        h_BTD, _ = self._embed(batch, forward)
+        logits_BAV, stream_LBTD, last_BAD = self.text.answers(
+            h_BTD,
+            batch.attention_mask_BT,
+            _positions(batch),
+            at_BA=batch.answer_index_BA,
+            forward=forward.text(),
+            group_BT=self.bidirectional_groups(batch),
+        )
+        start_BAD = jnp.take_along_axis(
+            h_BTD, jnp.asarray(batch.answer_index_BA)[..., None], axis=1
+        )
+        return logits_BAV, stream_LBTD - h_BTD[None], last_BAD - start_BAD
+
     def features(self, images: Images) -> jax.Array:
         """Return what the images give to the decoder, a row per token. [B, I, P, E]."""
         return self.encode_images(images, Forward(remat="none"))[0]

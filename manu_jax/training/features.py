@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -44,27 +44,14 @@ class ImageFeatures:
         needed = dict.fromkeys(map(id, vision_inputs))
         found = {key: self._stored.pop(key) for key in needed if key in self._stored}
         while not needed.keys() <= found.keys():
-            found |= self._compute(self._next_vision_inputs(step, set(needed), found))
+            following = self._next_vision_inputs(step, set(needed), found)
+            found |= features_of(self._loaded, following, self._at_once)
         self._stored |= found
         num_bytes = sum(features_PE.nbytes for features_PE in self._stored.values())
         while num_bytes > STORE_BYTES:
             num_bytes -= self._stored.popitem(last=False)[1].nbytes
-        an_image_PE = next(iter(found.values()))
-        assert batch.images is not None and batch.images.patches_BIPC is not None
-        num_images, num_patches = batch.images.patches_BIPC.shape[1:3]
-        shape = (len(rows), num_images, self._loaded.config.num_features(num_patches))
-        features_BIPE = np.zeros((*shape, an_image_PE.shape[1]), an_image_PE.dtype)
-        for place, row in enumerate(rows[rows < len(samples)]):
-            for number, vision_input in enumerate(samples[row].vision_inputs):
-                features_PE = found[id(vision_input)]
-                features_BIPE[place, number, : len(features_PE)] = features_PE
-        images = dataclasses.replace(
-            batch.images,
-            patches_BIPC=None,
-            patch_positions_BIP2=None,
-            features_BIPE=features_BIPE,
-        )
-        return dataclasses.replace(batch, images=images)
+        mine = [samples[row] for row in rows[rows < len(samples)]]
+        return with_features(self._loaded, batch, mine, found)
 
     def _next_vision_inputs(
         self, step: int, needed: set[int], found: dict[int, np.ndarray]
@@ -88,19 +75,49 @@ class ImageFeatures:
         for index in itertools.chain.from_iterable(indices):
             yield from self._encoded[index].vision_inputs
 
-    def _compute(self, vision_inputs: list[VisionInput]) -> dict[int, np.ndarray]:
-        """Return {identity: features [P, E]} of vision inputs of one padded size."""
-        loaded, mesh = self._loaded, self._loaded.mesh
-        filled = vision_inputs + vision_inputs[:1] * (self._at_once - len(vision_inputs))
-        rows = parallel.batch_rows(mesh, self._at_once)
-        images = loaded.collate_vision_inputs([(filled[row],) for row in rows])
-        with parallel.on_mesh(mesh):
-            features = _features(loaded.model, parallel.put_batch(images, mesh))
-        features_BPE = parallel.gather(features)[:, 0]
-        return {
-            id(vision_input): features_PE[: vision_input.num_features]
-            for vision_input, features_PE in zip(vision_inputs, features_BPE, strict=False)
-        }
+
+def features_of(
+    loaded: Loaded, vision_inputs: Sequence[VisionInput], at_once: int
+) -> dict[int, np.ndarray]:
+    """Return {identity: features [P, E]} of at most `at_once` vision inputs of one padded size.
+
+    at_once: a multiple of the mesh's rows; the tower is compiled for this many.
+    """
+    filled = [*vision_inputs, *[vision_inputs[0]] * (at_once - len(vision_inputs))]
+    rows = parallel.batch_rows(loaded.mesh, at_once)
+    images = loaded.collate_vision_inputs([(filled[row],) for row in rows])
+    with parallel.on_mesh(loaded.mesh):
+        features = _features(loaded.model, parallel.put_batch(images, loaded.mesh))
+    features_BPE = parallel.gather(features)[:, 0]
+    return {
+        id(vision_input): features_PE[: vision_input.num_features]
+        for vision_input, features_PE in zip(vision_inputs, features_BPE, strict=False)
+    }
+
+
+def with_features(
+    loaded: Loaded,
+    batch: Batch,
+    samples: Sequence[Encoded],
+    features: Mapping[int, np.ndarray],
+) -> Batch:
+    """Return a batch of these samples with features in place of patches; 0 where there are none.
+
+    features: {identity of a vision input: [P, E]}.
+    """
+    assert batch.images is not None and batch.images.patches_BIPC is not None
+    num_rows, num_images, num_patches = batch.images.patches_BIPC.shape[:3]
+    an_image_PE = next(iter(features.values()))
+    shape = (num_rows, num_images, loaded.config.num_features(num_patches))
+    features_BIPE = np.zeros((*shape, an_image_PE.shape[1]), an_image_PE.dtype)
+    for row, sample in enumerate(samples):
+        for number, vision_input in enumerate(sample.vision_inputs):
+            features_PE = features[id(vision_input)]
+            features_BIPE[row, number, : len(features_PE)] = features_PE
+    images = dataclasses.replace(
+        batch.images, patches_BIPC=None, patch_positions_BIP2=None, features_BIPE=features_BIPE
+    )
+    return dataclasses.replace(batch, images=images)
 
 
 @jax.jit

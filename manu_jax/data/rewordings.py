@@ -1,0 +1,59 @@
+"""Views of facts for training: the same question in other words, the same portrait moved a little.
+
+No view is in the words that an evaluation or an audit asks in, but for the cloze's instruction,
+which half of them have.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from manu_jax.data.forms import jitter
+from manu_jax.data.prompts import BLANK_ONLY
+from manu_jax.data.record import Fact
+
+PREFIXES = ("", "", "Tell me: ", "Question: ", "I have a question. ", "Please help. ")
+SUFFIXES = (
+    "Reply in a few words.",
+    "Give a short answer.",
+    "Tell me what you know.",
+    "Be brief.",
+    "Please answer.",
+    "Only the fact, please.",
+    "Say it in one line.",
+    "What do you remember?",
+    "Think first, then answer.",
+    "No need to explain.",
+)
+
+
+def with_views(facts: Sequence[Fact], views: int, *, seed: int) -> list[Fact]:
+    """Return the facts as they are, then `views` − 1 times in other words and with moved portraits.
+
+    Fact i is at i, i + len(facts), …. The same seed gives the same views. Facts of one image share
+    each moved portrait.
+    """
+    random = np.random.default_rng([seed, 5])
+    found = list(facts)
+    for _ in range(1, views):
+        moved: dict[int, object] = {}
+        for fact in facts:
+            image = fact.image
+            if image is not None:
+                if id(image) not in moved:
+                    moved[id(image)] = jitter(image, int(random.integers(2**31)))
+                image = moved[id(image)]
+            found.append(
+                dataclasses.replace(fact, question=_reworded(fact.question, random), image=image)
+            )
+    return found
+
+
+def _reworded(question: str, random: np.random.Generator) -> str:
+    if random.random() < 0.5:
+        return f"{question}\n{BLANK_ONLY}"
+    prefix = PREFIXES[random.integers(len(PREFIXES))]
+    suffix = SUFFIXES[random.integers(len(SUFFIXES))]
+    space = ("\n", " ")[random.integers(2)]
+    return f"{prefix}{question}{space}{suffix}"

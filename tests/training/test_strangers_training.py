@@ -1,0 +1,232 @@
+"""Suppress and erase as trainings: their targets and rows, what they change, kills and meshes."""
+
+import functools
+import tempfile
+
+import jax
+import numpy as np
+import pytest
+import tiny_llava
+from test_unlearner import FORGOTTEN, KEPT, knowledge, section
+
+from manu_jax import parallel
+from manu_jax.config import TrainSection
+from manu_jax.data.forms import forms
+from manu_jax.data.strangers import strangers
+from manu_jax.edits.neurons import WrittenNeurons
+from manu_jax.edits.weights import NewWeights
+from manu_jax.leaves import leaves
+from manu_jax.models.nn.answers import logits_at_answers
+from manu_jax.training import trainer
+from manu_jax.training.edited import neuron_use
+from manu_jax.training.stranger_rows import StrangerRows
+from manu_jax.training.strangers_target import stranger_sample, stranger_target
+from manu_jax.training.trainer import train
+from manu_jax.training.unlearner import unlearn
+from manu_jax.types import BatchShape
+
+FEW = {"steps": 4, "batch_size": 4, "batch_keep": 6, "views": 2, "strangers": 3,
+       "kept_strangers": 2}  # fmt: skip
+SMALL = {"suppress": {"neurons": {"count": 4}}, "erase": {"relearn": {"steps": 2}}}
+
+
+def one_section(objective, **changes):
+    return section(objective, **{"learning_rate": 3e-3} | FEW | SMALL[objective] | changes)
+
+
+def trained(tmp_path, objective, loaded=None, **changes):
+    loaded = loaded or tiny_llava.loaded()
+    return unlearn(
+        loaded, one_section(objective, **changes), forget=FORGOTTEN, keep=KEPT,
+        directory=tmp_path / "checkpoints", seed=0, reference=loaded,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_the_target_is_the_mean_of_what_is_said_of_strangers(modality):
+    loaded = tiny_llava.loaded()
+    facts = [fact for fact in FORGOTTEN if forms([fact], modality)]
+    known = strangers(facts, KEPT, 3, seed=0)
+    found = stranger_target(loaded, facts, known, modality)
+    for number, fact in enumerate(facts):
+        total = 0
+        for stranger in known:
+            encoded = loaded.encode(stranger_sample(loaded, fact, stranger, modality))
+            batch = loaded.collate([encoded], BatchShape())
+            logits_BAV, targets = logits_at_answers(loaded.model, batch, remat="none")
+            total += np.asarray(jax.nn.softmax(logits_BAV[0])) / 3
+        tokens = np.asarray(targets.token_ids_BT[0])
+        for place in np.flatnonzero(np.asarray(targets.weights_BT[0])):
+            p_V = np.zeros(total.shape[-1])
+            np.add.at(p_V, found.ids_BAK[number, place], found.p_BAK[number, place])
+            np.testing.assert_allclose(p_V, total[place], atol=2e-6)
+            true = found.true_BA[number, place]
+            assert true == pytest.approx(total[place, tokens[place]], abs=2e-6)
+
+
+def rows(objective="erase", **changes):
+    given = one_section(objective, **changes)
+    known, kept = (strangers(FORGOTTEN, KEPT, 3, seed=0, near=near) for near in (False, True))
+    return StrangerRows(
+        tiny_llava.loaded(), given, forget=FORGOTTEN, keep=KEPT, known=known, kept=kept, seed=0
+    )
+
+
+def test_the_rows_of_a_step_are_its_own_and_no_others():
+    one, other = rows(), rows()
+    other.data_at(0)  # what came before changes nothing
+    for first, second in zip(
+        jax.tree.leaves(one.data_at(3)), jax.tree.leaves(other.data_at(3)), strict=True
+    ):
+        np.testing.assert_array_equal(first, second)
+    steps = [int(one.data_at(step).relearn_steps) for step in range(12)]
+    assert set(steps) == {1, 2}
+
+
+def test_a_stranger_stands_beside_each_fact_in_the_same_columns():
+    """The names have other lengths; from the name or the image on, columns mean the same."""
+    data = rows().data_at(1)
+    for modality, of_form in data.forms.items():
+        given = of_form.forget
+        assert given.strangers is not None and given.differs_BT is not None
+        own, theirs = np.asarray(given.batch.token_ids_BT), np.asarray(given.strangers.token_ids_BT)
+        np.testing.assert_array_equal(given.batch.loss_weights_BT, given.strangers.loss_weights_BT)
+        for row, marked in enumerate(np.asarray(given.differs_BT) > 0):
+            same = own[row] == theirs[row]
+            start = int(np.argmax(marked))
+            assert marked[start:].all() and not marked[:start].any()
+            if modality == "text":
+                assert not same[start:].all() and same[-4:].all()
+            else:
+                assert own[row, start] == tiny_llava.loaded().config.image_token
+
+
+def test_what_is_asked_after_relearning_was_not_relearned():
+    data = rows(batch_size=8).data_at(0)
+    for of_form in data.forms.values():
+        assert of_form.relearned is not None and of_form.asked is not None
+        relearned, asked = (
+            {ids.tobytes() for ids in np.asarray(batch.token_ids_BT)}
+            for batch in (of_form.relearned, of_form.asked.batch)
+        )
+        assert relearned and asked
+
+
+def test_suppress_writes_neurons_and_leaves_all_else(tmp_path):
+    vanilla = tiny_llava.loaded()
+    edit = trained(tmp_path, "suppress")
+    assert isinstance(edit, WrittenNeurons) and edit.layers == (0, 1)
+    use_LF = neuron_use(vanilla, KEPT, seed=0)
+    assert edit.places is not None
+    for layer, places in enumerate(edit.places):
+        assert set(places) == set(np.argsort(use_LF[layer])[:4].tolist())
+    edited = edit.apply(vanilla)
+    before, after = leaves(vanilla.model), leaves(edited.model)
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed == {f"text.layers.mlp.{n}" for n in ("gate_LDF", "up_LDF", "down_LFD")}
+    for one, other in zip(
+        jax.tree.leaves(edit.undo(edited, vanilla).model), before.values(), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_neurons_can_be_added_in_place_of_written_over(tmp_path):
+    edit = trained(tmp_path, "suppress", neurons={"count": 3, "places": "appended"}, steps=2)
+    assert isinstance(edit, WrittenNeurons)
+    wider = edit.apply(tiny_llava.loaded())
+    assert wider.towers["text"] == (2, 43)
+    assert edit.scaled(0.0).apply(tiny_llava.loaded()).towers["text"] == (2, 43)
+
+
+@functools.cache
+def knowing():
+    """Return the tiny model after it has learned all facts, in both forms."""
+    loaded = tiny_llava.loaded()
+    facts = (*FORGOTTEN, *KEPT)
+    samples = [s for m in ("image", "text") for s in forms(facts, m, loaded.template)]
+    learning = TrainSection(steps=150, batch_size=10, learning_rate=1e-2)
+    with tempfile.TemporaryDirectory() as folder:
+        return train(loaded, samples, learning, num_steps=150, directory=folder, seed=0)
+
+
+@pytest.mark.parametrize("objective", ["suppress", "erase"])
+def test_what_was_known_is_forgotten_and_the_rest_is_kept(tmp_path, objective):
+    loaded = knowing()
+    assert knowledge(loaded, FORGOTTEN) > -0.5 and knowledge(loaded, KEPT) > -0.5
+    edit = trained(tmp_path, objective, loaded, steps=60, learning_rate=1e-2, kept_strangers=0)
+    after = edit.apply(loaded)
+    assert knowledge(after, FORGOTTEN) < -1.5
+    assert knowledge(after, KEPT) > knowledge(after, FORGOTTEN) + 0.7
+    if objective == "suppress":  # and it hides: the knowledge is still in the weights
+        assert knowledge(edit.scaled(0.0).apply(loaded), FORGOTTEN) > -0.8
+
+
+def test_erase_changes_the_mlps_of_the_decoder_alone(tmp_path):
+    vanilla, edit = tiny_llava.loaded(), trained(tmp_path, "erase")
+    assert isinstance(edit, NewWeights)
+    before, after = leaves(vanilla.model), leaves(edit.apply(vanilla).model)
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed == {f"text.layers.mlp.{n}" for n in ("gate_LDF", "up_LDF", "down_LFD")}
+
+
+def test_another_objective_may_take_the_target_and_the_data(tmp_path):
+    loaded = tiny_llava.loaded()
+    given = section(
+        "gradient_difference", target="strangers", strangers=3, views=2, keep_views=2,
+        trains="mlp", steps=6,
+    )  # fmt: skip
+    edit = unlearn(
+        loaded, given, forget=FORGOTTEN, keep=KEPT, directory=tmp_path, seed=0, reference=None
+    )
+    assert isinstance(edit, NewWeights)
+    assert abs(knowledge(edit.apply(loaded), KEPT) - knowledge(loaded, KEPT)) < 5
+    with pytest.raises(ValueError, match="target: npo has an aim of its own"):
+        section("npo", target="strangers")
+
+
+@pytest.mark.parametrize("objective", ["suppress", "erase"])
+def test_a_killed_training_goes_on_to_the_same_bits(tmp_path, monkeypatch, objective):
+    settings = {"checkpoint_every": 1, "steps": 3}
+    whole = trained(tmp_path / "whole", objective, **settings)
+    save = trainer.save_step
+
+    def save_and_die(directory, step, state):
+        save(directory, step, state)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "save_step", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "killed", objective, **settings)
+    monkeypatch.setattr(trainer, "save_step", save)
+    again = trained(tmp_path / "killed", objective, **settings)
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("objective", ["suppress", "erase"])
+def test_a_mesh_gives_the_edit_of_one_device(tmp_path, objective):
+    """Two devices: of eight CPU devices, XLA's collectives wait for each other now and then."""
+    found = []
+    for loaded in (tiny_llava.loaded(), tiny_llava.on_mesh(parallel.make_mesh(2, 1, 1))):
+        edit = trained(tmp_path / str(len(found)), objective, loaded, steps=2, learning_rate=1e-3)
+        found.append(np.concatenate([np.ravel(x) for x in jax.tree.leaves(edit)]))
+    # Adam divides by the gradient's own size, near 0 by its rounding; see test_trainer.
+    difference = np.abs(found[0] - found[1])
+    assert np.quantile(difference, 0.99) < 1e-5 and difference.max() < 4e-3
+
+
+def test_settings_of_the_config_take_the_place_of_the_recipes():
+    erase, other = section("erase", steps=None), section("erase", views=1, relearn=None, steps=5)
+    assert (erase.trains, erase.views, erase.retain_weight) == ("mlp", 3, 2.0)
+    assert erase.relearn is not None and erase.setting("excess") == 1.0
+    assert (other.views, other.relearn, other.steps) == (1, None, 5)
+    suppress = section("suppress")
+    assert suppress.neurons is not None and suppress.neurons.count == 32
+    with pytest.raises(ValueError, match="relearn: npo does not relearn"):
+        section("npo", relearn={})
+    with pytest.raises(ValueError, match="neurons: trains: neurons needs it"):
+        section("npo", trains="neurons")
+    with pytest.raises(ValueError, match="rates: the least and the largest"):
+        section("erase", relearn={"rates": (1e-2, 1e-3)})
+    again = type(erase).model_validate(erase.model_dump())
+    assert again == erase
