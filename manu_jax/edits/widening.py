@@ -44,7 +44,7 @@ def with_model(loaded: Loaded, model: Any) -> Loaded:
     ManuError where the number of neurons has no place in the config.json.
     """
     config, num_neurons = model.config, model.config.text.num_neurons
-    hf_config = _hf_config(loaded.hf_config, num_neurons)
+    hf_config = config_json(loaded.hf_config, num_neurons)
     if loaded.family.config_from_hf(hf_config, "config.json") != config:
         raise ManuError(
             f"{loaded.family.name}: its config.json can't say that the decoder has {num_neurons:,} "
@@ -53,13 +53,7 @@ def with_model(loaded: Loaded, model: Any) -> Loaded:
     return dataclasses.replace(loaded, model=model, config=config, hf_config=hf_config)
 
 
-def _resized(leaf: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Return a leaf cut to a shape, or filled up with zeros to it."""
-    cut = leaf[tuple(slice(size) for size in shape)]
-    return jnp.pad(cut, [(0, new - old) for new, old in zip(shape, cut.shape, strict=True)])
-
-
-def _hf_config(values: Mapping[str, Any], num_neurons: int) -> dict[str, Any]:
+def config_json(values: Mapping[str, Any], num_neurons: int) -> dict[str, Any]:
     """Return a config.json with another number of the decoder's neurons, wherever it says it."""
     new, text = dict(values), values.get("text_config")
     if FIELD in values:
@@ -67,3 +61,9 @@ def _hf_config(values: Mapping[str, Any], num_neurons: int) -> dict[str, Any]:
     if FIELD not in values or text is not None:
         new["text_config"] = {**(text or {}), FIELD: num_neurons}
     return new
+
+
+def _resized(leaf: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Return a leaf cut to a shape, or filled up with zeros to it."""
+    cut = leaf[tuple(slice(size) for size in shape)]
+    return jnp.pad(cut, [(0, new - old) for new, old in zip(shape, cut.shape, strict=True)])
