@@ -58,15 +58,19 @@ class Capture:
 
     reduction: how the tokens of one sample become one number per neuron. "mean" and "max" (the
         value of largest size) over the valid tokens, "answer" (mean over answer tokens), "last"
-        (last valid token). Padding never counts. "position" is the authors' code's statistic over
-        the batch at each token position, padding included, of the output rows of each matrix.
+        (last valid token), "size_at_answers" (mean |z| over the tokens whose logits predict the
+        answer). Padding never counts. "at_answers" keeps z at each of these tokens, which are the
+        batch's answer_index. "position" is the authors' code's statistic over the batch at each
+        token position, padding included, of the output rows of each matrix.
     layer_pooling: only with "position": "none" keeps layers apart, "all" pools them as the authors'
         code does.
     threshold: τ of I_freq; used inside the forward pass only with "position".
     clamp: activations are clamped to ± this before they are measured; only with "position".
     """
 
-    reduction: Literal["mean", "answer", "last", "max", "position"] = "mean"
+    reduction: Literal[
+        "mean", "answer", "last", "max", "size_at_answers", "at_answers", "position"
+    ] = "mean"
     layer_pooling: Literal["none", "all"] = "none"
     threshold: float = 0.1
     clamp: float = 1e3
@@ -333,10 +337,10 @@ class Output:
 
     logits_BTV float32, at the processor's token positions, or at those that were asked for.
     activations: None without a capture. With a per-sample reduction: {tower: [L, B, F] float32},
-        one number per sample and neuron. With "position": {"tower.matrix": [L, 4, F or D]} holding
-        mean |z|, share above the threshold, unbiased standard deviation and root mean square, each
-        over the batch at one position, then averaged over positions ([1, 4, …] if layers are
-        pooled).
+        one number per sample and neuron; with "at_answers", "text" is [L, B, A, F]. With
+        "position": {"tower.matrix": [L, 4, F or D]} holding mean |z|, share above the threshold,
+        unbiased standard deviation and root mean square, each over the batch at one position, then
+        averaged over positions ([1, 4, …] if layers are pooled).
     """
 
     logits_BTV: Array
