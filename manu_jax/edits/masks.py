@@ -18,6 +18,7 @@ import numpy as np
 
 from manu_jax.arrays import check_arrays, read_arrays, write_arrays
 from manu_jax.arrays import made_from as made_from_of
+from manu_jax.edits.gates import GateEdit
 from manu_jax.edits.leafwise import Changes, LeafEdit, Restorations, along, below, check
 from manu_jax.fingerprint import weights_hash
 from manu_jax.folder import versions
@@ -105,14 +106,29 @@ def fold(loaded: Loaded, mask: Neurons) -> Loaded:
     Of a gated MLP these are the gate row, the up row and the down column; of a plain one the fc1
     row with its bias and the fc2 column. Of a removed "tower.matrix" row, its weights and bias.
     In float32 the result equals the original with gates 1 − mask, bit for bit. Pure: `loaded` is
-    not changed. Raises ManuError where the mask has another model's towers or shapes.
+    not changed. mask: bool; or gates (float), by which what reads a neuron is multiplied (see
+    `GateEdit`). Raises ManuError where the mask has another model's towers or shapes.
     """
-    return MaskEdit.of(mask).apply(loaded)
+    return edit_of(mask).apply(loaded)
 
 
 def unfold(pruned: Loaded, original: Loaded, mask: Neurons) -> Loaded:
-    """Return `pruned` with the weights that `mask` removed as they are in `original`."""
-    return MaskEdit.of(mask).undo(pruned, original)
+    """Return `pruned` with the weights that `mask` removed or scaled as they are in `original`."""
+    return edit_of(mask).undo(pruned, original)
+
+
+def edit_of(neurons: Neurons) -> MaskEdit | GateEdit:
+    """Return the edit of a mask (bool) or of gates (float); ManuError for other dtypes."""
+    kinds = {key: np.asarray(values).dtype for key, values in neurons.items()}
+    if all(kind == np.bool_ for kind in kinds.values()):
+        return MaskEdit.of(neurons)
+    if all(jnp.issubdtype(kind, jnp.floating) for kind in kinds.values()):
+        return GateEdit(dict(neurons))
+    found = ", ".join(f'"{key}" of {kind}' for key, kind in sorted(kinds.items()))
+    raise ManuError(
+        "expected a mask (bool, True where a neuron is removed) or gates (float, 0 there), got "
+        f"{found}. Convert it to one of these."
+    )
 
 
 def union(left: Neurons, right: Neurons) -> Neurons:

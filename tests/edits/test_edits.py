@@ -90,8 +90,9 @@ def logits(model, modality="image"):
     return jax.jit(lambda m, b: m(b).logits_BTV)(model, tiny.batch(modality))
 
 
-@pytest.mark.parametrize("mesh", [None, (2, 2, 2)], ids=["one device", "mesh"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "mesh"), [("float32", None), ("bfloat16", None), ("bfloat16", (2, 2, 2))]
+)
 @pytest.mark.parametrize("name", MAKERS)
 def test_an_edit_changes_the_model_and_is_undone_bit_for_bit(name, dtype, mesh):
     edit = MAKERS[name]()
