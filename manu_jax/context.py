@@ -8,11 +8,12 @@ from pathlib import Path
 
 import jax
 
-from manu_jax import masks, parallel
+from manu_jax import parallel
 from manu_jax.config import MethodSettings, RunConfig, UnlearnSection
 from manu_jax.data.benchmarks import BenchmarkFormat, benchmark_format
 from manu_jax.data.forms import forms
 from manu_jax.data.record import Benchmark
+from manu_jax.edits import masks
 from manu_jax.folder import expand_path, write_atomic
 from manu_jax.models.loaded import Loaded, load
 from manu_jax.selection import select

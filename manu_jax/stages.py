@@ -22,10 +22,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from manu_jax import masks, parallel
+from manu_jax import parallel
 from manu_jax.config import MethodSettings, UnlearnSection
 from manu_jax.context import SYSTEM_PROMPT, Run, select_neurons
 from manu_jax.data import safeeraser
+from manu_jax.edits import masks
 from manu_jax.evaluation.analyses.analysis import Evaluated
 from manu_jax.evaluation.analyses.registry import ANALYSES
 from manu_jax.evaluation.shots import shots_of_run

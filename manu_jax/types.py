@@ -58,16 +58,19 @@ class Capture:
 
     reduction: how the tokens of one sample become one number per neuron. "mean", "square" (mean of
         z²) and "max" (the value of largest size) over the valid tokens, "answer" (mean over answer
-        tokens), "last" (last valid token). Padding never counts. "position" is the authors' code's
-        statistic over the batch at each token position, padding included, of the output rows of
-        each matrix.
+        tokens), "last" (last valid token), "size_at_answers" (mean |z| over the tokens whose logits
+        predict the answer). Padding never counts. "at_answers" keeps z at each of these tokens,
+        which are the batch's answer_index. "position" is the authors' code's statistic over the
+        batch at each token position, padding included, of the output rows of each matrix.
     layer_pooling: only with "position": "none" keeps layers apart, "all" pools them as the authors'
         code does.
     threshold: τ of I_freq; used inside the forward pass only with "position".
     clamp: activations are clamped to ± this before they are measured; only with "position".
     """
 
-    reduction: Literal["mean", "square", "answer", "last", "max", "position"] = "mean"
+    reduction: Literal[
+        "mean", "square", "answer", "last", "max", "size_at_answers", "at_answers", "position"
+    ] = "mean"
     layer_pooling: Literal["none", "all"] = "none"
     threshold: float = 0.1
     clamp: float = 1e3
@@ -334,10 +337,10 @@ class Output:
 
     logits_BTV float32, at the processor's token positions, or at those that were asked for.
     activations: None without a capture. With a per-sample reduction: {tower: [L, B, F] float32},
-        one number per sample and neuron. With "position": {"tower.matrix": [L, 4, F or D]} holding
-        mean |z|, share above the threshold, unbiased standard deviation and root mean square, each
-        over the batch at one position, then averaged over positions ([1, 4, …] if layers are
-        pooled).
+        one number per sample and neuron; with "at_answers", "text" is [L, B, A, F]. With
+        "position": {"tower.matrix": [L, 4, F or D]} holding mean |z|, share above the threshold,
+        unbiased standard deviation and root mean square, each over the batch at one position, then
+        averaged over positions ([1, 4, …] if layers are pooled).
     """
 
     logits_BTV: Array
@@ -360,6 +363,17 @@ def check_neurons(
     neurons: Mapping[str, Array], expected: Mapping[str, tuple[int, int]], what: str
 ) -> None:
     """Raise ManuError where towers or shapes differ from `expected` ({tower: (L, F)})."""
+    faults = neuron_faults(neurons, expected)
+    if faults:
+        raise ManuError(
+            f"{what} does not fit the model: {'; '.join(faults)}. Was it made for another model?"
+        )
+
+
+def neuron_faults(
+    neurons: Mapping[str, Array], expected: Mapping[str, tuple[int, int]]
+) -> list[str]:
+    """Return in which towers and shapes neurons differ from `expected`, a clause each."""
     faults = []
     for tower in sorted(set(neurons) | set(expected)):
         if tower not in neurons:
@@ -373,7 +387,4 @@ def check_neurons(
                 f'tower "{tower}" has shape {tuple(np.shape(neurons[tower]))}, '
                 f"the model has {tuple(expected[tower])}"
             )
-    if faults:
-        raise ManuError(
-            f"{what} does not fit the model: {'; '.join(faults)}. Was it made for another model?"
-        )
+    return faults

@@ -10,6 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,11 +19,16 @@ import tiny_llava
 from fuzzing import VALUES, counted, generator, harmed, named, with_other_values
 from PIL import Image
 
-from manu_jax import arrays, masks
+from manu_jax import arrays
 from manu_jax.config import DataSection, EvaluateSection, load_config, to_yaml
 from manu_jax.data import safeeraser
 from manu_jax.data.benchmarks import BENCHMARKS
 from manu_jax.data.record import Person, Question
+from manu_jax.edits import edit as edits
+from manu_jax.edits import masks
+from manu_jax.edits.low_rank import LowRank
+from manu_jax.edits.masks import MaskEdit
+from manu_jax.edits.neurons import WrittenNeurons
 from manu_jax.evaluation import suite
 from manu_jax.evaluation.metrics import METRICS, CandidateScore
 from manu_jax.importance import methods, statistics
@@ -239,8 +245,19 @@ def test_masks_and_statistics_of_other_content(tmp_path, numbers):
     ones = {name: np.ones(shape, np.float32) for name, shape in rows.items()}
     statistics.save(tmp_path / "positions", positions.add(ones), {"a": 1})
     methods.save_scores(tmp_path / "scores", {"text": np.ones((2, 3), np.float32)}, {"a": 1})
+    neurons = WrittenNeurons.new(
+        loaded, layers=(0, 1), places=((1, 2), (3, 0)), count=2, key=jax.random.key(0)
+    )
+    neurons.save(tmp_path / "edit", loaded, {"a": 1})
+    products = {"text.layers.mlp.down": {
+        "down_LFR": np.ones((2, 40, 1), np.float32), "up_LRD": np.ones((2, 1, 16), np.float32)
+    }}  # fmt: skip
+    both = edits.compose([LowRank(products), MaskEdit.of({"text": np.zeros((2, 40), bool)})])
+    both.save(tmp_path / "composed", loaded, {"a": 1})
     files = {
         "mask": ("mask", lambda path: masks.load(path, loaded)),
+        "edit": ("edit", lambda path: edits.load(path, loaded)),
+        "composed": ("edit", lambda path: edits.load(path, loaded)),
         "statistics": ("statistics", statistics.load),
         "positions": ("statistics", statistics.load),
         "scores": ("scores", methods.load_scores),
@@ -280,6 +297,9 @@ def test_masks_and_statistics_of_other_content(tmp_path, numbers):
             assert isinstance(made_from, dict)
             if name == "mask":
                 masks.fold(loaded, found)
+            elif name in ("edit", "composed"):
+                assert found.describe()
+                found.apply(loaded)
             elif name == "statistics":
                 assert found.towers and found + found
                 assert all(np.isfinite(found.means("absolute", t)).all() for t in found.towers)

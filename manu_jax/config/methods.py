@@ -186,6 +186,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # Ours: gates are learned, the rest of the model stays as it is.
     "learned": {"kind": "learned", "alpha": 0.2, "text_weight": 2.0},
+    # Weights are edited in one go, without training.
+    "kvw": {"kind": "kvw"},
+    "ridge": {"kind": "ridge"},
     # The control.
     "random": {"kind": "random"},
 }

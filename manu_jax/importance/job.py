@@ -20,6 +20,7 @@ class ScoringJob(Generic[SomeSettings]):
     forget, keep: the facts to forget, and those to keep (retain, celebrity and general), in both
     forms. batch_size: samples a step, where the method does not say. seed: of every draw.
     directory: where statistics are kept, so that a killed run goes on from there; None: nowhere.
+    strangers: the facts to forget, asked about people of whom the model knows nothing.
     """
 
     loaded: Loaded
@@ -29,6 +30,7 @@ class ScoringJob(Generic[SomeSettings]):
     batch_size: int = 32
     seed: int = 0
     directory: Path | None = None
+    strangers: Forms = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,3 +42,14 @@ class ScoringMethod:
 
     settings: type[MethodSettings]
     score: Callable[[ScoringJob[Any]], Neurons]
+
+
+@dataclasses.dataclass(frozen=True)
+class EditMethod:
+    """A kind of method that edits weights in one go: its settings, and what makes its Edit.
+
+    make: returns an Edit of the job's model (edits/edit.py); the model stays as it is.
+    """
+
+    settings: type[MethodSettings]
+    make: Callable[[ScoringJob[Any]], Any]

@@ -15,18 +15,22 @@ from manu_jax.arrays import check_arrays, made_from, read_arrays, write_arrays
 from manu_jax.config import LearnedMethod, RandomMethod, StatisticsMethod
 from manu_jax.importance.at_random import score_at_random
 from manu_jax.importance.by_statistics import score_by_statistics
-from manu_jax.importance.job import ScoringJob, ScoringMethod
+from manu_jax.importance.job import EditMethod, ScoringJob, ScoringMethod
+from manu_jax.importance.kvw import KvwMethod, weaken
 from manu_jax.importance.learned import learn_gates
+from manu_jax.importance.ridge import RidgeMethod, redirect
 from manu_jax.parallel import gather, is_first_process
 from manu_jax.types import MODALITIES, ManuError, Neurons
 
 FORMAT = "scores"
 
 # By the `kind` of a method's settings.
-METHODS: dict[str, ScoringMethod] = {
+METHODS: dict[str, ScoringMethod | EditMethod] = {
     "statistics": ScoringMethod(StatisticsMethod, score_by_statistics),
     "learned": ScoringMethod(LearnedMethod, learn_gates),
     "random": ScoringMethod(RandomMethod, score_at_random),
+    "kvw": EditMethod(KvwMethod, weaken),
+    "ridge": EditMethod(RidgeMethod, redirect),
 }
 
 
@@ -43,7 +47,9 @@ def scores_for(job: ScoringJob[Any]) -> Neurons:
     ]
     if empty:
         raise ManuError(f"no samples to score with: {'; '.join(empty)}. Check the data's sets.")
-    return METHODS[job.method.kind].score(job)
+    entry = METHODS[job.method.kind]
+    assert isinstance(entry, ScoringMethod), f"{job.method.kind} makes an edit, and no scores"
+    return entry.score(job)
 
 
 def save_scores(

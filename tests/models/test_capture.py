@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_llava
 
-from manu_jax.models.nn.capture import TowerCapture, reduce_tokens
+from manu_jax.models.nn.capture import TowerCapture, reduce_tokens, text_weights
 from manu_jax.types import Capture
 
 NUM_TOKENS = (601, 577, 331, 0)  # 1/n is exact in no binary dtype
@@ -47,3 +48,17 @@ def test_no_copy_of_the_activations_in_float32_is_asked_for():
     jaxpr = jax.make_jaxpr(lambda z_BTF: reduce_tokens(z_BTF, capture))(z_BTF)
     made = [out.aval for equation in jaxpr.eqns for out in equation.outvars]
     assert all(aval.size < z_BTF.size for aval in made)
+
+
+def test_at_answers_are_the_tokens_before_each_one_of_an_answer():
+    batch = tiny_llava.batch("text", 3, padding_side="left")
+    z_BTF = np.random.default_rng(0).normal(size=(*batch.token_ids_BT.shape, 5)).astype(np.float32)
+    places = [np.flatnonzero(row > 0) - 1 for row in batch.loss_weights_BT]
+    capture = text_weights(batch, Capture(reduction="size_at_answers"))
+    expected_BF = [np.abs(z_TF[at]).mean(axis=0) for z_TF, at in zip(z_BTF, places, strict=True)]
+    np.testing.assert_allclose(reduce_tokens(jnp.asarray(z_BTF), capture), expected_BF, rtol=1e-6)
+    capture = text_weights(batch, Capture(reduction="at_answers"))
+    found_BAF = np.asarray(reduce_tokens(jnp.asarray(z_BTF), capture))
+    assert found_BAF.shape[1] == max(len(at) for at in places)
+    for row_AF, z_TF, at in zip(found_BAF, z_BTF, places, strict=True):
+        np.testing.assert_array_equal(row_AF[: len(at)], z_TF[at])

@@ -1,5 +1,6 @@
 """The tiny LLaVA in transformers, to compute losses and gradients without any of our code."""
 
+import copy
 import dataclasses
 import functools
 import tempfile
@@ -57,6 +58,11 @@ def peers():
             )
         found.append(peer)
     return tuple(found)
+
+
+def copy_of_vanilla():
+    """Return vanilla in transformers, whose weights may be changed."""
+    return copy.deepcopy(peers()[1])
 
 
 @functools.partial(jax.jit, static_argnames="loss_of")

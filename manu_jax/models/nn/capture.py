@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from manu_jax.models.nn.answers import targets_of
 from manu_jax.types import Array, Batch, Capture
 
 
@@ -19,11 +20,13 @@ class TowerCapture(NamedTuple):
         "max" they are 1 at valid tokens.
     rows_BI float32: 0 or 1, of each row of "position": the T tokens of an example are I rows, one
         after the other.
+    index_BA: the tokens that "at_answers" takes; None: the tower has none of the answer's.
     """
 
     spec: Capture
     weights_BT: jax.Array
     rows_BI: jax.Array
+    index_BA: Array | None = None
 
 
 class Moments(NamedTuple):
@@ -47,7 +50,11 @@ def text_weights(batch: Batch, capture: Capture) -> TowerCapture:
     elif capture.reduction == "answer":
         # The token that carries loss is the answer's own; it was predicted one position earlier.
         valid_BT = valid_BT * (batch.loss_weights_BT > 0)
-    return TowerCapture(capture, _normalised(valid_BT, capture), rows_B1)
+    elif capture.reduction == "size_at_answers":
+        valid_BT = valid_BT * (targets_of(batch).weights_BT > 0)
+    index_BA = batch.answer_index_BA if capture.reduction == "at_answers" else None
+    assert (index_BA is None) == (capture.reduction != "at_answers"), "no answer positions"
+    return TowerCapture(capture, _normalised(valid_BT, capture), rows_B1, index_BA)
 
 
 def image_weights(batch: Batch, capture: Capture, is_token_BIP: Array) -> TowerCapture:
@@ -64,11 +71,16 @@ def image_weights(batch: Batch, capture: Capture, is_token_BIP: Array) -> TowerC
 
 
 def reduce_tokens(z_BTF: jax.Array, capture: TowerCapture) -> jax.Array:
-    """Return one number per sample and neuron. [B, F] float32.
+    """Return one number per sample and neuron. [B, F] float32; of "at_answers" [B, A, F].
 
     In a narrow dtype the tokens are summed first, in float32, since 1 / their number is not exact
     in it; z is not copied to float32.
     """
+    if capture.index_BA is not None:
+        index_BA1 = jnp.asarray(capture.index_BA)[..., None]
+        return jnp.take_along_axis(z_BTF, index_BA1, axis=1).astype(jnp.float32)
+    if capture.spec.reduction == "size_at_answers":
+        z_BTF = jnp.abs(z_BTF)
     if capture.spec.reduction == "max":
         z_BTF = z_BTF.astype(jnp.float32) * capture.weights_BT[..., None]
         highest_BF, lowest_BF = z_BTF.max(axis=1), z_BTF.min(axis=1)
