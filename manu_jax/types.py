@@ -5,7 +5,8 @@ Dimension letters, used as suffixes of array names and in every einsum:
     B batch · T query tokens · S key tokens · L layers · D width · E another width · F neurons
     N query heads · K key heads · G queries per key head · H head size · V vocabulary
     A answer tokens · I vision inputs per example · P patches of one of them · Y pixel rows
-    X pixel columns · C colours, or the values of one patch · R rank of an adapter
+    X pixel columns · C colours, or the values of one patch · R rank of an adapter,
+    or written neurons of a layer
     Z the three of query, key and value, or the frames of a patch
 
 A *neuron* is one hidden unit of an MLP: the input of `down_proj` (gated MLPs) or of `fc2` (plain).

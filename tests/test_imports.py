@@ -26,7 +26,7 @@ LINES = (
     ("checkpoint", "fingerprint"),
     ("data", "models", "selection"),
     ("importance",),
-    ("masks",),
+    ("masks", "edits"),
     ("context",),
     ("evaluation",),
     ("training",),
