@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny_llava as tiny
 
-from manu_jax.config import PRESETS, MethodSettings, named_method, to_yaml, validate_config
+from manu_jax.config import PRESETS, MaskMethod, named_method, to_yaml, validate_config
 from manu_jax.importance import functions, gradients
 from manu_jax.importance.functions import contrast
 from manu_jax.importance.job import ScoringJob, ScoringMethod
@@ -19,7 +19,7 @@ from manu_jax.yaml12 import read_yaml_text
 BASE = {"model": {"path": "m"}}
 
 
-class LargestWeights(MethodSettings):
+class LargestWeights(MaskMethod):
     """A plugin's settings: neurons score by the size of their weights."""
 
     name: str = "largest-weights"
