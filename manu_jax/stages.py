@@ -16,6 +16,7 @@ keys.py moves away what was made from another config. The first method of the co
 at the top of the folder, the others in methods/NAME/.
 """
 
+import contextlib
 import functools
 import logging
 import shutil
@@ -217,7 +218,14 @@ def _train(run: Run, section: UnlearnSection) -> None:
             save_pretrained(made, path)
         else:
             _save_edit(run, section.name, made, "unlearn")
-    parallel.on_first_process(functools.partial(shutil.rmtree, checkpoints, ignore_errors=True))
+    parallel.on_first_process(functools.partial(_remove, checkpoints))
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, and the one around it where nothing else is there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.parent.rmdir()
 
 
 def _reference(run: Run, section: UnlearnSection) -> Loaded | None:
