@@ -8,9 +8,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from manu_jax.edits.masks import fold, unfold
     from manu_jax.importance.collect import score
     from manu_jax.importance.functions import contrast
-    from manu_jax.masks import fold, unfold
     from manu_jax.models.loaded import load, save_pretrained
     from manu_jax.selection import select
     from manu_jax.types import Batch, ManuError, Neurons, Output, Sample
@@ -21,8 +21,8 @@ HOMES = {
     "score": "manu_jax.importance.collect",
     "contrast": "manu_jax.importance.functions",
     "select": "manu_jax.selection",
-    "fold": "manu_jax.masks",
-    "unfold": "manu_jax.masks",
+    "fold": "manu_jax.edits.masks",
+    "unfold": "manu_jax.edits.masks",
     "Batch": "manu_jax.types",
     "Output": "manu_jax.types",
     "Sample": "manu_jax.types",

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from manu_jax import masks, parallel
+from manu_jax import parallel
 from manu_jax.config import (
     SYSTEM_PROMPT,
     AnyMethod,
@@ -21,6 +21,7 @@ from manu_jax.config import (
 from manu_jax.data.benchmarks import BenchmarkFormat, benchmark_format
 from manu_jax.data.forms import forms
 from manu_jax.data.record import Benchmark
+from manu_jax.edits import masks
 from manu_jax.edits.edit import Edit
 from manu_jax.edits.edit import load as load_edit
 from manu_jax.fingerprint import samples_hash

@@ -25,10 +25,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from manu_jax import masks, parallel
+from manu_jax import parallel
 from manu_jax.config import SYSTEM_PROMPT, MaskMethod, MethodSettings, UnlearnSection
 from manu_jax.context import EDIT, MASK, Run, select_neurons
 from manu_jax.data import safeeraser
+from manu_jax.edits import masks
 from manu_jax.edits.edit import Edit
 from manu_jax.evaluation.analyses.analysis import Evaluated
 from manu_jax.evaluation.analyses.registry import ANALYSES

@@ -359,6 +359,17 @@ def check_neurons(
     neurons: Mapping[str, Array], expected: Mapping[str, tuple[int, int]], what: str
 ) -> None:
     """Raise ManuError where towers or shapes differ from `expected` ({tower: (L, F)})."""
+    faults = neuron_faults(neurons, expected)
+    if faults:
+        raise ManuError(
+            f"{what} does not fit the model: {'; '.join(faults)}. Was it made for another model?"
+        )
+
+
+def neuron_faults(
+    neurons: Mapping[str, Array], expected: Mapping[str, tuple[int, int]]
+) -> list[str]:
+    """Return in which towers and shapes neurons differ from `expected`, a clause each."""
     faults = []
     for tower in sorted(set(neurons) | set(expected)):
         if tower not in neurons:
@@ -372,7 +383,4 @@ def check_neurons(
                 f'tower "{tower}" has shape {tuple(np.shape(neurons[tower]))}, '
                 f"the model has {tuple(expected[tower])}"
             )
-    if faults:
-        raise ManuError(
-            f"{what} does not fit the model: {'; '.join(faults)}. Was it made for another model?"
-        )
+    return faults

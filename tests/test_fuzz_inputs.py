@@ -18,11 +18,12 @@ import tiny_llava
 from fuzzing import VALUES, counted, generator, harmed, named, with_other_values
 from PIL import Image
 
-from manu_jax import arrays, masks
+from manu_jax import arrays
 from manu_jax.config import DataSection, EvaluateSection, load_config, to_yaml
 from manu_jax.data import safeeraser
 from manu_jax.data.benchmarks import BENCHMARKS
 from manu_jax.data.record import Person, Question
+from manu_jax.edits import masks
 from manu_jax.evaluation import suite
 from manu_jax.evaluation.metrics import METRICS, CandidateScore
 from manu_jax.importance import methods, statistics

@@ -26,7 +26,7 @@ LINES = (
     ("checkpoint", "fingerprint"),
     ("data", "models", "selection"),
     ("importance",),
-    ("masks", "edits"),
+    ("edits",),
     ("context",),
     ("evaluation",),
     ("training",),

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from manu_jax import masks
 from manu_jax.arrays import read_arrays
+from manu_jax.edits import masks
 
 SECONDS = 240  # longer, and a process waits for another in vain
 CONFIG = """

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from manu_jax import masks, stages
+from manu_jax import stages
 from manu_jax.arrays import write_arrays
 from manu_jax.config import RunConfig
 from manu_jax.data.benchmarks import benchmark_format
 from manu_jax.data.record import Benchmark, Person, Question
+from manu_jax.edits import masks
 from manu_jax.evaluation import suite
 from manu_jax.evaluation.analyses.analysis import Analysis
 from manu_jax.evaluation.analyses.registry import ANALYSES

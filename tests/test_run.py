@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import yaml
 
-from manu_jax import folder, masks, run
+from manu_jax import folder, run
+from manu_jax.edits import masks
 from manu_jax.models.families.registry import FAMILIES
 from manu_jax.models.loaded import load
 from manu_jax.report.results import load_results

@@ -16,8 +16,10 @@ import numpy as np
 
 from manu_jax.arrays import REMEDY, read_arrays
 from manu_jax.arrays import made_from as made_from_of
+from manu_jax.edits.gates import GateEdit
 from manu_jax.edits.leafwise import FORMAT, below, check, check_finite, save
 from manu_jax.edits.low_rank import LowRank
+from manu_jax.edits.masks import MaskEdit
 from manu_jax.edits.neurons import WrittenNeurons
 from manu_jax.edits.weights import NewWeights
 from manu_jax.fingerprint import weights_hash
@@ -90,6 +92,7 @@ class Composed:
     edits: tuple[Any, ...]
 
     kind: ClassVar[str] = "composed"
+    name: ClassVar[str] = "the edit"
 
     @property
     def separable(self) -> bool:
@@ -143,7 +146,7 @@ class Composed:
 
 # By the `kind` that a file says.
 EDITS: dict[str, type[Any]] = {
-    edit.kind: edit for edit in (WrittenNeurons, LowRank, NewWeights, Composed)
+    edit.kind: edit for edit in (MaskEdit, GateEdit, WrittenNeurons, LowRank, NewWeights, Composed)
 }
 
 

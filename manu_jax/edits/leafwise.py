@@ -17,7 +17,7 @@ from manu_jax.folder import versions
 from manu_jax.leaves import leaves, path_name
 from manu_jax.models.loaded import Loaded
 from manu_jax.parallel import gather, is_first_process, spec_of, tree_shardings
-from manu_jax.types import ManuError
+from manu_jax.types import Array, ManuError
 
 FORMAT = "edit"
 SHOWN = 5  # faults in an error
@@ -36,6 +36,7 @@ class LeafEdit(abc.ABC):
 
     kind: ClassVar[str]
     separable: ClassVar[bool]
+    name: ClassVar[str] = "the edit"  # in errors
 
     @abc.abstractmethod
     def faults(self, loaded: Loaded) -> list[str]:
@@ -143,13 +144,23 @@ def placed(loaded: Loaded) -> Loaded:
     )
 
 
+def along(values_LF: Array, leaf: jax.Array, axis: int) -> jax.Array:
+    """Return values of layers and neurons in the form that broadcasts to a leaf [L, …].
+
+    axis: that of the leaf's neurons.
+    """
+    shape = [1] * leaf.ndim
+    shape[0], shape[axis] = leaf.shape[0], leaf.shape[axis]
+    return jnp.asarray(values_LF).reshape(shape)
+
+
 def check(edit: Any, loaded: Loaded, what: str = "") -> None:
     """Raise ManuError where an edit does not fit the model."""
     faults = edit.faults(loaded)
     if faults:
         more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
         raise ManuError(
-            f"{what or 'the edit'} does not fit the model: {'; '.join([*faults[:SHOWN], *more])}."
+            f"{what or edit.name} does not fit the model: {'; '.join([*faults[:SHOWN], *more])}."
             " Was it made for another model?"
         )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from manu_jax import masks
+from manu_jax.edits import masks
 from manu_jax.evaluation.metrics import METRICS
 from manu_jax.evaluation.plain import fits
 from manu_jax.evaluation.tasks import TASKS_BY_NAME

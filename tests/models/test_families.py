@@ -26,7 +26,8 @@ from qwen_cases import cases as qwen
 from safetensors.numpy import load_file
 
 from manu_jax import leaves as leaf_names
-from manu_jax import masks, parallel
+from manu_jax import parallel
+from manu_jax.edits import masks
 from manu_jax.evaluation import generate
 from manu_jax.evaluation.generate import greedy_tokens
 from manu_jax.models import loaded as loading

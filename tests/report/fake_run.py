@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from manu_jax import masks
 from manu_jax.arrays import write_arrays
+from manu_jax.edits import masks
 from manu_jax.evaluation.analyses.differences import Difference, differences
 from manu_jax.evaluation.analyses.leakage import ModelLeakage, find_leakage
 from manu_jax.evaluation.suite import stored_records

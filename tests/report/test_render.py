@@ -307,7 +307,7 @@ def test_people_average_their_own_items(run_folder):
 
 
 def test_heat_map_counts_are_those_of_the_mask(run_folder):
-    from manu_jax import masks
+    from manu_jax.edits import masks
 
     counts = inputs.load_counts(run_folder, load_results(run_folder))
     mask, _ = masks.load(run_folder / "mask.safetensors")

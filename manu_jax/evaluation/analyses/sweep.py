@@ -3,9 +3,9 @@
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from manu_jax import masks
 from manu_jax.context import select_neurons
 from manu_jax.data.forms import forms
+from manu_jax.edits import masks
 from manu_jax.evaluation.analyses.analysis import Analysis, Evaluated
 from manu_jax.evaluation.likelihood import share_right
 from manu_jax.importance.methods import load_scores

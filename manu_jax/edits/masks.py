@@ -5,10 +5,12 @@ rows of single matrices instead: there the keys are "tower.matrix" and the shape
 fold into a new model with zeros, which runs, generates and exports like any other.
 """
 
+import dataclasses
+import functools
 import json
 import os
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +18,85 @@ import numpy as np
 
 from manu_jax.arrays import check_arrays, read_arrays, write_arrays
 from manu_jax.arrays import made_from as made_from_of
+from manu_jax.edits.leafwise import Changes, LeafEdit, Restorations, along, below, check
 from manu_jax.fingerprint import weights_hash
 from manu_jax.folder import versions
-from manu_jax.leaves import path_name
 from manu_jax.models.loaded import Loaded
-from manu_jax.parallel import gather, is_first_process, put_replicated
-from manu_jax.types import Array, ManuError, Neurons, check_neurons
+from manu_jax.models.nn.mlp import neuron_leaves, row_leaves
+from manu_jax.parallel import gather, is_first_process
+from manu_jax.types import Array, ManuError, Neurons, neuron_faults
 
 FORMAT = "mask"
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class MaskEdit(LeafEdit):
+    """A mask as an edit: {tower or "tower.matrix": [L, F] float32}, 1 where a neuron is removed."""
+
+    removed: Neurons
+
+    kind: ClassVar[str] = "mask"
+    name: ClassVar[str] = "the mask"
+    separable: ClassVar[bool] = False
+
+    @classmethod
+    def of(cls, mask: Neurons) -> "MaskEdit":
+        """Return the edit of a mask (bool)."""
+        return cls({key: np.asarray(removed, np.float32) for key, removed in mask.items()})
+
+    def as_mask(self) -> Neurons:
+        """Return the mask (bool)."""
+        return {key: np.asarray(removed) > 0.5 for key, removed in self.removed.items()}
+
+    def as_gates(self) -> Neurons:
+        """Return the gates that do the same in a forward pass: 1 − mask, float32.
+
+        Raises ManuError for a mask of rows of single matrices, which have no gates.
+        """
+        rows = [key for key in self.removed if "." in key]
+        if rows:
+            raise ManuError(
+                f"{self.name} removes rows of {', '.join(rows)}; only whole neurons have gates. "
+                "Fold it instead."
+            )
+        return {tower: 1 - removed_LF for tower, removed_LF in self.removed.items()}
+
+    def faults(self, loaded: Loaded) -> list[str]:
+        return _faults(self.removed, loaded)
+
+    def changes(self, model: Any) -> Changes:
+        return {
+            name: lambda leaf, gone=gone: jnp.where(_any(gone, leaf), 0, leaf)
+            for name, gone in self._gone(model).items()
+        }
+
+    def restorations(self, model: Any) -> Restorations:
+        return {
+            name: lambda leaf, source, gone=gone: jnp.where(_any(gone, leaf), source, leaf)
+            for name, gone in self._gone(model).items()
+        }
+
+    def describe(self) -> list[str]:
+        return describe(self.as_mask())
+
+    @classmethod
+    def restored(cls, arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> Self:
+        check_arrays(arrays, "its arrays", dtype="float32", num_axes=2)
+        removed: Neurons = dict(below(arrays, "removed"))
+        return cls(removed)
+
+    def _gone(self, model: Any) -> dict[str, list[tuple[Array, int]]]:
+        """Return {path of a leaf: (what is removed of it [L, F], the axis of F) of each key}."""
+        towers = model.mlps()
+        tables = {tower: neuron_leaves(mlp) for tower, mlp in towers.items()}
+        for tower, mlp in towers.items():
+            tables |= {f"{tower}.{matrix}": rows for matrix, rows in row_leaves(mlp).items()}
+        found: dict[str, list[tuple[Array, int]]] = {}
+        for key, removed_LF in self.removed.items():
+            for path, axis in tables[key].values():
+                found.setdefault(path, []).append((removed_LF, axis))
+        return found
 
 
 def fold(loaded: Loaded, mask: Neurons) -> Loaded:
@@ -34,17 +107,12 @@ def fold(loaded: Loaded, mask: Neurons) -> Loaded:
     In float32 the result equals the original with gates 1 − mask, bit for bit. Pure: `loaded` is
     not changed. Raises ManuError where the mask has another model's towers or shapes.
     """
-    return _replace(loaded, mask, lambda leaf, removed, _: jnp.where(removed, 0, leaf))
+    return MaskEdit.of(mask).apply(loaded)
 
 
 def unfold(pruned: Loaded, original: Loaded, mask: Neurons) -> Loaded:
     """Return `pruned` with the weights that `mask` removed as they are in `original`."""
-    sources = {
-        path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(original.model)
-    }
-    return _replace(
-        pruned, mask, lambda leaf, removed, name: jnp.where(removed, sources[name], leaf)
-    )
+    return MaskEdit.of(mask).undo(pruned, original)
 
 
 def union(left: Neurons, right: Neurons) -> Neurons:
@@ -120,7 +188,7 @@ def load(path: str | os.PathLike, loaded: Loaded | None = None) -> tuple[Neurons
     made_from = made_from_of(metadata, f"mask {path}")
     check_arrays(arrays, f"mask {path}", dtype="bool", num_axes=2)
     if loaded is not None:
-        _check(arrays, loaded, f"mask {path}")
+        check(MaskEdit.of(dict(arrays)), loaded, f"mask {path}")
         found = weights_hash(loaded.model)
         if found != made_from.get("model"):
             raise ManuError(
@@ -130,36 +198,13 @@ def load(path: str | os.PathLike, loaded: Loaded | None = None) -> tuple[Neurons
     return dict(arrays), made_from
 
 
-Leaves = Mapping[str, tuple[str, int]]  # part → (path of the leaf, which axis is F or the rows)
-
-
-def _replace(
-    loaded: Loaded, mask: Neurons, change: Callable[[jax.Array, jax.Array, str], jax.Array]
-) -> Loaded:
-    """Return a new Loaded with `change(leaf, removed, name)` on each leaf that the mask touches."""
-    tables: dict[str, Leaves] = {
-        **loaded.family.neuron_leaves(loaded.config),
-        **loaded.family.row_leaves(loaded.config),
-    }
-    _check(mask, loaded, "the mask")
-    places: dict[str, list[tuple[Any, int]]] = {}
-    for key, removed_LF in put_replicated(dict(mask), loaded.mesh).items():
-        for leaf_name, axis in tables[key].values():
-            places.setdefault(leaf_name, []).append((removed_LF, axis))
-
-    def visit(path: Any, leaf: jax.Array) -> jax.Array:
-        name = path_name(path)
-        for removed_LF, axis in places.pop(name, ()):
-            shape = [1] * leaf.ndim
-            shape[0], shape[axis] = leaf.shape[0], leaf.shape[axis]
-            leaf = change(leaf, removed_LF.reshape(shape), name)
-        return leaf
-
-    model = jax.tree_util.tree_map_with_path(visit, loaded.model)
-    assert not places, f"the family names leaves that the model lacks: {sorted(places)}"
-    return loaded.replace_model(model)
-
-
-def _check(mask: Mapping[str, Array], loaded: Loaded, what: str) -> None:
+def _faults(mask: Mapping[str, Array], loaded: Loaded) -> list[str]:
     known = {**loaded.towers, **loaded.family.matrix_rows(loaded.config)}
-    check_neurons(mask, {key: known[key] for key in mask if key in known}, what)
+    return neuron_faults(mask, {key: known[key] for key in mask if key in known})
+
+
+def _any(gone: Sequence[tuple[Array, int]], leaf: jax.Array) -> jax.Array:
+    """Return which weights of a leaf are removed, by any of several keys; it broadcasts to it."""
+    return functools.reduce(
+        jnp.logical_or, (along(removed_LF, leaf, axis) > 0.5 for removed_LF, axis in gone)
+    )

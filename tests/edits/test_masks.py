@@ -5,7 +5,7 @@ import pytest
 import tiny_llava as tiny
 from hypothesis import strategies
 
-from manu_jax import masks
+from manu_jax.edits import masks
 from manu_jax.leaves import path_name
 from manu_jax.parallel import make_mesh
 from manu_jax.types import ManuError
