@@ -221,6 +221,21 @@ def test_a_method_that_changes_its_kind_leaves_nothing_of_the_old_one(finished, 
     assert not (copy / "methods" / "random" / "scores.safetensors").exists()
 
 
+def test_what_trains_is_checked_before_the_first_stage_wherever_it_stands(
+    config, tmp_path, error_of
+):
+    path = changed(
+        config,
+        tmp_path,
+        ("{preset: climb, steps: 2}", "{preset: climb, lora: {rank: 2, targets: [text.attn]}}"),
+        ("objective: gradient_difference, steps: 2,", "objective: npo_official,"),
+        ("memory_gate: 0.0", "memory_gate: 0.0, retrained: false"),
+    )
+    message = error_of("--config", path, "--output", tmp_path / "x")
+    assert "(climb): lora.targets: no matrix of the model begins with text.attn;" in message
+    assert "(in-place): npo_official compares with a model" in message
+
+
 class Killed(BaseException):
     pass
 
