@@ -28,6 +28,8 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from manu_jax.config import (
+    SYSTEM_PROMPT,
+    TRAINED,
     Count,
     FilePath,
     RunConfig,
@@ -48,26 +50,28 @@ RESERVED = ("method", "compare", "unlearn", "output", "seed")  # of `run`: the c
 
 
 class MethodSection(Section):
-    """A method and its trials. One of `mask` and `unlearn` says what it is.
+    """A method and its trials. One of `mask`, `edit` and `unlearn` says what it is.
 
-    mask: a mapping as in a run's `compare`, unlearn: one as in a run's `unlearn`, both without a
-    name. trials: what each trial changes in it.
+    mask, edit: a mapping as in a run's `compare`, of a method that removes neurons or that edits
+    weights otherwise; unlearn: one as in a run's `unlearn`; all without a name. trials: what each
+    trial changes in it.
     """
 
     name: str = pydantic.Field(min_length=1, pattern=r"^[\w-]+$")
     mask: dict[str, Any] | None = None
+    edit: dict[str, Any] | None = None
     unlearn: dict[str, Any] | None = None
     trials: tuple[dict[str, Any], ...] = pydantic.Field(min_length=1)
 
     @pydantic.model_validator(mode="after")
     def _check_kind(self) -> "MethodSection":
-        if (self.mask is None) == (self.unlearn is None):
-            raise ValueError("give one of mask and unlearn")
+        if sum(one is not None for one in (self.mask, self.edit, self.unlearn)) != 1:
+            raise ValueError("give one of mask, edit and unlearn")
         return self
 
     def settings(self, trial: int) -> dict[str, Any]:
         """Return what the method is in a trial."""
-        return {**(self.mask or self.unlearn or {}), **self.trials[trial]}
+        return {**(self.mask or self.edit or self.unlearn or {}), **self.trials[trial]}
 
     def piece(self, trial: int, name: str) -> dict[str, Any]:
         """Return the piece of a run's config, under another name."""
@@ -111,8 +115,11 @@ class CompareConfig(Section):
         taken = sorted(set(RESERVED) & set(self.run))
         if taken:
             raise ValueError(f"run.{taken[0]}: the comparison itself sets it")
-        if self.methods[0].mask is None:
-            raise ValueError("methods: begin with a mask, the method that the reports speak of")
+        if (self.methods[0].unlearn or {}).get("objective") == SYSTEM_PROMPT:
+            raise ValueError(
+                "methods: begin with a method that changes weights, the one that the reports speak "
+                f"of; {SYSTEM_PROMPT} changes none"
+            )
         return self
 
     @property
@@ -235,16 +242,18 @@ def _run_config(
     evaluate: Mapping[str, Any] | None = None,
 ) -> RunConfig:
     """Return the config of one run with these (method, trial, name)."""
-    masks = [one.piece(trial, name) for one, trial, name in methods if one.mask is not None]
-    trained = [one.piece(trial, name) for one, trial, name in methods if one.mask is None]
+    (first, trial, name), *others = methods
+    trains = {} if first.unlearn is None else {"kind": TRAINED}
     values = {
         **config.run,
         "output": str(output),
         "seed": seed,
         "data": {**config.run.get("data", {}), "forget": share},
-        "method": masks[0],
-        "compare": masks[1:],
-        "unlearn": trained,
+        "method": {**trains, **first.piece(trial, name)},
+        "compare": [one.piece(trial, name) for one, trial, name in others if one.unlearn is None],
+        "unlearn": [
+            one.piece(trial, name) for one, trial, name in others if one.unlearn is not None
+        ],
     }
     if evaluate is not None:
         values["evaluate"] = dict(evaluate)

@@ -5,21 +5,33 @@ import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from manu_jax import parallel
-from manu_jax.config import MethodSettings, RunConfig, UnlearnSection
+from manu_jax.config import (
+    SYSTEM_PROMPT,
+    AnyMethod,
+    MaskMethod,
+    MethodSettings,
+    RunConfig,
+    UnlearnSection,
+)
 from manu_jax.data.benchmarks import BenchmarkFormat, benchmark_format
 from manu_jax.data.forms import forms
 from manu_jax.data.record import Benchmark
 from manu_jax.edits import masks
+from manu_jax.edits.edit import Edit
+from manu_jax.edits.edit import load as load_edit
+from manu_jax.fingerprint import samples_hash
 from manu_jax.folder import expand_path, write_atomic
+from manu_jax.importance.job import ScoringJob
 from manu_jax.models.loaded import Loaded, load
 from manu_jax.selection import select
 from manu_jax.types import MODALITIES, RETRAINED, VANILLA, ManuError, Modality, Neurons, Sample
 
-SYSTEM_PROMPT = "system_prompt"  # the one objective of `unlearn` that trains nothing
+MASK, EDIT = "mask.safetensors", "edit.safetensors"  # in the folder of a method
 
 
 @dataclasses.dataclass(eq=False)
@@ -83,41 +95,72 @@ class Run:
         Each call loads anew, so that one model beside `vanilla` is in memory at a time.
         """
         found: dict[str, Callable[[], Loaded]] = {VANILLA: lambda: self.vanilla}
-        for method in self.config.methods:
-            found[method.name] = functools.partial(self.folded, method)
-        for section in self.config.unlearn:
-            found[section.name] = functools.partial(self.unlearned, section)
+        for name in self.config.names:
+            found[name] = functools.partial(self.load_method, name)
         if self.has_retrained:
             path = self.config.model.retrained_path
             found[RETRAINED] = functools.partial(self.load_model, RETRAINED, path)
         return found
 
-    def folded(self, method: MethodSettings) -> Loaded:
-        """Return the vanilla model without the neurons of a method's mask."""
-        mask, _ = masks.load(self.method_folder(method) / "mask.safetensors", self.vanilla)
-        return masks.fold(self.vanilla, mask)
+    def load_method(self, name: str) -> Loaded:
+        """Return the model of a method: vanilla with its mask, edit or prompt, or one it trained.
 
-    def unlearned(self, section: UnlearnSection) -> Loaded:
-        """Return the model of a baseline: trained by the stage `unlearn`, or prompted."""
-        if section.objective == SYSTEM_PROMPT:
+        Raises ManuError where the method has made nothing yet.
+        """
+        method = self.method_of(name)
+        if isinstance(method, UnlearnSection) and method.objective == SYSTEM_PROMPT:
             names = ", ".join(sorted(person.name for person in self.benchmark.sets["forget"]))
-            prompt = section.prompt.replace("{names}", names)
+            prompt = method.prompt.replace("{names}", names)
             return dataclasses.replace(self.vanilla, system_prompt=prompt)
-        path = self.unlearned_path(section)
+        if isinstance(method, MaskMethod):
+            return masks.fold(self.vanilla, self.load_mask(name))
+        edit = self.load_edit(name)
+        if edit is not None:
+            return edit.apply(self.vanilla)
+        if not isinstance(method, UnlearnSection):
+            path = self.method_folder(name) / EDIT
+            raise ManuError(f"{path}: no edit there. Run the stage `masks` first.")
+        path, model = self.model_path(name), self.config.model
         if not parallel.exists(path):
             raise ManuError(f"{path}: no model there. Run the stage `unlearn` first.")
-        model = self.config.model
         return load(path, model.dtype, self.mesh, prompt=model.prompt)
 
-    def unlearned_path(self, section: UnlearnSection) -> Path:
-        """Where the model of a baseline that trains is."""
-        return self.directory / "methods" / section.name / "model"
+    def load_mask(self, name: str) -> Neurons:
+        """Return the mask of a method that makes one; ManuError where there is none yet."""
+        mask, _ = masks.load(self.method_folder(name) / MASK, self.vanilla)
+        return mask
 
-    def method_folder(self, method: MethodSettings) -> Path:
-        """Where the scores and the mask of a method are."""
-        if method.name == self.config.method.name:
+    def load_edit(self, name: str) -> Edit | None:
+        """Return the edit of a method, or None: it made none, or it makes a mask."""
+        path = self.method_folder(name) / EDIT
+        return load_edit(path, self.vanilla)[0] if parallel.exists(path) else None
+
+    def save_edit(self, name: str, edit: Edit) -> None:
+        """Write the edit that a method has made of vanilla, with what it was made from."""
+        samples = self.forget_samples
+        made_from = {
+            "method": self.method_of(name).model_dump(mode="json", exclude={"name"}),
+            "name": name,
+            "seed": self.config.seed,
+            "data": samples_hash(samples["image"] + samples["text"]),
+        }
+        edit.save(self.method_folder(name) / EDIT, self.vanilla, made_from)
+
+    def method_of(self, name: str) -> AnyMethod:
+        """Return the settings of a method of the config."""
+        return next(method for method in self.config.all_methods if method.name == name)
+
+    def model_path(self, name: str) -> Path:
+        """Where the folder of a model is that a method trains as a whole."""
+        if name == self.config.method.name:
+            return self.directory / "unlearned"
+        return self.directory / "methods" / name / "model"
+
+    def method_folder(self, name: str) -> Path:
+        """Where a method's scores, mask and edit are: those of the first one at the top."""
+        if name == self.config.method.name:
             return self.directory
-        return self.directory / "methods" / method.name
+        return self.directory / "methods" / name
 
     @functools.cached_property
     def forget_samples(self) -> dict[Modality, tuple[Sample, ...]]:
@@ -128,6 +171,18 @@ class Run:
     def keep_samples(self) -> dict[Modality, tuple[Sample, ...]]:
         """{modality: the facts to keep, in that form}."""
         return self._samples("retain", "celebrity", "general")
+
+    def job_of(self, method: MethodSettings) -> ScoringJob[Any]:
+        """Return what a method of METHODS is given."""
+        return ScoringJob(
+            self.vanilla,
+            method,
+            self.forget_samples,
+            self.keep_samples,
+            batch_size=self.config.score_batch,
+            seed=self.config.seed,
+            directory=self.directory / "statistics" / method.name,
+        )
 
     def _samples(self, *sets: str) -> dict[Modality, tuple[Sample, ...]]:
         facts = self.benchmark.facts(*sets)
@@ -157,6 +212,6 @@ class Run:
             ) from error
 
 
-def select_neurons(method: MethodSettings, scores: Neurons, alpha: float) -> Neurons:
+def select_neurons(method: MaskMethod, scores: Neurons, alpha: float) -> Neurons:
     """Return the mask of a method: the share `alpha` of its neurons with the highest scores."""
     return select(scores, alpha, method.scope, layers=method.layers)

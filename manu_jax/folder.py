@@ -12,15 +12,19 @@ import fcntl
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from manu_jax.types import ManuError
+
+logger = logging.getLogger("manu_jax")
 
 PART = ".part"
 MANIFEST = ".manu_jax.json"  # in every folder that `new_folder` made: its files and their hashes
@@ -29,6 +33,8 @@ CHECKPOINT_PART = ".orbax-checkpoint-tmp"  # Orbax's own, and how it may go on
 # How Rust, TensorStore and shutil tell of an error of the operating system.
 OS_ERROR = re.compile(r"(?:\(os error |os_error_code='|\[Errno )(\d+)")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+# Weights in formats that are not read.
+OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 PACKAGES = (
     "jax",
     "jaxlib",
@@ -155,6 +161,39 @@ def file_hash(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+class FileHashes:
+    """Hashes of the files that a config names; a file is read again when its size or time differ.
+
+    known: {path: [bytes, time of change, SHA-256]}, as keys.json keeps them.
+    """
+
+    def __init__(self, known: Mapping[str, Sequence[Any]] | None = None):
+        self.known = {name: list(entry) for name, entry in (known or {}).items()}
+
+    def of(self, path: str | None) -> str | None:
+        """Return the hash of a file, or of a folder's files and their names; None for no path."""
+        if path is None:
+            return None
+        place = expand_path(path)
+        files = [place] if place.is_file() else sorted(_inputs(place))
+        if not files:
+            return "absent"
+        with ThreadPoolExecutor() as pool:
+            found = list(pool.map(self._hash, files))
+        names = [file.relative_to(place).as_posix() for file in files]
+        pairs = list(zip(names, found, strict=True))
+        return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16]
+
+    def _hash(self, file: Path) -> str:
+        status = file.stat()
+        name, stamp = os.path.realpath(file), [status.st_size, status.st_mtime_ns]
+        if self.known.get(name, [])[:2] != stamp:
+            if status.st_size > 2**30:
+                logger.info("%s: reading it, to know it again", file)
+            self.known[name] = [*stamp, file_hash(file)]
+        return self.known[name][2]
+
+
 def versions() -> dict[str, str]:
     """Return the versions that a run's numbers depend on."""
     found = {"python": platform.python_version()}
@@ -220,6 +259,21 @@ def _files(folder: Path) -> list[str]:
         links = [name for name in folders if (Path(place) / name).is_symlink()]
         found += [(Path(place) / name).relative_to(folder).as_posix() for name in [*files, *links]]
     return sorted(name for name in found if name != MANIFEST)
+
+
+def _inputs(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder that may be read: none that are hidden, links are followed."""
+    seen = set()
+    for place, inner, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(place) in seen:
+            inner.clear()
+            continue
+        seen.add(os.path.realpath(place))
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        for name in names:
+            file = Path(place) / name
+            if not name.startswith(".") and file.is_file() and file.suffix not in OTHER_WEIGHTS:
+                yield file
 
 
 def _empty_folders(folder: Path) -> list[str]:

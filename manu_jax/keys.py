@@ -21,17 +21,24 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from manu_jax.config import MethodSettings, RunConfig, stored_config, to_yaml
+from manu_jax.config import (
+    SYSTEM_PROMPT,
+    MaskMethod,
+    MethodSettings,
+    RunConfig,
+    UnlearnSection,
+    stored_config,
+    to_yaml,
+)
 from manu_jax.config.methods import CHOICE
-from manu_jax.context import SYSTEM_PROMPT
+from manu_jax.context import EDIT, MASK
 from manu_jax.evaluation.suite import WHOLE_SETS
-from manu_jax.folder import expand_path, file_hash, versions, write_atomic
+from manu_jax.folder import FileHashes, versions, write_atomic
 from manu_jax.training.unlearner import reference_of
 from manu_jax.types import MODALITIES, RETRAINED, VANILLA, ManuError
 from manu_jax.yaml12 import read_yaml_text
@@ -41,14 +48,22 @@ logger = logging.getLogger("manu_jax")
 KEYS = "keys.json"
 EARLIER = "earlier"
 # Sections that single parts read. What else a config holds, all parts depend on.
-SECTIONS = ("train", "method", "compare", "unlearn", "sweep", "evaluate", "erase", "model", "data")
+SECTIONS = (
+    "train",
+    "method",
+    "compare",
+    "unlearn",
+    "sweep",
+    "evaluate",
+    "audit",
+    "erase",
+    "model",
+    "data",
+)
 # What may differ between two calls on one folder and changes no number.
 FREE = ("output", "cache", "mesh", "score_batch")
 FREE_TRAIN = ("memory_gate", "retrained", "checkpoint_every")
 PATHS = ("path", "train_path", "retrained_path")  # read for what is there, and not for their names
-LOADED_IF_THERE = ("data", VANILLA, RETRAINED)
-# Weights in formats that are not read.
-OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 Reads = Mapping[str, Any]
 
 
@@ -72,39 +87,6 @@ class Part:
     def key(self) -> str:
         text = json.dumps([list(self.places), dict(self.reads)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-class FileHashes:
-    """Hashes of the files that a config names; a file is read again when its size or time differ.
-
-    known: {path: [bytes, time of change, SHA-256]}, as keys.json keeps them.
-    """
-
-    def __init__(self, known: Mapping[str, Sequence[Any]] | None = None):
-        self.known = {name: list(entry) for name, entry in (known or {}).items()}
-
-    def of(self, path: str | None) -> str | None:
-        """Return the hash of a file, or of a folder's files and their names; None for no path."""
-        if path is None:
-            return None
-        place = expand_path(path)
-        files = [place] if place.is_file() else sorted(_inputs(place))
-        if not files:
-            return "absent"
-        with ThreadPoolExecutor() as pool:
-            found = list(pool.map(self._hash, files))
-        names = [file.relative_to(place).as_posix() for file in files]
-        pairs = list(zip(names, found, strict=True))
-        return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16]
-
-    def _hash(self, file: Path) -> str:
-        status = file.stat()
-        name, stamp = os.path.realpath(file), [status.st_size, status.st_mtime_ns]
-        if self.known.get(name, [])[:2] != stamp:
-            if status.st_size > 2**30:
-                logger.info("%s: reading it, to know it again", file)
-            self.known[name] = [*stamp, file_hash(file)]
-        return self.known[name][2]
 
 
 def made_from(config: RunConfig, files: FileHashes) -> Reads:
@@ -132,29 +114,24 @@ def parts_of(config: RunConfig, foundation: Reads, files: FileHashes) -> list[Pa
     if config.train.steps:
         keys = [part.key for part in models.values()]
         parts.append(Part("checkpoints", {"checkpoints": "checkpoints"}, {"training": keys}))
-    for method in config.methods:
-        found = _parts_of_method(config, method, models[VANILLA])
-        parts += found
+    given = dict(models)
+    for method in config.all_methods:
+        if isinstance(method, UnlearnSection):
+            found = _parts_of_training(config, method, given, files)
+        else:
+            found = _parts_of_method(config, method, models[VANILLA])
+        parts += [part for part in found if part.places]
         models[method.name] = found[-1]
-    first = models[config.method.name]
-    parts.append(Part("unlearned", {"unlearned": "unlearned"}, {first.label: first.key}))
-    for section in config.unlearn:
-        reads = _named(section.name, section.model_dump(mode="json"), without=FREE_TRAIN)
-        if section.decouple is not None:
-            reads[f"{section.name}.decouple.path"] = files.of(section.decouple.path)
-            reads[f"{section.name}.decouple"] = section.decouple.weight
-        for name in [one for one in (VANILLA, reference_of(section)) if one in models]:
-            reads[models[name].label] = models[name].key
-        folder = f"methods/{section.name}"
-        places = {"model": f"{folder}/model", "checkpoints": f"{folder}/checkpoints"}
-        is_trained = section.objective != SYSTEM_PROMPT
-        models[section.name] = Part(f"model of {section.name}", places if is_trained else {}, reads)
-        parts += [models[section.name]] * is_trained
+    if not isinstance(config.method, UnlearnSection):  # one that trains has it among its own parts
+        first = models[config.method.name]
+        parts.append(Part("unlearned", {"unlearned": "unlearned"}, {first.label: first.key}))
     evaluate = _named("evaluate", config.evaluate.model_dump(mode="json"), without=("batch_size",))
     for name, model in models.items():
         parts += _evaluations(config, name, model, everything=everything)
+        parts.append(_audit(config, name, model, everything=everything))
     reads = {part.label: part.key for part in models.values()} | evaluate
     reads |= _named("sweep", config.sweep.model_dump(mode="json"))
+    reads |= _named("audit", config.audit.model_dump(mode="json"))
     reads |= {"erase": config.erase, "order of models": list(models), everything.label: foundation}
     places = {"results.json": "results.json", "report.html": "report.html"}
     return [*parts, Part("results", places, reads)]
@@ -188,11 +165,12 @@ def settle(folder: Path, config: RunConfig) -> None:
         )
     _log_changes(before, wanted, keys, stands=stands)
     wanted_keys = {part.key for part in wanted.values()}
+    read_from = {"", *(f"methods/{name}" for name in config.names)}
     for name in sorted(keys):
         if name in wanted:
             is_other = keys[name] != wanted[name].key
-        else:  # of a method that is no more there, or has another place
-            is_other = name in LOADED_IF_THERE or keys[name] in wanted_keys
+        else:  # of a method that is no more there, or is of another kind, or has another place
+            is_other = name.rpartition("/")[0] in read_from or keys[name] in wanted_keys
         if is_other:
             part = before.get(name) or wanted.get(name)
             for stored_name, place in (part.places if part else {name: name}).items():
@@ -236,9 +214,8 @@ def _vanilla(config: RunConfig, foundation: Reads) -> Part:
 
 
 def _parts_of_method(config: RunConfig, method: MethodSettings, vanilla: Part) -> list[Part]:
-    """Return the statistics, the scores and the mask of a method."""
-    name = method.name
-    folder = "" if name == config.method.name else f"methods/{name}/"
+    """Return the statistics, the scores and the mask of a method; or statistics and edit."""
+    name, folder = method.name, _folder_of(config, method.name)
     values = method.measured_by()
     measured = _named(name, values)
     if values.get("reduction") == "position" and values.get("batch_size") is None:
@@ -248,6 +225,9 @@ def _parts_of_method(config: RunConfig, method: MethodSettings, vanilla: Part) -
         {"statistics": f"statistics/{name}"},
         {vanilla.label: vanilla.key, **measured},
     )
+    if not isinstance(method, MaskMethod):
+        reads = {statistics.label: statistics.key, **_named(name, method.made_by())}
+        return [statistics, Part(f"edit of {name}", {EDIT: f"{folder}{EDIT}"}, reads)]
     scores = Part(
         f"scores of {name}",
         {"scores.safetensors": f"{folder}scores.safetensors"},
@@ -257,10 +237,45 @@ def _parts_of_method(config: RunConfig, method: MethodSettings, vanilla: Part) -
     chosen = {key: values[key] for key in ("name", *CHOICE)}
     mask = Part(
         f"mask of {name}",
-        {"mask.safetensors": f"{folder}mask.safetensors"},
+        {MASK: f"{folder}{MASK}"},
         {scores.label: scores.key, **_named(name, chosen)},
     )
     return [statistics, scores, mask]
+
+
+def _parts_of_training(
+    config: RunConfig, section: UnlearnSection, given: dict[str, Part], files: FileHashes
+) -> list[Part]:
+    """Return the edit and the model of a method that trains: it makes one of both.
+
+    The model of the first method is unlearned/, which is made of the edit where there is one.
+    given: the parts of vanilla and retrained.
+    """
+    name = section.name
+    reads = _named(name, section.model_dump(mode="json"), without=(*FREE_TRAIN, "kind"))
+    if section.decouple is not None:
+        reads[f"{name}.decouple.path"] = files.of(section.decouple.path)
+        reads[f"{name}.decouple"] = section.decouple.weight
+    for other in [one for one in (VANILLA, reference_of(section)) if one in given]:
+        reads[given[other].label] = given[other].key
+    if section.objective == SYSTEM_PROMPT:
+        return [Part(f"model of {name}", {}, reads)]
+    model = "unlearned" if name == config.method.name else f"methods/{name}/model"
+    places = {"model": model, "checkpoints": f"methods/{name}/checkpoints"}
+    edit = Part(f"edit of {name}", {EDIT: f"{_folder_of(config, name)}{EDIT}"}, reads)
+    return [edit, Part(f"model of {name}", places, reads)]
+
+
+def _folder_of(config: RunConfig, name: str) -> str:
+    """Return where the files of a method are, as the beginning of their places."""
+    return "" if name == config.method.name else f"methods/{name}/"
+
+
+def _audit(config: RunConfig, name: str, model: Part, *, everything: Part) -> Part:
+    """Return what attacks that train keep of a model."""
+    trained = _named("audit", config.audit.model_dump(mode="json"), without=("level", "methods"))
+    reads = {model.label: model.key, everything.label: everything.key, **trained}
+    return Part(f"audit of {name}", {"audit": f"audit/{name}"}, reads)
 
 
 def _evaluations(config: RunConfig, name: str, model: Part, *, everything: Part) -> Iterator[Part]:
@@ -283,21 +298,6 @@ def _evaluations(config: RunConfig, name: str, model: Part, *, everything: Part)
 
 def _named(section: str, values: Mapping[str, Any], without: Sequence[str] = ()) -> dict[str, Any]:
     return {f"{section}.{key}": value for key, value in values.items() if key not in without}
-
-
-def _inputs(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder that may be read: none that are hidden, links are followed."""
-    seen = set()
-    for place, inner, names in os.walk(folder, followlinks=True):
-        if os.path.realpath(place) in seen:
-            inner.clear()
-            continue
-        seen.add(os.path.realpath(place))
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        for name in names:
-            file = Path(place) / name
-            if not name.startswith(".") and file.is_file() and file.suffix not in OTHER_WEIGHTS:
-                yield file
 
 
 def _write_changed(path: Path, text: str) -> None:

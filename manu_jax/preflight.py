@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from manu_jax import parallel
-from manu_jax.config import MethodSettings, OptimizerSection, UnlearnSection
-from manu_jax.context import SYSTEM_PROMPT, Run
+from manu_jax.config import SYSTEM_PROMPT, MaskMethod, OptimizerSection, UnlearnSection
+from manu_jax.context import EDIT, Run
 from manu_jax.data import safeeraser
 from manu_jax.data.forms import has_form
 from manu_jax.evaluation.suite import check_prompts
@@ -46,7 +46,7 @@ def check(run: Run, stages: Collection[str]) -> None:
     noted = functools.partial(_noted, faults)
     with noted():
         empty = without_weights(run)
-        for method in run.config.methods:
+        for method in run.config.masks:
             with noted():
                 _check_method(empty, method)
         for where, section in _trained(run):
@@ -55,9 +55,9 @@ def check(run: Run, stages: Collection[str]) -> None:
             with noted(where):
                 if section.lora is not None:
                     lora.check_targets(leaves(empty.model), section.lora)
-        for section in run.config.unlearn:
+        for section in run.config.trained:
             with noted():
-                _check_baseline(run, section, empty)
+                _check_trained(run, section, empty)
         with noted():
             _check_room(run, empty, stages)
         with noted():
@@ -105,7 +105,7 @@ def check_questions(run: Run, loaded: Loaded) -> None:
     )
 
 
-def _check_method(empty: Loaded, method: MethodSettings) -> None:
+def _check_method(empty: Loaded, method: MaskMethod) -> None:
     towers = method.scored_towers(empty.towers)
     missing = [tower for tower in towers if tower not in empty.towers]
     if missing:
@@ -124,12 +124,12 @@ def _trained(run: Run) -> Iterator[tuple[str, OptimizerSection]]:
     """Yield the sections that train, each with what errors call it."""
     if run.config.train.steps:
         yield "train", run.config.train
-    for section in run.config.unlearn:
+    for section in run.config.trained:
         if section.objective != SYSTEM_PROMPT:
             yield place_of(section), section
 
 
-def _check_baseline(run: Run, section: UnlearnSection, empty: Loaded) -> None:
+def _check_trained(run: Run, section: UnlearnSection, empty: Loaded) -> None:
     config, recipe = run.config, recipe_of(section)
     num_steps_of(recipe, section, num_forget=1, num_keep=1)
     if recipe.masked:
@@ -157,7 +157,8 @@ def _check_data(run: Run, empty: Loaded, stages: Collection[str]) -> None:
         if not any(has_form(fact, modality) for fact in run.benchmark.facts(*parts))
     ]
     faults: list[str] = []
-    if lacking and "scores" in stages:
+    scoring = {"scores" if isinstance(one, MaskMethod) else "masks" for one in config.methods}
+    if lacking and scoring & {*stages}:
         faults.append(
             f"no samples to score with: {'; '.join(lacking)}. Check data.path and data.train_path."
         )
@@ -207,7 +208,13 @@ def _bytes_to_write(run: Run, empty: Loaded, stages: Collection[str]) -> int:
             steps = max(config.train.steps, config.train.base_steps)
             total += missing * model + states(config.train, steps)
     if "unlearn" in stages:
-        trained = [one for one in config.unlearn if one.objective != SYSTEM_PROMPT]
-        total += model * lacks("unlearned", *(f"methods/{one.name}/model" for one in trained))
+        trained = [
+            one
+            for one in config.trained
+            if one.objective != SYSTEM_PROMPT
+            and not parallel.exists(run.method_folder(one.name) / EDIT)
+        ]
+        paths = {run.directory / "unlearned", *(run.model_path(one.name) for one in trained)}
+        total += model * sum(not parallel.exists(path) for path in sorted(paths))
         total += max((states(one, one.steps or 0) for one in trained), default=0)
     return total

@@ -4,8 +4,10 @@
     train      vanilla/, retrained/               where the run trains its models; the memory gate
     scores     [methods/NAME/]scores.safetensors  a score per neuron, from statistics/
     masks      [methods/NAME/]mask.safetensors    which neurons are removed
-    unlearn    unlearned/                         the model without them, as a Hugging Face folder
-               methods/NAME/model/                the models of the baselines that train (unlearn:)
+               [methods/NAME/]edit.safetensors    what a method that trains nothing makes instead
+    unlearn    [methods/NAME/]edit.safetensors    what a method that trains has changed, or
+               methods/NAME/model/                the whole model, as a Hugging Face folder
+               unlearned/                         the model of the first method, as such a folder
     evaluate   evaluation/, results.json          every model asked everything, and the analyses
     report     report.html
 
@@ -14,19 +16,21 @@ keys.py moves away what was made from another config. The first method of the co
 at the top of the folder, the others in methods/NAME/.
 """
 
+import contextlib
 import functools
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from manu_jax import parallel
-from manu_jax.config import MethodSettings, UnlearnSection
-from manu_jax.context import SYSTEM_PROMPT, Run, select_neurons
+from manu_jax.config import SYSTEM_PROMPT, MaskMethod, MethodSettings, UnlearnSection
+from manu_jax.context import EDIT, MASK, Run, select_neurons
 from manu_jax.data import safeeraser
 from manu_jax.edits import masks
+from manu_jax.edits.edit import Edit
 from manu_jax.evaluation.analyses.analysis import Evaluated
 from manu_jax.evaluation.analyses.registry import ANALYSES
 from manu_jax.evaluation.shots import shots_of_run
@@ -37,8 +41,7 @@ from manu_jax.evaluation.suite import (
     unmeasured_items,
 )
 from manu_jax.fingerprint import samples_hash
-from manu_jax.importance.job import ScoringJob
-from manu_jax.importance.methods import load_scores, save_scores, scores_for
+from manu_jax.importance.methods import edit_for, load_scores, save_scores, scores_for
 from manu_jax.keys import train_key
 from manu_jax.models.loaded import Loaded, save_pretrained
 from manu_jax.preflight import check_questions, without_weights
@@ -51,6 +54,8 @@ from manu_jax.training.vanilla import remove_checkpoints, train_models
 from manu_jax.types import RETRAINED, SETS, VANILLA, Sample
 
 logger = logging.getLogger(__name__)
+
+SomeMethod = TypeVar("SomeMethod", bound=MethodSettings)
 
 
 def make_data(run: Run) -> None:
@@ -97,30 +102,21 @@ def make_models(run: Run) -> None:
 
 
 def make_scores(run: Run) -> None:
-    """Score the neurons by every method of the config."""
-    for method, folder in _methods_without(run, "scores.safetensors"):
+    """Score the neurons by every method of the config that removes some."""
+    for method, folder in _methods_without(run, run.config.masks, "scores.safetensors"):
         logger.info("scores: %s", method.name)
-        job = ScoringJob(
-            run.vanilla,
-            method,
-            run.forget_samples,
-            run.keep_samples,
-            batch_size=run.config.score_batch,
-            seed=run.config.seed,
-            directory=run.directory / "statistics" / method.name,
-        )
-        scores = scores_for(job)
+        scores = scores_for(run.job_of(method))
         made_from = {"method": method.scored_by(), "name": method.name, "seed": run.config.seed}
         save_scores(folder / "scores.safetensors", scores, made_from)
 
 
 def make_masks(run: Run) -> None:
-    """Choose the neurons to remove, by every method of the config."""
-    for method, folder in _methods_without(run, "mask.safetensors"):
+    """Make the mask or the edit of every method of the config that trains nothing."""
+    for method, folder in _methods_without(run, run.config.masks, MASK):
         scores, _ = load_scores(folder / "scores.safetensors")
         mask = select_neurons(method, scores, method.alpha)
         masks.save(
-            folder / "mask.safetensors",
+            folder / MASK,
             mask,
             run.vanilla,
             preset=method.name,
@@ -129,29 +125,20 @@ def make_masks(run: Run) -> None:
         )
         for line in masks.describe(mask):
             logger.info("masks: %s: %s", method.name, line)
+    others = [method for method in run.config.methods if not isinstance(method, MaskMethod)]
+    for method, _ in _methods_without(run, others, EDIT):
+        logger.info("masks: %s", method.name)
+        _save_edit(run, method.name, edit_for(run.job_of(method)), "masks")
 
 
 def make_unlearned(run: Run) -> None:
-    """Write the Hugging Face folders of the first method's model, and of the trained baselines."""
-    path = run.directory / "unlearned"
-    if not parallel.exists(path):
-        save_pretrained(run.folded(run.config.method), path)
-    for section in run.config.unlearn:
-        path = run.unlearned_path(section)
-        checkpoints = path.with_name("checkpoints")
-        if section.objective != SYSTEM_PROMPT and not parallel.exists(path):
-            trained = unlearn(
-                run.vanilla,
-                section,
-                forget=run.benchmark.facts("forget"),
-                keep=run.benchmark.facts("retain", "celebrity", "general"),
-                directory=checkpoints,
-                seed=run.config.seed,
-                reference=_reference(run, section),
-                decouple=_decouple_samples(run, section),
-            )
-            save_pretrained(trained, path)
-        parallel.on_first_process(functools.partial(shutil.rmtree, checkpoints, ignore_errors=True))
+    """Train every method of the config that trains; write the first method's model as a folder."""
+    path, first = run.directory / "unlearned", run.config.method.name
+    for method in run.config.all_methods:
+        if isinstance(method, UnlearnSection) and method.objective != SYSTEM_PROMPT:
+            _train(run, method)
+        if method.name == first and not parallel.exists(path):
+            save_pretrained(run.load_method(first), path)
 
 
 def make_evaluation(run: Run) -> None:
@@ -197,12 +184,49 @@ STAGES: dict[str, Callable[[Run], None]] = {
 }
 
 
-def _methods_without(run: Run, file: str) -> Iterator[tuple[MethodSettings, Path]]:
-    """Yield the methods whose folder has no such file yet, with the folder."""
-    for method in run.config.methods:
-        folder = run.method_folder(method)
+def _methods_without(
+    run: Run, methods: Iterable[SomeMethod], file: str
+) -> Iterator[tuple[SomeMethod, Path]]:
+    """Yield those of the methods whose folder has no such file yet, with the folder."""
+    for method in methods:
+        folder = run.method_folder(method.name)
         if not parallel.exists(folder / file):
             yield method, folder
+
+
+def _save_edit(run: Run, name: str, edit: Edit, stage: str) -> None:
+    run.save_edit(name, edit)
+    for line in edit.describe():
+        logger.info("%s: %s: %s", stage, name, line)
+
+
+def _train(run: Run, section: UnlearnSection) -> None:
+    """Train by a section, unless what it makes is there: an edit, or the folder of a model."""
+    path, edit_path = run.model_path(section.name), run.method_folder(section.name) / EDIT
+    checkpoints = run.directory / "methods" / section.name / "checkpoints"
+    if not parallel.exists(path) and not parallel.exists(edit_path):
+        made = unlearn(
+            run.vanilla,
+            section,
+            forget=run.benchmark.facts("forget"),
+            keep=run.benchmark.facts("retain", "celebrity", "general"),
+            directory=checkpoints,
+            seed=run.config.seed,
+            reference=_reference(run, section),
+            decouple=_decouple_samples(run, section),
+        )
+        if isinstance(made, Loaded):
+            save_pretrained(made, path)
+        else:
+            _save_edit(run, section.name, made, "unlearn")
+    parallel.on_first_process(functools.partial(_remove, checkpoints))
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, and the one around it where nothing else is there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.parent.rmdir()
 
 
 def _reference(run: Run, section: UnlearnSection) -> Loaded | None:

@@ -3,6 +3,7 @@
 import json
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -10,7 +11,10 @@ import yaml
 
 from manu_jax import compare as compare_module
 from manu_jax.compare import compare, load_compare_config, main
+from manu_jax.config import PRESETS, MethodSettings
 from manu_jax.evaluation.metrics import bootstrap
+from manu_jax.importance.job import EditMethod
+from manu_jax.importance.methods import METHODS
 from manu_jax.report.comparison import Cell, compare_cells, to_markdown
 from manu_jax.types import ManuError
 
@@ -41,6 +45,14 @@ TINY = {
 }  # fmt: skip
 
 
+class Halve(MethodSettings):
+    """Settings of an edit from outside the package."""
+
+    name: str = "halve"
+    kind: Literal["halve"] = "halve"
+    power: float = 1.0
+
+
 def write(folder, **changes):
     path = folder / "compare.yaml"
     path.write_text(yaml.safe_dump(TINY | changes))
@@ -52,7 +64,7 @@ def declared_run(config, only=None):
     folder = Path(config.output)
     if (folder / "results.json").exists():
         return folder
-    names = [one.name for one in config.methods] + [one.name for one in config.unlearn]
+    names = list(config.names)
     rows = []
     for model in ("vanilla", *names, "retrained"):
         for part, count in (("forget", 1), ("retain", 2)):
@@ -103,6 +115,29 @@ def test_every_method_has_its_trials_and_the_best_one_stays(done):
     cell = yaml.safe_load((folder / "cells" / "seed-1.forget-10.yaml").read_text())
     assert cell["method"]["alpha"] == chosen["random"]["settings"]["alpha"]
     assert (cell["seed"], cell["unlearn"][0]["name"]) == (1, "prompt")
+
+
+def test_a_comparison_may_begin_with_a_method_that_trains_and_hold_edits(tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "halve", EditMethod(Halve, lambda job: None))
+    monkeypatch.setitem(PRESETS, "hide", {"kind": "trained", "objective": "npo", "epochs": 2})
+    methods = [
+        {"name": "GD", "unlearn": {"objective": "gradient_difference"}, "trials": [{}]},
+        {"name": "half", "edit": {"kind": "halve"}, "trials": [{"power": 2.0}]},
+        {"name": "NPO", "unlearn": {"preset": "hide"}, "trials": [{"steps": 3}]},
+        {"name": "random", "mask": {"preset": "random"}, "trials": [{"alpha": 0.1}]},
+    ]
+    config = load_compare_config(write(tmp_path, methods=methods), [f"output={tmp_path / 'out'}"])
+    cells = []
+    monkeypatch.setattr(
+        compare_module, "run", lambda cell: cells.append(cell) or declared_run(cell)
+    )
+    compare(config)
+    for cell in cells[1:]:
+        assert cell.names == ("GD", "half", "random", "NPO")
+        assert (cell.method.kind, cell.method.objective) == ("trained", "gradient_difference")
+        assert (cell.compare[0].power, cell.unlearn[0].epochs, cell.unlearn[0].steps) == (2.0, 2, 3)
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert all(f"| {name} |" in text for name in ("GD", "half", "random", "NPO"))
 
 
 def test_the_people_of_all_seeds_are_pooled(done):
@@ -179,13 +214,14 @@ def test_a_number_without_an_interval_shows_its_size(done):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"methods": TINY["methods"][::-1]}, "begin with a mask"),
+        ({"methods": TINY["methods"][::-1]}, "begin with a method that changes weights"),
         ({"methods": [TINY["methods"][0]] * 2}, "each name stands once"),
         ({"methods": [TINY["methods"][0], TINY["methods"][1] | {"trials": [{}]}]}, "as many tri"),
         ({"seeds": [0, 1]}, "tuning.seed 0 is one of seeds"),
         ({"run": {**TINY["run"], "seed": 3}}, "run.seed: the comparison itself sets it"),
         ({"sheds": [1]}, "sheds: unknown key; did you mean seeds"),
-        ({"methods": [{"name": "x", "trials": [{}]}]}, "give one of mask and unlearn"),
+        ({"methods": [{"name": "x", "trials": [{}]}]}, "give one of mask, edit and unlearn"),
+        ({"methods": [{"name": "x", "trials": [{}], "mask": {}, "edit": {}}]}, "give one of mask"),
     ],
 )  # fmt: skip
 def test_faults_of_a_comparison_are_named(tmp_path, changes, message):

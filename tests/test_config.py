@@ -2,6 +2,7 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -9,6 +10,7 @@ from manu_jax import compare, config, run
 from manu_jax.compare import CompareConfig, load_compare_config
 from manu_jax.config import (
     PRESETS,
+    MethodSettings,
     ModelSection,
     RunConfig,
     load_config,
@@ -19,6 +21,8 @@ from manu_jax.config import (
     validate_config,
 )
 from manu_jax.folder import expand_path
+from manu_jax.importance.job import EditMethod
+from manu_jax.importance.methods import METHODS
 from manu_jax.keys import settle
 from manu_jax.models.families.registry import FAMILIES
 from manu_jax.types import ManuError
@@ -111,6 +115,115 @@ def test_override_of_a_preset_given_by_name(tmp_path):
 )
 def test_a_method_has_the_fields_of_its_kind_and_names_that_registries_know(tmp_path, method, part):
     assert part in error_of(tmp_path, MINIMAL + f"method: {method}\n")
+
+
+TRAINS = "{kind: trained, name: GD, objective: gradient_difference, epochs: 2}"
+
+
+def test_a_method_may_be_one_that_trains_and_reads_back(tmp_path):
+    text = (
+        MINIMAL
+        + f"method: {TRAINS}\ncompare: [random, {{kind: trained, name: N, objective: npo}}]\n"
+    )
+    run = load(tmp_path, text + "unlearn: [{name: P, objective: system_prompt}]\n")
+    assert run.names == ("GD", "random", "N", "P")
+    assert [one.name for one in run.methods] == [one.name for one in run.masks] == ["random"]
+    assert [one.name for one in run.trained] == ["GD", "N", "P"]
+    assert (run.method.objective, run.method.epochs) == ("gradient_difference", 2)
+    assert load(tmp_path, config.to_yaml(run)) == run
+    stored = read_yaml_text(config.to_yaml(run))
+    assert stored["method"]["kind"] == "trained" and stored_config(stored, "stored") == run
+
+
+def test_a_preset_may_train_wherever_a_method_stands(tmp_path, monkeypatch):
+    monkeypatch.setitem(PRESETS, "climb", {"kind": "trained", "objective": "gradient_ascent"})
+    run = load(
+        tmp_path,
+        MINIMAL + "method: climb\ncompare: [{preset: climb, name: climb-3, epochs: 3}]\n"
+        "unlearn: [{preset: climb, name: climb-4, steps: 4}]\n",
+        ["method.learning_rate=1e-4", "method.prompt=no: colon"],
+    )
+    assert run.names == ("climb", "climb-3", "climb-4")
+    assert [one.objective for one in run.trained] == ["gradient_ascent"] * 3
+    assert (run.method.learning_rate, run.method.prompt) == (1e-4, "no: colon")
+    assert (run.compare[0].epochs, run.unlearn[0].steps) == (3, 4)
+    assert load(tmp_path, config.to_yaml(run)) == run
+
+
+def test_an_edit_method_is_known_by_its_kind(tmp_path, monkeypatch):
+    class Turn(MethodSettings):
+        name: str = "turn"
+        kind: Literal["turn"] = "turn"
+        angle: float = 1.0
+
+    monkeypatch.setitem(METHODS, "turn", EditMethod(Turn, lambda job: None))
+    run = load(tmp_path, MINIMAL + "method: {kind: turn}\ncompare: [paper]\n", ["method.angle=2"])
+    assert run.methods == (run.method, run.compare[0]) and run.masks == (run.compare[0],)
+    assert run.method.angle == 2 and load(tmp_path, config.to_yaml(run)) == run
+    assert "method.alpha: unknown key; known: name, kind, angle" in error_of(
+        tmp_path, MINIMAL + "method: {kind: turn, alpha: 0.1}\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        (
+            "method: {name: a, objective: npo}",
+            "method: the objective 'npo' trains the model: add k",
+        ),
+        ("method: {kind: trained, objective: npo}", "method.name: Field required"),
+        ("method: {kind: trained, name: a}", "method.objective: Field required"),
+        (
+            "compare: [{kind: trained, name: a, objective: npo, alpha: 0.1}]",
+            "compare.0.alpha: unkn",
+        ),
+        (
+            "compare: [{kind: trained, name: a, objective: npo, delta: 1}]",
+            "npo has no delta; it has",
+        ),
+        (
+            "compare: [{kind: traned, name: a}]",
+            "compare.0: unknown kind 'traned'; did you mean tra",
+        ),
+        (
+            "compare: [{preset: paper, kind: trained}]",
+            "compare.0: kind is 'trained', but the preset",
+        ),
+        (
+            "unlearn: [paper]",
+            "unlearn.0: the kind 'statistics' does not train the model: put it und",
+        ),
+        ("unlearn: [3]", "unlearn.0: expected a preset's name or a mapping, got 3"),
+        (
+            "method: {kind: trained, name: a, objective: system_prompt}",
+            "Put it under compare or un",
+        ),
+        (
+            f"method: {TRAINS}\nunlearn: [{{name: GD, objective: npo}}]",
+            "stands once; twice: ['GD']",
+        ),
+        (
+            "compare: [{kind: trained, name: vanilla, objective: npo}]",
+            "['vanilla'] name other models",
+        ),
+        ("audit: much", "audit.level: Input should be 'none', 'cheap' or 'full', got 'much'"),
+        ("audit: {rates: [1]}", "audit.rates: unknown key"),
+        ("audit: {methods: [papr]}", "audit.methods: no methods ['papr']; known: headline, all, "),
+    ],
+)
+def test_faults_of_methods_that_train_and_of_the_audit_name_the_place(tmp_path, text, part):
+    message = error_of(tmp_path, f"{MINIMAL}{text}\n")
+    assert part in message and "default factory" not in message
+
+
+def test_the_audit_is_a_level_or_a_mapping(tmp_path):
+    assert load(tmp_path).audit.level == "cheap"
+    run = load(tmp_path, MINIMAL + "audit: full\n")
+    assert run.audit.level == "full" and load(tmp_path, config.to_yaml(run)) == run
+    run = load(tmp_path, MINIMAL + "audit: full\n", ["audit.steps=3", "audit.methods=all"])
+    assert (run.audit.level, run.audit.steps, run.audit.methods) == ("full", 3, ("all",))
+    assert load(tmp_path, overrides=["audit=none"]).audit.level == "none"
 
 
 def test_faults_of_all_methods_come_in_one_error(tmp_path):

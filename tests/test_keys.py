@@ -3,11 +3,14 @@
 import json
 import os
 import shutil
+from typing import Literal
 
 import pytest
 
 from manu_jax import keys
-from manu_jax.config import RunConfig, validate_config
+from manu_jax.config import MethodSettings, RunConfig, validate_config
+from manu_jax.importance.job import EditMethod
+from manu_jax.importance.methods import METHODS
 from manu_jax.types import ManuError
 
 VALUES = {
@@ -108,7 +111,102 @@ RESULTS = {"results.json", "report.html"}
     ],
 )  # fmt: skip
 def test_what_depends_on_a_change_is_moved_aside_and_the_rest_stands(folder, changes, moved):
-    assert moved_by(folder, config(**changes)) == moved | RESULTS
+    audits = {place.replace("evaluation", "audit") for place in moved if "evaluation" in place}
+    assert moved_by(folder, config(**changes)) == moved | audits | RESULTS
+
+
+TRAINED = {"kind": "trained", "name": "GD", "objective": "gradient_difference"}
+RECALL = {"tasks": ["cloze"], "sets": ["forget"]}
+
+
+class Scale(MethodSettings):
+    """Settings of a method that makes an edit."""
+
+    name: str = "scale"
+    kind: Literal["scale"] = "scale"
+    factor: float = 1.0
+
+
+@pytest.fixture
+def scale(monkeypatch):
+    monkeypatch.setitem(METHODS, "scale", EditMethod(Scale, lambda job: None))
+
+
+def config_of_kinds(*methods, **changes):
+    """Return a config whose first method is any, the others stand in compare."""
+    values = {**VALUES, "evaluate": RECALL, "unlearn": []}
+    return validate_config(
+        {**values, "method": methods[0], "compare": list(methods[1:]), **changes}, "test"
+    )
+
+
+@pytest.mark.parametrize(
+    ("methods", "changes", "moved"),
+    [
+        ([TRAINED], {"method": {**TRAINED, "epochs": 3}},
+         {"edit.safetensors", "unlearned", "evaluation/GD", "audit/GD"}),
+        ([TRAINED], {"method": {**TRAINED, "checkpoint_every": 3}}, None),
+        ([TRAINED], {"audit": "full"}, set()),
+        ([TRAINED], {"audit": {"steps": 3}},
+         {"audit/GD", "audit/vanilla", "audit/retrained", "audit/scale"}),
+        (["paper", TRAINED], {"compare": [{**TRAINED, "epochs": 3}]},
+         {"methods/GD", "evaluation/GD", "audit/GD"}),
+        ([{"kind": "scale"}], {"method": {"kind": "scale", "factor": 2.0}},
+         {"statistics/scale", "edit.safetensors", "unlearned", "evaluation/scale", "audit/scale"}),
+        (["paper", {"kind": "scale"}], {"compare": [{"kind": "scale", "factor": 2.0}]},
+         {"statistics/scale", "methods/scale", "evaluation/scale", "audit/scale"}),
+        ([{"kind": "scale"}], {"compare": ["random"]}, set()),
+    ],
+)  # fmt: skip
+def test_of_each_kind_of_method_what_follows_from_a_change_is_moved(
+    tmp_path, scale, methods, changes, moved
+):
+    before = config_of_kinds(*methods)
+    keys.settle(tmp_path, before)
+    fill(tmp_path, before)
+    stands = {"/".join(place.split("/")[:2]) for place in places(tmp_path)}
+    after = moved_by(tmp_path, config_of_kinds(*methods, **changes))
+    assert after == (set() if moved is None else (moved & stands) | RESULTS)
+
+
+def test_nothing_of_a_method_of_another_kind_is_taken_for_the_new_one_s(tmp_path, scale):
+    """One name and one place, and a mask, an edit and a trained model in turn."""
+    kinds = [
+        {"preset": "paper", "name": "m"},
+        {"kind": "scale", "name": "m"},
+        {**TRAINED, "name": "m"},
+    ]
+    for others in ([], ["random"]):
+        folder = tmp_path / str(len(others))
+        folder.mkdir()
+        for kind in [*kinds, *kinds[::-1], kinds[1], kinds[0]]:
+            one = config_of_kinds(*others, kind)
+            keys.settle(folder, one)
+            check_stands_under_its_key(folder, one)
+            own = f"methods/{kind['name']}" if others else ""
+            files = keys.FileHashes()
+            wanted = {
+                place for part in keys.parts_of(one, keys.made_from(one, files), files)
+                for place in part.places.values()
+            }  # fmt: skip
+            found = {place for place in places(folder) if place.rpartition("/")[0] == own}
+            assert found <= wanted
+            fill_missing(folder, one)
+
+
+def test_a_method_that_trains_may_change_places_with_a_mask(tmp_path):
+    first = config_of_kinds(TRAINED, "paper")
+    keys.settle(tmp_path, first)
+    fill(tmp_path, first)
+    before = {place: (tmp_path / place).read_text() for place in places(tmp_path)}
+    keys.settle(tmp_path, config_of_kinds("paper", TRAINED))
+    assert (tmp_path / "methods/GD/model").read_text() == before["unlearned"]
+    assert (tmp_path / "methods/GD/edit.safetensors").read_text() == before["edit.safetensors"]
+    assert (tmp_path / "mask.safetensors").read_text() == before["methods/paper/mask.safetensors"]
+    assert not (tmp_path / "unlearned").exists() and not (tmp_path / "edit.safetensors").exists()
+    assert (tmp_path / "evaluation/GD").exists() and (tmp_path / "evaluation/paper").exists()
+    keys.settle(tmp_path, first)
+    assert {place: (tmp_path / place).read_text() for place in before} == before
 
 
 def test_how_many_people_are_asked_concerns_some_sets_alone(folder):
@@ -224,12 +322,30 @@ class Killed(BaseException):
     pass
 
 
-def test_killed_between_any_two_writes_nothing_is_lost_or_mixed(tmp_path, monkeypatch):
-    """Killed at each move in turn, then the same, the earlier or a third config."""
+def settings_of_masks():
     few = {"sets": ["forget"], "tasks": ["cloze"]}  # each file is a place to be killed at
-    first = config(evaluate=few, unlearn=[])
-    second = config(method={"alpha": 0.3}, evaluate={**few, "new_tokens": 9}, unlearn=[])
-    third = config(method={"alpha": 0.3, "harm_weight": 3.0}, evaluate=few, unlearn=[])
+    return (
+        config(evaluate=few, unlearn=[]),
+        config(method={"alpha": 0.3}, evaluate={**few, "new_tokens": 9}, unlearn=[]),
+        config(method={"alpha": 0.3, "harm_weight": 3.0}, evaluate=few, unlearn=[]),
+    )
+
+
+def settings_of_kinds():
+    named = {"preset": "random", "name": "scale"}
+    return (
+        config_of_kinds({"kind": "scale"}, TRAINED),
+        config_of_kinds(TRAINED, named),
+        config_of_kinds(named, {"kind": "scale", "name": "GD"}),
+    )
+
+
+@pytest.mark.parametrize("settings", [settings_of_masks, settings_of_kinds])
+def test_killed_between_any_two_writes_nothing_is_lost_or_mixed(
+    tmp_path, monkeypatch, scale, settings
+):
+    """Killed at each move in turn, then the same, the earlier or a third config."""
+    first, second, third = settings()
     monkeypatch.setattr(os, "fsync", lambda _: None)
     real, number = os.replace, 0
     while True:
@@ -268,15 +384,15 @@ def fill_missing(folder, of):
     """Make what is missing, as the stages do."""
     files = keys.FileHashes()
     for part in keys.parts_of(of, keys.made_from(of, files), files):
-        for place in part.places.values():
+        for name, place in part.places.items():
             if not (folder / place).exists() and "partial" not in place:
                 (folder / place).parent.mkdir(parents=True, exist_ok=True)
-                (folder / place).write_text(f"{place} of {part.key}")
+                (folder / place).write_text(f"{name} of {part.key}")
 
 
 def check_stands_under_its_key(folder, of):
     files = keys.FileHashes()
     for part in keys.parts_of(of, keys.made_from(of, files), files):
-        for place in part.places.values():
+        for name, place in part.places.items():
             if (folder / place).exists():
-                assert (folder / place).read_text() == f"{place} of {part.key}"
+                assert (folder / place).read_text() == f"{name} of {part.key}"

@@ -6,11 +6,19 @@ import numpy as np
 import pytest
 import tiny_llava as tiny
 
-from manu_jax.config import PRESETS, MethodSettings, named_method, to_yaml, validate_config
+from manu_jax.config import (
+    PRESETS,
+    MaskMethod,
+    MethodSettings,
+    named_method,
+    to_yaml,
+    validate_config,
+)
+from manu_jax.edits.weights import NewWeights
 from manu_jax.importance import functions, gradients
 from manu_jax.importance.functions import contrast
-from manu_jax.importance.job import ScoringJob, ScoringMethod
-from manu_jax.importance.methods import METHODS, scores_for
+from manu_jax.importance.job import EditMethod, ScoringJob, ScoringMethod
+from manu_jax.importance.methods import METHODS, edit_for, scores_for
 from manu_jax.importance.statistics import Statistics
 from manu_jax.training.recipes import RECIPES, Recipe
 from manu_jax.types import MODALITIES, ManuError
@@ -19,7 +27,7 @@ from manu_jax.yaml12 import read_yaml_text
 BASE = {"model": {"path": "m"}}
 
 
-class LargestWeights(MethodSettings):
+class LargestWeights(MaskMethod):
     """A plugin's settings: neurons score by the size of their weights."""
 
     name: str = "largest-weights"
@@ -72,6 +80,40 @@ def test_a_scoring_method_with_its_settings_and_a_preset(monkeypatch):
     forms = {modality: tiny.samples(modality) for modality in MODALITIES}
     scores = scores_for(ScoringJob(tiny.loaded(), named_method("cubes"), forms, forms))
     assert {tower: values.max() for tower, values in scores.items()} == {"text": 3, "vision": 3}
+
+
+class Halved(MethodSettings):
+    """A plugin's settings: an edit without masks."""
+
+    name: str = "halved"
+    kind: Literal["halved"] = "halved"
+    factor: float = 0.5
+
+
+def halve(job: ScoringJob[Halved]):
+    edit = NewWeights.of(job.loaded, ["text.layers.mlp.down"])
+    return NewWeights({name: job.method.factor * array for name, array in edit.values.items()})
+
+
+def test_a_method_that_makes_an_edit(monkeypatch):
+    with pytest.raises(ManuError, match="unknown kind 'halved'"):
+        config_of(method={"kind": "halved"})
+    monkeypatch.setitem(METHODS, "halved", EditMethod(Halved, halve))
+    monkeypatch.setitem(PRESETS, "quartered", {"kind": "halved", "factor": 0.25})
+    config = config_of(method="quartered", compare=["paper", {"kind": "halved"}])
+    assert [(one.name, one.kind) for one in config.methods] == [
+        ("quartered", "halved"),
+        ("paper", "statistics"),
+        ("halved", "halved"),
+    ]
+    assert [one.name for one in config.masks] == ["paper"] and reads_back(config)
+    forms = {modality: tiny.samples(modality) for modality in MODALITIES}
+    loaded, method = tiny.loaded(), named_method("quartered")
+    edited = edit_for(ScoringJob(loaded, method, forms, forms)).apply(loaded)
+    down, before = (one.model.text.layers.mlp.down_LFD[...] for one in (edited, loaded))
+    np.testing.assert_array_equal(down, 0.25 * before)
+    with pytest.raises(ManuError, match="no samples to score with: keep, image form"):
+        edit_for(ScoringJob(loaded, method, forms, {"text": forms["text"]}))
 
 
 def test_an_importance_function_and_a_combination(monkeypatch):

@@ -3,8 +3,10 @@
 from manu_jax.config.base import Count, Remat, Section, read_yaml, validate
 from manu_jax.config.methods import (
     PRESETS,
+    AnyMethod,
     Layers,
     LearnedMethod,
+    MaskMethod,
     MethodSettings,
     RandomMethod,
     Scope,
@@ -19,6 +21,9 @@ from manu_jax.config.run import (
     validate_config,
 )
 from manu_jax.config.sections import (
+    SYSTEM_PROMPT,
+    TRAINED,
+    AuditSection,
     DataSection,
     EvaluateSection,
     FilePath,

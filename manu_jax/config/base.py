@@ -29,13 +29,15 @@ class Section(pydantic.BaseModel):
     """A frozen mapping of known keys; every other key is refused.
 
     A number is not made of text or of true and false, nor true and false of anything else.
-    sections_by_key: keys that hold a mapping here which is read as a section later.
+    sections_by_key: keys that hold a mapping here which is read as a section later. text_key: the
+    key whose value a bare text in place of the mapping is; "": a text is no such section.
     """
 
     model_config = pydantic.ConfigDict(
         frozen=True, extra="forbid", strict=False, allow_inf_nan=False
     )
     sections_by_key: ClassVar[Mapping[str, type["Section"]]] = {}
+    text_key: ClassVar[str] = ""
 
     @pydantic.field_validator("*", mode="before")
     @classmethod
@@ -152,15 +154,18 @@ def _set_override(values: dict[str, Any], override: str, kind: type[Section]) ->
     if not equals or not key:
         raise ManuError(f"override {override!r}: expected key.path=value, e.g. method.alpha=0.05.")
     *parents, last = key.split(".")
-    section: type[Section] | None = kind
+    sections = [kind]
     for parent in parents:
         child = values.setdefault(parent, {})
-        if isinstance(child, str) and parent == "method":
-            child = values[parent] = {"preset": child}
+        sections = _sections_at(sections, parent)
+        text_key = next((one.text_key for one in sections if one.text_key), "")
+        if isinstance(child, str) and text_key:
+            child = values[parent] = {text_key: child}
         if not isinstance(child, dict):
             raise ManuError(f"override {override!r}: {parent!r} is {child!r}, which has no keys.")
-        values, section = child, _section_at(section, parent)
-    kinds = _scalar_kinds(_annotation(section, last))
+        values = child
+    having = [one for one in sections if last in one.model_fields]
+    kinds = set().union(*(_scalar_kinds(_annotation(one, last)) for one in having))
     if str not in kinds:
         values[last] = _parse(text, f"override {override!r}")
     else:
@@ -176,6 +181,8 @@ def _faults(
         if isinstance(cause, SectionError):
             yield from _faults(cause.kind, cause.error, (*above, *fault["loc"]))
             continue
+        if fault["type"] == "default_factory_not_called":
+            continue  # it follows from another fault
         path = ".".join(str(part) for part in (*above, *fault["loc"]) if part != "[key]")
         if fault["type"] == "extra_forbidden":
             *places, key = fault["loc"]
@@ -189,22 +196,29 @@ def _faults(
 
 
 def _known_keys(kind: type[Section], location: Iterable[Any]) -> list[str]:
-    section: type[Section] | None = kind
+    sections = [kind]
     for part in location:
-        section = section if isinstance(part, int) else _section_at(section, str(part))
-    return [] if section is None else list(section.model_fields)
+        sections = sections if isinstance(part, int) else _sections_at(sections, str(part))
+    return [key for section in sections for key in section.model_fields]
 
 
-def _section_at(kind: type[Section] | None, key: str) -> type[Section] | None:
-    """Return the section that a key of another one holds, or None."""
-    if kind is not None and key in kind.sections_by_key:
-        return kind.sections_by_key[key]
-    found = [one for one in _leaf_kinds(_annotation(kind, key)) if issubclass(one, Section)]
-    return found[0] if found else None
+def _sections_at(sections: Iterable[type[Section]], key: str) -> list[type[Section]]:
+    """Return the sections that a key of these may hold."""
+    found = {
+        one
+        for section in sections
+        for one in (
+            {section.sections_by_key[key]}
+            if key in section.sections_by_key
+            else _leaf_kinds(_annotation(section, key))
+        )
+        if issubclass(one, Section)
+    }
+    return sorted(found, key=lambda one: one.__name__)
 
 
-def _annotation(kind: type[Section] | None, key: str) -> Any:
-    field = None if kind is None else kind.model_fields.get(key)
+def _annotation(kind: type[Section], key: str) -> Any:
+    field = kind.model_fields.get(key)
     return None if field is None else field.annotation
 
 

@@ -1,4 +1,4 @@
-"""How neurons are scored and chosen: one settings class for each kind of method, and the presets.
+"""What makes a model forget: one settings class for each kind of method, and the presets.
 
 A method of a config is a mapping. `preset` names the values that it starts from, `name` is the
 name that results carry (without one, the preset's), every other key changes a value:
@@ -6,7 +6,10 @@ name that results carry (without one, the preset's), every other key changes a v
     method: {preset: gradient, name: gradient-30, alpha: 0.3}
 
 `kind` chooses the settings class from METHODS in importance/methods.py. So a learned method has no
-`functions`, and one by statistics no `forget_margin`.
+`functions`, and one by statistics no `forget_margin`. The kind "trained" is a method that trains
+the model, with the settings of an entry of `unlearn`:
+
+    method: {kind: trained, name: NPO, objective: npo, epochs: 2}
 """
 
 import logging
@@ -16,6 +19,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from manu_jax.config.base import Count, Remat, Section, SectionError, registered, registry, unknown
+from manu_jax.config.sections import RECIPES, TRAINED, UnlearnSection
 from manu_jax.types import ManuError, Modality, Signal
 
 logger = logging.getLogger(__name__)
@@ -47,10 +51,29 @@ class Layers(Section):
 
 
 class MethodSettings(Section):
-    """What every method of scoring has. A method of one's own adds fields, and fixes `kind`."""
+    """What every method of METHODS has. A method of one's own adds fields, and fixes `kind`."""
+
+    text_key = "preset"
 
     name: MethodName  # that results and folders carry
     kind: str
+
+    def made_by(self) -> dict[str, Any]:
+        """Return the values that what the method makes depends on: all but its name."""
+        return self._values()
+
+    def measured_by(self) -> dict[str, Any]:
+        """Return the values that the statistics behind it depend on."""
+        return self._values()
+
+    def _values(self, without: Iterable[str] = ()) -> dict[str, Any]:
+        values = self.model_dump(mode="json")
+        return {key: value for key, value in values.items() if key not in {"name", *without}}
+
+
+class MaskMethod(MethodSettings):
+    """What every method has that scores neurons and removes those with the highest scores."""
+
     # Which towers each form of the facts scores; all: every tower of the model
     towers: dict[Modality, tuple[str, ...]] = {"image": ("all",), "text": ("text",)}
     # Which neurons go
@@ -73,12 +96,8 @@ class MethodSettings(Section):
         """Return the values that the statistics behind the scores depend on."""
         return self.scored_by()
 
-    def _values(self, without: Iterable[str] = ()) -> dict[str, Any]:
-        values = self.model_dump(mode="json")
-        return {key: value for key, value in values.items() if key not in {"name", *without}}
 
-
-class StatisticsMethod(MethodSettings):
+class StatisticsMethod(MaskMethod):
     """Scores from the statistics of facts to forget and to keep, in both forms."""
 
     name: MethodName = "paper"
@@ -118,7 +137,7 @@ class StatisticsMethod(MethodSettings):
         return self._values(without=(*CHOICE, *JOINED_BY) if self.rounds == 1 else ())
 
 
-class LearnedMethod(MethodSettings):
+class LearnedMethod(MaskMethod):
     """Gates that are learned while the rest of the model stays as it is."""
 
     name: MethodName = "learned"
@@ -144,7 +163,7 @@ class LearnedMethod(MethodSettings):
         return self
 
 
-class RandomMethod(MethodSettings):
+class RandomMethod(MaskMethod):
     """Scores drawn by the seed: the control that every method has to beat."""
 
     name: MethodName = "random"
@@ -194,47 +213,89 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def method_of(value: Any) -> MethodSettings:
+AnyMethod = MethodSettings | UnlearnSection
+
+
+def method_of(value: Any) -> AnyMethod:
     """Return the method that a config's value describes; ValueError says what is wrong with it.
 
     value: a preset's name, or a mapping (see the module). Without `preset` and `kind` it starts
     from the preset "paper".
     """
-    if isinstance(value, MethodSettings):
+    values = _mapping(value)
+    if not isinstance(values, dict):
+        return values
+    values = _from_earlier_keys(values, registry(METHODS))
+    if not {"preset", "kind"} & set(values):
+        if "objective" in values and values["objective"] in registry(RECIPES):
+            raise ValueError(
+                f"the objective {values['objective']!r} trains the model: add kind: {TRAINED}"
+            )
+        values["preset"] = "paper"
+    return _resolved(values)
+
+
+def trained_of(value: Any) -> UnlearnSection:
+    """Return the method that an entry of `unlearn` describes; ValueError as for `method_of`.
+
+    value: the name of a preset that trains, or a mapping, whose `kind` may be left out.
+    """
+    values = _mapping(value)
+    if isinstance(values, dict):
+        if "preset" not in values:
+            values = {"kind": TRAINED, **values}
+        values = _resolved(values)
+    if not isinstance(values, UnlearnSection):
+        raise ValueError(
+            f"the kind {values.kind!r} does not train the model: put it under method or compare"
+        )
+    return values
+
+
+def named_method(preset: str | AnyMethod, **changes: Any) -> AnyMethod:
+    """Return the method of a preset, with changed values; ManuError lists the known presets."""
+    if not isinstance(preset, str) and not changes:
+        return preset
+    try:
+        if not isinstance(preset, str):
+            return method_of({**preset.model_dump(), **changes})
+        return method_of({"preset": preset, **changes})
+    except ValueError as error:
+        raise ManuError(f"method: {error}.") from None
+
+
+def _mapping(value: Any) -> dict[str, Any] | AnyMethod:
+    """Return what a config says of a method as a mapping; a method stays as it is."""
+    if isinstance(value, MethodSettings | UnlearnSection):
         return value
     if isinstance(value, str):
-        value = {"preset": value}
+        return {"preset": value}
     if not isinstance(value, Mapping):
         raise ValueError(f"expected a preset's name or a mapping, got {value!r}")
-    methods = registry(METHODS)
-    values = _from_earlier_keys(dict(value), methods)
-    preset = values.pop("preset", None if "kind" in values else "paper")
+    return dict(value)
+
+
+def _resolved(values: Mapping[str, Any]) -> AnyMethod:
+    """Return the method of a mapping with a preset, a kind, or both."""
+    values = dict(values)
+    preset = values.pop("preset", None)
     start = {} if preset is None else {"name": preset, **_preset(preset)}
     kind = str(values.get("kind", start.get("kind")))
-    if kind not in methods:
-        raise ValueError(unknown("kind", kind, methods))
+    methods = registry(METHODS)
+    if kind not in (*methods, TRAINED):
+        raise ValueError(unknown("kind", kind, (*methods, TRAINED)))
     if start and kind != start["kind"]:
         raise ValueError(
             f"kind is {kind!r}, but the preset {preset!r} is of the kind {start['kind']!r}: leave "
             "out one of both"
         )
-    settings: type[MethodSettings] = methods[kind].settings
+    settings: type[MethodSettings] | type[UnlearnSection] = UnlearnSection
+    if kind != TRAINED:
+        settings = methods[kind].settings
     try:
         return settings.model_validate({**start, **values})
     except pydantic.ValidationError as error:
         raise SectionError(settings, error) from None
-
-
-def named_method(preset: str | MethodSettings, **changes: Any) -> MethodSettings:
-    """Return the method of a preset, with changed values; ManuError lists the known presets."""
-    if isinstance(preset, MethodSettings) and not changes:
-        return preset
-    try:
-        if isinstance(preset, MethodSettings):
-            return method_of({**preset.model_dump(), **changes})
-        return method_of({"preset": preset, **changes})
-    except ValueError as error:
-        raise ManuError(f"method: {error}.") from None
 
 
 def _preset(name: Any) -> dict[str, Any]:

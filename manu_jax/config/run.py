@@ -12,9 +12,18 @@ from typing import Annotated, Any
 import pydantic
 
 from manu_jax.config.base import Section, read_yaml, registry, validate
-from manu_jax.config.methods import MethodSettings, StatisticsMethod, method_of
+from manu_jax.config.methods import (
+    AnyMethod,
+    MaskMethod,
+    MethodSettings,
+    StatisticsMethod,
+    method_of,
+    trained_of,
+)
 from manu_jax.config.sections import (
     BENCHMARKS,
+    SYSTEM_PROMPT,
+    AuditSection,
     DataSection,
     EvaluateSection,
     FilePath,
@@ -28,8 +37,9 @@ from manu_jax.types import RETRAINED, VANILLA, Erase
 from manu_jax.yaml12 import yaml_text
 
 Method = Annotated[
-    pydantic.SerializeAsAny[MethodSettings], pydantic.BeforeValidator(method_of)
+    pydantic.SerializeAsAny[AnyMethod], pydantic.BeforeValidator(method_of)
 ]  # of the kind that its values name
+Trained = Annotated[UnlearnSection, pydantic.BeforeValidator(trained_of)]
 
 
 class RunConfig(Section):
@@ -43,18 +53,19 @@ class RunConfig(Section):
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     train: TrainSection = TrainSection()
-    method: Method = StatisticsMethod()  # the method whose mask makes `unlearned/`
+    method: Method = StatisticsMethod()  # the method that makes `unlearned/`
     compare: tuple[Method, ...] = ()  # further methods, evaluated beside it
-    unlearn: tuple[UnlearnSection, ...] = ()  # baselines that train, evaluated beside it
+    unlearn: tuple[Trained, ...] = ()  # methods that train, evaluated beside it
     score_batch: int = pydantic.Field(default=32, ge=1)  # samples a scoring step
     sweep: SweepSection = SweepSection()
     evaluate: EvaluateSection = EvaluateSection()
+    audit: AuditSection = AuditSection()
     # Compiled programs and trained demo models; None: off
     cache: FilePath | None = "~/.cache/manu_jax"
 
     @pydantic.model_validator(mode="after")
     def _check_together(self) -> "RunConfig":
-        names = [method.name for method in self.methods] + [one.name for one in self.unlearn]
+        names = list(self.names)
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
             raise ValueError(
@@ -63,6 +74,13 @@ class RunConfig(Section):
         reserved = sorted({VANILLA, RETRAINED} & set(names))
         if reserved:
             raise ValueError(f"method, compare and unlearn: {reserved} name other models")
+        if others := sorted(set(self.audit.methods) - {"headline", "all", *names}):
+            raise ValueError(f"audit.methods: no methods {others}; known: headline, all, {names}")
+        if isinstance(self.method, UnlearnSection) and self.method.objective == SYSTEM_PROMPT:
+            raise ValueError(
+                f"method: {SYSTEM_PROMPT} changes no weights, so there is no model to write to "
+                "unlearned/. Put it under compare or unlearn"
+            )
         if self.model.path is None and not self.train.steps:
             raise ValueError(
                 "model.path is not set and train.steps is 0: name a Hugging Face folder "
@@ -75,9 +93,29 @@ class RunConfig(Section):
         return self
 
     @property
+    def all_methods(self) -> tuple[AnyMethod, ...]:
+        """All methods of the run in the order of the tables; the first makes `unlearned/`."""
+        return (self.method, *self.compare, *self.unlearn)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all methods, in the order of the tables."""
+        return tuple(method.name for method in self.all_methods)
+
+    @property
     def methods(self) -> tuple[MethodSettings, ...]:
-        """All methods of the run; the first is the one that makes `unlearned/`."""
-        return (self.method, *self.compare)
+        """The methods of METHODS: those that make a mask or another edit without training."""
+        return tuple(one for one in self.all_methods if isinstance(one, MethodSettings))
+
+    @property
+    def masks(self) -> tuple[MaskMethod, ...]:
+        """The methods that score neurons and remove some."""
+        return tuple(one for one in self.all_methods if isinstance(one, MaskMethod))
+
+    @property
+    def trained(self) -> tuple[UnlearnSection, ...]:
+        """The methods that train, wherever they stand."""
+        return tuple(one for one in self.all_methods if isinstance(one, UnlearnSection))
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:

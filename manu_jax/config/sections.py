@@ -1,4 +1,4 @@
-"""The sections of a run's config, without those of its scoring methods (methods.py).
+"""The sections of a run's config, without those of its methods in METHODS (methods.py).
 
 A field's comment gives its unit and range; the default stands here and nowhere else.
 """
@@ -195,6 +195,8 @@ class PrimalDualSection(Section):
     rate: float = pydantic.Field(default=1.0, gt=0)  # η, a step
 
 
+TRAINED = "trained"  # the kind of a method that trains
+SYSTEM_PROMPT = "system_prompt"  # the one objective that trains nothing
 class NeuronsSection(Section):
     """Neurons that are written into the decoder's MLPs and trained, all else as it is."""
 
@@ -237,12 +239,16 @@ OWN_SETTINGS = (
 
 
 class UnlearnSection(OptimizerSection):
-    """A baseline beside the masks: the vanilla model, trained to forget (training/recipes.py).
+    """A method that trains: the vanilla model, trained to forget (training/recipes.py).
 
-    A step is of `batch_size` facts to forget and as many to keep, all in one form; of suppress and
-    erase it is of both forms. What the recipe gives is the default of a value that is not given.
+    An entry of `unlearn`, or a `method` or an entry of `compare` of the kind "trained". A step is
+    of `batch_size` facts to forget and as many to keep, all in one form; of suppress and erase it
+    is of both forms. What the recipe gives is the default of a value that is not given.
     """
 
+    text_key = "preset"
+
+    kind: Literal["trained"] = TRAINED
     name: str = pydantic.Field(min_length=1, pattern=r"^[\w.-]+$")  # that results carry
     objective: Objective
     epochs: Count = 1  # passes over the facts (RECIPES says over which)
@@ -387,3 +393,30 @@ class SweepSection(Section):
 
     alphas: tuple[Share, ...] = ()  # shares of neurons removed, each in (0, 1); empty: no curve
     max_people: Count | None = 10  # of the retain set, the first by ID; None: all
+
+
+class AuditSection(Section):
+    """The audit: whether what was to be forgotten is gone or hidden (docs/audit.md).
+
+    A bare text is the level: `audit: full`. cheap: attacks that train nothing. full: benign tuning
+    and relearning as well, which take a training of `steps` for each form, half and rate.
+    """
+
+    text_key = "level"
+
+    level: Literal["none", "cheap", "full"] = "cheap"
+    # Names of methods; headline: the first one; all: every one
+    methods: tuple[str, ...] = ("headline",)
+    # Of attacks that train; the one that brings back most counts
+    learning_rates: tuple[float, ...] = pydantic.Field(default=(3e-4, 1e-3, 3e-3), min_length=1)
+    steps: Count = 64  # of attacks that train
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _from_level(cls, values: Any) -> Any:
+        return {cls.text_key: values} if isinstance(values, str) else values
+
+    @pydantic.field_validator("methods", mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value

@@ -1,11 +1,11 @@
-"""What a scoring method is given, and what it registers."""
+"""What a method is given, and what it registers."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from manu_jax.config import MethodSettings
+from manu_jax.config import MaskMethod, MethodSettings
 from manu_jax.models.loaded import Loaded
 from manu_jax.types import Modality, Neurons, Sample
 
@@ -15,7 +15,7 @@ SomeSettings = TypeVar("SomeSettings", bound=MethodSettings)
 
 @dataclasses.dataclass(frozen=True)
 class ScoringJob(Generic[SomeSettings]):
-    """A model, what it is to forget and to keep, and how its neurons are scored.
+    """A model, what it is to forget and to keep, and how it is to forget.
 
     forget, keep: the facts to forget, and those to keep (retain, celebrity and general), in both
     forms. batch_size: samples a step, where the method does not say. seed: of every draw.
@@ -35,12 +35,12 @@ class ScoringJob(Generic[SomeSettings]):
 
 @dataclasses.dataclass(frozen=True)
 class ScoringMethod:
-    """A kind of method: the class of its settings, and the function that scores.
+    """A kind of method that removes neurons: its settings, and the function that scores.
 
     score: returns one score per neuron, {tower: [L, F] float32}, high where it is to be removed.
     """
 
-    settings: type[MethodSettings]
+    settings: type[MaskMethod]
     score: Callable[[ScoringJob[Any]], Neurons]
 
 

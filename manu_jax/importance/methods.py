@@ -1,7 +1,7 @@
-"""From facts to one score per neuron: every kind of method behind one function.
+"""From facts to one score per neuron, or to an edit: every kind of method behind two functions.
 
-`scores_for` is what a run calls. A score is high where a neuron is to be removed; a mask is made
-of scores by `selection.select`.
+`scores_for` and `edit_for` are what a run calls. A score is high where a neuron is to be removed; a
+mask is made of scores by `selection.select`.
 """
 
 import json
@@ -39,17 +39,18 @@ def scores_for(job: ScoringJob[Any]) -> Neurons:
 
     ManuError where a set has no samples in a form, or a number is not finite.
     """
-    empty = [
-        f"{name}, {modality} form"
-        for name, forms in (("forget", job.forget), ("keep", job.keep))
-        for modality in MODALITIES
-        if not forms.get(modality)
-    ]
-    if empty:
-        raise ManuError(f"no samples to score with: {'; '.join(empty)}. Check the data's sets.")
     entry = METHODS[job.method.kind]
     assert isinstance(entry, ScoringMethod), f"{job.method.kind} makes an edit, and no scores"
+    _check_samples(job)
     return entry.score(job)
+
+
+def edit_for(job: ScoringJob[Any]) -> Any:
+    """Return the Edit that the job's method makes; ManuError where a set has no samples."""
+    entry = METHODS[job.method.kind]
+    assert isinstance(entry, EditMethod), f"{job.method.kind} scores neurons, and makes no edit"
+    _check_samples(job)
+    return entry.make(job)
 
 
 def save_scores(
@@ -67,3 +68,14 @@ def load_scores(path: str | os.PathLike) -> tuple[Neurons, dict[str, Any]]:
     arrays, metadata = read_arrays(path, FORMAT)
     check_arrays(arrays, f"scores {path}", dtype="float32", num_axes=2)
     return dict(arrays), made_from(metadata, f"scores {path}")
+
+
+def _check_samples(job: ScoringJob[Any]) -> None:
+    empty = [
+        f"{name}, {modality} form"
+        for name, forms in (("forget", job.forget), ("keep", job.keep))
+        for modality in MODALITIES
+        if not forms.get(modality)
+    ]
+    if empty:
+        raise ManuError(f"no samples to score with: {'; '.join(empty)}. Check the data's sets.")

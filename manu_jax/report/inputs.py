@@ -13,6 +13,7 @@ from manu_jax.edits import masks
 from manu_jax.evaluation.metrics import METRICS
 from manu_jax.evaluation.plain import fits
 from manu_jax.evaluation.tasks import TASKS_BY_NAME
+from manu_jax.report.edits import edit_path, trained
 from manu_jax.report.results import Results
 from manu_jax.types import RETRAINED, VANILLA, ManuError
 
@@ -84,7 +85,7 @@ def load_counts(directory: Path, results: Results) -> dict[str, list[PruneCount]
     """Return each method's pruned neurons per tower and layer; a method without a mask is absent.
 
     Rows of single matrices ("text.up_proj") are added up over the matrices of their tower. Raises
-    ManuError where the headline method has no mask, and where masks are damaged.
+    ManuError where the headline method makes masks and has none, and where masks are damaged.
     """
     counts = {}
     faults = []
@@ -94,7 +95,9 @@ def load_counts(directory: Path, results: Results) -> dict[str, list[PruneCount]
         path = directory / "methods" / model / "mask.safetensors"
         if model == results.headline and not path.exists():
             path = directory / "mask.safetensors"
-        if not path.exists() and model != results.headline:
+        if not path.exists() and not (
+            model == results.headline and _needs_mask(directory, results)
+        ):
             continue
         try:
             mask, _ = masks.load(path)
@@ -170,6 +173,12 @@ def _read_items(path: Path, fields: Mapping[str, bool]) -> list[Item]:
             raise ValueError(f"line {number} has no number for {', '.join(wrong)}")
         items.append(item)
     return items
+
+
+def _needs_mask(directory: Path, results: Results) -> bool:
+    """Return whether the headline method makes a mask: it neither trains nor has made an edit."""
+    is_trained = results.headline in trained(results)
+    return not (is_trained or edit_path(directory, results.headline, results.headline).exists())
 
 
 def _count(mask: Mapping[str, np.ndarray]) -> list[PruneCount]:

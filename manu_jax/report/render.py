@@ -10,7 +10,7 @@ import markupsafe
 
 from manu_jax.data.record import Benchmark
 from manu_jax.folder import write_atomic
-from manu_jax.report import examples, headline, inputs, numbers
+from manu_jax.report import edits, examples, headline, inputs, numbers
 from manu_jax.report.results import load_results
 from manu_jax.report.sections import Material, all_sections
 from manu_jax.types import SETS
@@ -23,8 +23,8 @@ def render(
 ) -> Path:
     """Write `directory`/report.html from the run's files and return its path.
 
-    Reads results.json, evaluation/, the masks, versions.json. `portraits` holds PNG or JPEG files
-    by person ID; None: those of `directory`/portraits. A person without one is shown by their ID.
+    Reads results.json, evaluation/, masks, edits, versions.json. `portraits` holds PNG or JPEG
+    files by person ID; None: those of `directory`/portraits. A person without one is shown by ID.
     names: of people by ID, beside those of the request.
     Raises ManuError that names what is missing or damaged.
     """
@@ -34,6 +34,7 @@ def render(
         results=results,
         items=inputs.load_items(directory, results),
         counts=inputs.load_counts(directory, results),
+        edits=edits.load_edits(directory, results),
         versions=inputs.load_versions(directory),
         portraits=inputs.data_uris(
             inputs.load_portraits(directory) if portraits is None else portraits
@@ -46,7 +47,7 @@ def render(
         .render(
             name=directory.resolve().name,
             headline=headline.headline(results, material.chance),
-            facts=numbers.facts(results),
+            facts=[*numbers.facts(results), *edits.facts(results, material.edits)],
             tiles=numbers.tiles(results),
             sections=_rendered(material),
         )

@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 
 from manu_jax.evaluation.analyses.registry import ANALYSES
-from manu_jax.report import distances, examples, headline, leakage, numbers, plots
+from manu_jax.report import distances, edits, examples, headline, leakage, numbers, plots
+from manu_jax.report.edits import EditSummary
 from manu_jax.report.inputs import Item, Place, PruneCount
 from manu_jax.report.results import Results
 
@@ -28,6 +29,7 @@ class Material:
     results: Results
     items: Mapping[Place, Sequence[Item]]
     counts: Mapping[str, Sequence[PruneCount]]
+    edits: Mapping[str, EditSummary]
     versions: Mapping[str, str]
     portraits: Mapping[str, str]
     names: Mapping[str, str]
@@ -92,6 +94,7 @@ def _neurons(material: Material) -> dict[str, Any]:
         "largest_share": numbers.percent(plots.largest_share(counts)),
         "counts": counts.get(material.results.headline, []),
         "rows_only": [name for name, parts in counts.items() if parts and parts[0].is_of_rows],
+        **edits.view(material.results, material.edits),
     }
 
 

@@ -54,8 +54,8 @@ def measure(evaluated: Evaluated) -> Iterator[SweepPoint]:
             yield SweepPoint(name, alpha, set_name, modality, value, len(samples))
 
     yield from points(VANILLA, 0.0, run.vanilla)
-    for method in run.config.methods:
-        scores, _ = load_scores(run.method_folder(method) / "scores.safetensors")
+    for method in run.config.masks:
+        scores, _ = load_scores(run.method_folder(method.name) / "scores.safetensors")
         for alpha in run.config.sweep.alphas:
             mask = select_neurons(method, scores, alpha)
             yield from points(method.name, alpha, masks.fold(run.vanilla, mask))
@@ -73,5 +73,8 @@ def check(point: SweepPoint) -> Iterable[str]:
 
 
 ANALYSIS = Analysis(
-    SweepPoint, measure, applies=lambda run: bool(run.config.sweep.alphas), check=check
+    SweepPoint,
+    measure,
+    applies=lambda run: bool(run.config.sweep.alphas and run.config.masks),
+    check=check,
 )
