@@ -12,11 +12,20 @@ from manu_jax import masks, parallel
 from manu_jax.config import MethodSettings, RunConfig, UnlearnSection
 from manu_jax.data.benchmarks import BenchmarkFormat, benchmark_format
 from manu_jax.data.forms import forms
-from manu_jax.data.record import Benchmark
+from manu_jax.data.record import Benchmark, split_retain
 from manu_jax.folder import expand_path, write_atomic
 from manu_jax.models.loaded import Loaded, load
 from manu_jax.selection import select
-from manu_jax.types import MODALITIES, RETRAINED, VANILLA, ManuError, Modality, Neurons, Sample
+from manu_jax.types import (
+    KEEP_SETS,
+    MODALITIES,
+    RETRAINED,
+    VANILLA,
+    ManuError,
+    Modality,
+    Neurons,
+    Sample,
+)
 
 SYSTEM_PROMPT = "system_prompt"  # the one objective of `unlearn` that trains nothing
 
@@ -43,7 +52,16 @@ class Run:
 
     @functools.cached_property
     def benchmark(self) -> Benchmark:
-        """The sets of people, read and checked."""
+        """The sets of people. Methods are given `retain`, and never `unseen`."""
+        data = self.config.data
+        return split_retain(self.whole_benchmark, data.keep_share, seed=self.config.seed)
+
+    @functools.cached_property
+    def whole_benchmark(self) -> Benchmark:
+        """The sets of people, read and checked, with all retain people in `retain`.
+
+        The vanilla and the retrained model are trained on these.
+        """
         data = self.config.data
         path = expand_path(data.path) if data.path else self.directory / "data"
         if not (parallel.exists(path) and path.is_dir()):
@@ -125,8 +143,8 @@ class Run:
 
     @functools.cached_property
     def keep_samples(self) -> dict[Modality, tuple[Sample, ...]]:
-        """{modality: the facts to keep, in that form}."""
-        return self._samples("retain", "celebrity", "general")
+        """{modality: the facts to keep that methods are given, in that form}."""
+        return self._samples(*KEEP_SETS)
 
     def _samples(self, *sets: str) -> dict[Modality, tuple[Sample, ...]]:
         facts = self.benchmark.facts(*sets)
