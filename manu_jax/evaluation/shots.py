@@ -27,7 +27,7 @@ OUTSIDE = {
     "forget": "retain",
     "test": "retain",
     "retain": "celebrity",
-    "unseen": "celebrity",  # the same shots' source as for retain, which stands beside it
+    "unseen": "celebrity",  # as for retain, so that the two can be compared
     "celebrity": "retain",
     "general": "retain",
 }
