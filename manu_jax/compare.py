@@ -11,7 +11,8 @@ is kept, and a comparison that was killed goes on. The cells' configs are writte
 one begins, so that they can be run elsewhere, each by `manu_jax.run`, and found done here.
 
     OUTPUT/tuning/                 the run of all trials
-    OUTPUT/tuning.json             {method: {trial, settings, score, forget, retain, trials: […]}}
+    OUTPUT/tuning.json             {method: {trial, settings, score, forget, unseen, retain,
+                                   trials: […]}}
     OUTPUT/cells/NAME.yaml         the config of a cell, NAME = seed-1.forget-10
     OUTPUT/cells/NAME/             its run
     OUTPUT/comparison.json, .md
@@ -83,12 +84,13 @@ class TuningSection(Section):
 
     seed: int = pydantic.Field(default=0, ge=0)
     share: Literal[5, 10, 15] = 10
-    max_people: Count | None = 8  # of the retain set
+    max_people: Count | None = 8  # to keep, of each set
 
 
 class CompareConfig(Section):
-    """A comparison. The score of a trial is the share of retained minus that of forgotten facts
-    that the model recalls, mean over both forms."""
+    """A comparison. The score of a trial is the share of facts to keep minus that of facts to
+    forget that the model recalls, mean over both forms. The people to keep are the unseen ones;
+    where `run.data.keep_share` leaves none, those of retain."""
 
     sections_by_key = {"run": RunConfig}
 
@@ -185,7 +187,7 @@ def _tuned(config: CompareConfig, folder: Path, where: str) -> dict[str, dict[st
     tuning = config.tuning
     evaluate = {
         **config.run.get("evaluate", {}),
-        "sets": ["forget", "retain"],
+        "sets": ["forget", "retain", "unseen"],
         "tasks": ["likelihood"],
         "max_people": tuning.max_people,
         "kl": False,
@@ -217,9 +219,10 @@ def _tuned(config: CompareConfig, folder: Path, where: str) -> dict[str, dict[st
 
 
 def _score(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, float]:
-    """Return the shares of facts that a trial's model recalls, and their difference."""
+    """Return the shares of facts that a trial's model recalls, and the score they give."""
     shares = {}
-    for part in ("forget", "retain"):
+    has_unseen = any(row["set"] == "unseen" for row in rows)
+    for part in ("forget", *(["unseen"] * has_unseen), "retain"):
         values = [
             row["value"]
             for row in rows
@@ -228,7 +231,8 @@ def _score(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, float]:
         if len(values) != len(MODALITIES):
             raise ManuError(f"tuning: {len(values)} values of recall for {name} on {part}.")
         shares[part] = sum(values) / len(values)
-    return {"score": shares["retain"] - shares["forget"], **shares}
+    kept = shares["unseen" if has_unseen else "retain"]
+    return {"score": kept - shares["forget"], **shares}
 
 
 def _run_config(

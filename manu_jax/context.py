@@ -20,7 +20,7 @@ from manu_jax.config import (
 )
 from manu_jax.data.benchmarks import BenchmarkFormat, benchmark_format
 from manu_jax.data.forms import forms
-from manu_jax.data.record import Benchmark
+from manu_jax.data.record import Benchmark, split_retain
 from manu_jax.edits import masks
 from manu_jax.edits.edit import Edit
 from manu_jax.edits.edit import load as load_edit
@@ -29,7 +29,16 @@ from manu_jax.folder import expand_path, write_atomic
 from manu_jax.importance.job import ScoringJob
 from manu_jax.models.loaded import Loaded, load
 from manu_jax.selection import select
-from manu_jax.types import MODALITIES, RETRAINED, VANILLA, ManuError, Modality, Neurons, Sample
+from manu_jax.types import (
+    KEEP_SETS,
+    MODALITIES,
+    RETRAINED,
+    VANILLA,
+    ManuError,
+    Modality,
+    Neurons,
+    Sample,
+)
 
 MASK, EDIT = "mask.safetensors", "edit.safetensors"  # in the folder of a method
 
@@ -56,7 +65,16 @@ class Run:
 
     @functools.cached_property
     def benchmark(self) -> Benchmark:
-        """The sets of people, read and checked."""
+        """The sets of people. Methods are given `retain`, and never `unseen`."""
+        data = self.config.data
+        return split_retain(self.whole_benchmark, data.keep_share, seed=self.config.seed)
+
+    @functools.cached_property
+    def whole_benchmark(self) -> Benchmark:
+        """The sets of people, read and checked, with all retain people in `retain`.
+
+        The vanilla and the retrained model are trained on these.
+        """
         data = self.config.data
         path = expand_path(data.path) if data.path else self.directory / "data"
         if not (parallel.exists(path) and path.is_dir()):
@@ -169,8 +187,8 @@ class Run:
 
     @functools.cached_property
     def keep_samples(self) -> dict[Modality, tuple[Sample, ...]]:
-        """{modality: the facts to keep, in that form}."""
-        return self._samples("retain", "celebrity", "general")
+        """{modality: the facts to keep that methods are given, in that form}."""
+        return self._samples(*KEEP_SETS)
 
     def job_of(self, method: MethodSettings) -> ScoringJob[Any]:
         """Return what a method of METHODS is given."""

@@ -63,6 +63,7 @@ SECTIONS = (
 # What may differ between two calls on one folder and changes no number.
 FREE = ("output", "cache", "mesh", "score_batch")
 FREE_TRAIN = ("memory_gate", "retrained", "checkpoint_every")
+FREE_DATA = ("keep_share",)  # read by what methods are given, and by whom models are asked about
 PATHS = ("path", "train_path", "retrained_path")  # read for what is there, and not for their names
 Reads = Mapping[str, Any]
 
@@ -93,7 +94,7 @@ def made_from(config: RunConfig, files: FileHashes) -> Reads:
     """Return what all parts of a run depend on: the seed, the data, the model."""
     values = config.model_dump(mode="json")
     found = {key: value for key, value in values.items() if key not in (*SECTIONS, *FREE)}
-    found |= _named("data", values["data"])
+    found |= _named("data", values["data"], without=FREE_DATA)
     found |= _named("model", values["model"], without=("retrained_path",))
     for name in ("data.path", "data.train_path", "model.path"):
         found[name] = files.of(found[name])
@@ -133,6 +134,7 @@ def parts_of(config: RunConfig, foundation: Reads, files: FileHashes) -> list[Pa
     reads |= _named("sweep", config.sweep.model_dump(mode="json"))
     reads |= _named("audit", config.audit.model_dump(mode="json"))
     reads |= {"erase": config.erase, "order of models": list(models), everything.label: foundation}
+    reads["data.keep_share"] = config.data.keep_share
     places = {"results.json": "results.json", "report.html": "report.html"}
     return [*parts, Part("results", places, reads)]
 
@@ -223,7 +225,7 @@ def _parts_of_method(config: RunConfig, method: MethodSettings, vanilla: Part) -
     statistics = Part(
         f"statistics of {name}",
         {"statistics": f"statistics/{name}"},
-        {vanilla.label: vanilla.key, **measured},
+        {vanilla.label: vanilla.key, "data.keep_share": config.data.keep_share, **measured},
     )
     if not isinstance(method, MaskMethod):
         reads = {statistics.label: statistics.key, **_named(name, method.made_by())}
@@ -260,6 +262,7 @@ def _parts_of_training(
         reads[given[other].label] = given[other].key
     if section.objective == SYSTEM_PROMPT:
         return [Part(f"model of {name}", {}, reads)]
+    reads["data.keep_share"] = config.data.keep_share
     model = "unlearned" if name == config.method.name else f"methods/{name}/model"
     places = {"model": model, "checkpoints": f"methods/{name}/checkpoints"}
     edit = Part(f"edit of {name}", {EDIT: f"{_folder_of(config, name)}{EDIT}"}, reads)
@@ -285,7 +288,11 @@ def _evaluations(config: RunConfig, name: str, model: Part, *, everything: Part)
     asked = _named("evaluate", config.evaluate.model_dump(mode="json"), without=without)
     reads = {model.label: model.key, everything.label: everything.key, **asked}
     for part in config.evaluate.sets:
-        people = {} if part in WHOLE_SETS else {"evaluate.max_people": config.evaluate.max_people}
+        people: dict[str, Any] = {}
+        if part not in WHOLE_SETS:
+            people["evaluate.max_people"] = config.evaluate.max_people
+        if part not in WHOLE_SETS or config.evaluate.shots_from == "outside":  # shots are of retain
+            people["data.keep_share"] = config.data.keep_share
         for task in config.evaluate.tasks:
             names = [
                 f"{part}.{task}.{modality}{kind}.jsonl"

@@ -28,7 +28,7 @@ from manu_jax.training.fisher import check_no_adapters
 from manu_jax.training.tokenizer import train_tokenizer
 from manu_jax.training.trainer import check_loss
 from manu_jax.training.unlearner import num_steps_of, place_of, recipe_of, reference_of
-from manu_jax.types import MODALITIES, RETRAINED, VANILLA, ManuError, Neurons
+from manu_jax.types import KEEP_SETS, MODALITIES, RETRAINED, VANILLA, ManuError, Neurons
 
 STATE_BYTES = 12  # a trained weight and its two moments
 MOST_STATES = 3  # checkpoints at once: two that are kept and one that is written
@@ -149,7 +149,7 @@ def _check_data(run: Run, empty: Loaded, stages: Collection[str]) -> None:
     config = run.config
     if config.data.path is None:
         return
-    sets = {"forget": ("forget",), "keep": ("retain", "celebrity", "general")}
+    sets = {"forget": ("forget",), "keep": KEEP_SETS}
     lacking = [
         f"{name}, {modality} form"
         for name, parts in sets.items()

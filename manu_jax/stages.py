@@ -46,12 +46,12 @@ from manu_jax.keys import train_key
 from manu_jax.models.loaded import Loaded, save_pretrained
 from manu_jax.preflight import check_questions, without_weights
 from manu_jax.report.render import render_with_portraits
-from manu_jax.report.results import write_results
+from manu_jax.report.results import Kept, write_results
 from manu_jax.training.kept import keep_models, kept_folder, take_models
 from manu_jax.training.memory import check_memory
 from manu_jax.training.unlearner import reference_of, unlearn
 from manu_jax.training.vanilla import remove_checkpoints, train_models
-from manu_jax.types import RETRAINED, SETS, VANILLA, Sample
+from manu_jax.types import KEEP_SETS, RETRAINED, SETS, VANILLA, Sample
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def make_models(run: Run) -> None:
             parallel.on_first_process(functools.partial(take_models, missing, kept, run.directory))
         else:
             train_models(
-                run.benchmark,
+                run.whole_benchmark,
                 config.model,
                 config.train.model_copy(update={"retrained": RETRAINED in names}),
                 question_prompt=run.benchmark_format.question_prompt,
@@ -209,11 +209,12 @@ def _train(run: Run, section: UnlearnSection) -> None:
             run.vanilla,
             section,
             forget=run.benchmark.facts("forget"),
-            keep=run.benchmark.facts("retain", "celebrity", "general"),
+            keep=run.benchmark.facts(*KEEP_SETS),
             directory=checkpoints,
             seed=run.config.seed,
             reference=_reference(run, section),
             decouple=_decouple_samples(run, section),
+            portraits=run.benchmark_format.portraits,
         )
         if isinstance(made, Loaded):
             save_pretrained(made, path)
@@ -262,8 +263,13 @@ def _write_results(
         request={
             "people": [{"id": person.id, "name": person.name} for person in sets["forget"]],
             "share": run.config.data.forget,
-            "num_people": len(sets["forget"]) + len(sets["retain"]),
+            "num_people": sum(len(sets[name]) for name in ("forget", "retain", "unseen")),
         },
+        kept=Kept(
+            run.config.data.keep_share,
+            used=tuple(person.id for person in sets["retain"]),
+            unseen=tuple(person.id for person in sets["unseen"]),
+        ),
         analyses=analyses,
         skipped=skipped_items(
             run.benchmark,

@@ -31,10 +31,12 @@ Modality = Literal["image", "text"]
 Signal = Literal["activation", "gradient"]
 MODALITIES: tuple[Modality, ...] = ("image", "text")
 
-# The sets of people. `keep` is the union of the last three.
-Set = Literal["forget", "test", "retain", "celebrity", "general"]
-SETS: tuple[Set, ...] = ("forget", "test", "retain", "celebrity", "general")
-KEEP_SETS: tuple[Set, ...] = ("retain", "celebrity", "general")
+# The sets of people. `test` are the people to forget, with transformed images. `unseen` are people
+# to keep as those of `retain`, but no method is given them: they tell what keeping is worth.
+Set = Literal["forget", "test", "retain", "unseen", "celebrity", "general"]
+SETS: tuple[Set, ...] = ("forget", "test", "retain", "unseen", "celebrity", "general")
+FORGET_SETS: tuple[Set, ...] = ("forget", "test")
+KEEP_SETS: tuple[Set, ...] = ("retain", "celebrity", "general")  # the sets methods may keep by
 # What a run is to erase: facts in both forms, or in the image form alone.
 Erase = Literal["both", "visual"]
 # The models of a run that no method made: the one that knows, and the one that never knew.

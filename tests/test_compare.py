@@ -32,7 +32,7 @@ TINY = {
         },
         "train": {"steps": 2, "base_steps": 2, "batch_size": 4, "memory_gate": 0},
         "evaluate": {
-            "protocol": "likelihood", "sets": ["forget", "retain"], "max_people": 2,
+            "protocol": "likelihood", "sets": ["forget", "retain", "unseen"], "max_people": 2,
             "tasks": ["classification", "generation", "cloze"], "new_tokens": 2, "batch_size": 8,
         },
     },
@@ -67,7 +67,10 @@ def declared_run(config, only=None):
     names = list(config.names)
     rows = []
     for model in ("vanilla", *names, "retrained"):
-        for part, count in (("forget", 1), ("retain", 2)):
+        sets = {"forget": 1, "retain": 2, "unseen": 3}
+        if config.data.keep_share == 1:
+            del sets["unseen"]
+        for part, count in sets.items():
             for modality in ("image", "text"):
                 random = np.random.default_rng(zlib.crc32(f"{model}{part}{modality}".encode()))
                 place = {"model": model, "set": part, "modality": modality}
@@ -111,7 +114,8 @@ def test_every_method_has_its_trials_and_the_best_one_stays(done):
         assert [one["trial"] for one in trials] == [0, 1]
         assert chosen[method.name]["score"] == max(one["score"] for one in trials)
         for one in trials:
-            assert one["score"] == pytest.approx(one["retain"] - one["forget"])
+            assert one["score"] == pytest.approx(one["unseen"] - one["forget"])
+            assert 0 <= one["retain"] <= 1  # beside it
     cell = yaml.safe_load((folder / "cells" / "seed-1.forget-10.yaml").read_text())
     assert cell["method"]["alpha"] == chosen["random"]["settings"]["alpha"]
     assert (cell["seed"], cell["unlearn"][0]["name"]) == (1, "prompt")
@@ -138,6 +142,36 @@ def test_a_comparison_may_begin_with_a_method_that_trains_and_hold_edits(tmp_pat
         assert (cell.compare[0].power, cell.unlearn[0].epochs, cell.unlearn[0].steps) == (2.0, 2, 3)
     text = (tmp_path / "out" / "comparison.md").read_text()
     assert all(f"| {name} |" in text for name in ("GD", "half", "random", "NPO"))
+
+
+@pytest.fixture
+def done_with_all(tmp_path, monkeypatch):
+    """The folder of a finished comparison whose methods were given all people to keep."""
+    run = {**TINY["run"], "data": {**TINY["run"]["data"], "keep_share": 1.0}}
+    config = load_compare_config(write(tmp_path, run=run), [f"output={tmp_path / 'out'}"])
+    monkeypatch.setattr(compare_module, "run", declared_run)
+    return compare(config)
+
+
+def test_without_unseen_people_trials_are_judged_on_those_that_methods_were_given(done_with_all):
+    for method in json.loads((done_with_all / "tuning.json").read_text()).values():
+        for one in method["trials"]:
+            assert "unseen" not in one
+            assert one["score"] == pytest.approx(one["retain"] - one["forget"])
+
+
+def test_the_table_has_unseen_people_first_and_used_ones_beside_them(done, done_with_all):
+    forms = ("image", "text")
+    shown = ("forget", "retain (unseen)", "retain (used)")
+    for folder, sets in ((done[0], shown), (done_with_all, (shown[0], shown[2]))):
+        text = (folder / "comparison.md").read_text()
+        heads = [head.strip() for head in text.splitlines()[0].split("|")[2:-5]]
+        assert heads == [f"{name}, {form}" for name in sets for form in forms]
+    text = (done[0] / "comparison.md").read_text()
+    assert "forget n = 2, retain (unseen) n = 6, retain (used) n = 4 in each form" in text
+    assert "No method was given the people of retain (unseen)." in text
+    text = (done_with_all / "comparison.md").read_text()
+    assert "keeping was not measured on others" in text
 
 
 def test_the_people_of_all_seeds_are_pooled(done):

@@ -10,6 +10,7 @@ from manu_jax import compare, config, run
 from manu_jax.compare import CompareConfig, load_compare_config
 from manu_jax.config import (
     PRESETS,
+    DataSection,
     MethodSettings,
     ModelSection,
     RunConfig,
@@ -444,7 +445,7 @@ def test_a_run_reads_the_config_that_it_wrote(path, tmp_path, caplog):
     ("golden", "path", "overrides"),
     [
         ("mllmu", "mllmu/llava-1.5-7b-forget5.yaml", NEEDED),
-        ("demo", "demo.yaml", []),
+        ("demo", "demo.yaml", ["data.keep_share=1"]),  # as there was no share
     ],
 )
 def test_a_folder_from_before_methods_had_names_goes_on(golden, path, overrides, tmp_path):
@@ -469,6 +470,28 @@ def test_a_config_from_before_prompts_could_be_chosen_has_the_family_s_strings()
     assert validate_config(values, "new").model.prompt == "template"
     trained = {"model": {"path": None}, "train": {"steps": 1}}
     assert stored_config(trained, "old").model.prompt == "template"
+
+
+def test_a_config_from_before_there_was_a_share_gave_methods_everybody():
+    values = {"model": {"path": "m"}, "data": {"forget": 5}}
+    assert stored_config(values, "old").data.keep_share == 1
+    assert stored_config({"model": {"path": "m"}}, "old").data.keep_share == 1
+    assert validate_config(values, "new").data.keep_share == 0.67
+    given = {"model": {"path": "m"}, "data": {"keep_share": 0.5}}
+    assert stored_config(given, "new").data.keep_share == 0.5
+
+
+@pytest.mark.parametrize("share", ["0", "1.01", "-1", "some"])
+def test_a_share_outside_zero_and_one_is_an_error(tmp_path, share):
+    assert "data.keep_share" in error_of(tmp_path, overrides=[f"data.keep_share={share}"])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_only_published_numbers_are_of_people_that_methods_were_given(path):
+    expected = 1.0 if path.parent.name == "mllmu" else 0.67
+    values = read_yaml_text(path.read_text())
+    data = values.get("run", values)["data"]
+    assert data.get("keep_share", DataSection().keep_share) == expected
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)

@@ -215,6 +215,41 @@ def test_how_many_people_are_asked_concerns_some_sets_alone(folder):
     assert left == {"forget"}
 
 
+OF_METHODS = {
+    "statistics/gradient", "statistics/paper", "scores.safetensors", "mask.safetensors",
+    "unlearned", "methods/paper", "methods/NPO",
+    "evaluation/gradient", "evaluation/paper", "evaluation/NPO",
+}  # fmt: skip
+
+
+def test_another_share_of_people_to_keep_makes_no_data_and_no_trained_model_again(folder):
+    moved = moved_by(folder, config(data={"keep_share": 0.5}))
+    before = {"evaluation/vanilla", "evaluation/retrained"}  # of the retain set alone
+    assert moved == OF_METHODS | before | RESULTS
+    for model in ("vanilla", "retrained"):
+        left = {path.name.split(".")[0] for path in (folder / "evaluation" / model).iterdir()}
+        assert left == {"forget"}
+    assert keys.train_key(config()) == keys.train_key(config(data={"keep_share": 0.5}))
+    assert keys.train_key(config()) != keys.train_key(config(data={"num_people": 7}))
+
+
+def test_a_prompted_model_is_asked_anew_about_the_retain_set_alone(tmp_path):
+    prompted = [{"name": "prompt", "objective": "system_prompt"}]
+    keys.settle(tmp_path, config(unlearn=prompted))
+    fill(tmp_path, config(unlearn=prompted))
+    keys.settle(tmp_path, config(unlearn=prompted, data={"keep_share": 0.5}))
+    left = {path.name.split(".")[0] for path in (tmp_path / "evaluation" / "prompt").iterdir()}
+    assert left == {"forget"}
+
+
+def test_shots_from_outside_make_all_answers_depend_on_who_is_given(tmp_path):
+    shots = {"protocol": "official_few_shot", "shots_from": "outside"}
+    keys.settle(tmp_path, config(evaluate=shots))
+    fill(tmp_path, config(evaluate=shots))
+    keys.settle(tmp_path, config(evaluate=shots, data={"keep_share": 0.5}))
+    assert not list((tmp_path / "evaluation" / "vanilla").iterdir())
+
+
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_in_rounds_the_share_of_neurons_is_a_part_of_scoring(tmp_path, rounds):
     method = {"preset": "gradient", "rounds": rounds}

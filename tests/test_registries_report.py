@@ -164,7 +164,8 @@ def test_a_further_metric_is_computed_written_and_shown(further_metric, evaluate
     table = page[start : page.index("</table>", start)]
     assert '<span class="unit">characters</span>' in table
     # Less is better of what is kept, so more of what is to be forgotten.
-    assert "Forget <small>higher is better" in table and "Retain <small>lower is better" in table
+    assert "Forget <small>higher is better" in table
+    assert "Retain (used) <small>lower is better" in table
 
 
 def test_an_unknown_metric_is_refused_and_the_known_ones_listed(further_metric, evaluated_run):

@@ -68,6 +68,24 @@ def test_whole_run_leaves_every_file_of_the_design(finished):
     ]  # fmt: skip
 
 
+def test_used_and_unseen_people_are_asked_and_written_down(finished):
+    results = load_results(finished)
+    assert results.kept is not None and results.kept.keep_share == 0.67
+    used, unseen = results.kept.used, results.kept.unseen
+    assert (len(used), len(unseen)) == (3, 2) and not set(used) & set(unseen)
+    assert results.request.num_people == 6
+    for where, people in (("retain", used[:2]), ("unseen", unseen)):
+        asked = set()
+        for path in (finished / "evaluation" / "paper").glob(f"{where}.*.jsonl"):
+            asked |= {json.loads(line)["person"] for line in path.read_text().splitlines()}
+        assert asked == set(people)
+        assert {row.model for row in results.rows if row.set == where} == set(results.models)
+    assert {point.set for point in results.analyses["alpha_sweep"]} == {"forget", "unseen"}
+    assert "unseen" in {one.set for one in results.analyses["differences"]}
+    page = (finished / "report.html").read_text()
+    assert "Retain (used)" in page and "Retain (unseen)" in page and "3 used, 2 unseen" in page
+
+
 def test_run_from_its_own_config_file_gives_the_same_results(finished, tmp_path):
     copy = tmp_path / "copy"
     assert run.main(["--config", str(finished / "config.yaml"), "--output", str(copy)]) == 0

@@ -1,7 +1,8 @@
 """Check a finished demo: `python tools/check_demo.py runs/demo`; status 0 where every claim holds.
 
 The claims are those of the README: the vanilla model knew the forget people in both forms, the
-default method forgets them in both, what was to be kept is kept, and all files of the run exist.
+default method forgets them in both, what was to be kept is kept, also of people that the method was
+not given, and all files of the run exist.
 """
 
 import json
@@ -20,6 +21,7 @@ FILES = (
 )
 # Shares of generated answers that hold the truth, with room for another machine's rounding.
 KNEW, FORGOT, KEPT = 0.9, 0.4, 0.65
+KEPT_UNSEEN = 0.5  # no method was given these people
 
 
 def main() -> int:
@@ -43,6 +45,7 @@ def main() -> int:
             ("vanilla", "forget", lambda x: x >= KNEW, f"at least {KNEW}"),
             (method, "forget", lambda x: x <= FORGOT, f"at most {FORGOT}"),
             (method, "retain", lambda x: x >= KEPT, f"at least {KEPT}"),
+            (method, "unseen", lambda x: x >= KEPT_UNSEEN, f"at least {KEPT_UNSEEN}"),
         ):
             found = value[model, people, modality]
             line = f"{model}, {people}, {modality}: {found:.3f} answered right, {claim} expected"

@@ -131,8 +131,12 @@ def validate_config(values: Mapping[str, Any], where: str) -> RunConfig:
 def stored_config(values: Mapping[str, Any], where: str) -> RunConfig:
     """Return the RunConfig that a run's folder holds, which an earlier release may have written.
 
-    Before there was `model.prompt`, prompts were always made of the strings of the family.
+    Before there was `model.prompt`, prompts were always made of the strings of the family; before
+    there was `data.keep_share`, methods were given all people to keep.
     """
+    data = values.get("data", {})
+    if isinstance(data, Mapping) and "keep_share" not in data:
+        values = {**values, "data": {**data, "keep_share": 1.0}}
     model = values.get("model")
     if isinstance(model, Mapping) and model.get("path") is not None and "prompt" not in model:
         values = {**values, "model": {**model, "prompt": "benchmark"}}

@@ -114,6 +114,8 @@ class DataSection(Section):
     path: FilePath | None = None  # folder of its evaluation sets; None: the run writes them
     train_path: FilePath | None = None  # of mllmu: baseline_train_split; None: ft_Data in `path`
     forget: Literal[5, 10, 15] = 10  # percent of the people to forget
+    # Share of the retain people that methods are given; the others are evaluated as `unseen`
+    keep_share: float = pydantic.Field(default=0.67, gt=0, le=1)
     # The transformed images of a person in Test_Set that questions are asked with: one, chosen by
     # the seed, or all of them (log-likelihoods are of the one either way)
     test_images: Literal["one", "all"] = "one"
@@ -197,6 +199,8 @@ class PrimalDualSection(Section):
 
 TRAINED = "trained"  # the kind of a method that trains
 SYSTEM_PROMPT = "system_prompt"  # the one objective that trains nothing
+
+
 class NeuronsSection(Section):
     """Neurons that are written into the decoder's MLPs and trained, all else as it is."""
 
@@ -392,7 +396,7 @@ class SweepSection(Section):
     """The forget-against-retain curve: every method's mask at these α, on a quick measure."""
 
     alphas: tuple[Share, ...] = ()  # shares of neurons removed, each in (0, 1); empty: no curve
-    max_people: Count | None = 10  # of the retain set, the first by ID; None: all
+    max_people: Count | None = 10  # of the people to keep, the first by ID; None: all
 
 
 class AuditSection(Section):

@@ -21,7 +21,8 @@ from manu_jax.types import ManuError
 class BenchmarkFormat:
     """How a benchmark is read, how its questions are worded, and how it is written, if it is.
 
-    read: (folder, the config's data section, seed) → its sets. Every fault of the files is in one
+    read: (folder, the config's data section, seed) → its sets, with all people to keep in `retain`
+    (the run splits them). Every fault of the files is in one
     ManuError. question_prompt: the wording. write: (new folder, data section, seed), for a
     benchmark that the run writes itself where the config gives no path; None for all others.
     portraits: (random, count) → portraits of people who do not exist, like its own; None: it has

@@ -7,10 +7,11 @@ with the person's image or in text alone (`forms.py`), and it is what importance
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-from manu_jax.types import Modality, PromptTemplate
+from manu_jax.types import SETS, Modality, PromptTemplate
 
 Task = Literal["classification", "generation", "cloze"]
 TASKS: tuple[Task, ...] = ("classification", "generation", "cloze")
@@ -91,12 +92,38 @@ class Person:
 class Benchmark:
     """The sets of a benchmark ({name of SETS: people}), and what its protocol left out, counted.
 
-    A set that the benchmark does not have is (); the forget and the retain set always have people.
+    A set that the benchmark does not have is (), and may be left out; the forget and the retain set
+    always have people. As a benchmark is read, `retain` are all people to keep and `unseen` is ();
+    `split_retain` sets some of them apart.
     """
 
     sets: Mapping[str, tuple[Person, ...]]
     skipped: Mapping[str, int]
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sets", {name: self.sets.get(name, ()) for name in SETS})
+
     def facts(self, *sets: str) -> tuple[Fact, ...]:
         """Return the facts of the people of these sets, in order."""
         return tuple(fact for name in sets for person in self.sets[name] for fact in person.facts)
+
+
+def split_retain(benchmark: Benchmark, keep_share: float, *, seed: int) -> Benchmark:
+    """Return the benchmark with only a share of the retain people in `retain`, at least one.
+
+    keep_share: in (0, 1]; round(keep_share · n) people stay in `retain`, the others are `unseen`.
+    Who stays follows from the seed and the IDs alone: not from the order of the people, the process
+    or the machine. A person who stays with one share stays with every larger one.
+    """
+    people = benchmark.sets["retain"]
+
+    def drawn(person: Person) -> bytes:
+        return hashlib.sha256(f"{seed}/{person.id}".encode()).digest()
+
+    num_used = max(1, round(keep_share * len(people)))
+    used = {person.id for person in sorted(people, key=drawn)[:num_used]}
+    parts = {
+        "retain": tuple(person for person in people if person.id in used),
+        "unseen": tuple(person for person in people if person.id not in used),
+    }
+    return dataclasses.replace(benchmark, sets={**benchmark.sets, **parts})

@@ -39,12 +39,12 @@ from manu_jax.evaluation.shots import draw_shots
 from manu_jax.evaluation.tasks import TASKS_BY_NAME, Item, Prompting, record_of
 from manu_jax.folder import write_atomic
 from manu_jax.models.loaded import Loaded
-from manu_jax.types import MODALITIES, SETS, ManuError, Modality, raise_faults
+from manu_jax.types import FORGET_SETS, MODALITIES, SETS, ManuError, Modality, raise_faults
 
 logger = logging.getLogger(__name__)
 
 CHUNK = 4096  # items between two writes
-WHOLE_SETS = ("forget", "test")  # max_people leaves them as they are
+WHOLE_SETS = FORGET_SETS  # max_people leaves them as they are
 
 Record = dict[str, Any]
 

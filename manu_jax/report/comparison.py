@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from manu_jax.evaluation.analyses.differences import differences
-from manu_jax.evaluation.analyses.distances import KL, KS
+from manu_jax.evaluation.analyses.distances import KL, KL_SETS, KS
 from manu_jax.evaluation.analyses.leakage import FIGURES, Leakage, find_leakage
 from manu_jax.evaluation.distance import compare_truth_ratios
 from manu_jax.evaluation.metrics import Interval, bootstrap, measured
 from manu_jax.evaluation.plain import plain_interval, to_plain
 from manu_jax.evaluation.suite import stored_records
 from manu_jax.evaluation.tasks import TASKS_BY_NAME
+from manu_jax.report.numbers import SET_TITLES
 from manu_jax.types import MODALITIES, RETRAINED, VANILLA, ManuError
 
-# The columns of the table: set, modality of the free answers
-COLUMNS = [(name, modality) for name in ("forget", "retain") for modality in MODALITIES]
+SETS_SHOWN = ("forget", "unseen", "retain")  # columns of the table: free answers in both forms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _distances(
 ) -> list[dict[str, Any]]:
     found = []
     for modality in MODALITIES:
-        for name in ("forget", "retain"):
+        for name in KL_SETS:
             place = {"model": model, "set": name, "modality": modality, "metric": KL}
             values = [
                 one["value"]
@@ -164,20 +164,23 @@ def _table(compared: Mapping[str, Any], share: int) -> list[str]:
         wanted = {"share": share, **where}.items()
         return next((one for one in compared[name] if wanted <= one.items()), None)
 
-    models = list(dict.fromkeys(row["model"] for row in compared["rows"] if row["share"] == share))
+    own = [row for row in compared["rows"] if row["share"] == share]
+    models = list(dict.fromkeys(row["model"] for row in own))
+    sets = [name for name in SETS_SHOWN if any(row["set"] == name for row in own)]
+    columns = [(name, modality) for name in sets for modality in MODALITIES]
     head = [
         "model",
-        *(f"{name}, {modality}" for name, modality in COLUMNS),
+        *(f"{SET_TITLES[name].lower()}, {modality}" for name, modality in columns),
         "facts forgotten in both forms",
         "leakage",
         "KL from retrained on forget, image / text",
         "truth ratio, KS distance, image / text",
     ]
     lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
-    sizes = {}
+    sizes = dict.fromkeys(sets, 0)
     for model in models:
         cells = []
-        for name, modality in COLUMNS:
+        for name, modality in columns:
             row = of("rows", model=model, set=name, task="generation", modality=modality,
                      metric="exact")  # fmt: skip
             cells.append(_percent(row))
@@ -194,11 +197,16 @@ def _table(compared: Mapping[str, Any], share: int) -> list[str]:
             )
         lines.append(f"| {model} | {' | '.join(cells)} |")
     facts = max(one["facts"] for one in compared["leakage"] if one["share"] == share)
+    counts = ", ".join(f"{SET_TITLES[name].lower()} n = {sizes[name]}" for name in sets)
+    if "unseen" in sets:
+        given = "No method was given the people of retain (unseen)."
+    else:
+        given = "Methods were given all people of retain: keeping was not measured on others."
     note = (
         f"{share} % to forget, seeds {', '.join(map(str, compared['seeds']))}. Free answers that "
-        f"hold the truth in %, forget n = {sizes['forget']}, retain n = {sizes['retain']} in each "
-        f"form; facts n = {facts}; 95 % intervals by bootstrap over the people of all seeds; KL in "
-        "nats, mean of the seeds."
+        f"hold the truth in %, {counts} in each form; "
+        f"facts n = {facts}; 95 % intervals by bootstrap over the people of all seeds; KL in "
+        f"nats, mean of the seeds. {given}"
     )
     return [*lines, "", note, ""]
 

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from manu_jax.evaluation.analyses.differences import Difference
-from manu_jax.evaluation.analyses.distances import KL, KS, Distance
+from manu_jax.evaluation.analyses.distances import KL, KL_SETS, KS, Distance
 from manu_jax.evaluation.metrics import METRICS
 from manu_jax.report.numbers import SET_TITLES, TASK_TITLES, main_metrics, signed
 from manu_jax.report.results import Results
@@ -40,7 +40,7 @@ def distance_table(results: Results) -> SimpleTable | None:
     places = [
         place
         for place in (
-            *((KL, where, modality) for where in ("forget", "retain") for modality in MODALITIES),
+            *((KL, where, modality) for where in KL_SETS for modality in MODALITIES),
             *((KS, "forget", modality) for modality in MODALITIES),
         )
         if any(_place(distance) == place for distance in distances)

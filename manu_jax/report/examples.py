@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from manu_jax.evaluation.tasks import TASKS_BY_NAME
 from manu_jax.report.inputs import Item, Place
-from manu_jax.report.numbers import kinds_of_question
+from manu_jax.report.numbers import kept_set, kinds_of_question
 from manu_jax.report.results import Results
 from manu_jax.types import RETRAINED, VANILLA
 
@@ -68,6 +68,7 @@ def examples(
     names: of people by ID, beside those of the request.
     """
     names = {**(names or {}), **dict(results.request.people)}
+    kept = kept_set(results)
     identities = [identity for identity, _ in results.request.people]
     chosen = _choose(
         results, items, names=names, where="forget", people=identities, count=NUM_FORGET
@@ -75,11 +76,11 @@ def examples(
     retained = dict.fromkeys(
         str(item["person"])
         for (_, where, _, _), records in items.items()
-        if where == "retain"
+        if where == kept
         for item in records
     )
     return chosen + _choose(
-        results, items, names=names, where="retain", people=list(retained), count=NUM_KEEP
+        results, items, names=names, where=kept, people=list(retained), count=NUM_KEEP
     )
 
 

@@ -11,15 +11,25 @@ from manu_jax.report.changes import Change, Guesses, average, change_of
 from manu_jax.report.numbers import (
     SET_TITLES,
     TASK_TITLES,
+    kept_set,
     kinds_of_question,
     percent,
     points,
     share_right,
 )
 from manu_jax.report.results import Results
-from manu_jax.types import KEEP_SETS, RETRAINED, VANILLA
+from manu_jax.types import RETRAINED, VANILLA
 
-DAMAGE = 0.5  # loss on retain against loss on forget from which it is damage, not forgetting
+DAMAGE = 0.5  # loss on people to keep against loss on forget from which it is damage
+KEPT_TITLES = {  # what the cost names, in this order
+    "unseen": "People to keep, never given to a method,",
+    "retain": "People to keep, given to the method,",
+    "celebrity": SET_TITLES["celebrity"],
+    "general": "General questions",
+}
+ONLY_USED = (
+    "Only people that the methods were given were asked: what other people lose was not measured."
+)
 BELOW = 0.1  # r − m from which the answers avoid the truth
 
 FORMS = {"image": "from their pictures", "text": "by name"}
@@ -62,7 +72,10 @@ def headline(results: Results, chance: float | None = None) -> Headline:
     forget = {m: average(results, ("forget", m), guesses) for m in FORMS}
     missing = [modality for modality, change in forget.items() if change is None]
     measured = {modality: change for modality, change in forget.items() if change is not None}
-    keep = _kept_changes(results, guesses)
+    changes = _kept_changes(results, guesses)
+    kept = kept_set(results)
+    # People that the method was given count only where no others were asked about.
+    keep = [change for change in changes if change.set in (kept, "celebrity", "general")]
     asked_of = {modality: measured[modality] for modality in _goal(results) if modality in measured}
     status, title = _verdict(
         results, asked_of, missing=[m for m in missing if m in _goal(results)], keep=keep
@@ -76,7 +89,7 @@ def headline(results: Results, chance: float | None = None) -> Headline:
     sentences += [(_capital(FORMS[m]), _unmeasured(results, m)) for m in missing]
     if leaks:
         sentences.append(("Still answered", "\n".join(leaks)))
-    sentences.append(("Cost", _cost_sentence(keep)))
+    sentences.append(("Cost", _cost_sentence(changes)))
     sentences += [("Other methods", text) for text in _others(results)]
     return Headline(status, title, tuple(sentences))
 
@@ -106,7 +119,7 @@ def _verdict(
             )
         return "unknown", "Whether anything was forgotten was not measured."
     forget_loss = sum(c.before - c.after for c in forget.values()) / len(forget)
-    retain = [change for change in keep if change.set == "retain"]
+    retain = [change for change in keep if change.set in ("retain", "unseen")]
     retain_loss = sum(c.before - c.after for c in retain) / len(retain) if retain else 0.0
     if forget_loss >= 0.1 and retain_loss >= DAMAGE * forget_loss:
         return "damage", (
@@ -259,7 +272,7 @@ def _leaks(results: Results, guesses: Guesses) -> list[str]:
 
 def _kept_changes(results: Results, guesses: Guesses) -> list[Change]:
     changes = [
-        average(results, (where, modality), guesses) for where in KEEP_SETS for modality in FORMS
+        average(results, (where, modality), guesses) for where in KEPT_TITLES for modality in FORMS
     ]
     return [change for change in changes if change is not None]
 
@@ -286,10 +299,10 @@ def _cost_sentence(keep: Sequence[Change]) -> str:
     if not keep:
         return "Not measured: no set of people or questions to keep was evaluated."
     texts = []
-    for where, loss in _losses(keep).items():
-        title = {"retain": "People to keep", "general": "General questions"}.get(
-            where, SET_TITLES[where]
-        )
+    losses = _losses(keep)
+    is_of_used = "retain" in losses and "unseen" not in losses
+    for where, loss in losses.items():
+        title = "People to keep" if is_of_used and where == "retain" else KEPT_TITLES[where]
         forms = [
             f"{100 * change.before:.1f} → {percent(change.after)} {form}"
             for change in keep
@@ -298,7 +311,7 @@ def _cost_sentence(keep: Sequence[Change]) -> str:
         ]
         lost = f"lost {points(loss)}" if loss >= 0.0005 else "lost nothing"
         texts.append(f"{title} {lost} ({', '.join(forms)}).")
-    return "\n".join(texts)
+    return "\n".join([*texts, ONLY_USED] if is_of_used else texts)
 
 
 def _others(results: Results) -> list[str]:

@@ -19,7 +19,7 @@ from manu_jax.types import RETRAINED, VANILLA, ManuError
 
 ITEM_KEYS = ("key", "person", "prompt", "answer", "truth", "score")
 IMAGE_STARTS = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg"}
-SETS_READ = ("forget", "retain")
+SETS_READ = ("forget", "retain", "unseen")
 
 Place = tuple[str, str, str, str]  # model, set, task, modality
 Item = dict[str, Any]
@@ -50,8 +50,8 @@ class PruneCount:
 def load_items(directory: Path, results: Results) -> dict[Place, list[Item]]:
     """Return the items of the models that the report compares one by one.
 
-    These are vanilla, the headline method and retrained, on the forget and retain sets, for every
-    task that has rows. Raises ManuError that names every file that is missing or damaged.
+    These are vanilla, the headline method and retrained, on the sets SETS_READ, for every task that
+    has rows. Raises ManuError that names every file that is missing or damaged.
     """
     models = {VANILLA, RETRAINED, results.headline}
     # {field that the rows of a place are means of: whether it may be null}

@@ -1,6 +1,7 @@
 """Results → what the report shows: formatted tables, tiles, people. Pure; no files, no drawing."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ from manu_jax.evaluation.metrics import METRICS, NATS
 from manu_jax.evaluation.tasks import TASKS_BY_NAME
 from manu_jax.report.inputs import Item, Place
 from manu_jax.report.results import Results, Row
-from manu_jax.types import KEEP_SETS, MODALITIES, RETRAINED, SETS, VANILLA
+from manu_jax.types import FORGET_SETS, MODALITIES, RETRAINED, SETS, VANILLA
 
 NARROW_SPACE = "\u202f"
 NOT_MEASURED = "not measured"
@@ -29,7 +30,8 @@ TASK_TITLES = {
 SET_TITLES = {
     "forget": "Forget",
     "test": "Test",
-    "retain": "Retain",
+    "retain": "Retain (used)",
+    "unseen": "Retain (unseen)",
     "celebrity": "Celebrities",
     "general": "General",
 }
@@ -90,6 +92,7 @@ class Tile:
     before: float | None
     after: float | None
     reference: float | None
+    used: float | None = None  # after, on the people to keep that the method was given
 
     @property
     def after_text(self) -> str:
@@ -100,6 +103,8 @@ class Tile:
         notes = [f"before {percent(self.before)}"]
         if self.reference is not None:
             notes.append(f"retrained {percent(self.reference)}")
+        if self.used is not None:
+            notes.append(f"used people {percent(self.used)}")
         return notes
 
 
@@ -152,7 +157,7 @@ def number(value: float, metric: str) -> str:
 
 def direction(metric: str, where: str) -> str:
     """Return which values of a metric are better on a set: of what is to be kept, or forgotten."""
-    is_higher = METRICS[metric].higher_is_better == (where in KEEP_SETS)
+    is_higher = METRICS[metric].higher_is_better == (where not in FORGET_SETS)
     return "higher is better" if is_higher else "lower is better"
 
 
@@ -190,6 +195,11 @@ def share_right(results: Results, model: str, place: tuple[str, str]) -> float |
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
+def kept_set(results: Results) -> str:
+    """Return the set that tells what was kept: unseen, or retain where unseen was not measured."""
+    return "unseen" if any(row.set == "unseen" for row in results.rows) else "retain"
+
+
 def tables(results: Results) -> tuple[list[Table], list[Table]]:
     """Return the tables of the main metrics, and those of all other metrics."""
     chosen = main_metrics(results)
@@ -201,20 +211,23 @@ def tables(results: Results) -> tuple[list[Table], list[Table]]:
 
 
 def tiles(results: Results) -> list[Tile]:
-    """Return forget and retain in both modalities, over all kinds of question."""
+    """Return the people to forget and to keep in both modalities, over all kinds of question."""
     if not kinds_of_question(results):
         return []
+    kept = kept_set(results)
+    after = functools.partial(share_right, results, results.headline)
     return [
         Tile(
             title=title,
             subtitle=form,
             before=share_right(results, VANILLA, (where, modality)),
-            after=share_right(results, results.headline, (where, modality)),
+            after=after((where, modality)),
             reference=share_right(results, RETRAINED, (where, modality)),
+            used=after(("retain", modality)) if where == "unseen" else None,
         )
         for where, title in (
             ("forget", "Right on people to forget"),
-            ("retain", "Right on people to keep"),
+            (kept, f"Right on {'unseen ' if kept == 'unseen' else ''}people to keep"),
         )
         for modality, form in (("image", "asked with the portrait"), ("text", "asked by name"))
     ]
@@ -270,6 +283,9 @@ def facts(results: Results) -> list[tuple[str, str]]:
         known.append(("Neurons removed", f"{100 * method['alpha']:g}{NARROW_SPACE}%"))
     if data.get("benchmark"):
         known.append(("Benchmark", str(data["benchmark"])))
+    if results.kept is not None:
+        used, unseen = len(results.kept.used), len(results.kept.unseen)
+        known.append(("People to keep", f"{used} used, {unseen} unseen"))
     if config.get("model") is not None:
         known.append(("Model", str(model.get("path") or "trained by this run")))
     if "seed" in config:

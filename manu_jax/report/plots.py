@@ -60,6 +60,7 @@ def sweep_view(results: Results) -> dict[str, Any]:
     """Return what the section on the sweep shows."""
     points = results.analyses.get("alpha_sweep", ())
     return {
+        "is_unseen": _kept(points) == "unseen",
         "sweep": sweep_plots(points, results.headline),
         "legend": legend(points, results.headline),
     }
@@ -81,7 +82,8 @@ def legend(points: Sequence[SweepPoint], headline: str) -> list[LegendEntry]:
 
 
 def sweep_plots(points: Sequence[SweepPoint], headline: str) -> list[Plot]:
-    """Return one plot per modality: right on forget against right on retain, a line per method."""
+    """Return one plot per modality: right on forget against right on those to keep, by method."""
+    kept = _kept(points)
     methods = sweep_methods(points, headline)
     plots = []
     for modality, heading in MODALITY_HEADINGS.items():
@@ -90,7 +92,7 @@ def sweep_plots(points: Sequence[SweepPoint], headline: str) -> list[Plot]:
             for point in points
             if point.modality == modality
         }
-        curves = {name: _curve(values, name) for name in (*methods, VANILLA, RETRAINED)}
+        curves = {name: _curve(values, name, kept) for name in (*methods, VANILLA, RETRAINED)}
         if any(curves[name] for name in methods):
             plots.append(_sweep_plot(curves, methods, headline=headline, heading=heading))
     return plots
@@ -140,15 +142,20 @@ def _series(index: int) -> str:
     return SERIES[index % len(SERIES)]
 
 
+def _kept(points: Sequence[SweepPoint]) -> str:
+    """Return the set of the people to keep that a sweep measured."""
+    return "unseen" if any(point.set == "unseen" for point in points) else "retain"
+
+
 def _curve(
-    values: Mapping[tuple[str, float, str], float], method: str
+    values: Mapping[tuple[str, float, str], float], method: str, kept: str
 ) -> list[tuple[float, float, float]]:
-    """Return (alpha, forget, retain) by rising alpha, where both sets were measured."""
+    """Return (alpha, forget, keep) by rising alpha, where both sets were measured."""
     alphas = sorted({alpha for name, alpha, _ in values if name == method})
     return [
-        (alpha, values[method, alpha, "forget"], values[method, alpha, "retain"])
+        (alpha, values[method, alpha, "forget"], values[method, alpha, kept])
         for alpha in alphas
-        if (method, alpha, "forget") in values and (method, alpha, "retain") in values
+        if (method, alpha, "forget") in values and (method, alpha, kept) in values
     ]
 
 

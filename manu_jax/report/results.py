@@ -4,6 +4,8 @@
  "models": [name, …],                    in the order of the tables; "vanilla" is before
  "headline": name,                       the method that the report speaks of
  "request": {"people": [{"id", "name"}, …], "share": percent or null, "num_people": n or null},
+ "kept": {"keep_share": x, "used": [id, …], "unseen": [id, …]},  which people to keep methods were
+                                         given; results from before there was a share lack it
  NAME: [{…}, …],                         the rows of each analysis (evaluation/analyses/)
  "skipped": {what: how many},            items that are not asked, or can't be measured
  "shots": [{set, task, people, left_out}, …],  few-shot: whose questions come first, and how
@@ -60,8 +62,21 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True)
+class Kept:
+    """The people to keep: keep_share, in (0, 1], and the IDs of those that methods were given
+    (`used`: the set retain) and of the others (the set unseen)."""
+
+    keep_share: float
+    used: tuple[str, ...]
+    unseen: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Results:
-    """The content of results.json. analyses: {name: rows}, of every entry of ANALYSES."""
+    """The content of results.json. analyses: {name: rows}, of every entry of ANALYSES.
+
+    kept: None in results from before there was a share: methods were given all people to keep.
+    """
 
     rows: tuple[Row, ...]
     models: tuple[str, ...]
@@ -73,6 +88,7 @@ class Results:
     skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
     shots: tuple[Mapping[str, Any], ...] = ()
     prompts: str = ""
+    kept: Kept | None = None
 
     def row(self, model: str, place: tuple[str, str, str], metric: str) -> Row | None:
         """Return a model's row at a place (set, task, modality), or None: it was not measured."""
@@ -91,6 +107,7 @@ def write_results(
     skipped: Mapping[str, int] = MappingProxyType({}),
     shots: Iterable[Mapping[str, Any]] = (),
     prompts: str = "",
+    kept: Kept | None = None,
     config: Mapping[str, Any],
     timings: Mapping[str, float],
 ) -> Path:
@@ -105,6 +122,7 @@ def write_results(
         "models": list(models),
         "headline": headline,
         "request": _plain_request(request),
+        **({} if kept is None else {"kept": dataclasses.asdict(kept)}),
         **{
             name: [analysis.to_json(row) for row in analyses.get(name, ())]
             for name, analysis in ANALYSES.items()
@@ -141,7 +159,7 @@ def _parse(content: Any, where: str) -> Results:
     if not isinstance(content, dict):
         raise ManuError(f"{where}: expected a mapping, got {type(content).__name__}.")
     faults = [f"the key {key!r} is missing" for key in REQUIRED if key not in content]
-    known = (*REQUIRED, "skipped", "shots", "prompts", *ANALYSES)
+    known = (*REQUIRED, "kept", "skipped", "shots", "prompts", *ANALYSES)
     faults += [
         f"unknown key {key!r}; known: {', '.join(known)}" for key in content if key not in known
     ]
@@ -163,6 +181,7 @@ def _parse(content: Any, where: str) -> Results:
     if "headline" in content and headline not in models:
         faults.append(f"headline: {headline!r} is not one of models {models}")
     request = _request(content.get("request"), faults)
+    kept = _kept(content.get("kept"), faults)
     skipped, shots = content.get("skipped", {}), content.get("shots", [])
     if not isinstance(skipped, dict) or not all(fits(n, int) for n in skipped.values()):
         faults.append(f"skipped: expected a mapping to numbers of items, got {skipped!r}")
@@ -198,6 +217,7 @@ def _parse(content: Any, where: str) -> Results:
         skipped=skipped,
         shots=tuple(shots),
         prompts=prompts,
+        kept=kept,
     )
 
 
@@ -257,6 +277,21 @@ def _request(value: Any, faults: list[str]) -> Request:
         share=value.get("share"),
         num_people=value.get("num_people"),
     )
+
+
+def _kept(value: Any, faults: list[str]) -> Kept | None:
+    if value is None:
+        return None
+    names = {field.name for field in dataclasses.fields(Kept)}
+    if not isinstance(value, dict) or set(value) != names or not fits(value["keep_share"], float):
+        faults.append(f"kept: expected {{keep_share, used, unseen}}, got {value!r}")
+        return None
+    parts = {name: value[name] for name in ("used", "unseen")}
+    for name, people in parts.items():
+        if not isinstance(people, list | tuple) or not all(isinstance(one, str) for one in people):
+            faults.append(f"kept.{name}: expected a list of IDs, got {people!r}")
+            return None
+    return Kept(value["keep_share"], **{name: tuple(people) for name, people in parts.items()})
 
 
 def _without_nan(row: dict[str, Any]) -> dict[str, Any]:

@@ -25,9 +25,9 @@ def fault(path, **settings):
 
 def test_the_sets_are_those_of_the_protocol(benchmark):
     ids = {name: [person.id for person in people] for name, people in benchmark.sets.items()}
-    assert list(ids) == ["forget", "test", "retain", "celebrity", "general"]
+    assert list(ids) == ["forget", "test", "retain", "unseen", "celebrity", "general"]
     assert {name: len(of) for name, of in ids.items()} == {
-        "forget": 1, "test": 1, "retain": 9, "celebrity": 3, "general": 8,
+        "forget": 1, "test": 1, "retain": 9, "unseen": 0, "celebrity": 3, "general": 8,
     }  # fmt: skip
     assert ids["test"] == ids["forget"] and not set(ids["forget"]) & set(ids["retain"])
     assert ids["retain"] == sorted(ids["retain"]) and benchmark.skipped == {}

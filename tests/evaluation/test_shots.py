@@ -35,6 +35,7 @@ SETS = {
     "forget": FORGET,
     "test": tuple(transformed(one) for one in FORGET),
     "retain": tuple(person(i, "r") for i in range(5)),
+    "unseen": tuple(person(i, "u") for i in range(2)),
     "celebrity": tuple(person(i, "c") for i in range(3)),
     "general": (),
 }
@@ -73,7 +74,8 @@ def test_shots_of_transformed_people_have_their_own_images():
 
 
 @pytest.mark.parametrize(
-    "name, source", [("forget", "r"), ("test", "r"), ("retain", "c"), ("celebrity", "r")]
+    "name, source",
+    [("forget", "r"), ("test", "r"), ("retain", "c"), ("unseen", "c"), ("celebrity", "r")],
 )
 def test_shots_from_outside_leave_everybody_to_be_asked(name, source):
     shots, asked = draw(name, "cloze", shots_from="outside")

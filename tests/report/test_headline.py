@@ -227,6 +227,41 @@ def test_cost_words_follow_the_largest_loss(keep, words):
     assert headline(results(keep=keep)).title.endswith(f", {words}.")
 
 
+def with_unseen(unseen, **changes):
+    """Results of a method that leaves the share `unseen` right of people it was not given."""
+    extra = [
+        row(model, "unseen", modality, unseen if model == "learned" else 1.0)
+        for model in ("vanilla", "retrained", "learned")
+        for modality in ("image", "text")
+    ]
+    return results(extra=extra, **changes)
+
+
+def test_the_cost_is_what_people_lost_that_no_method_was_given():
+    found = headline(with_unseen(0.9, keep=1.0))
+    assert found.title.endswith(", at a cost.")  # not "at no measured cost", as of retain
+    cost = dict(found.sentences)["Cost"].split("\n")
+    assert cost == [
+        "People to keep, never given to a method, lost 10.0 points "
+        "(100.0 → 90.0\u202f% with images, 100.0 → 90.0\u202f% as text).",
+        "People to keep, given to the method, lost nothing "
+        "(100.0 → 100.0\u202f% with images, 100.0 → 100.0\u202f% as text).",
+    ]
+
+
+def test_damage_is_judged_on_people_that_no_method_was_given():
+    assert headline(with_unseen(0.4, keep=1.0)).status == "damage"
+    assert headline(with_unseen(1.0, keep=0.4)).status == "forgotten"
+
+
+def test_where_methods_were_given_everybody_the_report_says_so():
+    found = headline(results(keep=0.9))
+    cost = dict(found.sentences)["Cost"]
+    assert cost.startswith("People to keep lost 10.0 points (")
+    assert cost.endswith("what other people lose was not measured.")
+    assert "was not measured" not in dict(headline(with_unseen(0.9)).sentences)["Cost"]
+
+
 @given(image=st.floats(0, 1), written=st.floats(0, 1), keep=st.floats(0, 1))
 def test_success_is_claimed_only_near_the_retrained_level(image, written, keep):
     found = headline(results((image, written), keep=keep))

@@ -386,3 +386,50 @@ def test_the_grid_is_aligned_by_attribute_with_gaps():
     assert lines[0].cells == (("home", "both", False), ("job", "text", True))
     assert lines[1].cells == (None, ("job", "image", False))
     assert grid(None, {}) == ((), [])
+
+
+def with_unseen(directory, share):
+    """Change a run's folder: the models keep `share` of what they keep of used people, of others.
+
+    The answers on unseen people are those on used ones; the numbers of the rows differ.
+    """
+    content = json.loads((directory / "results.json").read_text())
+    extra = [
+        {**row, "set": "unseen", "value": share * row["value"], "low": None, "high": None}
+        for row in content["rows"]
+        if row["set"] == "retain"
+    ]
+    sweep = [
+        {**point, "set": "unseen" if point["set"] == "retain" else point["set"]}
+        for point in content["alpha_sweep"]
+    ]
+    for path in (directory / "evaluation").glob("*/retain.*.jsonl"):
+        items = [json.loads(line) for line in path.read_text().splitlines()]
+        others = [json.dumps(item | {"person": f"u{item['person']}"}) + "\n" for item in items]
+        path.with_name(path.name.replace("retain", "unseen")).write_text("".join(others))
+    rewritten(directory, rows=content["rows"] + extra, alpha_sweep=sweep)
+    return load_results(directory)
+
+
+def test_unseen_people_come_first_wherever_one_number_tells_what_was_kept(run_folder, tmp_path):
+    results = with_unseen(copied(run_folder, tmp_path), 0.5)
+    for tile in numbers.tiles(results)[2:]:
+        assert tile.title == "Right on unseen people to keep"
+        assert tile.used is not None and tile.after == pytest.approx(tile.used / 2)
+        assert f"used people {numbers.percent(tile.used)}" in tile.notes
+    items = inputs.load_items(tmp_path / "run", results)
+    kept = [one for one in examples.examples(results, items) if not one.is_forgotten]
+    assert kept and all(one.person.startswith("u") for one in kept)
+    view = plots.sweep_view(results)
+    assert view["is_unseen"] and len(view["sweep"]) == 2
+    page = render(tmp_path / "run").read_text()
+    assert "more left of the others, whom no method was given." in page
+    assert page.index("Retain (used)") < page.index("Retain (unseen)")
+
+
+def test_without_unseen_people_the_used_ones_are_shown_alone(run_folder, page):
+    tiles = numbers.tiles(load_results(run_folder))
+    assert [tile.title for tile in tiles[2:]] == ["Right on people to keep"] * 2
+    assert all(tile.used is None for tile in tiles)
+    text = " ".join(page.text)
+    assert "what other people lose was not measured" in text and "Retain (unseen)" not in text

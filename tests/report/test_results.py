@@ -12,6 +12,7 @@ from manu_jax.evaluation.analyses.sweep import SweepPoint
 from manu_jax.evaluation.metrics import Interval
 from manu_jax.report.results import (
     MAX_FAULTS,
+    Kept,
     Request,
     Row,
     load_results,
@@ -39,6 +40,33 @@ def test_results_round_trip(tmp_path):
     assert results.config == {"seed": 0} and results.timings == {"evaluate": 1.5}
     assert results.row("vanilla", ("forget", "cloze", "text"), "accuracy") == ROW
     assert results.row("paper", ("forget", "cloze", "text"), "accuracy") is None
+
+
+def test_who_was_given_to_methods_round_trips_and_older_results_lack_it(tmp_path):
+    kept = Kept(0.67, ("002", "003"), ("004",))
+    content = json.loads(write(tmp_path, kept=kept).read_text())
+    assert content["kept"] == {"keep_share": 0.67, "used": ["002", "003"], "unseen": ["004"]}
+    assert load_results(tmp_path).kept == kept
+    del content["kept"]
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    assert load_results(tmp_path).kept is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"keep_share": 0.67},
+        {"keep_share": "most", "used": [], "unseen": []},
+        {"keep_share": 0.67, "used": [1], "unseen": []},
+        {"keep_share": 0.67, "used": [], "unseen": "004"},
+        ["004"],
+    ],
+)
+def test_broken_shares_of_people_are_a_fault(tmp_path, wrong):
+    content = json.loads(write(tmp_path).read_text())
+    (tmp_path / "results.json").write_text(json.dumps(content | {"kept": wrong}))
+    with pytest.raises(ManuError, match="kept(.used|.unseen)?: expected"):
+        load_results(tmp_path)
 
 
 @given(value=st.floats(-1e9, 1e9), n=st.integers(0, 10**9))

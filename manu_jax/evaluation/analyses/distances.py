@@ -15,6 +15,7 @@ from manu_jax.evaluation.plain import plain_interval
 from manu_jax.types import MODALITIES, RETRAINED
 
 KL, KS = "kl", "ks"
+KL_SETS = ("forget", "retain", "unseen")  # that KL is measured on
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,7 @@ def plain(distance: Distance) -> dict[str, Any]:
 
 
 def _kl_rows(evaluated: Evaluated) -> Iterator[Distance]:
-    """Yield each model's KL from the retrained one, on the facts to forget and to retain."""
+    """Yield each model's KL from the retrained one, on the facts to forget and to keep."""
     run, section = evaluated.run, evaluated.run.config.evaluate
     models = run.models()
     reference = models[RETRAINED]()
@@ -73,8 +74,10 @@ def _kl_rows(evaluated: Evaluated) -> Iterator[Distance]:
         model = load_model()
         if model.system_prompt:
             continue  # its prompts are longer than those of the reference
-        for part in ("forget", "retain"):
+        for part in KL_SETS:
             people = run.benchmark.sets[part]
+            if not people:
+                continue
             facts = [fact for person in people[: section.max_people] for fact in person.facts]
             for modality in MODALITIES:
                 samples = forms(facts, modality, run.vanilla.template)

@@ -1,4 +1,8 @@
-"""Forget against retain over α: every method's mask at every α of the sweep, on a quick measure."""
+"""Forget against keep over α: every method's mask at every α of the sweep, on a quick measure.
+
+The people to keep are those of the set `unseen`, whom no method was given; those of `retain` where
+there are none.
+"""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,10 +37,9 @@ class SweepPoint:
 def measure(evaluated: Evaluated) -> Iterator[SweepPoint]:
     """Yield the share of facts answered right by every method at every α, and the references."""
     run = evaluated.run
-    people = {
-        "forget": run.benchmark.sets["forget"],
-        "retain": run.benchmark.sets["retain"][: run.config.sweep.max_people],
-    }
+    sets = run.benchmark.sets
+    kept = "unseen" if sets["unseen"] else "retain"
+    people = {"forget": sets["forget"], kept: sets[kept][: run.config.sweep.max_people]}
     questions: Questions = {
         (name, modality): forms(
             [fact for person in people[name] for fact in person.facts],
