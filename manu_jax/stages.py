@@ -28,6 +28,7 @@ from manu_jax.context import SYSTEM_PROMPT, Run, select_neurons
 from manu_jax.data import safeeraser
 from manu_jax.evaluation.analyses.analysis import Evaluated
 from manu_jax.evaluation.analyses.registry import ANALYSES
+from manu_jax.evaluation.memory import check_memory
 from manu_jax.evaluation.shots import shots_of_run
 from manu_jax.evaluation.suite import (
     evaluate,
@@ -44,7 +45,6 @@ from manu_jax.preflight import check_questions, without_weights
 from manu_jax.report.render import render_with_portraits
 from manu_jax.report.results import write_results
 from manu_jax.training.kept import keep_models, kept_folder, take_models
-from manu_jax.training.memory import check_memory
 from manu_jax.training.unlearner import reference_of, unlearn
 from manu_jax.training.vanilla import remove_checkpoints, train_models
 from manu_jax.types import RETRAINED, SETS, VANILLA, Sample

@@ -15,6 +15,7 @@ from manu_jax.config.base import Section, read_yaml, registry, validate
 from manu_jax.config.methods import MethodSettings, StatisticsMethod, method_of
 from manu_jax.config.sections import (
     BENCHMARKS,
+    AuditSection,
     DataSection,
     EvaluateSection,
     FilePath,
@@ -49,6 +50,7 @@ class RunConfig(Section):
     score_batch: int = pydantic.Field(default=32, ge=1)  # samples a scoring step
     sweep: SweepSection = SweepSection()
     evaluate: EvaluateSection = EvaluateSection()
+    audit: AuditSection = AuditSection()
     # Compiled programs and trained demo models; None: off
     cache: FilePath | None = "~/.cache/manu_jax"
 
@@ -63,6 +65,8 @@ class RunConfig(Section):
         reserved = sorted({VANILLA, RETRAINED} & set(names))
         if reserved:
             raise ValueError(f"method, compare and unlearn: {reserved} name other models")
+        if others := sorted(set(self.audit.methods) - {"headline", "all", *names}):
+            raise ValueError(f"audit.methods: no methods {others}; known: headline, all, {names}")
         if self.model.path is None and not self.train.steps:
             raise ValueError(
                 "model.path is not set and train.steps is 0: name a Hugging Face folder "

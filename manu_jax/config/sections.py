@@ -299,3 +299,28 @@ class SweepSection(Section):
 
     alphas: tuple[Share, ...] = ()  # shares of neurons removed, each in (0, 1); empty: no curve
     max_people: Count | None = 10  # of the retain set, the first by ID; None: all
+
+
+class AuditSection(Section):
+    """The audit: whether what was to be forgotten is gone or hidden (docs/audit.md).
+
+    A bare text is the level: `audit: full`. cheap: attacks that train nothing. full: benign tuning
+    and relearning as well, which take a training of `steps` for each form, half and rate.
+    """
+
+    level: Literal["none", "cheap", "full"] = "cheap"
+    # Names of methods; headline: the first one; all: every one
+    methods: tuple[str, ...] = ("headline",)
+    # Of attacks that train; the one that brings back most counts
+    learning_rates: tuple[float, ...] = pydantic.Field(default=(3e-4, 1e-3, 3e-3), min_length=1)
+    steps: Count = 64  # of attacks that train
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _from_level(cls, values: Any) -> Any:
+        return {"level": values} if isinstance(values, str) else values
+
+    @pydantic.field_validator("methods", mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
