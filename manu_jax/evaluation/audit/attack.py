@@ -30,6 +30,30 @@ from manu_jax.types import KEEP_SETS, MODALITIES, RETRAINED, Modality, Sample, q
 ANSWERED = "answered"  # share of the facts to forget that are answered right
 
 
+@dataclasses.dataclass(frozen=True)
+class AuditMetric:
+    """A measure of an audit's rows. title: in the report. unit: "%" (of 1) or "".
+
+    more_is_worse: whether a model that knows more has a higher value. is_judged: whether rows of it
+    count in the verdict.
+    """
+
+    title: str
+    unit: str = "%"
+    more_is_worse: bool = True
+    is_judged: bool = True
+
+
+AUDIT_METRICS: dict[str, AuditMetric] = {
+    ANSWERED: AuditMetric("answered right"),
+    "uds": AuditMetric("unlearning depth score", unit="", more_is_worse=False),
+    "auc": AuditMetric("told from people who were never trained on, AUC", unit=""),
+    "tpr": AuditMetric("recognised at 1 % false alarms", is_judged=False),
+    "extraction": AuditMetric("extraction strength", unit=""),
+    "memorised": AuditMetric("tokens that are the first choice"),
+}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AuditRow:
     """What one attack, in one variant, brings back of the facts to forget in one form.
@@ -266,12 +290,16 @@ class Attack:
     measure: gives the rows of the one model under attack, `attacked.loaded`, without floors; none
     where the attack does not apply. All processes call it. full: it trains, and is made only by
     `audit: full`. title: in the report. finds: what a row above the floor says, in words.
+    is_trace: it brings no answer back, and measures what is left inside. left_out: when it gives no
+    rows, in words; "": it always gives some.
     """
 
     measure: Callable[[Attacked], Iterable[AuditRow]]
     full: bool
     title: str
     finds: str
+    is_trace: bool = False
+    left_out: str = ""
 
 
 def plain(attacked: Attacked) -> Iterable[AuditRow]:
