@@ -51,6 +51,12 @@ AUDIT_METRICS: dict[str, AuditMetric] = {
     "tpr": AuditMetric("recognised at 1 % false alarms", is_judged=False),
     "extraction": AuditMetric("extraction strength", unit=""),
     "memorised": AuditMetric("tokens that are the first choice"),
+    # Of relearning.py, beside its curves
+    "area": AuditMetric("answered right, mean over the steps"),
+    "rate": AuditMetric("strongest learning rate", unit="", is_judged=False),
+    "regained": AuditMetric("R", unit="", more_is_worse=False, is_judged=False),
+    "trained": AuditMetric("right on what was trained", is_judged=False),
+    "diverged": AuditMetric("diverged after the step", unit="", is_judged=False),
 }
 
 

@@ -236,7 +236,7 @@ def _lowest(values_A: np.ndarray) -> float:
 
 @jax.jit
 def _token_scores(model: Any, batch: Batch) -> tuple[jax.Array, ...]:
-    """Return log p, standardised log p, is first choice, and weight of each answer token. [B, A]."""
+    """Return log p, standardised log p, first choice or not, weight of answer tokens. [B, A]."""
     logits_BAV, targets = logits_at_answers(model, batch, remat="none")
     log_p_BAV = jax.nn.log_softmax(logits_BAV.astype(jnp.float32), axis=-1)
     tokens_BA = targets.token_ids_BT

@@ -35,7 +35,7 @@ SEEDS = (0, 1, 2)
 def measure(attacked: Attacked) -> Iterable[AuditRow]:
     """Yield the rows of the attacks that the model's edit allows."""
     questions, edit = attacked.questions, attacked.edit
-    if edit is not None and getattr(edit, "separable", False):
+    if getattr(edit, "separable", False) and hasattr(edit, "scaled"):
         for variant, factor in ((ZEROED, 0.0), (HALVED, 0.5)):
             left = edit.scaled(factor).apply(attacked.vanilla)
             right = attacked.answered(left, questions)
@@ -50,8 +50,9 @@ def measure(attacked: Attacked) -> Iterable[AuditRow]:
 
 def mask_of(edit: Any) -> Neurons | None:
     """Return the mask that an edit is, or has; None where it sets nothing to zero."""
-    found = edit if isinstance(edit, Mapping) else getattr(edit, "mask", None)
-    return None if found is None else dict(found)
+    if isinstance(edit, Mapping):
+        return dict(edit)
+    return edit.as_mask() if hasattr(edit, "as_mask") else None
 
 
 def without_outliers(loaded: Loaded, number: float) -> Loaded:
