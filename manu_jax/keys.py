@@ -30,6 +30,7 @@ import yaml
 from manu_jax.config import MethodSettings, RunConfig, stored_config, to_yaml
 from manu_jax.config.methods import CHOICE
 from manu_jax.context import SYSTEM_PROMPT
+from manu_jax.evaluation.analyses.audit import attacks_of, audited
 from manu_jax.evaluation.suite import WHOLE_SETS
 from manu_jax.folder import expand_path, file_hash, versions, write_atomic
 from manu_jax.training.unlearner import reference_of
@@ -41,7 +42,8 @@ logger = logging.getLogger("manu_jax")
 KEYS = "keys.json"
 EARLIER = "earlier"
 # Sections that single parts read. What else a config holds, all parts depend on.
-SECTIONS = ("train", "method", "compare", "unlearn", "sweep", "evaluate", "erase", "model", "data")
+SECTIONS = ("train", "method", "compare", "unlearn", "sweep", "evaluate", "audit", "erase")
+SECTIONS += ("model", "data")
 # What may differ between two calls on one folder and changes no number.
 FREE = ("output", "cache", "mesh", "score_batch")
 FREE_TRAIN = ("memory_gate", "retrained", "checkpoint_every")
@@ -153,8 +155,10 @@ def parts_of(config: RunConfig, foundation: Reads, files: FileHashes) -> list[Pa
     evaluate = _named("evaluate", config.evaluate.model_dump(mode="json"), without=("batch_size",))
     for name, model in models.items():
         parts += _evaluations(config, name, model, everything=everything)
+        parts += _audits(config, name, models)
     reads = {part.label: part.key for part in models.values()} | evaluate
     reads |= _named("sweep", config.sweep.model_dump(mode="json"))
+    reads |= _named("audit", config.audit.model_dump(mode="json"))
     reads |= {"erase": config.erase, "order of models": list(models), everything.label: foundation}
     places = {"results.json": "results.json", "report.html": "report.html"}
     return [*parts, Part("results", places, reads)]
@@ -279,6 +283,19 @@ def _evaluations(config: RunConfig, name: str, model: Part, *, everything: Part)
             ]
             places = {file: f"evaluation/{name}/{file}" for file in names}
             yield Part(f"evaluation of {name}", places, {**reads, **people})
+
+
+def _audits(config: RunConfig, name: str, models: Mapping[str, Part]) -> Iterator[Part]:
+    """Yield the rows of each attack on a model, and what those that train keep of their curves."""
+    names = audited(config)
+    if name not in (*names, RETRAINED) or not names:
+        return
+    beside = [models[one] for one in (name, VANILLA, RETRAINED) if one in models]
+    read = {"evaluate": {"new_tokens", "resamples"}, "audit": {"learning_rates", "steps"}}
+    reads = config.model_dump(mode="json", include=read) | {part.label: part.key for part in beside}
+    for attack in attacks_of(config):
+        files = {file: f"audit/{name}/{file}" for file in (f"{attack}.rows.json", f"{attack}.json")}
+        yield Part(f"audit of {name}", files, reads)
 
 
 def _named(section: str, values: Mapping[str, Any], without: Sequence[str] = ()) -> dict[str, Any]:

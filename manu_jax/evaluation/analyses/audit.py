@@ -1,8 +1,8 @@
 """The audit of a run: every attack on the models that it names, and on the retrained one as floor.
 
-Each attack on each model is made once and kept in `audit/MODEL/ATTACK.rows.json` of the run's folder, so
-that all methods share the floor, and a killed run goes on where it was. What an attack is:
-evaluation/audit/attack.py; what the rows say: evaluation/audit/verdict.py.
+Each attack on each model is made once and kept in `audit/MODEL/ATTACK.rows.json` of the run's
+folder, so that all methods share the floor, and a killed run goes on where it was. What an attack
+is: evaluation/audit/attack.py; what the rows say: evaluation/audit/verdict.py.
 """
 
 import dataclasses
