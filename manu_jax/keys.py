@@ -42,8 +42,7 @@ logger = logging.getLogger("manu_jax")
 KEYS = "keys.json"
 EARLIER = "earlier"
 # Sections that single parts read. What else a config holds, all parts depend on.
-SECTIONS = ("train", "method", "compare", "unlearn", "sweep", "evaluate", "audit", "erase")
-SECTIONS += ("model", "data")
+SECTIONS = (*"train method compare unlearn sweep evaluate audit erase model data".split(),)
 # What may differ between two calls on one folder and changes no number.
 FREE = ("output", "cache", "mesh", "score_batch")
 FREE_TRAIN = ("memory_gate", "retrained", "checkpoint_every")
@@ -287,8 +286,7 @@ def _evaluations(config: RunConfig, name: str, model: Part, *, everything: Part)
 
 def _audits(config: RunConfig, name: str, models: Mapping[str, Part]) -> Iterator[Part]:
     """Yield the rows of each attack on a model, and what those that train keep of their curves."""
-    names = audited(config)
-    if name not in (*names, RETRAINED) or not names:
+    if not (names := audited(config)) or name not in (*names, RETRAINED):
         return
     beside = [models[one] for one in (name, VANILLA, RETRAINED) if one in models]
     read = {"evaluate": {"new_tokens", "resamples"}, "audit": {"learning_rates", "steps"}}

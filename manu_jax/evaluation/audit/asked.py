@@ -76,12 +76,15 @@ def with_other_facts(asked: Asked, others: Sequence[Asked]) -> str:
 def begun(attacked: Attacked, asked: Asked) -> Asked | None:
     """Return the question with the first half of the answer's tokens; the rest is to be recalled.
 
-    None for an answer of one token, or where the tokens' texts do not add up to the answer.
+    None for an answer of one token, where the tokens' texts do not add up to the answer, and where
+    both are longer than the model's context.
     """
     prompt = asked.sample.segments[0][0]
     reply = attacked.loaded.template.reply(asked.truths[0])
     whole = question_sample(prompt, reply, asked.sample.images, key=asked.key)
-    rest = _second_half(attacked.loaded, whole)
+    rest = ""
+    if fits(attacked, dataclasses.replace(asked, sample=whole)):
+        rest = _second_half(attacked.loaded, whole)
     if not rest or not reply.endswith(rest):
         return None
     given = prompt + reply.removesuffix(rest)

@@ -94,7 +94,7 @@ def standing(row: AuditRow) -> Standing:
     """Return where a row stands against its floor."""
     if row.floor is None:
         return "no floor"
-    if excess(row) <= MARGIN:
+    if excess(row) <= MARGIN + 1e-9:  # 0.15 − 0.1 is more than 0.05 in floating point
         return "at it"
     if row.low is None or row.high is None or row.floor_low is None or row.floor_high is None:
         return "above"
