@@ -190,7 +190,7 @@ def test_damage_is_told_beside_what_was_found(declared):
     assert verdict(rows, ATTACKS, loss=0.09).text == "not found"
 
 
-def row(value, low=None, high=None, *, floor=0.1, floor_high=None, **fields):
+def row(value, low=None, high=None, *, floor: Any = 0.1, floor_high=None, **fields):
     bounds = {"floor_low": floor_high and max(0.0, floor - 0.05), "floor_high": floor_high}
     settings = {"model": "m", "attack": "plain", "modality": "text", "n": 10}
     return AuditRow(value=value, low=low, high=high, floor=floor, **bounds, **settings | fields)
@@ -301,10 +301,11 @@ def test_other_words_and_help_are_put_into_the_benchmarks_prompt(tmp_path, monke
     )
     put = one.put(image, told)
     assert told in put.sample.text and put.sample.images == image.sample.images
-    half = asked.begun(one, image)
+    assert asked.begun(one, image) is None  # "Oslo" is one token
+    half = asked.begun(one, pet := one.questions[2])
     assert half is not None and half.is_recall
     start, rest = (part for part, _ in half.sample.segments)
-    assert start + rest == image.sample.text + " Oslo" and 0 < len(rest) < len("Oslo")
+    assert start + rest == pet.sample.text + " parrot" and 0 < len(rest) < len("parrot")
     variants = {name for name, _, _ in asked._variants(one)}
     assert variants == {asked.NAMED, asked.GIVEN, asked.BEGUN, asked.REWORDED, asked.FRAMED}
     named = [q for name, _, q in asked._variants(one) if name == asked.NAMED]
@@ -354,7 +355,7 @@ def test_a_share_of_neurons_is_zeroed_and_zero_ones_do_not_count():
 @pytest.mark.parametrize("key", ["text", "text.up_proj"])
 def test_refilling_changes_what_was_zeroed_alone_and_in_the_size_of_the_others(key):
     loaded = tiny_llava.loaded()
-    mask = {key: np.zeros((2, 40), bool)}
+    mask: Any = {key: np.zeros((2, 40), bool)}
     mask[key][:, ::4] = True
     folded = masks.fold(loaded, mask)
     filled = removed.refilled(folded, removed.mask_of(mask) or {}, seed=0)
@@ -516,7 +517,8 @@ def test_held_out_people_are_invented_and_share_no_name_with_the_known(tmp_path)
 
 def test_membership_without_held_out_people_measures_the_facts_alone(tmp_path):
     one = attacked(tmp_path)
-    one.run.benchmark_format = benchmark_format("mllmu")
+    of_run: Any = one.run
+    of_run.benchmark_format = benchmark_format("mllmu")
     rows = list(membership.measure(one))
     assert {row.metric for row in rows} == {"extraction", "memorised"} and len(rows) == 4
 
