@@ -23,7 +23,7 @@ from manu_jax.evaluation.audit.verdict import MARGIN, standing, strongest, verdi
 from manu_jax.evaluation.plain import from_plain
 from manu_jax.leaves import leaves
 from manu_jax.models.nn.patched import patched_logits, run_from
-from manu_jax.types import ManuError, Template
+from manu_jax.types import MODALITIES, ManuError, Template
 
 ATTRIBUTES = {"home": "Oslo", "job": "baker", "pet": "parrot", "food": "ramen"}
 CONFIG = {"model": {"path": "m"}, "evaluate": {"resamples": 50, "new_tokens": 4}}
@@ -37,7 +37,7 @@ def person(identity, name, *, questions=True):
     )
     asks = tuple(
         Question("generation", modality, f"What is the {what} of {who}?", answer, what)
-        for modality, who in (("image", "this person"), ("text", name))
+        for modality, who in zip(MODALITIES, ("this person", name), strict=True)
         for what, answer in ATTRIBUTES.items()
     )
     return Person(identity, name, (image,), {}, facts, asks if questions else ())

@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -119,13 +120,18 @@ def write_run(
 
 def audit_rows(model: str, *, returned: float = 0.4, steps=(1, 4, 64)) -> list[AuditRow]:
     """Return rows of an audit: what is taken out brings `returned` back, and relearning less."""
-    rows = []
+    rows: list[AuditRow] = []
 
     def add(attack, value, floor=0.1, **fields):
-        around = {"low": max(0.0, value - 0.05), "high": min(1.0, value + 0.05)}
+        around: dict[str, Any] = {"low": max(0.0, value - 0.05), "high": min(1.0, value + 0.05)}
         around |= {"floor_low": max(0.0, floor - 0.05), "floor_high": floor + 0.05}
         for modality in ("image", "text"):
-            place = {"model": model, "attack": attack, "modality": modality, "n": 20}
+            place: dict[str, Any] = {
+                "model": model,
+                "attack": attack,
+                "modality": modality,
+                "n": 20,
+            }
             rows.append(AuditRow(value=value, floor=floor, **place, **around | fields))
 
     add("plain", 0.08)
