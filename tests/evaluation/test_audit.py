@@ -23,6 +23,7 @@ from manu_jax.evaluation.audit.verdict import MARGIN, standing, strongest, verdi
 from manu_jax.evaluation.plain import from_plain
 from manu_jax.leaves import leaves
 from manu_jax.models.nn.patched import patched_logits, run_from
+from manu_jax.parallel import make_mesh
 from manu_jax.types import MODALITIES, ManuError, Template
 
 ATTRIBUTES = {"home": "Oslo", "job": "baker", "pet": "parrot", "food": "ramen"}
@@ -386,6 +387,20 @@ def test_rounding_keeps_each_channels_largest_weight_and_the_grid():
     assert np.array_equal(
         bf16, np.asarray(old["text.embedding_VD"].astype(jnp.bfloat16), np.float32)
     )
+
+
+def test_a_mesh_changes_nothing_of_what_an_attacker_makes():
+    alone, spread = tiny_llava.loaded(), tiny_llava.on_mesh(make_mesh(2, 2, 2))
+    mask: Any = {"text": np.arange(80).reshape(2, 40) % 3 == 0}
+    for attack in (
+        lambda loaded: removed.without_outliers(loaded, 8),
+        lambda loaded: removed.refilled(loaded, mask, seed=0),
+        lambda loaded: rounding.rounded(loaded, "int4"),
+    ):
+        one, other = (leaves(attack(loaded).model) for loaded in (alone, spread))
+        for name, leaf in one.items():
+            # Sums over a layer's neurons in another order
+            assert np.asarray(other[name]) == pytest.approx(np.asarray(leaf), abs=1e-5), name
 
 
 def test_a_decoder_goes_on_from_any_layer_as_the_whole_one_does():
