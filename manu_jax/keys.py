@@ -37,6 +37,7 @@ from manu_jax.config import (
 )
 from manu_jax.config.methods import CHOICE
 from manu_jax.context import EDIT, MASK
+from manu_jax.evaluation.analyses.audit import attacks_of, audited
 from manu_jax.evaluation.suite import WHOLE_SETS
 from manu_jax.folder import FileHashes, versions, write_atomic
 from manu_jax.training.unlearner import reference_of
@@ -48,18 +49,7 @@ logger = logging.getLogger("manu_jax")
 KEYS = "keys.json"
 EARLIER = "earlier"
 # Sections that single parts read. What else a config holds, all parts depend on.
-SECTIONS = (
-    "train",
-    "method",
-    "compare",
-    "unlearn",
-    "sweep",
-    "evaluate",
-    "audit",
-    "erase",
-    "model",
-    "data",
-)
+SECTIONS = (*"train method compare unlearn sweep evaluate audit erase model data".split(),)
 # What may differ between two calls on one folder and changes no number.
 FREE = ("output", "cache", "mesh", "score_batch")
 FREE_TRAIN = ("memory_gate", "retrained", "checkpoint_every")
@@ -129,7 +119,7 @@ def parts_of(config: RunConfig, foundation: Reads, files: FileHashes) -> list[Pa
     evaluate = _named("evaluate", config.evaluate.model_dump(mode="json"), without=("batch_size",))
     for name, model in models.items():
         parts += _evaluations(config, name, model, everything=everything)
-        parts.append(_audit(config, name, model, everything=everything))
+        parts += _audits(config, name, models)
     reads = {part.label: part.key for part in models.values()} | evaluate
     reads |= _named("sweep", config.sweep.model_dump(mode="json"))
     reads |= _named("audit", config.audit.model_dump(mode="json"))
@@ -274,13 +264,6 @@ def _folder_of(config: RunConfig, name: str) -> str:
     return "" if name == config.method.name else f"methods/{name}/"
 
 
-def _audit(config: RunConfig, name: str, model: Part, *, everything: Part) -> Part:
-    """Return what attacks that train keep of a model."""
-    trained = _named("audit", config.audit.model_dump(mode="json"), without=("level", "methods"))
-    reads = {model.label: model.key, everything.label: everything.key, **trained}
-    return Part(f"audit of {name}", {"audit": f"audit/{name}"}, reads)
-
-
 def _evaluations(config: RunConfig, name: str, model: Part, *, everything: Part) -> Iterator[Part]:
     """Yield the answers of a model to each task on each set, in both forms."""
     # What is measured of the answers later, and which sets and tasks there are, changes none.
@@ -301,6 +284,18 @@ def _evaluations(config: RunConfig, name: str, model: Part, *, everything: Part)
             ]
             places = {file: f"evaluation/{name}/{file}" for file in names}
             yield Part(f"evaluation of {name}", places, {**reads, **people})
+
+
+def _audits(config: RunConfig, name: str, models: Mapping[str, Part]) -> Iterator[Part]:
+    """Yield the rows of each attack on a model, and what those that train keep of their curves."""
+    if not (names := audited(config)) or name not in (*names, RETRAINED):
+        return
+    beside = [models[one] for one in (name, VANILLA, RETRAINED) if one in models]
+    read = {"evaluate": {"new_tokens", "resamples"}, "audit": {"learning_rates", "steps"}}
+    reads = config.model_dump(mode="json", include=read) | {part.label: part.key for part in beside}
+    for attack in attacks_of(config):
+        files = {file: f"audit/{name}/{file}" for file in (f"{attack}.rows.json", f"{attack}.json")}
+        yield Part(f"audit of {name}", files, reads)
 
 
 def _named(section: str, values: Mapping[str, Any], without: Sequence[str] = ()) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from manu_jax.edits import masks
 from manu_jax.edits.edit import Edit
 from manu_jax.evaluation.analyses.analysis import Evaluated
 from manu_jax.evaluation.analyses.registry import ANALYSES
+from manu_jax.evaluation.memory import check_memory
 from manu_jax.evaluation.shots import shots_of_run
 from manu_jax.evaluation.suite import (
     evaluate,
@@ -48,7 +49,6 @@ from manu_jax.preflight import check_questions, without_weights
 from manu_jax.report.render import render_with_portraits
 from manu_jax.report.results import Kept, write_results
 from manu_jax.training.kept import keep_models, kept_folder, take_models
-from manu_jax.training.memory import check_memory
 from manu_jax.training.unlearner import reference_of, unlearn
 from manu_jax.training.vanilla import remove_checkpoints, train_models
 from manu_jax.types import KEEP_SETS, RETRAINED, SETS, VANILLA, Sample

@@ -28,8 +28,8 @@ LINES = (
     ("edits",),
     ("importance",),
     ("context",),
-    ("evaluation",),
     ("training",),
+    ("evaluation",),  # the audit trains
     ("report", "keys", "preflight"),
     ("stages",),
     ("run",),

@@ -84,20 +84,28 @@ RESULTS = {"results.json", "report.html"}
             {"compare": [{"preset": "paper", "alpha": 0.3}]},
             {"methods/paper", "evaluation/paper"},
         ),
-        ({"method": {"alpha": 0.3}}, {"mask.safetensors", "unlearned", "evaluation/gradient"}),
+        (
+            {"method": {"alpha": 0.3}},
+            {"mask.safetensors", "unlearned", "evaluation/gradient", "audit/gradient"},
+        ),
         # How statistics are joined: not the statistics.
         (
             {"method": {"harm_weight": 3.0}},
-            {"scores.safetensors", "mask.safetensors", "unlearned", "evaluation/gradient"},
+            {"scores.safetensors", "mask.safetensors", "unlearned", "evaluation/gradient",
+             "audit/gradient"},
         ),
         (
             {"method": {"objective": "log_likelihood"}},
             {"statistics/gradient", "scores.safetensors", "mask.safetensors", "unlearned",
-             "evaluation/gradient"},
+             "evaluation/gradient", "audit/gradient"},
         ),
-        # What is measured in the end: the results alone.
+        # What is measured in the end: the results, and the intervals of the audit.
         ({"sweep": {"max_people": 3}}, set()),
-        ({"evaluate": {"resamples": 10}}, set()),
+        ({"evaluate": {"resamples": 10}}, {"audit/gradient", "audit/retrained"}),
+        ({"audit": {"steps": 8}}, {"audit/gradient", "audit/retrained"}),
+        # More attacks, or on more models: those that were made stand.
+        ({"audit": "full"}, set()),
+        ({"audit": {"methods": "all"}}, set()),
         ({"erase": "visual"}, set()),
         # A method or a task more, or one less: the rest stands.
         ({"compare": ["paper", "random"]}, set()),
@@ -107,7 +115,8 @@ RESULTS = {"results.json", "report.html"}
             {"unlearn": [{"name": "NPO", "objective": "npo", "epochs": 2}]},
             {"methods/NPO", "evaluation/NPO"},
         ),
-        ({"train": {"retrained": False}}, {"retrained"}),
+        # The retrained model, and what was measured beside it.
+        ({"train": {"retrained": False}}, {"retrained", "audit/gradient"}),
     ],
 )  # fmt: skip
 def test_what_depends_on_a_change_is_moved_aside_and_the_rest_stands(folder, changes, moved):

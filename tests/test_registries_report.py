@@ -89,7 +89,12 @@ def evaluated_run(tmp_path, monkeypatch):
         forget, retain = (tuple(map(person, names)) for names in (("1", "2"), ("3", "4")))
         sets = {"forget": forget, "test": (), "retain": retain, "celebrity": (), "general": ()}
         config = RunConfig.model_validate(
-            {"model": {"path": "m"}, "method": "random", "evaluate": {"tasks": ["generation"]}}
+            {
+                "model": {"path": "m"},
+                "method": "random",
+                "evaluate": {"tasks": ["generation"]},
+                "audit": "none",
+            }
         )
         models = {
             name: types.SimpleNamespace(name=name, template=Template())

@@ -7,6 +7,7 @@ alone, and those that still bring answers back are named.
 import dataclasses
 from collections.abc import Sequence
 
+from manu_jax.report import audit
 from manu_jax.report.changes import Change, Guesses, average, change_of
 from manu_jax.report.numbers import (
     SET_TITLES,
@@ -38,6 +39,7 @@ MOST_NAMES = 6
 STATUS_LABELS = {
     "forgotten": "Forgotten",
     "leak": "Leaks",
+    "hidden": "Hidden",
     "partly": "Partly forgotten",
     "failed": "Not forgotten",
     "damage": "Damaged",
@@ -84,11 +86,18 @@ def headline(results: Results, chance: float | None = None) -> Headline:
     if status == "forgotten" and leaks:
         status = "leak"
         title = f"{_people(results)} look forgotten, but some questions still bring them back."
+    hidden = _hidden_forms(results)
+    if status in ("forgotten", "leak") and hidden:
+        status = "hidden"
+        title = f"{title[:-1]}; but hidden, not gone, {joined(hidden)}."
     sentences = [asked, *_counting(results, chance)]
     sentences += [(_capital(FORMS[m]), _forgetting(change)) for m, change in measured.items()]
     sentences += [(_capital(FORMS[m]), _unmeasured(results, m)) for m in missing]
     if leaks:
         sentences.append(("Still answered", "\n".join(leaks)))
+    audited = audit.sentences(results, results.headline)
+    if audited:
+        sentences.append(("Hidden or gone", "\n".join(audited)))
     sentences.append(("Cost", _cost_sentence(changes)))
     sentences += [("Other methods", text) for text in _others(results)]
     return Headline(status, title, tuple(sentences))
@@ -147,6 +156,12 @@ def _verdict(
             f"Partly forgotten {FORMS[partly[0]]}, but still known {FORMS[kept]}: that path leaks."
         )
     return "failed", f"Not forgotten: the model still knows {_the_people(results)}, {still}."
+
+
+def _hidden_forms(results: Results) -> list[str]:
+    """Return the forms in which an attack of the audit brings facts back at once."""
+    found = audit.verdicts(results, results.headline)
+    return [FORMS[m] for m in _goal(results) if m in found and found[m].word == "hidden"]
 
 
 def _asked(results: Results) -> str:

@@ -14,12 +14,21 @@ from typing import Any
 import yaml
 
 from manu_jax.evaluation.analyses.registry import ANALYSES
-from manu_jax.report import distances, edits, examples, headline, leakage, numbers, plots
+from manu_jax.report import (
+    audit,
+    distances,
+    edits,
+    examples,
+    headline,
+    leakage,
+    numbers,
+    plots,
+)
 from manu_jax.report.edits import EditSummary
 from manu_jax.report.inputs import Item, Place, PruneCount
 from manu_jax.report.results import Results
 
-LAST_ANALYSIS = "leakage"  # sections of further analyses come after it
+LAST_ANALYSIS = "audit"  # sections of further analyses come after it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +133,7 @@ SECTIONS: dict[str, Section] = {
     "alpha_sweep": Section(lambda m: plots.sweep_view(m.results)),
     "people": Section(_people),
     "leakage": Section(lambda m: leakage.view(m.results)),
+    "audit": Section(lambda m: audit.view(m.results)),
     "neurons": Section(_neurons),
     "examples": Section(_examples),
     "glossary": Section(_glossary),

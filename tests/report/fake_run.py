@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -11,6 +12,7 @@ from manu_jax.arrays import write_arrays
 from manu_jax.edits import masks
 from manu_jax.evaluation.analyses.differences import Difference, differences
 from manu_jax.evaluation.analyses.leakage import ModelLeakage, find_leakage
+from manu_jax.evaluation.audit.attack import AuditRow
 from manu_jax.evaluation.suite import stored_records
 from manu_jax.evaluation.tasks import TASKS_BY_NAME
 from manu_jax.report.results import write_results
@@ -53,6 +55,7 @@ def write_run(
     headline: str = "learned",
     models: tuple[str, ...] = MODELS,
     sweep: bool = True,
+    audit: bool = False,
     seed: int = 0,
 ) -> Path:
     """Write the folder and return it. `known`: what each model knows of whom."""
@@ -82,6 +85,7 @@ def write_run(
         analyses={
             "alpha_sweep": points,
             "leakage": [_leakage(directory, model) for model in models],
+            "audit": audit_rows(headline) if audit else [],
             "differences": _differences(directory, models),
             "distances": [
                 {"model": model, "set": where, "modality": modality, "metric": "kl"}
@@ -112,6 +116,34 @@ def write_run(
     for identity in [identity for identity, _ in PEOPLE] + list(KEPT):
         (directory / "portraits" / f"{identity}.png").write_bytes(portrait(identity))
     return directory
+
+
+def audit_rows(model: str, *, returned: float = 0.4, steps=(1, 4, 64)) -> list[AuditRow]:
+    """Return rows of an audit: what is taken out brings `returned` back, and relearning less."""
+    rows: list[AuditRow] = []
+
+    def add(attack, value, floor=0.1, **fields):
+        around: dict[str, Any] = {"low": max(0.0, value - 0.05), "high": min(1.0, value + 0.05)}
+        around |= {"floor_low": max(0.0, floor - 0.05), "floor_high": floor + 0.05}
+        for modality in ("image", "text"):
+            place: dict[str, Any] = {
+                "model": model,
+                "attack": attack,
+                "modality": modality,
+                "n": 20,
+            }
+            rows.append(AuditRow(value=value, floor=floor, **place, **around | fields))
+
+    add("plain", 0.08)
+    add("asked", 0.12, variant="reworded")
+    add("removed", returned, variant="zeroed")
+    add("rounding", 0.1, variant="int4")
+    add("membership", 0.55, floor=0.5, variant="loss", metric="auc")
+    for rate in (1e-3, 3e-3):
+        for step in steps:
+            add("rounding", 0.05 * step**0.5 * rate / 3e-3, 0.02 * step**0.5, variant="steps",
+                step=step, rate=rate)  # fmt: skip
+    return rows
 
 
 def portrait(identity: str) -> bytes:

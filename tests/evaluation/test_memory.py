@@ -6,7 +6,7 @@ import tiny_llava
 from manu_jax.data.forms import forms
 from manu_jax.data.record import Benchmark, Person
 from manu_jax.evaluation.likelihood import share_right
-from manu_jax.training.memory import check_memory
+from manu_jax.evaluation.memory import check_memory
 from manu_jax.types import ManuError
 
 

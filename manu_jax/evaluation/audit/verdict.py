@@ -1,0 +1,147 @@
+"""What an audit's rows say, in a word for each form: gone, hardened, hidden, not forgotten. No jax.
+
+A row is compared with the same measure of the retrained model, its floor. With a margin of five
+points (0.05) it is
+
+    above      by more than the margin, and its 95 % interval does not reach the floor's
+    at it      not by more than the margin
+    undecided  in between: by more than the margin, but the intervals meet
+
+Of rows without intervals (one person) the margin alone decides. Rows of a curve, one for each step
+and learning rate of an attack that trains, count as one: the learning rate with the highest mean
+over the steps from the first on, against the floor's highest. The words, the first that fits:
+
+    not forgotten  the benchmark's own questions are answered above the floor
+    hidden         an attack that trains nothing brings answers back: asked, removed, rounding
+    hardened       only attacks that train bring answers back, or a trace is left: depth, membership
+    gone           no row is above the floor, those of relearning (`audit: full`) among them
+    not found      no row is above the floor, and relearning was not tried
+    no floor       there is no retrained model to compare with
+
+A model is *damaged* beside that where people to keep, those that no method saw if there are any,
+lost more than ten points (0.10) of their right answers against the vanilla model.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+from manu_jax.evaluation.audit.attack import AUDIT_METRICS, Attack, AuditRow
+
+MARGIN = 0.05
+DAMAGE = 0.10
+Word = Literal["not forgotten", "hidden", "hardened", "gone", "not found", "no floor"]
+Standing = Literal["above", "at it", "undecided", "no floor"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """The verdict on one model in one form.
+
+    above: the rows above their floor that decide, the largest excess first. undecided: rows that
+    may be above it. loss: what people to keep lost, in [−1, 1], or None: not measured.
+    """
+
+    word: Word
+    above: tuple[AuditRow, ...] = ()
+    undecided: tuple[AuditRow, ...] = ()
+    loss: float | None = None
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether people to keep lost more than the bound."""
+        return self.loss is not None and self.loss > DAMAGE
+
+    @property
+    def text(self) -> str:
+        """The word, with "damaged" before it where it is."""
+        return f"damaged, {self.word}" if self.is_damaged else self.word
+
+
+def verdict(
+    rows: Iterable[AuditRow], attacks: Mapping[str, Attack], *, loss: float | None = None
+) -> Verdict:
+    """Return the verdict on the rows of one model in one form.
+
+    attacks: the registry. loss: share of right answers on people to keep, before − after.
+    """
+    rows = tuple(rows)
+    trains = {row.attack for row in rows if row.step is not None}
+    at_once = {
+        name
+        for name, attack in attacks.items()
+        if not attack.full and not attack.is_trace and name not in trains
+    }
+    judged = [row for row in strongest(rows) if AUDIT_METRICS[row.metric].is_judged]
+    standings = [(standing(row), row) for row in judged]
+    undecided = tuple(row for place, row in standings if place == "undecided")
+    above = sorted((row for place, row in standings if place == "above"), key=excess, reverse=True)
+    if not any(place != "no floor" for place, _ in standings):
+        return Verdict("no floor", loss=loss)
+    groups: dict[Word, tuple[AuditRow, ...]] = {
+        "not forgotten": tuple(row for row in above if row.attack == "plain"),
+        "hidden": tuple(row for row in above if row.attack in at_once),
+        "hardened": tuple(above),
+    }
+    for word, found in groups.items():
+        if found:
+            return Verdict(word, found, undecided, loss)
+    is_full = any(attacks[row.attack].full for row in judged)
+    return Verdict("gone" if is_full else "not found", (), undecided, loss)
+
+
+def standing(row: AuditRow) -> Standing:
+    """Return where a row stands against its floor."""
+    if row.floor is None:
+        return "no floor"
+    if excess(row) <= MARGIN + 1e-9:  # 0.15 − 0.1 is more than 0.05 in floating point
+        return "at it"
+    if row.low is None or row.high is None or row.floor_low is None or row.floor_high is None:
+        return "above"
+    if AUDIT_METRICS[row.metric].more_is_worse:
+        return "above" if row.low > row.floor_high else "undecided"
+    return "above" if row.high < row.floor_low else "undecided"
+
+
+def excess(row: AuditRow) -> float:
+    """Return how far a row is from its floor, to the side of a model that knows more."""
+    if row.floor is None:
+        return 0.0
+    difference = row.value - row.floor
+    return difference if AUDIT_METRICS[row.metric].more_is_worse else -difference
+
+
+def strongest(rows: Iterable[AuditRow]) -> list[AuditRow]:
+    """Return the rows with every curve as one row, its learning rate the one that returns most.
+
+    The row has the mean over the steps; its floor is that of the retrained model's own strongest
+    rate. A curve is left out where its attack sums it up itself, in a row of the metric "area".
+    """
+    singles: list[AuditRow] = []
+    curves: dict[tuple[str, ...], dict[float | None, list[AuditRow]]] = {}
+    for row in rows:
+        if row.step is None:
+            singles.append(row)
+        elif row.step:
+            place = (row.model, row.attack, row.variant, row.modality)
+            curves.setdefault(place, {}).setdefault(row.rate, []).append(row)
+    told = {(row.model, row.attack, row.variant, row.modality) for row in singles}
+    return singles + [
+        _of_curve(list(by_rate.values())) for place, by_rate in curves.items() if place not in told
+    ]
+
+
+def _of_curve(by_rate: Sequence[Sequence[AuditRow]]) -> AuditRow:
+    def means(field: str) -> list[float | None]:
+        found = [[getattr(row, field) for row in rows] for rows in by_rate]
+        return [None if None in values else sum(values) / len(values) for values in found]
+
+    values, floors = means("value"), means("floor")
+    best = max(range(len(by_rate)), key=lambda number: values[number] or 0.0)
+    fields = {name: means(name)[best] for name in ("value", "low", "high")}
+    if None in floors:
+        fields |= dict.fromkeys(("floor", "floor_low", "floor_high"))
+    else:
+        of_floor = max(range(len(by_rate)), key=lambda number: floors[number] or 0.0)
+        fields |= {name: means(name)[of_floor] for name in ("floor", "floor_low", "floor_high")}
+    return dataclasses.replace(by_rate[best][0], step=None, **fields)

@@ -1,0 +1,87 @@
+"""The audit in the report: verdict in words, tables, curves, and the headline that follows."""
+
+import dataclasses
+
+import fake_run
+
+from manu_jax.evaluation.audit.attack import Attack
+from manu_jax.evaluation.audit.registry import ATTACKS
+from manu_jax.report import audit
+from manu_jax.report.headline import headline
+from manu_jax.report.render import render
+from manu_jax.report.results import load_results
+
+RELEARNING = Attack(lambda attacked: (), True, "Relearning", "it comes back")
+
+
+def results_with(tmp_path, rows, **settings):
+    results = load_results(fake_run.write_run(tmp_path, sweep=False, **settings))
+    return dataclasses.replace(results, analyses={**results.analyses, "audit": tuple(rows)})
+
+
+def test_the_section_shows_every_attack_its_floor_and_the_verdict(tmp_path):
+    folder = fake_run.write_run(tmp_path, audit=True)
+    page = render(folder).read_text()
+    section = page[page.index("<h2>Hidden or gone") :]
+    section = section[: section.index("</section>")]
+    assert '<b class="verdict">hidden</b>' in section
+    assert "The edit removed, zeroed: 40\u202f%, floor 10\u202f%." in section
+    assert '<td class="above">40\u202f%<span class="range">above</span>' in section
+    for attack in ("Asked otherwise", "Rounding", "Membership"):
+        assert attack in section
+    assert "Depth: The unlearning depth score needs a retrained model" in section
+    assert section.count("<figure>") == 2 and "retrained 16" in section  # 2 · √64 steps
+    assert page.index("Which path still gives") < page.index("<h2>Hidden") < page.index("Where")
+
+
+def test_a_run_without_an_audit_has_no_section(run_folder):
+    page = render(run_folder).read_text()
+    assert "Hidden or gone" not in page
+
+
+def test_the_headline_says_hidden_where_an_attack_brings_facts_back(tmp_path):
+    rows = fake_run.audit_rows("learned")
+    found = headline(results_with(tmp_path, rows))
+    assert (found.status, found.label) == ("hidden", "Hidden")
+    assert found.title.endswith("but hidden, not gone, from their pictures and by name.")
+    words = dict(found.sentences)["Hidden or gone"]
+    assert words.startswith("With the portrait: hidden: the knowledge is still there")
+    removed = fake_run.audit_rows("learned", returned=0.1, steps=())
+    found = headline(results_with(tmp_path / "other", removed))
+    assert found.status == "forgotten" and "hidden" not in found.title
+    assert "not found" in dict(found.sentences)["Hidden or gone"]
+
+
+def test_damage_counts_people_that_no_method_saw_or_those_to_keep(tmp_path):
+    rows = fake_run.audit_rows("learned", returned=0.1, steps=())
+    known = {**fake_run.KNOWN, "learned": (0.0, 0.0, 0.5)}
+    found = audit.verdicts(results_with(tmp_path, rows, known=known), "learned")
+    assert all(one.is_damaged and one.text == "damaged, not found" for one in found.values())
+    assert "damaged, since people to keep lost" in audit.sentence(found["image"])
+
+
+def test_a_missing_floor_and_missing_parts_are_said(tmp_path, monkeypatch):
+    monkeypatch.setitem(ATTACKS, "relearning", RELEARNING)
+    bare = dict.fromkeys(("floor", "floor_low", "floor_high"))
+    rows = [
+        dataclasses.replace(row, **bare)
+        for row in fake_run.audit_rows("learned")
+        if row.attack in ("plain", "removed")
+    ]
+    results = results_with(tmp_path, rows)
+    assert "no retrained model to compare with" in audit.sentences(results, "learned")[0]
+    view = audit.view(results)
+    assert view is not None
+    (one,) = view["audits"]
+    assert "Relearning: made by audit: full." in one.left_out
+    assert any("no people of the same kind" in text for text in one.left_out)
+    assert one.groups[0][2][0].cells[0].floor == "–"
+
+
+def test_undecided_rows_are_named_with_the_few_people_they_rest_on(tmp_path):
+    rows = [
+        dataclasses.replace(row, value=0.2, low=0.1, high=0.4) if row.attack == "asked" else row
+        for row in fake_run.audit_rows("learned", returned=0.1, steps=())
+    ]
+    text = audit.sentences(results_with(tmp_path, rows), "learned")[0]
+    assert "not found" in text and "Undecided, with so few people: Asked otherwise" in text
