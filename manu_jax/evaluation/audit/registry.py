@@ -1,0 +1,7 @@
+"""The attacks by the names that their rows carry, in the order of the report."""
+
+from manu_jax.evaluation.audit.attack import PLAIN, Attack
+
+ATTACKS: dict[str, Attack] = {
+    "plain": PLAIN,
+}
