@@ -6,15 +6,16 @@ training on text alone does; what was removed from them can come back only as fa
 learns to read what is left.
 
 Every batch has the shape that the longest of all facts needs. So one compiled step serves every
-attack, rate and model of a run, and nothing is written but the answers (`stored`).
+attack, rate and model of a run, and nothing is written but the answers (`curves_of`).
 """
 
 import dataclasses
 import functools
+import itertools
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -47,8 +48,7 @@ from manu_jax.types import (
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 16  # facts of each form in a step
-STEPS = (1, 2, 4, 8, 16, 32, 64)  # after which is asked, beside before the first
-LENGTH_MULTIPLE = 16  # tokens
+LENGTH_MULTIPLE = 8  # tokens
 TRAINED = "text."  # how the names of the weights that are trained begin
 OPTIMIZER = optax.adamw(1.0, weight_decay=0.0)  # the rate is an argument of the step
 
@@ -118,29 +118,30 @@ class Attacker:
     @functools.cached_property
     def kept(self) -> Facts:
         """{modality: facts to keep that an attack may use}, drawn by the seed."""
-        random = np.random.default_rng([self.attacked.run.config.seed, 1])
+        config = self.attacked.run.config
+        random = np.random.default_rng([config.seed, 1])
         facts = self.attacked.kept_facts
         order = [facts[index] for index in random.permutation(len(facts))]
         return {
             modality: tuple(fact for fact in order if has_form(fact, modality))[
-                : STEPS[-1] * BATCH_SIZE
+                : config.audit.steps * BATCH_SIZE
             ]
             for modality in MODALITIES
         }
 
-    def curve(self, lesson: Lesson, *, rate: float, steps: Sequence[int] = STEPS) -> Curve:
+    def curve(self, lesson: Lesson, *, rate: float, steps: Sequence[int]) -> Curve:
         """Return what is answered before the attack and after each of `steps`, in ascending order.
 
         rate: the learning rate. All processes call it. Nothing is written.
         """
         attacked, loaded = self.attacked, self.attacked.loaded
-        state = _first_state(loaded.model, loaded.mesh)
+        state = first_state(loaded.model, loaded.mesh)
         if lesson.name not in self._before:
             self._before[lesson.name] = tuple(attacked.answered(loaded, lesson.asked))
         right = [self._before[lesson.name]]
         losses: list[Any] = []
         diverged, learned = None, (False,) * len(lesson.checked)
-        batches = self._batches(lesson)
+        batches = self.batches(lesson)
         for step in steps:
             with parallel.on_mesh(loaded.mesh):
                 while len(losses) < step:
@@ -175,7 +176,7 @@ class Attacker:
             diverged=diverged,
         )
 
-    def _batches(self, lesson: Lesson) -> Iterator[tuple[Batch, ...]]:
+    def batches(self, lesson: Lesson) -> Iterator[tuple[Batch, ...]]:
         """Yield the batches of step 1, 2, …: one of each form that is taught."""
         seed, loaded = self.attacked.run.config.seed, self.attacked.loaded
         streams = []
@@ -212,39 +213,50 @@ class Attacker:
     @functools.cached_property
     def _shapes(self) -> dict[Modality, BatchShape]:
         """{modality: what a batch of any facts to forget or to keep needs}."""
-        loaded = self.attacked.loaded
-        multiple = parallel.batch_multiple(loaded.mesh)
+        multiple = parallel.batch_multiple(self.attacked.loaded.mesh)
         found = {}
         for modality in MODALITIES:
-            forget = [fact for fact in self.attacked.facts if has_form(fact, modality)]
-            encoded = self._encoded([*forget, *self.kept[modality]], modality)
-            if encoded:
+            facts = [fact for fact in self.attacked.facts if has_form(fact, modality)]
+            facts += self.kept[modality]
+            # Piece by piece, since encoded facts hold their images.
+            sizes = [
+                (one.num_tokens, one.num_images, one.num_patches, one.num_answers)
+                for start in range(0, len(facts), BATCH_SIZE)
+                for one in self._encoded(facts[start : start + BATCH_SIZE], modality)
+            ]
+            if sizes:
+                num_tokens, num_images, num_patches, num_answers = map(max, *sizes, sizes[0])
                 found[modality] = BatchShape(
-                    length=_rounded(max(one.num_tokens for one in encoded), LENGTH_MULTIPLE),
+                    length=_rounded(num_tokens, LENGTH_MULTIPLE),
                     batch_size=_rounded(BATCH_SIZE, multiple),
-                    num_images=max(one.num_images for one in encoded) or None,
-                    num_patches=max(one.num_patches for one in encoded) or None,
-                    num_answers=_rounded(max(one.num_answers for one in encoded), ANSWER_MULTIPLE),
+                    num_images=num_images or None,
+                    num_patches=num_patches or None,
+                    num_answers=_rounded(num_answers, ANSWER_MULTIPLE),
                 )
         return found
 
 
-def stored(
-    attacked: Attacked, attack: str, jobs: Mapping[tuple[Lesson, float], Callable[[], Curve]]
+def curves_of(
+    attacker: Attacker,
+    attack: str,
+    lessons: Sequence[Lesson],
+    *,
+    rates: Sequence[float],
+    steps: Sequence[int],
 ) -> dict[tuple[str, float], Curve]:
     """Return {(name of a lesson, rate): curve} of one model, each made where no file holds it yet.
 
     The file, `<attack>.json` in the folder of the audit for this model, is written after each
     curve, so that a killed run loses at most one, and who needs a floor finds it there. Raises
-    ManuError where the file is damaged, of another model, or of other lessons.
+    ManuError where the file is damaged, of another model, or of other lessons or steps.
     """
+    attacked = attacker.attacked
     path = attacked.directory / f"{attack}.json"
-    template, seed = attacked.loaded.template, attacked.run.config.seed
-    lessons = {lesson.name: lesson for lesson, _ in jobs}
     made_from = {
         "model": weights_hash(attacked.loaded.model),
-        "seed": seed,
-        "lessons": {name: lesson.digest(template) for name, lesson in lessons.items()},
+        "seed": attacked.run.config.seed,
+        "steps": list(steps),
+        "lessons": {one.name: one.digest(attacked.loaded.template) for one in lessons},
     }
     found: dict[tuple[str, float], Curve] = {}
     if parallel.exists(path):
@@ -263,24 +275,33 @@ def stored(
                 f"{path}: made from {was_made_from}, expected {made_from}. Delete the file and "
                 "give the command again."
             )
-    for (lesson, rate), make in jobs.items():
+    for lesson, rate in itertools.product(lessons, rates):
         if (lesson.name, rate) in found:
             continue
-        curve = found[lesson.name, rate] = make()
-        logger.info(
-            "audit: %s, %s, %s, rate %g: %s",
-            attacked.name,
-            attack,
-            lesson.name,
-            rate,
-            _told(curve),
-        )
+        curve = found[lesson.name, rate] = attacker.curve(lesson, rate=rate, steps=steps)
+        where = f"{attacked.name}, {attack}, {lesson.name}, rate {rate:g}"
+        logger.info("audit: %s: %s", where, _told(curve))
         curves = [
             {"lesson": name, "rate": number, **_plain(one)} for (name, number), one in found.items()
         ]
         text = json.dumps({"made_from": made_from, "curves": curves}, allow_nan=False) + "\n"
         parallel.on_first_process(functools.partial(write_atomic, path, text))
-    return {(lesson.name, rate): found[lesson.name, rate] for lesson, rate in jobs}
+    return {(one.name, rate): found[one.name, rate] for one in lessons for rate in rates}
+
+
+def first_state(
+    model: Any, mesh: jax.sharding.Mesh | None
+) -> tuple[dict[str, jax.Array], optax.OptState]:
+    """Return a float32 copy of the weights that are trained, and moments of zero."""
+    weights = {
+        path_name(path): jnp.array(leaf, jnp.float32, copy=True)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(model)
+        if path_name(path).startswith(TRAINED)
+    }
+    state = weights, OPTIMIZER.init(weights)
+    if mesh is None:
+        return jax.device_put(state, jax.local_devices()[0])
+    return jax.device_put(state, parallel.tree_shardings(state, mesh))
 
 
 @functools.partial(jax.jit, static_argnames=("remat", "mesh"), donate_argnums=0)
@@ -316,21 +337,6 @@ def with_weights(model: Any, weights: Mapping[str, jax.Array]) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: weights.get(path_name(path), leaf).astype(leaf.dtype), model
     )
-
-
-def _first_state(
-    model: Any, mesh: jax.sharding.Mesh | None
-) -> tuple[dict[str, jax.Array], optax.OptState]:
-    """Return a float32 copy of the weights that are trained, and moments of zero."""
-    weights = {
-        path_name(path): jnp.array(leaf, jnp.float32, copy=True)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(model)
-        if path_name(path).startswith(TRAINED)
-    }
-    state = weights, OPTIMIZER.init(weights)
-    if mesh is None:
-        return jax.device_put(state, jax.local_devices()[0])
-    return jax.device_put(state, parallel.tree_shardings(state, mesh))
 
 
 def _drawn(facts: Sequence[Fact], count: int, *, seed: Sequence[int]) -> Iterator[list[Fact]]:

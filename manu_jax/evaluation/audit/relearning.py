@@ -12,8 +12,8 @@ are trained are never those that are asked. Variants:
     text to image  the reverse
 
 Which half is drawn by the run's seed. Each is trained at every rate of `audit.learning_rates`, and
-asked after 1, 2, 4, … 64 steps. Rows of a metric other than "answered" sum a variant up at its
-strongest rate, the one with the largest area:
+asked after 1, 2, 4, … steps, up to `audit.steps`. Rows of a metric other than "answered" sum a
+variant up at its strongest rate, the one with the largest area:
 
     area       the mean of the shares answered after 1, 2, 4, … steps: the area under the curve over
                log₂ of the steps
@@ -27,7 +27,6 @@ strongest rate, the one with the largest area:
                counts as answered
 """
 
-import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -37,7 +36,7 @@ import numpy as np
 from manu_jax.data.forms import has_form, is_name_question
 from manu_jax.data.record import Fact
 from manu_jax.evaluation.audit.attack import Asked, Attack, Attacked, AuditRow
-from manu_jax.evaluation.audit.attacker import Attacker, Curve, Facts, Lesson, stored
+from manu_jax.evaluation.audit.attacker import Attacker, Curve, Facts, Lesson, curves_of
 from manu_jax.evaluation.metrics import contains
 from manu_jax.types import MODALITIES, Modality
 
@@ -145,16 +144,17 @@ def regained(gain: float, floor: float) -> float:
     return 1.0 if gain <= 0 else min(1.0, max(0.0, floor / gain))
 
 
+def steps_until(last: int) -> tuple[int, ...]:
+    """Return the steps after which is asked: 1, 2, 4, …, and the last one."""
+    return (*(2**power for power in range((last - 1).bit_length())), last)
+
+
 def _attack(attacked: Attacked) -> tuple[list[Lesson], Curves]:
     """Return the variants and their curves, from the file as far as it holds them."""
-    attacker, config = Attacker(attacked), attacked.run.config
+    attacker, section = Attacker(attacked), attacked.run.config.audit
     lessons = lessons_of(attacked, attacker.kept)
-    jobs = {
-        (lesson, rate): functools.partial(attacker.curve, lesson, rate=rate)
-        for lesson in lessons
-        for rate in config.audit.learning_rates
-    }
-    return lessons, stored(attacked, NAME, jobs)
+    rates, steps = section.learning_rates, steps_until(section.steps)
+    return lessons, curves_of(attacker, NAME, lessons, rates=rates, steps=steps)
 
 
 def _lesson(
