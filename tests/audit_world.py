@@ -2,7 +2,6 @@
 
 import types
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
@@ -11,8 +10,13 @@ from manu_jax.config import EvaluateSection, TrainSection
 from manu_jax.data.benchmarks import BenchmarkFormat
 from manu_jax.data.record import Benchmark, Fact, Person, Question
 from manu_jax.evaluation.audit.attack import Attacked
-from manu_jax.evaluation.audit.attacker import Attacker, Lesson, _first_state, attack_step
-from manu_jax.evaluation.audit.attacker import with_weights as replaced
+from manu_jax.evaluation.audit.attacker import (
+    Attacker,
+    Lesson,
+    attack_step,
+    first_state,
+    with_weights,
+)
 from manu_jax.types import MODALITIES
 
 QUESTIONS = {
@@ -42,7 +46,9 @@ def benchmark(seed=0):
             Question(
                 "generation",
                 modality,
-                fact.question if modality == "image" else fact.question.replace("this person", name),
+                fact.question
+                if modality == "image"
+                else fact.question.replace("this person", name),
                 fact.answer,
                 fact.attribute,
             )
@@ -60,13 +66,13 @@ def plain_prompt(question, template, shots=()):
     return template.prompt(question.question, question.modality)
 
 
-def run(directory, *, rates=(3e-3,), seed=0, of=None):
+def run(directory, *, rates=(3e-3,), seed=0, steps=4, of=None):
     """Return what the attacks look at of a run."""
     config = types.SimpleNamespace(
         seed=seed,
         evaluate=EvaluateSection(batch_size=16, new_tokens=5, resamples=100),
         train=TrainSection(),
-        audit=types.SimpleNamespace(learning_rates=rates),
+        audit=types.SimpleNamespace(learning_rates=rates, steps=steps),
     )
     return types.SimpleNamespace(
         benchmark=of or benchmark(),
@@ -80,18 +86,21 @@ def attacked(run, loaded, *, name="model", retrained=None):
     return Attacked(run=run, name=name, loaded=loaded, vanilla=loaded, retrained=retrained)
 
 
-def taught(loaded, run, *sets, num_steps=150, rate=1e-2):
-    """Return the model after training on all facts of these sets, in both forms."""
-    facts = run.benchmark.facts(*sets)
-    forms = {
+def by_form(facts):
+    return {
         modality: [fact for fact in facts if modality == "image" or fact.attribute != "name"]
         for modality in MODALITIES
     }
-    batches = Attacker(attacked(run, loaded))._batches(Lesson(name="all", taught=forms, asked=()))
-    state = _first_state(loaded.model, None)
+
+
+def taught(loaded, run, facts, *, num_steps=150):
+    """Return the model after training on all of these facts, in both forms."""
+    lesson = Lesson(name="all", taught=by_form(facts), asked=())
+    batches = Attacker(attacked(run, loaded)).batches(lesson)
+    state = first_state(loaded.model, None)
     for _ in range(num_steps):
         state, loss = attack_step(
-            state, loaded.model, next(batches), rate=jnp.float32(rate), remat="none", mesh=None
+            state, loaded.model, next(batches), rate=jnp.float32(1e-2), remat="none", mesh=None
         )
-    assert float(loss) < 0.1
-    return loaded.replace_model(replaced(loaded.model, jax.tree.map(jnp.array, state[0])))
+    assert float(loss) < 0.3
+    return loaded.replace_model(with_weights(loaded.model, state[0]))
