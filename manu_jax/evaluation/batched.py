@@ -74,9 +74,13 @@ def batches_of(
     )
 
 
-def not_finite(loaded: Loaded) -> ManuError:
+class NotFinite(ManuError):
+    """A model answers with NaN or infinity."""
+
+
+def not_finite(loaded: Loaded) -> NotFinite:
     """Return the error of a model that answers with NaN or infinity."""
-    return ManuError(
+    return NotFinite(
         f"{loaded.path or 'the model'}: its outputs are not finite (NaN or infinity). Are its "
         "weights whole? With float16 weights, try model.dtype: float32."
     )

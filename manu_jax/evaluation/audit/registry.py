@@ -1,11 +1,21 @@
 """The attacks by the names that their rows carry, in the order of the report."""
 
-from manu_jax.evaluation.audit import asked, depth, membership, removed, rounding
+from manu_jax.evaluation.audit import (
+    asked,
+    depth,
+    membership,
+    relearning,
+    removed,
+    rounding,
+    tuning,
+)
 from manu_jax.evaluation.audit.attack import PLAIN, Attack
 
 ATTACKS: dict[str, Attack] = {
     "plain": PLAIN,
     "asked": asked.ATTACK,
+    "tuning": tuning.ATTACK,
+    "relearning": relearning.ATTACK,
     "removed": removed.ATTACK,
     "rounding": rounding.ATTACK,
     "depth": depth.ATTACK,
