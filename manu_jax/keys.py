@@ -154,7 +154,7 @@ def parts_of(config: RunConfig, foundation: Reads, files: FileHashes) -> list[Pa
     for name, model in models.items():
         parts += _evaluations(config, name, model, everything=everything)
     reads = {part.label: part.key for part in models.values()} | evaluate
-    reads |= _named("sweep", config.sweep.model_dump(mode="json"))
+    reads |= _named("sweep", config.sweep.model_dump(mode="json"), without=("memory_mib",))
     reads |= {"erase": config.erase, "order of models": list(models), everything.label: foundation}
     places = {"results.json": "results.json", "report.html": "report.html"}
     return [*parts, Part("results", places, reads)]

@@ -52,7 +52,7 @@ class Ranking:
     sizes: Mapping[str, np.ndarray]
 
     def top(self, alpha: float) -> Neurons:
-        """Return the mask (bool) of the top share `alpha` of each group; ManuError out of [0, 1)."""
+        """Return the mask (bool) of the top share `alpha` of each group, in [0, 1)."""
         if not 0 <= alpha < 1:
             raise ManuError(f"alpha: expected a share of neurons in (0, 1), got {alpha}.")
         numbers: dict[int, int] = {}

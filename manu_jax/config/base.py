@@ -161,7 +161,7 @@ def _set_override(values: dict[str, Any], override: str, kind: type[Section]) ->
             raise ManuError(f"override {override!r}: {parent!r} is {child!r}, which has no keys.")
         values, section = child, _section_at(section, parent)
     kinds = _scalar_kinds(_annotation(section, last))
-    if str not in kinds:
+    if str not in kinds or float in kinds:  # a number, or a word in its place
         values[last] = _parse(text, f"override {override!r}")
     else:
         values[last] = None if text in NULLS and type(None) in kinds else text

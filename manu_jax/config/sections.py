@@ -299,3 +299,6 @@ class SweepSection(Section):
 
     alphas: tuple[Share, ...] = ()  # shares of neurons removed, each in (0, 1); empty: no curve
     max_people: Count | None = 10  # of the retain set, the first by ID; None: all
+    # MiB that masks asked at once may need on each device, beside the model; None: half of what is
+    # free there
+    memory_mib: Count | None = None

@@ -3,7 +3,8 @@
 import collections
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,13 +25,21 @@ class ImageFeatures:
     A vision input is known by its identity, and computed once while it is among the STORE_BYTES
     used last. A batch has few images, so those of later batches that need as much room are computed
     along with its own. All processes hold the same features: they ask for the same steps in the
-    same order.
+    same order. compute: what gives the features of images [B, I, P, E]; None: the model's own.
     """
 
-    def __init__(self, loaded: Loaded, encoded: Sequence[Encoded], batches: Batches):
+    def __init__(
+        self,
+        loaded: Loaded,
+        encoded: Sequence[Encoded],
+        batches: Batches,
+        *,
+        compute: Callable[[Any, Images], jax.Array] | None = None,
+    ):
         multiple = parallel.batch_multiple(loaded.mesh)
         self._at_once = -(-AT_ONCE // multiple) * multiple
         self._loaded, self._encoded, self._batches = loaded, encoded, batches
+        self._features = compute or _features
         self._stored: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
 
     def in_place_of_patches(self, batch: Batch, step: int, rows: np.ndarray) -> Batch:
@@ -95,7 +104,7 @@ class ImageFeatures:
         rows = parallel.batch_rows(mesh, self._at_once)
         images = loaded.collate_vision_inputs([(filled[row],) for row in rows])
         with parallel.on_mesh(mesh):
-            features = _features(loaded.model, parallel.put_batch(images, mesh))
+            features = self._features(loaded.model, parallel.put_batch(images, mesh))
         features_BPE = parallel.gather(features)[:, 0]
         return {
             id(vision_input): features_PE[: vision_input.num_features]

@@ -37,7 +37,7 @@ def score_by_statistics(job: ScoringJob[StatisticsMethod]) -> Neurons:
             removed_in[tower] += ~was_removed_LF & (number > 0)
             at_removal[tower] = np.where(was_removed_LF, at_removal[tower], scores[tower])
             scores[tower] = np.where(was_removed_LF, np.inf, scores[tower])
-        share = method.alpha * (number + 1) / method.rounds
+        share = method.scored_alpha * (number + 1) / method.rounds
         removed = select(scores, share, method.scope, layers=method.layers)
     for tower, was_removed_LF in removed.items():
         removed_in[tower] += ~was_removed_LF
