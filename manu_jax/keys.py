@@ -255,6 +255,8 @@ def _parts_of_method(config: RunConfig, method: MethodSettings, vanilla: Part) -
     )
     values = method.model_dump(mode="json")
     chosen = {key: values[key] for key in ("name", *CHOICE)}
+    if method.auto is not None:  # chosen by what is left of facts, in the forms to erase
+        chosen |= {"auto": values["auto"], "erase": config.erase}
     mask = Part(
         f"mask of {name}",
         {"mask.safetensors": f"{folder}mask.safetensors"},

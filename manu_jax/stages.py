@@ -26,6 +26,7 @@ from manu_jax import masks, parallel
 from manu_jax.config import MethodSettings, UnlearnSection
 from manu_jax.context import SYSTEM_PROMPT, Run, select_neurons
 from manu_jax.data import safeeraser
+from manu_jax.evaluation.alpha import AlphaChoice, choose_alpha
 from manu_jax.evaluation.analyses.analysis import Evaluated
 from manu_jax.evaluation.analyses.registry import ANALYSES
 from manu_jax.evaluation.shots import shots_of_run
@@ -47,7 +48,7 @@ from manu_jax.training.kept import keep_models, kept_folder, take_models
 from manu_jax.training.memory import check_memory
 from manu_jax.training.unlearner import reference_of, unlearn
 from manu_jax.training.vanilla import remove_checkpoints, train_models
-from manu_jax.types import RETRAINED, SETS, VANILLA, Sample
+from manu_jax.types import RETRAINED, SETS, VANILLA, Neurons, Sample
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ def make_scores(run: Run) -> None:
             run.vanilla,
             method,
             run.forget_samples,
-            run.keep_samples,
+            run.keep_samples_of(method),
             batch_size=run.config.score_batch,
             seed=run.config.seed,
             directory=run.directory / "statistics" / method.name,
@@ -117,14 +118,17 @@ def make_masks(run: Run) -> None:
     """Choose the neurons to remove, by every method of the config."""
     for method, folder in _methods_without(run, "mask.safetensors"):
         scores, _ = load_scores(folder / "scores.safetensors")
-        mask = select_neurons(method, scores, method.alpha)
+        choice = _alpha_of(run, method, scores)
+        alpha = method.scored_alpha if choice is None else choice.alpha
+        mask = select_neurons(method, scores, alpha)
         masks.save(
             folder / "mask.safetensors",
             mask,
             run.vanilla,
             preset=method.name,
-            alpha=method.alpha,
+            alpha=alpha,
             data=samples_hash(run.forget_samples["image"] + run.forget_samples["text"]),
+            choice=None if choice is None else choice.plain(),
         )
         for line in masks.describe(mask):
             logger.info("masks: %s: %s", method.name, line)
@@ -202,6 +206,24 @@ def _methods_without(run: Run, file: str) -> Iterator[tuple[MethodSettings, Path
         folder = run.method_folder(method)
         if not parallel.exists(folder / file):
             yield method, folder
+
+
+def _alpha_of(run: Run, method: MethodSettings, scores: Neurons) -> AlphaChoice | None:
+    """Return the choice of a method with `alpha: auto`; None for others."""
+    if method.auto is None:
+        return None
+    choice = choose_alpha(
+        run.vanilla,
+        method,
+        scores,
+        forget=run.forget_samples,
+        keep=run.set_apart_samples(method),
+        erase=run.config.erase,
+        batch_size=run.config.evaluate.batch_size,
+        memory_mib=run.config.sweep.memory_mib,
+    )
+    logger.info("masks: %s: %s", method.name, choice.describe())
+    return choice
 
 
 def _reference(run: Run, section: UnlearnSection) -> Loaded | None:
