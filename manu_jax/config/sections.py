@@ -299,6 +299,10 @@ class SweepSection(Section):
 
     alphas: tuple[Share, ...] = ()  # shares of neurons removed, each in (0, 1); empty: no curve
     max_people: Count | None = 10  # of the retain set, the first by ID; None: all
+    # Masks for other people than those to forget, against which each method's own is compared (the
+    # null); 0: no comparison
+    null_groups: int = pydantic.Field(default=0, ge=0)
+    null_facts: Count = 20  # of the set to forget and of the one to keep, in each form, drawn
     # MiB that masks asked at once may need on each device, beside the model; None: half of what is
     # free there
     memory_mib: Count | None = None

@@ -25,7 +25,7 @@ from manu_jax.importance.by_statistics import statistics_file
 from manu_jax.importance.functions import Pair, contrast, statistics_method
 from manu_jax.importance.statistics import PositionStatistics, Statistics
 from manu_jax.selection import Ranking, rank
-from manu_jax.types import MODALITIES, ManuError, Neurons, Signal
+from manu_jax.types import ManuError, Neurons, Signal
 
 KEPT = 4  # scores and rankings that are not made again for the next mask
 
@@ -44,18 +44,23 @@ class SetStatistics:
         ManuError where a file is missing or damaged, and for those of several rounds.
         """
         place = expand_path(folder)
+
+        def read(name: str) -> Statistics | PositionStatistics:
+            return _read(place / name)
+
         if (place / "round_00").exists():
             raise ManuError(
                 f"{folder}: statistics of several rounds. What a round measures depends on what "
                 "the rounds before removed: score with rounds: 1."
             )
-        found = {
-            name: tuple(
-                _read(place / statistics_file(name, modality, signal)) for modality in MODALITIES
+        forget, keep = (
+            (
+                read(statistics_file(name, "image", signal)),
+                read(statistics_file(name, "text", signal)),
             )
             for name in ("forget", "keep")
-        }
-        return cls(**found)
+        )
+        return cls(forget, keep)
 
 
 def variations(

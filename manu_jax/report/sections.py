@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from manu_jax.evaluation.analyses.registry import ANALYSES
-from manu_jax.report import distances, examples, headline, leakage, numbers, plots
+from manu_jax.report import distances, examples, headline, leakage, nulls, numbers, plots
 from manu_jax.report.inputs import Item, Place, PruneCount
 from manu_jax.report.results import Results
 
@@ -119,6 +119,8 @@ SECTIONS: dict[str, Section] = {
     "distances": Section(lambda m: distances.distances_view(m.results), inside="numbers"),
     "differences": Section(lambda m: distances.differences_view(m.results), inside="numbers"),
     "alpha_sweep": Section(lambda m: plots.sweep_view(m.results)),
+    "alpha_choice": Section(lambda m: nulls.choice_view(m.results), inside="alpha_sweep"),
+    "null": Section(lambda m: nulls.null_view(m.results), inside="alpha_sweep"),
     "people": Section(_people),
     "leakage": Section(lambda m: leakage.view(m.results)),
     "neurons": Section(_neurons),
