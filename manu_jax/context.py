@@ -3,11 +3,12 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from manu_jax import parallel
 from manu_jax.config import (
@@ -20,7 +21,7 @@ from manu_jax.config import (
 )
 from manu_jax.data.benchmarks import BenchmarkFormat, benchmark_format
 from manu_jax.data.forms import forms
-from manu_jax.data.record import Benchmark, split_retain
+from manu_jax.data.record import Benchmark, Fact, Person, split_retain
 from manu_jax.edits import masks
 from manu_jax.edits.edit import Edit
 from manu_jax.edits.edit import load as load_edit
@@ -196,14 +197,50 @@ class Run:
             self.vanilla,
             method,
             self.forget_samples,
-            self.keep_samples,
+            self.keep_samples_of(method),
             batch_size=self.config.score_batch,
             seed=self.config.seed,
             directory=self.directory / "statistics" / method.name,
         )
 
+    def set_apart(self, method: MethodSettings) -> tuple[Person, ...]:
+        """Return the retain people, drawn by the seed, that `alpha: auto` keeps from its method.
+
+        Its α is chosen by what it leaves of their facts. () for other methods.
+        """
+        if not isinstance(method, MaskMethod) or method.auto is None:
+            return ()
+        people = [person for person in self.benchmark.sets["retain"] if person.facts]
+        if len(people) <= method.auto.people:
+            raise ManuError(
+                f'method "{method.name}": auto.people sets {method.auto.people} retain people '
+                f"apart, and there are {len(people)} with facts. Lower it."
+            )
+        order = np.random.default_rng(self.config.seed).permutation(len(people))
+        return tuple(people[number] for number in sorted(order[: method.auto.people]))
+
+    def keep_samples_of(self, method: MethodSettings) -> dict[Modality, tuple[Sample, ...]]:
+        """Return the facts to keep that a method is given: all but those of `set_apart`."""
+        apart = {person.id for person in self.set_apart(method)}
+        if not apart:
+            return self.keep_samples
+        given = [
+            fact
+            for name in KEEP_SETS
+            for person in self.benchmark.sets[name]
+            for fact in person.facts
+            if name != "retain" or person.id not in apart
+        ]
+        return self._forms(given)
+
+    def set_apart_samples(self, method: MethodSettings) -> dict[Modality, tuple[Sample, ...]]:
+        """Return the facts of the people of `set_apart`, in both forms."""
+        return self._forms([fact for person in self.set_apart(method) for fact in person.facts])
+
     def _samples(self, *sets: str) -> dict[Modality, tuple[Sample, ...]]:
-        facts = self.benchmark.facts(*sets)
+        return self._forms(self.benchmark.facts(*sets))
+
+    def _forms(self, facts: Sequence[Fact]) -> dict[Modality, tuple[Sample, ...]]:
         template = self.vanilla.template
         return {modality: forms(facts, modality, template) for modality in MODALITIES}
 

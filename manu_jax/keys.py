@@ -121,7 +121,7 @@ def parts_of(config: RunConfig, foundation: Reads, files: FileHashes) -> list[Pa
         parts += _evaluations(config, name, model, everything=everything)
         parts += _audits(config, name, models)
     reads = {part.label: part.key for part in models.values()} | evaluate
-    reads |= _named("sweep", config.sweep.model_dump(mode="json"))
+    reads |= _named("sweep", config.sweep.model_dump(mode="json"), without=("memory_mib",))
     reads |= _named("audit", config.audit.model_dump(mode="json"))
     reads |= {"erase": config.erase, "order of models": list(models), everything.label: foundation}
     reads["data.keep_share"] = config.data.keep_share
@@ -227,6 +227,8 @@ def _parts_of_method(config: RunConfig, method: MethodSettings, vanilla: Part) -
     )
     values = method.model_dump(mode="json")
     chosen = {key: values[key] for key in ("name", *CHOICE)}
+    if method.auto is not None:  # chosen by what is left of facts, in the forms to erase
+        chosen |= {"auto": values["auto"], "erase": config.erase}
     mask = Part(
         f"mask of {name}",
         {MASK: f"{folder}{MASK}"},

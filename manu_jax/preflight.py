@@ -162,6 +162,9 @@ def _check_data(run: Run, empty: Loaded, stages: Collection[str]) -> None:
         faults.append(
             f"no samples to score with: {'; '.join(lacking)}. Check data.path and data.train_path."
         )
+    for method in config.methods:
+        with _noted(faults):
+            run.set_apart(method)
     if config.model.path is not None and "evaluate" in stages:
         with _noted(faults):
             check_questions(run, empty)

@@ -5,10 +5,10 @@ scores by place (tower name, layer, neuron). α is read as the decimal that it p
 is 29. The order does not depend on α, so a smaller α always gives a part of a larger.
 """
 
+import dataclasses
 import decimal
 import typing
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from manu_jax.config import Layers, Scope
 from manu_jax.types import ManuError, Neurons
 
 SCOPES: tuple[Scope, ...] = typing.get_args(Scope)
+NEVER = np.iinfo(np.int32).max  # the place of a neuron that is not eligible
 # (first, end): first is included and may be negative, −3 is the third last; end is not, None is the
 # end.
 LayerRange = Layers | tuple[int, int | None]
@@ -36,29 +37,59 @@ def select(
     its layers. Raises ManuError where a score is NaN, a tower or layer is not there, or alpha or
     scope is out of range.
     """
-    if not 0 <= alpha < 1:
-        raise ManuError(f"alpha: expected a share of neurons in (0, 1), got {alpha}.")
+    return rank(scores, scope, layers=layers).top(alpha)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+    """The order in which neurons are chosen: what `select` sorts for, whatever α.
+
+    places: {tower: [L, F] int}, 0 for the highest score of a group, NEVER where a neuron is not
+    eligible. sizes: {tower: [L]}, how many are eligible in the group of each layer.
+    """
+
+    places: Mapping[str, np.ndarray]
+    sizes: Mapping[str, np.ndarray]
+
+    def top(self, alpha: float) -> Neurons:
+        """Return the mask (bool) of the top share `alpha` of each group, in [0, 1)."""
+        if not 0 <= alpha < 1:
+            raise ManuError(f"alpha: expected a share of neurons in (0, 1), got {alpha}.")
+        numbers: dict[int, int] = {}
+        mask: Neurons = {}
+        for tower, places_LF in self.places.items():
+            sizes = self.sizes[tower].tolist()
+            numbers |= {size: count(alpha, size) for size in sizes if size not in numbers}
+            mask[tower] = places_LF < np.asarray([numbers[size] for size in sizes])[:, None]
+        return mask
+
+
+def rank(
+    scores: Neurons, scope: Scope = "all", *, layers: Mapping[str, LayerRange] | None = None
+) -> Ranking:
+    """Return the order of neurons by score: one sort for the masks of every α. As `select`."""
     if scope not in SCOPES:
         raise ManuError(f"scope: expected one of {', '.join(SCOPES)}, got {scope!r}.")
     scores = {tower: np.asarray(scores[tower]) for tower in sorted(scores)}
     _check_not_nan(scores)
     eligible = eligible_layers(scores, layers or {})
-    mask: dict[str, Any] = {
-        tower: np.zeros(values_LF.shape, bool) for tower, values_LF in scores.items()
-    }
+    places = {tower: np.full(values.shape, NEVER, np.int32) for tower, values in scores.items()}
+    sizes = {tower: np.zeros(len(values_LF), np.int64) for tower, values_LF in scores.items()}
     for group in _groups(scores, scope):
-        places = [(tower, rows, eligible[tower][rows]) for tower, rows in group]
-        values = np.concatenate([scores[t][rows][chosen].ravel() for t, rows, chosen in places])
-        is_top = np.zeros(values.size, bool)
-        num_removed = count(alpha, values.size)
-        is_top[np.argsort(-values, kind="stable")[:num_removed]] = True
+        # Layers by number: a slice of a group may be of layers that are not eligible.
+        chosen = [(tower, np.arange(len(eligible[tower]))[rows]) for tower, rows in group]
+        parts = [(tower, numbers[eligible[tower][numbers]]) for tower, numbers in chosen]
+        values = np.concatenate([scores[tower][numbers].ravel() for tower, numbers in parts])
+        order = np.empty(values.size, np.int32)
+        order[np.argsort(-values, kind="stable")] = np.arange(values.size, dtype=np.int32)
         start = 0
-        for tower, rows, chosen in places:
-            size = int(chosen.sum()) * scores[tower].shape[1]
-            part = is_top[start : start + size].reshape(-1, scores[tower].shape[1])
-            mask[tower][np.arange(len(mask[tower]))[rows][chosen]] = part
-            start += size
-    return mask
+        for tower, numbers in parts:
+            shape = (len(numbers), scores[tower].shape[1])
+            end = start + shape[0] * shape[1]
+            places[tower][numbers] = order[start:end].reshape(shape)
+            sizes[tower][numbers] = values.size
+            start = end
+    return Ranking(places, sizes)
 
 
 def count(alpha: float, num_eligible: int) -> int:

@@ -268,6 +268,44 @@ def test_in_rounds_the_share_of_neurons_is_a_part_of_scoring(tmp_path, rounds):
     assert ("scores.safetensors" in moved) == (rounds == 2)
 
 
+@pytest.mark.parametrize(
+    ("auto", "moved"),
+    [
+        ({"keep_drop": 0.1}, {"mask.safetensors"}),
+        ({"alphas": [0.1, 0.3]}, {"mask.safetensors"}),  # the largest is the same
+        ({"alphas": [0.1, 0.4]}, {"scores.safetensors", "mask.safetensors"}),
+        # Other people are set apart, and no longer scored on.
+        ({"people": 2}, {"statistics/gradient", "scores.safetensors", "mask.safetensors"}),
+    ],
+)
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_what_a_choice_of_alpha_depends_on(tmp_path, auto, moved, rounds):
+    def settings(**changes):
+        values = {"alphas": [0.2, 0.3], "people": 1, **changes}
+        return {"preset": "gradient", "rounds": rounds, "alpha": "auto", "auto": values}
+
+    keys.settle(tmp_path, config(method=settings()))
+    fill(tmp_path, config(method=settings()))
+    if rounds == 1 and auto == {"alphas": [0.1, 0.4]}:
+        moved = {"mask.safetensors"}  # α is no part of scoring in one round
+    elif rounds == 2 and "scores.safetensors" in moved:
+        moved = moved | {"statistics/gradient"}
+    found = moved_by(tmp_path, config(method=settings(**auto)))
+    assert found == moved | {"unlearned", "evaluation/gradient"} | RESULTS
+
+
+def test_alpha_is_chosen_by_the_form_that_is_to_be_erased(tmp_path):
+    method = {"preset": "gradient", "rounds": 1, "alpha": "auto"}
+    keys.settle(tmp_path, config(method=method))
+    fill(tmp_path, config(method=method))
+    moved = moved_by(tmp_path, config(method=method, erase="visual"))
+    assert moved == {"mask.safetensors", "unlearned", "evaluation/gradient"} | RESULTS
+
+
+def test_the_memory_of_a_sweep_changes_no_number(folder):
+    assert moved_by(folder, config(sweep={"memory_mib": 100})) == set()
+
+
 def test_another_training_keeps_the_data_alone(folder):
     keys.settle(folder, config(train={"steps": 3}))
     assert {place for place in places(folder) if not place.startswith("earlier/")} == {"data"}

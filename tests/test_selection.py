@@ -6,7 +6,7 @@ import pytest
 from hypothesis import strategies
 
 from manu_jax.config import Layers
-from manu_jax.selection import count, select
+from manu_jax.selection import count, rank, select
 from manu_jax.types import ManuError
 
 SCORES = {
@@ -126,3 +126,38 @@ def test_seven_billion_sizes_take_less_than_a_second():
     mask = select(scores, 0.05)
     assert time.perf_counter() - start < 1
     assert mask["text"].sum() == 17_612
+
+
+def one_by_one(scores, alpha, scope, layers):
+    """The choice, neuron by neuron: sorted by score, tower, layer and place."""
+    groups = {}
+    for tower in sorted(scores):
+        first, end = layers.get(tower, (0, None))
+        for layer in range(len(scores[tower]))[first:end]:
+            for place, score in enumerate(scores[tower][layer]):
+                name = {"all": "", "tower": tower, "layer": (tower, layer)}[scope]
+                groups.setdefault(name, []).append((-score, tower, layer, place))
+    mask = {tower: np.zeros(np.shape(values), bool) for tower, values in scores.items()}
+    for group in groups.values():
+        for _, tower, layer, place in sorted(group)[: count(alpha, len(group))]:
+            mask[tower][layer, place] = True
+    return mask
+
+
+@pytest.mark.parametrize("scope", ["all", "tower", "layer"])
+@pytest.mark.parametrize("layers", [{}, {"text": (1, None)}, {"vision": (-2, -1)}])
+def test_one_ranking_gives_the_masks_of_every_alpha(scope, layers):
+    random = np.random.default_rng(0)
+    scores = {  # few values, so that many are equal
+        "text": random.integers(0, 5, (3, 11)).astype(np.float32),
+        "vision": random.integers(0, 5, (3, 7)).astype(np.float32),
+    }
+    ranking = rank(scores, scope, layers=layers)
+    for alpha in (0, 0.05, 0.3, 0.5, 0.99):
+        expected = one_by_one(scores, alpha, scope, layers)
+        for found in (ranking.top(alpha), select(scores, alpha, scope, layers=layers)):
+            assert set(found) == set(expected)
+            for tower in found:
+                np.testing.assert_array_equal(found[tower], expected[tower])
+    with pytest.raises(ManuError, match="alpha"):
+        ranking.top(1)

@@ -166,7 +166,7 @@ def _set_override(values: dict[str, Any], override: str, kind: type[Section]) ->
         values = child
     having = [one for one in sections if last in one.model_fields]
     kinds = set().union(*(_scalar_kinds(_annotation(one, last)) for one in having))
-    if str not in kinds:
+    if str not in kinds or float in kinds:  # a number, or a word in its place
         values[last] = _parse(text, f"override {override!r}")
     else:
         values[last] = None if text in NULLS and type(None) in kinds else text

@@ -17,8 +17,18 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import pydantic
+import pydantic_core
 
-from manu_jax.config.base import Count, Remat, Section, SectionError, registered, registry, unknown
+from manu_jax.config.base import (
+    Count,
+    Remat,
+    Section,
+    SectionError,
+    Share,
+    registered,
+    registry,
+    unknown,
+)
 from manu_jax.config.sections import RECIPES, TRAINED, UnlearnSection
 from manu_jax.types import ManuError, Modality, Signal
 
@@ -37,6 +47,7 @@ AttributionObjective = Annotated[
 ]
 MethodName = Annotated[str, pydantic.Field(pattern=r"^[^/\\.][^/\\]*$")]  # it names a folder
 CHOICE = ("alpha", "scope", "layers")  # of neurons, by their scores
+AUTO = "auto"  # as α: it is chosen among the α of the method's `auto`
 # How statistics become scores.
 JOINED_BY = ("functions", "normalise", "combine", "epsilon", "harm_weight", "text_weight")
 # What only a config has that an earlier version resolved: the fields of every kind at once.
@@ -48,6 +59,35 @@ class Layers(Section):
 
     first: int = 0  # negative: from the end, −3 is the third last
     end: int | None = None
+
+
+class AutoAlpha(Section):
+    """How `alpha: auto` is chosen: the smallest α of those that forget most within the bound.
+
+    What is forgotten and kept is measured on the facts to forget and on people to keep that are set
+    apart: the method is not given them.
+    """
+
+    alphas: tuple[Share, ...] = pydantic.Field(
+        default=(0.02, 0.05, 0.1, 0.2, 0.3, 0.45), min_length=1
+    )
+    # How much smaller the share of kept facts that are answered right may be than the vanilla
+    # model's, in either form
+    keep_drop: float = pydantic.Field(default=0.03, ge=0, lt=1)
+    people: Count = 6  # to keep, drawn by the seed from those that methods are given
+
+
+def _check_alpha(value: Any) -> float | str:
+    """Return α as a number, or "auto"."""
+    if value == AUTO:
+        return AUTO
+    if not isinstance(value, int | float):
+        raise ValueError(f'expected a number or "{AUTO}", got {value!r}')
+    if not value > 0:
+        raise pydantic_core.PydanticKnownError("greater_than", {"gt": 0})
+    if not value < 1:
+        raise pydantic_core.PydanticKnownError("less_than", {"lt": 1})
+    return float(value)
 
 
 class MethodSettings(Section):
@@ -77,7 +117,9 @@ class MaskMethod(MethodSettings):
     # Which towers each form of the facts scores; all: every tower of the model
     towers: dict[Modality, tuple[str, ...]] = {"image": ("all",), "text": ("text",)}
     # Which neurons go
-    alpha: float = pydantic.Field(default=0.02, gt=0, lt=1)  # share of neurons removed
+    # Share of neurons removed, in (0, 1); "auto": see `auto`
+    alpha: Annotated[float | Literal["auto"], pydantic.PlainValidator(_check_alpha)] = 0.02
+    auto: AutoAlpha | None = None  # only with alpha: auto; None there: the defaults
     scope: Scope = "all"  # over what the top α is taken
     layers: dict[str, Layers] = {}  # tower → range; a tower not named: all its layers
 
@@ -95,6 +137,38 @@ class MaskMethod(MethodSettings):
     def measured_by(self) -> dict[str, Any]:
         """Return the values that the statistics behind the scores depend on."""
         return self.scored_by()
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _add_auto(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("alpha") == AUTO:
+            return {**values, "auto": values.get("auto") or {}}
+        return values
+
+    @pydantic.model_validator(mode="after")
+    def _check_auto(self) -> "MaskMethod":
+        if self.auto is not None and self.alpha != AUTO:
+            raise ValueError(f"auto is only for alpha: auto; alpha is {self.alpha}")
+        return self
+
+    @property
+    def scored_alpha(self) -> float:
+        """The α that scores with a share of neurons in mind are made for: the largest of `auto`."""
+        return self.alpha if isinstance(self.alpha, float) else max(self.alphas)
+
+    @property
+    def alphas(self) -> tuple[float, ...]:
+        """The α to choose from, by size; the one that is given."""
+        return (self.scored_alpha,) if self.auto is None else tuple(sorted({*self.auto.alphas}))
+
+    def _values(self, without: Iterable[str] = ()) -> dict[str, Any]:
+        values = self.model_dump(mode="json")
+        values = {key: value for key, value in values.items() if key not in {"name", *without}}
+        if values.pop("auto", None) is not None and self.auto is not None:
+            # The people who are set apart are not scored on; of α, scores see one at most.
+            values["set_apart"] = self.auto.people
+            values |= {"alpha": self.scored_alpha} if "alpha" in values else {}
+        return values
 
 
 class StatisticsMethod(MaskMethod):

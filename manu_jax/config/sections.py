@@ -397,6 +397,13 @@ class SweepSection(Section):
 
     alphas: tuple[Share, ...] = ()  # shares of neurons removed, each in (0, 1); empty: no curve
     max_people: Count | None = 10  # of the people to keep, the first by ID; None: all
+    # Masks for other people than those to forget, against which each method's own is compared (the
+    # null); 0: no comparison
+    null_groups: int = pydantic.Field(default=0, ge=0)
+    null_facts: Count = 20  # of the set to forget and of the one to keep, in each form, drawn
+    # MiB that masks asked at once may need on each device, beside the model; None: half of what is
+    # free there
+    memory_mib: Count | None = None
 
 
 class AuditSection(Section):
@@ -412,7 +419,7 @@ class AuditSection(Section):
     # Names of methods; headline: the first one; all: every one
     methods: tuple[str, ...] = ("headline",)
     # Of attacks that train; the one that brings back most counts
-    learning_rates: tuple[float, ...] = pydantic.Field(default=(3e-4, 1e-3, 3e-3), min_length=1)
+    learning_rates: tuple[float, ...] = pydantic.Field(default=(1e-4, 3e-4, 1e-3), min_length=1)
     steps: Count = 64  # of attacks that train
 
     @pydantic.model_validator(mode="before")

@@ -175,10 +175,12 @@ def save(
     preset: str,
     alpha: float,
     data: str = "",
+    choice: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a mask with what it was made from; every process calls it, the first writes.
 
     loaded: the model that was scored. data: hash of the samples (`fingerprint.samples_hash`).
+    choice: of an alpha that was chosen (`AlphaChoice.plain`).
     """
     arrays = {key: np.asarray(a, bool) for key, a in gather(dict(mask)).items()}
     made_from = {
@@ -188,6 +190,7 @@ def save(
         "model": weights_hash(loaded.model),
         "data": data,
         "versions": versions(),
+        **({} if choice is None else {"auto": dict(choice)}),
     }
     if is_first_process():
         metadata = {"made_from": json.dumps(made_from, sort_keys=True)}

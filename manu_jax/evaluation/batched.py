@@ -11,7 +11,7 @@ from manu_jax.data.batches import Batches
 from manu_jax.models.loaded import Loaded
 from manu_jax.progress import Progress
 from manu_jax.training.features import ImageFeatures
-from manu_jax.types import Batch, Encoded, Encoder, ManuError
+from manu_jax.types import Batch, Encoded, Encoder, Images, ManuError
 
 MAX_BUCKETS = 2  # lengths a step is compiled for, with images and without
 MULTIPLE = 8  # of tokens; lengths are few as it is, so padding can be tight
@@ -26,13 +26,15 @@ def run_batched(
     description: str,
     padding_side: Literal["left", "right"] = "right",
     features_once: bool = False,
+    features: Callable[[Any, Images], jax.Array] | None = None,
 ) -> Iterator[tuple[np.ndarray, Any]]:
     """Yield (indices of the samples, what `step(model, batch)` gave for them as NumPy).
 
     step: gives a pytree of arrays whose first axis is the batch's; its padding rows are cut off.
     batch_size: rounded up to a multiple of the mesh's data and fsdp axes. The next batch is made
     while the device works on the last. features_once: give `step` the features of images in place
-    of their patches, each image's computed once; for steps that run no other model.
+    of their patches, each image's computed once; for steps that run no other model. features: what
+    gives them, (model, images) → [B, I, P, E]; None: the model's own.
     """
     if not encoded:
         return
@@ -40,15 +42,15 @@ def run_batched(
     batch_size = -(-batch_size // multiple) * multiple
     rows = parallel.batch_rows(loaded.mesh, batch_size)
     batches = batches_of(loaded, encoded, batch_size, padding_side=padding_side, rows=rows)
-    features = ImageFeatures(loaded, encoded, batches) if features_once else None
+    stored = ImageFeatures(loaded, encoded, batches, compute=features) if features_once else None
     waiting: tuple[np.ndarray, Any] | None = None
     with Progress(description, len(encoded)) as progress:
         for number in range(len(batches) + 1):
             started = None
             if number < len(batches):
                 batch = batches.batch_at(number)
-                if features is not None and batch.images is not None:
-                    batch = features.in_place_of_patches(batch, number, rows)
+                if stored is not None and batch.images is not None:
+                    batch = stored.in_place_of_patches(batch, number, rows)
                 batch = parallel.put_batch(batch, loaded.mesh)
                 with parallel.on_mesh(loaded.mesh):
                     started = batches.indices_at(number), step(loaded.model, batch)

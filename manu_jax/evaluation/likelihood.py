@@ -12,7 +12,7 @@ from manu_jax.data.batches import encode_all
 from manu_jax.evaluation.batched import not_finite, run_batched
 from manu_jax.models.loaded import Loaded
 from manu_jax.models.nn.answers import logits_at_answers, token_log_likelihoods
-from manu_jax.types import Batch, ManuError, Sample, raise_faults
+from manu_jax.types import Batch, Encoded, ManuError, Neurons, Sample, raise_faults
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,15 +36,7 @@ def log_likelihoods(loaded: Loaded, samples: Sequence[Sample], *, batch_size: in
 
     Raises ManuError for samples without an answer, and where the model's outputs are not finite.
     """
-    encoded = encode_all(loaded, samples)
-    raise_faults(
-        [
-            f"{sample.key or 'sample'}: {sample.text!r}"
-            for sample, item in zip(samples, encoded, strict=True)
-            if not item.loss_weights_T.any()
-        ],
-        "Samples without an answer to measure:",
-    )
+    encoded = encode_answered(loaded, samples)
     found = Likelihoods(
         np.zeros(len(samples)), np.zeros(len(samples)), np.zeros(len(samples), bool)
     )
@@ -64,6 +56,20 @@ def log_likelihoods(loaded: Loaded, samples: Sequence[Sample], *, batch_size: in
     return found
 
 
+def encode_answered(loaded: Loaded, samples: Sequence[Sample]) -> list[Encoded]:
+    """Return the samples as numbers, in order; ManuError names those without an answer."""
+    encoded = encode_all(loaded, samples)
+    raise_faults(
+        [
+            f"{sample.key or 'sample'}: {sample.text!r}"
+            for sample, item in zip(samples, encoded, strict=True)
+            if not item.loss_weights_T.any()
+        ],
+        "Samples without an answer to measure:",
+    )
+    return encoded
+
+
 def share_right(loaded: Loaded, samples: Sequence[Sample], batch_size: int) -> float:
     """Return the share of samples whose answer is the model's first choice at every token.
 
@@ -74,12 +80,19 @@ def share_right(loaded: Loaded, samples: Sequence[Sample], batch_size: int) -> f
     return float(log_likelihoods(loaded, samples, batch_size=batch_size).recalled_N.mean())
 
 
-@jax.jit
-def _likelihoods(model: Any, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return sum and mean of log p over the answers' tokens, and whether all are first choices."""
-    logits_BAV, targets = logits_at_answers(model, batch, remat="none")
+def answer_likelihoods(
+    model: Any, batch: Batch, gates: Neurons | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return sum and mean of log p over the answers' tokens, and whether all are first choices. [B]
+
+    gates: factors of the neurons, [L, F] each. Pure: to be called inside jit.
+    """
+    logits_BAV, targets = logits_at_answers(model, batch, gates=gates, remat="none")
     log_p_BA, weight_BA = token_log_likelihoods(logits_BAV, targets)
     is_first_BA = jnp.argmax(logits_BAV, axis=-1) == targets.token_ids_BT
     sum_B = jnp.where(weight_BA > 0, log_p_BA * weight_BA, 0).sum(axis=1)
     mean_B = sum_B / jnp.maximum(weight_BA.sum(axis=1), 1e-9)
     return sum_B, mean_B, (is_first_BA | (weight_BA == 0)).all(axis=1)
+
+
+_likelihoods = jax.jit(answer_likelihoods)

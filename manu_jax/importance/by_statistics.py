@@ -9,8 +9,9 @@ from manu_jax.config import StatisticsMethod
 from manu_jax.importance.collect import collect
 from manu_jax.importance.functions import contrast
 from manu_jax.importance.job import ScoringJob
+from manu_jax.importance.statistics import AnyStatistics
 from manu_jax.selection import select
-from manu_jax.types import MODALITIES, Neurons, Sample
+from manu_jax.types import MODALITIES, Modality, Neurons, Sample, Signal
 
 
 def score_by_statistics(job: ScoringJob[StatisticsMethod]) -> Neurons:
@@ -37,7 +38,7 @@ def score_by_statistics(job: ScoringJob[StatisticsMethod]) -> Neurons:
             removed_in[tower] += ~was_removed_LF & (number > 0)
             at_removal[tower] = np.where(was_removed_LF, at_removal[tower], scores[tower])
             scores[tower] = np.where(was_removed_LF, np.inf, scores[tower])
-        share = method.alpha * (number + 1) / method.rounds
+        share = method.scored_alpha * (number + 1) / method.rounds
         removed = select(scores, share, method.scope, layers=method.layers)
     for tower, was_removed_LF in removed.items():
         removed_in[tower] += ~was_removed_LF
@@ -46,6 +47,16 @@ def score_by_statistics(job: ScoringJob[StatisticsMethod]) -> Neurons:
 
 def score_round(job: ScoringJob[StatisticsMethod], gates: Neurons | None = None) -> Neurons:
     """Return the scores of a model whose neurons are multiplied by `gates` ([L, F] each)."""
+    return contrast(*round_statistics(job, gates), preset=job.method)
+
+
+def round_statistics(
+    job: ScoringJob[StatisticsMethod], gates: Neurons | None = None
+) -> tuple[AnyStatistics, ...]:
+    """Return the statistics that a round scores by: of forget and of keep, image and text each.
+
+    They are read from the job's directory where they stand there. gates: as in `score_round`.
+    """
     method = job.method
     found = []
     for name, forms in (("forget", job.forget), ("keep", job.keep)):
@@ -56,7 +67,7 @@ def score_round(job: ScoringJob[StatisticsMethod], gates: Neurons | None = None)
                 samples = _draw(samples, max(number, 1), job.seed)
             path = None
             if job.directory is not None:
-                path = job.directory / f"{name}.{modality}.{method.signal}.safetensors"
+                path = job.directory / statistics_file(name, modality, method.signal)
             found.append(
                 collect(
                     job.loaded,
@@ -69,7 +80,12 @@ def score_round(job: ScoringJob[StatisticsMethod], gates: Neurons | None = None)
                     path=path,
                 )
             )
-    return contrast(*found, preset=method)
+    return tuple(found)
+
+
+def statistics_file(name: str, modality: Modality, signal: Signal) -> str:
+    """Return the name of the file with the statistics of a set ("forget", "keep") in one form."""
+    return f"{name}.{modality}.{signal}.safetensors"
 
 
 def _draw(samples: Sequence[Sample], number: int, seed: int) -> list[Sample]:

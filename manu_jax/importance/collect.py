@@ -164,23 +164,33 @@ def add_batch(
     capture_step: CaptureStep,
 ) -> AnyStatistics:
     """Return the statistics with one batch; runs whole on the device."""
-    if capture_step.capture is None:
-        z_by_tower, values_B = per_example_gradients(
-            model,
-            batch,
-            dict(capture_step.towers),
-            objective=capture_step.objective,
-            gates=gates,
-            remat=capture_step.remat,
-        )
-        if capture_step.fade is not None:
-            weights_1B1 = jax.nn.sigmoid(values_B + capture_step.fade)[None, :, None]
-            z_by_tower = {tower: z_LBF * weights_1B1 for tower, z_LBF in z_by_tower.items()}
-    else:
-        z_by_tower = model(batch, gates=gates, capture=capture_step.capture).activations
+    z_by_tower = values_of(model, batch, gates=gates, capture_step=capture_step)
     if isinstance(total, PositionStatistics):
         return total.add(z_by_tower)
     return total.add(z_by_tower, batch.example_weights_B)
+
+
+def values_of(
+    model: Any, batch: Batch, *, gates: Neurons | None, capture_step: CaptureStep
+) -> dict[str, Any]:
+    """Return what statistics are made of, of each sample of a batch: {tower: [L, B, F]}.
+
+    By position, of the whole batch: {"tower.matrix": [L or 1, 4, rows]}. Pure.
+    """
+    if capture_step.capture is not None:
+        return model(batch, gates=gates, capture=capture_step.capture).activations
+    z_by_tower, values_B = per_example_gradients(
+        model,
+        batch,
+        dict(capture_step.towers),
+        objective=capture_step.objective,
+        gates=gates,
+        remat=capture_step.remat,
+    )
+    if capture_step.fade is None:
+        return z_by_tower
+    weights_1B1 = jax.nn.sigmoid(values_B + capture_step.fade)[None, :, None]
+    return {tower: z_LBF * weights_1B1 for tower, z_LBF in z_by_tower.items()}
 
 
 def zero(loaded: Loaded, batch: Batch, capture_step: CaptureStep) -> AnyStatistics:

@@ -66,7 +66,7 @@ def learn_gates(job: ScoringJob[LearnedMethod]) -> Neurons:
     learning = Learning(
         method.objective,
         tuple((tower, tuple(np.flatnonzero(eligible[tower]).tolist())) for tower in towers),
-        count(method.alpha, sum(values[eligible[t]].size for t, values in scores.items())),
+        count(method.scored_alpha, sum(values[eligible[t]].size for t, values in scores.items())),
         method.steps,
         method.learning_rate,
         method.forget_margin,

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from manu_jax.evaluation.analyses.alpha_choice import OTHER
 from manu_jax.evaluation.metrics import METRICS, NATS
 from manu_jax.evaluation.tasks import TASKS_BY_NAME
 from manu_jax.report.inputs import Item, Place
@@ -280,7 +281,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
     method, data, model = (config.get(key) or {} for key in ("method", "data", "model"))
     known = [("Method", results.headline)]
     if "alpha" in method and method_name(method) == results.headline:
-        known.append(("Neurons removed", f"{100 * method['alpha']:g}{NARROW_SPACE}%"))
+        known.append(("Neurons removed", _share_removed(results, method)))
     if data.get("benchmark"):
         known.append(("Benchmark", str(data["benchmark"])))
     if results.kept is not None:
@@ -291,6 +292,16 @@ def facts(results: Results) -> list[tuple[str, str]]:
     if "seed" in config:
         known.append(("Seed", str(config["seed"])))
     return known
+
+
+def _share_removed(results: Results, method: Mapping[str, Any]) -> str:
+    """Return a method's α in percent; of `alpha: auto` the one that was chosen."""
+    if method["alpha"] != "auto":
+        return f"{100 * method['alpha']:g}{NARROW_SPACE}%"
+    rows = results.analyses.get("alpha_choice", ())
+    own = (row for row in rows if row.method == method_name(method) and row.choice != OTHER)
+    chosen = next(own, None)
+    return "chosen" if chosen is None else f"{100 * chosen.alpha:g}{NARROW_SPACE}%, chosen"
 
 
 def method_name(method: Mapping[str, Any]) -> str | None:
@@ -312,13 +323,14 @@ def chance(results: Results, items: Mapping[Place, Sequence[Item]], task: str) -
     return 0.0 if task == "cloze" else None
 
 
-def model_note(model: str, config: Mapping[str, Any]) -> str:
+def model_note(model: str, results: Results) -> str:
     """Return the small print beside a model's name: its role, or its α."""
     if model in MODEL_NOTES and model != "random":
         return MODEL_NOTES[model]
+    config = results.config
     for method in (config.get("method"), *(config.get("compare") or ())):
         if isinstance(method, dict) and method_name(method) == model and "alpha" in method:
-            return f"α = {100 * method['alpha']:g}{NARROW_SPACE}%"
+            return f"α = {_share_removed(results, method)}"
     return MODEL_NOTES.get(model, "")
 
 
@@ -340,7 +352,7 @@ def _table(results: Results, task: str, metric: str) -> Table:
         cells = [
             _cell(by_name.get((model, column.set, column.modality)), column) for column in columns
         ]
-        note = model_note(model, results.config)
+        note = model_note(model, results)
         lines.append(Line(model, note, model == results.headline, tuple(cells)))
     groups = tuple(
         (

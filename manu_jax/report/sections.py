@@ -21,6 +21,7 @@ from manu_jax.report import (
     examples,
     headline,
     leakage,
+    nulls,
     numbers,
     plots,
 )
@@ -131,6 +132,8 @@ SECTIONS: dict[str, Section] = {
     "distances": Section(lambda m: distances.distances_view(m.results), inside="numbers"),
     "differences": Section(lambda m: distances.differences_view(m.results), inside="numbers"),
     "alpha_sweep": Section(lambda m: plots.sweep_view(m.results)),
+    "alpha_choice": Section(lambda m: nulls.choice_view(m.results), inside="alpha_sweep"),
+    "null": Section(lambda m: nulls.null_view(m.results), inside="alpha_sweep"),
     "people": Section(_people),
     "leakage": Section(lambda m: leakage.view(m.results)),
     "audit": Section(lambda m: audit.view(m.results)),

@@ -3,7 +3,8 @@
 import collections
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,13 +25,21 @@ class ImageFeatures:
     A vision input is known by its identity, and computed once while it is among the STORE_BYTES
     used last. A batch has few images, so those of later batches that need as much room are computed
     along with its own. All processes hold the same features: they ask for the same steps in the
-    same order.
+    same order. compute: what gives the features of images [B, I, P, E]; None: the model's own.
     """
 
-    def __init__(self, loaded: Loaded, encoded: Sequence[Encoded], batches: Batches):
+    def __init__(
+        self,
+        loaded: Loaded,
+        encoded: Sequence[Encoded],
+        batches: Batches,
+        *,
+        compute: Callable[[Any, Images], jax.Array] | None = None,
+    ):
         multiple = parallel.batch_multiple(loaded.mesh)
         self._at_once = -(-AT_ONCE // multiple) * multiple
         self._loaded, self._encoded, self._batches = loaded, encoded, batches
+        self._features = compute or _features
         self._stored: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
 
     def in_place_of_patches(self, batch: Batch, step: int, rows: np.ndarray) -> Batch:
@@ -45,7 +54,7 @@ class ImageFeatures:
         found = {key: self._stored.pop(key) for key in needed if key in self._stored}
         while not needed.keys() <= found.keys():
             following = self._next_vision_inputs(step, set(needed), found)
-            found |= features_of(self._loaded, following, self._at_once)
+            found |= features_of(self._loaded, following, self._at_once, compute=self._features)
         self._stored |= found
         num_bytes = sum(features_PE.nbytes for features_PE in self._stored.values())
         while num_bytes > STORE_BYTES:
@@ -77,17 +86,22 @@ class ImageFeatures:
 
 
 def features_of(
-    loaded: Loaded, vision_inputs: Sequence[VisionInput], at_once: int
+    loaded: Loaded,
+    vision_inputs: Sequence[VisionInput],
+    at_once: int,
+    *,
+    compute: Callable[[Any, Images], jax.Array] | None = None,
 ) -> dict[int, np.ndarray]:
     """Return {identity: features [P, E]} of at most `at_once` vision inputs of one padded size.
 
-    at_once: a multiple of the mesh's rows; the tower is compiled for this many.
+    at_once: a multiple of the mesh's rows; the tower is compiled for this many. compute: as of
+    ImageFeatures.
     """
     filled = [*vision_inputs, *[vision_inputs[0]] * (at_once - len(vision_inputs))]
     rows = parallel.batch_rows(loaded.mesh, at_once)
     images = loaded.collate_vision_inputs([(filled[row],) for row in rows])
     with parallel.on_mesh(loaded.mesh):
-        features = _features(loaded.model, parallel.put_batch(images, loaded.mesh))
+        features = (compute or _features)(loaded.model, parallel.put_batch(images, loaded.mesh))
     features_BPE = parallel.gather(features)[:, 0]
     return {
         id(vision_input): features_PE[: vision_input.num_features]

@@ -205,11 +205,11 @@ def _parts_of(values: Array, parts: int) -> jax.Array:
     return jnp.moveaxis(rows.reshape(each, parts, *rows.shape[1:]), 1, 0)
 
 
-def _mean_squares(values_LBTD: jax.Array, weights_BT: jax.Array) -> list[jax.Array]:
+def _mean_squares(values_LBTD: jax.Array, weights_BT: Array) -> list[jax.Array]:
     return [_mean_square(values_BTD, weights_BT) for values_BTD in values_LBTD]
 
 
-def _mean_square(values_BTD: jax.Array, weights_BT: jax.Array) -> jax.Array:
+def _mean_square(values_BTD: jax.Array, weights_BT: Array) -> jax.Array:
     """Return the weighted mean over tokens of the squared length. A scalar float32."""
     squares_BT = jnp.square(values_BTD.astype(jnp.float32)).sum(axis=-1)
     return (squares_BT * weights_BT).sum() / jnp.maximum(weights_BT.sum(), 1e-9)

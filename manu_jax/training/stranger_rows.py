@@ -200,7 +200,7 @@ class _Form:
             [
                 self._forget.differs(index, place)
                 if number >= 0
-                else np.zeros(self._forget.shape.length, np.float32)
+                else np.zeros(self._forget.length, np.float32)
                 for index, place, number in zip(indices, places, drawn, strict=True)
             ]
         )
@@ -216,8 +216,9 @@ class _Rows:
         longest = max(item.num_tokens for item in everything)
         self.loaded, self.count = loaded, len(encoded)
         self._encoded, self._others = encoded, others
+        self.length = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
         self.shape = BatchShape(
-            length=-(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE,
+            length=self.length,
             num_images=max(item.num_images for item in everything) or None,
             num_patches=max(item.num_patches for item in everything) or None,
             num_answers=max(item.num_answers for item in everything),
@@ -262,7 +263,7 @@ class _Rows:
         counted from the end, where the two have the same tokens again.
         """
         own, other = self._encoded[index], self._others[place]
-        length = self.shape.length or 0
+        length = self.length
         images = np.flatnonzero(own.feature_index_T >= 0)
         if len(images):
             start = length - own.num_tokens + images[0]

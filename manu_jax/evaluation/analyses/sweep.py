@@ -7,14 +7,15 @@ there are none.
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from manu_jax.context import select_neurons
+import numpy as np
+
 from manu_jax.data.forms import forms
-from manu_jax.edits import masks
 from manu_jax.evaluation.analyses.analysis import Analysis, Evaluated
-from manu_jax.evaluation.likelihood import share_right
+from manu_jax.evaluation.candidates import recalled
+from manu_jax.evaluation.likelihood import log_likelihoods
 from manu_jax.importance.methods import load_scores
-from manu_jax.models.loaded import Loaded
-from manu_jax.types import MODALITIES, RETRAINED, SETS, VANILLA, Modality, Sample
+from manu_jax.selection import rank
+from manu_jax.types import MODALITIES, RETRAINED, SETS, VANILLA, Modality, Neurons, Sample
 
 Questions = Mapping[tuple[str, Modality], Sequence[Sample]]  # (set, modality) → facts
 
@@ -49,21 +50,35 @@ def measure(evaluated: Evaluated) -> Iterator[SweepPoint]:
         for name in people
         for modality in MODALITIES
     }
-    batch_size = run.config.evaluate.batch_size
+    samples = [sample for asked in questions.values() for sample in asked]
+    settings = {"batch_size": run.config.evaluate.batch_size}
 
-    def points(name: str, alpha: float, loaded: Loaded) -> Iterator[SweepPoint]:
-        for (set_name, modality), samples in questions.items():
-            value = share_right(loaded, samples, batch_size)
-            yield SweepPoint(name, alpha, set_name, modality, value, len(samples))
+    def points(name: str, alpha: float, recalled_N: np.ndarray) -> Iterator[SweepPoint]:
+        ends = np.cumsum([len(asked) for asked in questions.values()])[:-1]
+        for (set_name, modality), part in zip(questions, np.split(recalled_N, ends), strict=True):
+            yield SweepPoint(name, alpha, set_name, modality, float(part.mean()), len(part))
 
-    yield from points(VANILLA, 0.0, run.vanilla)
+    yield from points(VANILLA, 0.0, log_likelihoods(run.vanilla, samples, **settings).recalled_N)
+    candidates: dict[tuple[str, float], Neurons] = {}
     for method in run.config.masks:
         scores, _ = load_scores(run.method_folder(method.name) / "scores.safetensors")
+        ranking = rank(scores, method.scope, layers=method.layers)
         for alpha in run.config.sweep.alphas:
-            mask = select_neurons(method, scores, alpha)
-            yield from points(method.name, alpha, masks.fold(run.vanilla, mask))
+            candidates[method.name, alpha] = ranking.top(alpha)
+    found_KN = recalled(
+        run.vanilla,
+        samples,
+        tuple(candidates.values()),
+        memory_mib=run.config.sweep.memory_mib,
+        **settings,
+    )
+    for (name, alpha), recalled_N in zip(candidates, found_KN, strict=True):
+        yield from points(name, alpha, recalled_N)
     if run.has_retrained:
-        yield from points(RETRAINED, 0.0, run.models()[RETRAINED]())
+        retrained = run.models()[RETRAINED]()
+        yield from points(
+            RETRAINED, 0.0, log_likelihoods(retrained, samples, **settings).recalled_N
+        )
 
 
 def check(point: SweepPoint) -> Iterable[str]:
