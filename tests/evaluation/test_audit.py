@@ -191,6 +191,17 @@ def test_damage_is_told_beside_what_was_found(declared):
     assert verdict(rows, ATTACKS, loss=0.09).text == "not found"
 
 
+def test_an_attack_that_gets_no_more_than_plain_questions_brings_nothing_back():
+    plain = row(0.25, 0.1, 0.4, floor=0.1, floor_high=0.2)  # undecided
+    little = row(0.28, 0.22, 0.4, attack="rounding", variant="int8", floor_high=0.2)
+    assert verdict([plain, little], ATTACKS).word == "not forgotten"
+    much = dataclasses.replace(little, value=0.4)
+    assert verdict([plain, little, much], ATTACKS).above == (much,)
+    assert verdict([plain, much], ATTACKS).word == "hidden"
+    trace = row(0.8, attack="membership", metric="auc", floor=0.5)
+    assert verdict([row(0.1), trace], ATTACKS).word == "hardened"
+
+
 def row(value, low=None, high=None, *, floor: Any = 0.1, floor_high=None, **fields):
     bounds = {"floor_low": floor_high and max(0.0, floor - 0.05), "floor_high": floor_high}
     settings = {"model": "m", "attack": "plain", "modality": "text", "n": 10}

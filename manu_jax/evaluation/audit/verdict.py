@@ -11,12 +11,16 @@ Of rows without intervals (one person) the margin alone decides. Rows of a curve
 and learning rate of an attack that trains, count as one: the learning rate with the highest mean
 over the steps from the first on, against the floor's highest. The words, the first that fits:
 
-    not forgotten  the benchmark's own questions are answered above the floor
+    not forgotten  the benchmark's own questions are answered above the floor; or other rows are
+                   above it, none of them by bringing back what these questions do not
     hidden         an attack that trains nothing brings answers back: asked, removed, rounding
     hardened       only attacks that train bring answers back, or a trace is left: depth, membership
     gone           no row is above the floor, those of relearning (`audit: full`) among them
     not found      no row is above the floor, and relearning was not tried
     no floor       there is no retrained model to compare with
+
+A row of answers brings something back if it is above its floor, and more than the margin above the
+benchmark's own questions.
 
 A model is *damaged* beside that where people to keep, those that no method saw if there are any,
 lost more than ten points (0.10) of their right answers against the vanilla model.
@@ -78,12 +82,16 @@ def verdict(
     above = sorted((row for place, row in standings if place == "above"), key=excess, reverse=True)
     if not any(place != "no floor" for place, _ in standings):
         return Verdict("no floor", loss=loss)
-    groups: dict[Word, tuple[AuditRow, ...]] = {
-        "not forgotten": tuple(row for row in above if row.attack == "plain"),
-        "hidden": tuple(row for row in above if row.attack in at_once),
-        "hardened": tuple(above),
-    }
-    for word, found in groups.items():
+    plain = max((row.value for row in judged if row.attack == "plain"), default=0.0)
+    more = [row for row in above if attacks[row.attack].is_trace or row.value > plain + MARGIN]
+    groups: tuple[tuple[Word, tuple[AuditRow, ...]], ...] = (
+        ("not forgotten", tuple(row for row in above if row.attack == "plain")),
+        ("hidden", tuple(row for row in more if row.attack in at_once)),
+        ("not forgotten", tuple(row for row in above if row.attack in at_once)),
+        ("hardened", tuple(more)),
+        ("not forgotten", tuple(above)),
+    )
+    for word, found in groups:
         if found:
             return Verdict(word, found, undecided, loss)
     is_full = any(attacks[row.attack].full for row in judged)
