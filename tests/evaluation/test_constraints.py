@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ from transformers import GenerationConfig, LlavaForConditionalGeneration
 
 from manu_jax.evaluation import generate
 from manu_jax.evaluation.generate import greedy_tokens
-from manu_jax.models.hf.generation import APPLIED, REFUSED, GenerationRules, read_rules
+from manu_jax.models.hf.generation import REFUSED, GenerationRules, read_rules
 from manu_jax.models.loaded import load, save_pretrained
 from manu_jax.types import ManuError, Sample
 
@@ -225,9 +226,16 @@ def test_every_setting_of_transformers_is_known():
         # prompts of one token, encoders and padding
         "forced_bos_token_id bos_token_id pad_token_id decoder_start_token_id".split()
     )
+    applied = set(
+        "eos_token_id repetition_penalty no_repeat_ngram_size bad_words_ids min_length "
+        "min_new_tokens forced_eos_token_id suppress_tokens begin_suppress_tokens".split()
+    )
     fields = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
-    assert fields - {"transformers_version"} <= passed | APPLIED | set(REFUSED)
-    assert not passed & (APPLIED | set(REFUSED))
+    assert fields - {"transformers_version"} <= passed | applied | set(REFUSED)
+    assert not passed & (applied | set(REFUSED))
+    with pytest.raises(ManuError) as caught:
+        read_rules(Path("none"), dict.fromkeys(passed | applied, "no such value"), 300)
+    assert set(re.findall(r"^  (\w+) = ", str(caught.value), re.M)) == applied
 
 
 @pytest.mark.parametrize("path", sorted(DATA.glob("*.json")), ids=lambda path: path.stem)
