@@ -47,26 +47,12 @@ def asked(*modalities):
 
 
 def of_torch(model, settings, samples, ends):
-    import torch
-
-    loaded = tiny_llava.loaded()
     model.generation_config = GenerationConfig(
-        **settings, eos_token_id=list(ends), pad_token_id=loaded.padding_id
+        **settings, eos_token_id=list(ends), pad_token_id=tiny_llava.loaded().padding_id
     )
     found = []
     for sample in samples:
-        encoded = loaded.encode(sample)
-        inputs = {"input_ids": torch.tensor(encoded.token_ids_T[None].astype(np.int64))}
-        if encoded.vision_inputs:
-            inputs["pixel_values"] = torch.tensor(tiny_llava.pixels(encoded.vision_inputs))
-        with torch.no_grad():
-            ids = model.generate(
-                **inputs,
-                attention_mask=torch.ones_like(inputs["input_ids"]),
-                do_sample=False,
-                max_new_tokens=NEW_TOKENS,
-            )
-        tokens = ids[0, encoded.num_tokens :].numpy()
+        tokens = tiny_llava.greedy_of_torch(model, sample, NEW_TOKENS)
         over = np.flatnonzero(np.isin(tokens, list(ends)))
         found.append(tokens[: over[0]] if len(over) else tokens)
     return found
