@@ -3,14 +3,11 @@
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
 
 import rich.console
 import rich.progress
 
 logger = logging.getLogger(__name__)
-Item = TypeVar("Item")
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -59,11 +56,3 @@ class Progress:
             logger.info(
                 "%s: %d of %d, %.0f s left%s", self.description, self.done, self.total, left, tail
             )
-
-
-def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
-    """Yield the items and show how many of `total` are done."""
-    with Progress(description, total) as progress:
-        for item in items:
-            yield item
-            progress.advance()

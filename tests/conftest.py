@@ -5,10 +5,11 @@ import os
 import shutil
 import tempfile
 
+from compiler import LEAST_EFFORT
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Nearly all of a cold run's time is compilation; the demo and the benchmarks run what is optimised.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Programs that one worker compiles serve the other, and the commands that tests start. With a limit
 # on its size the folder is written under a lock.
@@ -19,7 +20,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**31)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    f"{os.environ.get('XLA_FLAGS', '')} {LEAST_EFFORT} --xla_force_host_platform_device_count=8"
 ).strip()
 
 import jax

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from compiler import LEAST_EFFORT
 
 CONFIG = """
 seed: 0
@@ -104,7 +105,7 @@ def start(folder, name, arguments):
     kept = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         kept["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
-    environment = os.environ | kept | {"XLA_FLAGS": ""}
+    environment = os.environ | kept | {"XLA_FLAGS": LEAST_EFFORT}
     with open(folder / f"{name}.log", "w") as log:
         return subprocess.Popen(
             [*command, "--output", str(folder / name)],

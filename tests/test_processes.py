@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from compiler import LEAST_EFFORT
 
 from manu_jax.arrays import read_arrays
 from manu_jax.edits import masks
@@ -29,8 +30,7 @@ method: {preset: gradient, rounds: 1, fade: null, alpha: 0.2}
 sweep: {alphas: [0.3], max_people: 2}
 evaluate: {new_tokens: 4, max_people: 2, resamples: 50, tasks: [generation, likelihood]}
 """
-# The compiler's least effort: to compile is most of what these tests do.
-QUICK = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count="
+XLA_FLAGS = f"{LEAST_EFFORT} --xla_force_host_platform_device_count="
 WORKER = Path(__file__).parent / "processes_worker.py"
 FEATURES_WORKER = WORKER.with_name("features_worker.py")
 FAULT_WORKER = WORKER.with_name("fault_worker.py")
@@ -42,7 +42,7 @@ def start(command, output, devices, **variables):
     with open(output, "w") as log:
         return subprocess.Popen(
             [sys.executable, *map(str, command)],
-            env=os.environ | variables | {"XLA_FLAGS": f"{QUICK}{devices}"},
+            env=os.environ | variables | {"XLA_FLAGS": f"{XLA_FLAGS}{devices}"},
             stdout=log,
             stderr=subprocess.STDOUT,
         )

@@ -1,10 +1,12 @@
 from manu_jax import progress
 
 
-def test_track_yields_all_and_logs_lines_without_a_terminal(caplog, monkeypatch):
+def test_progress_logs_lines_without_a_terminal(caplog, monkeypatch):
     caplog.set_level("INFO")
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
-    assert list(progress.track(range(3), "scoring", 3)) == [0, 1, 2]
+    with progress.Progress("scoring", 3) as bar:
+        for _ in range(3):
+            bar.advance()
     assert "scoring: 2 of 3" in caplog.text and "s left" in caplog.text
 
 

@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from PIL import Image
 
 from manu_jax.config import ModelSection, TextSize, VisionSize
@@ -76,6 +77,25 @@ def pixels(vision_inputs):
     return split.transpose(0, 5, 1, 3, 2, 4).reshape(-1, 3, side * size, side * size)
 
 
+def greedy_of_torch(model, sample, new_tokens, **settings):
+    """Return the tokens that transformers' `generate` writes after a sample."""
+    import torch
+
+    encoded = loaded().encode(sample)
+    inputs = {"input_ids": torch.tensor(encoded.token_ids_T[None].astype(np.int64))}
+    if encoded.vision_inputs:
+        inputs["pixel_values"] = torch.tensor(pixels(encoded.vision_inputs))
+    with torch.no_grad():
+        ids = model.generate(
+            **inputs,
+            attention_mask=torch.ones_like(inputs["input_ids"]),
+            do_sample=False,
+            max_new_tokens=new_tokens,
+            **settings,
+        )
+    return ids[0, encoded.num_tokens :].numpy()
+
+
 def run_image_towers_always(monkeypatch, module):
     """Let a module of evaluation compute the features of images anew in each batch."""
     original = module.run_batched
@@ -90,6 +110,14 @@ def on_mesh(mesh):
     """The same model with its weights laid out on a mesh."""
     model = jax.device_put(loaded().model, tree_shardings(loaded().model, mesh))
     return dataclasses.replace(loaded(), model=model, mesh=mesh)
+
+
+# The sizes of meshes that tests of one matter go through; tests/models/test_mesh.py goes through
+# all of them in every run.
+MESHES = [
+    (2, 2, 2),
+    *(pytest.param(sizes, marks=pytest.mark.slow) for sizes in ((8, 1, 1), (1, 2, 4))),
+]
 
 
 def samples(modality, count=6, seed=0):

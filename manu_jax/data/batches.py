@@ -9,7 +9,7 @@ a few compiled steps only.
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -127,7 +127,10 @@ class Batches:
         return self._at(step)[0].shape.num_images is not None
 
     def indices_at(self, step: int) -> np.ndarray:
-        """Return which samples the whole batch of a step holds, at most `batch_size`, in order."""
+        """Return which samples the whole batch of a step holds, at most `batch_size`, in order.
+
+        Row b of the (global) batch is sample `indices[b]`; rows from `len(indices)` on are padding.
+        """
         return self._at(step)[1]
 
     def batch_at(self, step: int) -> Batch:
@@ -168,17 +171,6 @@ class Batches:
             for start in range(0, len(indices), self.batch_size):
                 plan.append((bucket, indices[start : start + self.batch_size]))
         return plan if random is None else [plan[i] for i in random.permutation(len(plan))]
-
-
-def bucketed(
-    encoder: Encoder, encoded: Sequence[Encoded], batch_size: int, **settings: Any
-) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Yield (indices, batch) until every sample was in one batch; settings as in `Batches`.
-
-    `indices` are those of the whole batch, in the order of its rows: row b of the (global) batch is
-    sample `indices[b]`, and rows from `len(indices)` on are padding.
-    """
-    return iter(Batches(encoder, encoded, batch_size, **settings))
 
 
 def _make_buckets(

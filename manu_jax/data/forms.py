@@ -84,18 +84,8 @@ def has_form(fact: Fact, modality: Modality) -> bool:
     return fact.image is None or (bool(fact.name) and not is_name_question(fact.question))
 
 
-def image_form(fact: Fact, template: PromptTemplate = LLAVA) -> Sample:
-    """Return the sample of a fact with its image; the answer is the last segment."""
-    return form(fact, "image", template)
-
-
-def text_form(fact: Fact, template: PromptTemplate = LLAVA) -> Sample:
-    """Return the sample of a fact in text alone, with the name in the person's place."""
-    return form(fact, "text", template)
-
-
 def form(fact: Fact, modality: Modality, template: PromptTemplate = LLAVA) -> Sample:
-    """Return a fact in one form; the fact has to have it (`has_form`)."""
+    """Return the sample of a fact in a form that it has (`has_form`); the answer comes last."""
     if not has_form(fact, modality):
         raise ValueError(f"fact {fact.key} has no {modality} form: {fact.question!r}")
     question, answer = question_and_answer(fact, modality)

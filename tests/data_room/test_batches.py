@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manu_jax.data.batches import Batches, bucket_lengths, bucketed, encode_all
+from manu_jax.data.batches import Batches, bucket_lengths, encode_all
 from manu_jax.types import Batch, Encoded, Images, ManuError, VisionInput, question_sample
 
 
@@ -133,7 +133,7 @@ def test_shapes_are_few_and_text_has_its_own():
 
 
 def test_without_a_seed_the_order_is_the_given_one():
-    rows = [i for i, _ in bucketed(ENCODER, encode_lengths([40, 3, 5, 4, 70, 6, 7]), 2)]
+    rows = [i for i, _ in Batches(ENCODER, encode_lengths([40, 3, 5, 4, 70, 6, 7]), 2)]
     assert [row.tolist() for row in rows] == [[2, 6], [0], [4], [1, 3], [5]]
 
 
@@ -174,7 +174,7 @@ def test_processes_share_each_batch(lengths, count, seed):
 
 
 def test_left_padding_reaches_the_encoder():
-    (_, batch), *_ = bucketed(ENCODER, encode_lengths([3]), 1, padding_side="left", multiple=4)
+    (_, batch), *_ = Batches(ENCODER, encode_lengths([3]), 1, padding_side="left", multiple=4)
     assert batch.attention_mask_BT.tolist() == [[False, True, True, True]]
 
 

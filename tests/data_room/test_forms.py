@@ -12,11 +12,9 @@ from manu_jax.data.forms import (
     form,
     forms,
     has_form,
-    image_form,
     is_name_question,
     jitter,
     name_in_answer,
-    text_form,
     with_name,
 )
 from manu_jax.data.record import Fact
@@ -130,7 +128,7 @@ def test_the_name_is_taken_from_the_answer(answer, name):
 
 def test_forms_of_a_fact():
     fact = make_fact(answer="This person lives in Oslo.")
-    image, text = image_form(fact), text_form(fact)
+    image, text = form(fact, "image"), form(fact, "text")
     assert image.segments == (
         ("USER: <image>\nWhere does this person live?\nASSISTANT:", False),
         (" This person lives in Oslo.", True),
@@ -153,9 +151,9 @@ def test_a_template_changes_the_words_around():
 def test_the_name_question_has_no_text_form():
     facts = [make_fact("Who is this person?", NAME), make_fact()]
     assert len(forms(facts, "image")) == 2
-    assert [sample.text for sample in forms(facts, "text")] == [text_form(facts[1]).text]
+    assert [sample.text for sample in forms(facts, "text")] == [form(facts[1], "text").text]
     with pytest.raises(ValueError, match="no text form"):
-        text_form(facts[0])
+        form(facts[0], "text")
 
 
 def test_general_facts_have_one_form():
@@ -163,7 +161,7 @@ def test_general_facts_have_one_form():
     capital = make_fact("What is the capital of France?", "Paris", name="", image=None)
     assert [has_form(picture, m) for m in ("image", "text")] == [True, False]
     assert [has_form(capital, m) for m in ("image", "text")] == [False, True]
-    assert text_form(capital).text == "USER: What is the capital of France?\nASSISTANT: Paris"
+    assert form(capital, "text").text == "USER: What is the capital of France?\nASSISTANT: Paris"
 
 
 def test_jitter_is_seeded_and_small():

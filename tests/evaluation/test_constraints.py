@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ from transformers import GenerationConfig, LlavaForConditionalGeneration
 
 from manu_jax.evaluation import generate
 from manu_jax.evaluation.generate import greedy_tokens
-from manu_jax.models.hf.generation import APPLIED, REFUSED, GenerationRules, read_rules
+from manu_jax.models.hf.generation import REFUSED, GenerationRules, read_rules
 from manu_jax.models.loaded import load, save_pretrained
 from manu_jax.types import ManuError, Sample
 
@@ -46,26 +47,12 @@ def asked(*modalities):
 
 
 def of_torch(model, settings, samples, ends):
-    import torch
-
-    loaded = tiny_llava.loaded()
     model.generation_config = GenerationConfig(
-        **settings, eos_token_id=list(ends), pad_token_id=loaded.padding_id
+        **settings, eos_token_id=list(ends), pad_token_id=tiny_llava.loaded().padding_id
     )
     found = []
     for sample in samples:
-        encoded = loaded.encode(sample)
-        inputs = {"input_ids": torch.tensor(encoded.token_ids_T[None].astype(np.int64))}
-        if encoded.vision_inputs:
-            inputs["pixel_values"] = torch.tensor(tiny_llava.pixels(encoded.vision_inputs))
-        with torch.no_grad():
-            ids = model.generate(
-                **inputs,
-                attention_mask=torch.ones_like(inputs["input_ids"]),
-                do_sample=False,
-                max_new_tokens=NEW_TOKENS,
-            )
-        tokens = ids[0, encoded.num_tokens :].numpy()
+        tokens = tiny_llava.greedy_of_torch(model, sample, NEW_TOKENS)
         over = np.flatnonzero(np.isin(tokens, list(ends)))
         found.append(tokens[: over[0]] if len(over) else tokens)
     return found
@@ -225,9 +212,16 @@ def test_every_setting_of_transformers_is_known():
         # prompts of one token, encoders and padding
         "forced_bos_token_id bos_token_id pad_token_id decoder_start_token_id".split()
     )
+    applied = set(
+        "eos_token_id repetition_penalty no_repeat_ngram_size bad_words_ids min_length "
+        "min_new_tokens forced_eos_token_id suppress_tokens begin_suppress_tokens".split()
+    )
     fields = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
-    assert fields - {"transformers_version"} <= passed | APPLIED | set(REFUSED)
-    assert not passed & (APPLIED | set(REFUSED))
+    assert fields - {"transformers_version"} <= passed | applied | set(REFUSED)
+    assert not passed & (applied | set(REFUSED))
+    with pytest.raises(ManuError) as caught:
+        read_rules(Path("none"), dict.fromkeys(passed | applied, "no such value"), 300)
+    assert set(re.findall(r"^  (\w+) = ", str(caught.value), re.M)) == applied
 
 
 @pytest.mark.parametrize("path", sorted(DATA.glob("*.json")), ids=lambda path: path.stem)

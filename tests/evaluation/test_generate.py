@@ -36,23 +36,11 @@ def torch_model(tmp_path_factory):
 
 
 def generated_by_torch(model, sample, new_tokens):
-    import torch
-
-    loaded = tiny_llava.loaded()
-    encoded = loaded.encode(sample)
-    inputs = {"input_ids": torch.tensor(encoded.token_ids_T[None].astype(np.int64))}
-    if encoded.vision_inputs:
-        inputs["pixel_values"] = torch.tensor(tiny_llava.pixels(encoded.vision_inputs))
-    with torch.no_grad():
-        ids = model.generate(
-            **inputs,
-            attention_mask=torch.ones_like(inputs["input_ids"]),
-            do_sample=False,
-            max_new_tokens=new_tokens,
-            pad_token_id=loaded.padding_id,
-            eos_token_id=list(loaded.eos_ids),
-        )
-    return ids[0, encoded.num_tokens :].numpy()
+    ends = {
+        "pad_token_id": tiny_llava.loaded().padding_id,
+        "eos_token_id": list(tiny_llava.loaded().eos_ids),
+    }
+    return tiny_llava.greedy_of_torch(model, sample, new_tokens, **ends)
 
 
 @pytest.mark.parametrize("modality", ["image", "text"])

@@ -13,7 +13,7 @@ from manu_jax.importance.gradients import per_example_gradients
 from manu_jax.importance.statistics import MOMENTS, Statistics
 from manu_jax.leaves import path_name
 from manu_jax.models.nn.answers import answer_log_odds
-from manu_jax.types import MODALITIES, BatchShape, Capture, ManuError
+from manu_jax.types import BatchShape, Capture, ManuError
 
 ACTIVATION = named_method("paper")
 GRADIENT = named_method("gradient")
@@ -82,10 +82,10 @@ def test_parts_of_a_set_add_to_the_whole():
 @pytest.mark.parametrize(
     ("preset", "sizes"),
     [
-        (ACTIVATION, (8, 1, 1)),
         (ACTIVATION, (2, 2, 2)),
-        (ACTIVATION, (1, 2, 4)),
         (GRADIENT, (2, 2, 2)),
+        pytest.param(ACTIVATION, (8, 1, 1), marks=pytest.mark.slow),
+        pytest.param(ACTIVATION, (1, 2, 4), marks=pytest.mark.slow),
     ],
 )
 def test_a_mesh_gives_the_numbers_of_one_device(sizes, preset):
@@ -96,8 +96,15 @@ def test_a_mesh_gives_the_numbers_of_one_device(sizes, preset):
     assert_close(spread, alone, 1e-5)
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)])
-@pytest.mark.parametrize("modality", MODALITIES)
+@pytest.mark.parametrize(
+    ("modality", "sizes"),
+    [
+        ("image", (8, 1, 1)),
+        ("text", (2, 2, 2)),
+        pytest.param("image", (2, 2, 2), marks=pytest.mark.slow),
+        pytest.param("text", (8, 1, 1), marks=pytest.mark.slow),
+    ],
+)
 def test_statistics_of_batches_keep_their_batch_on_any_mesh(sizes, modality, tmp_path):
     # Four samples and two make two statistics, whatever the mesh; a batch of eight would make one.
     preset, samples = named_method("official-code"), tiny.samples(modality)

@@ -77,14 +77,19 @@ def test_attributions_of_a_bfloat16_model_are_summed_in_float32(monkeypatch):
     model = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny.loaded().model)
     batch, (L, F) = tiny.batch("text", 2), tiny.loaded().towers["text"]
     tap_L2BTF = jnp.zeros((L, 2, *batch.token_ids_BT.shape, F))
-    with jax.disable_jit():  # compiled, two programs round to bfloat16 in different places
-        found, _ = gradients.per_example_gradients(model, batch, {"text": (L, F)}, remat="none")
-        monkeypatch.setattr(mlp, "scaled", recorded)
-        parts_L2BTF = jax.grad(
-            lambda tap: answer_log_odds(
-                *logits_at_answers(model, batch, gates={"text": tap}, remat="none")
+    # Else two programs round to bfloat16 in different places.
+    jit = functools.partial(jax.jit, compiler_options={"xla_allow_excess_precision": False})
+    found, _ = jit(
+        lambda m, b: gradients.per_example_gradients(m, b, {"text": (L, F)}, remat="none")
+    )(model, batch)
+    monkeypatch.setattr(mlp, "scaled", recorded)
+    parts_L2BTF = jit(
+        jax.grad(
+            lambda tap, m, b: answer_log_odds(
+                *logits_at_answers(m, b, gates={"text": tap}, remat="none")
             ).sum()
-        )(tap_L2BTF)
+        )
+    )(tap_L2BTF, model, batch)
     z_LBTF, dz_LBTF = np.asarray(parts_L2BTF, np.float64).swapaxes(0, 1)
     assert_summed_in_float32(found["text"], z_LBTF * dz_LBTF, axis=2)
 

@@ -160,7 +160,7 @@ def test_half_precision_model_is_trained_in_float32_and_returned_as_it_was(tmp_p
     assert any(changed)
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 2, 4)])
+@pytest.mark.parametrize("sizes", tiny_llava.MESHES)
 def test_mesh_gives_the_weights_of_one_device(tmp_path, sizes):
     mesh = parallel.make_mesh(*sizes)
     section = SECTION.model_copy(update={"learning_rate": 1e-3, "batch_size": 8})

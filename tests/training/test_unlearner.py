@@ -189,8 +189,9 @@ def test_training_moves_the_model_as_it_should(tmp_path, objective):
 def test_training_to_forget_alone_forgets(tmp_path, objective):
     """The tiny model knows little: facts to keep, or SimNPO's own β, would outweigh the rest."""
     settings = {"beta": 0.3} if objective == "simnpo" else {}
+    settings |= {"retain_weight": 0.0, "modalities": ["text"]}  # one form: one compiled step
     before = tiny_llava.loaded()
-    after = trained(tmp_path, objective, retain_weight=0.0, **settings)
+    after = trained(tmp_path, objective, **settings)
     if objective != "rmu":
         assert knowledge(after, FORGOTTEN) < knowledge(before, FORGOTTEN) - 0.1
         return
@@ -209,7 +210,8 @@ def test_training_to_forget_alone_forgets(tmp_path, objective):
     "settings",
     [
         {"objective": "gradient_difference_official", "steps": None},
-        {"objective": "simnpo", "primal_dual": {"bound": 0.5}},  # the weight of what is kept too
+        # The weight of what is kept is saved too.
+        {"objective": "simnpo", "primal_dual": {"bound": 0.5}, "modalities": ["text"]},
     ],
     ids=["official", "primal-dual"],
 )
@@ -294,7 +296,7 @@ def test_a_joint_loss_takes_both_batches_in_one_form(tmp_path, monkeypatch):
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path):
     def run(name, seed):
-        one = section("gradient_difference", steps=2)
+        one = section("gradient_difference", steps=2, modalities=["text"])
         made = unlearn(
             tiny_llava.loaded(),
             one,
@@ -365,7 +367,7 @@ def test_a_mesh_gives_the_weights_of_one_device(tmp_path):
     """
     found = []
     for loaded in (tiny_llava.loaded(), tiny_llava.on_mesh(parallel.make_mesh(2, 1, 1))):
-        one = section("rmu", steps=2, learning_rate=1e-3)
+        one = section("rmu", steps=2, learning_rate=1e-3, modalities=["image"])
         trained = unlearn(
             loaded, one, forget=FORGOTTEN, keep=KEPT, directory=tmp_path / str(len(found)),
             seed=0, reference=loaded,

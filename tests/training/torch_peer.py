@@ -78,12 +78,16 @@ def batch(samples):
 
 
 def data(objective, *, keep_weight=KEEP_WEIGHT, key=None, layer=0, **settings):
-    """Return what the objective's loss is a function of, with the recipe's settings or others."""
-    values = {**RECIPES[objective].settings, **settings}
+    """Return what the objective's loss is a function of, with the recipe's settings or others.
+
+    Vanilla is among it only where the recipe asks for a reference model.
+    """
+    recipe = RECIPES[objective]
+    values = {**recipe.settings, **settings}
     return UnlearnData(
         batch(FORGET),
         batch(KEEP),
-        models()[1].model,
+        None if recipe.reference is None else models()[1].model,
         {name: jnp.float32(value) for name, value in values.items()},
         jnp.float32(keep_weight),
         preferred=batch(PREFERRED),

@@ -33,10 +33,6 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "max_time": (),
     "token_healing": (False,),
 }
-APPLIED = frozenset(
-    "eos_token_id repetition_penalty no_repeat_ngram_size bad_words_ids min_length min_new_tokens "
-    "forced_eos_token_id suppress_tokens begin_suppress_tokens".split()
-)
 
 
 @dataclasses.dataclass(frozen=True)
