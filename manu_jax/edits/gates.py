@@ -28,7 +28,10 @@ class GateEdit(LeafEdit):
 
     kind: ClassVar[str] = "gates"
     name: ClassVar[str] = "the gates' edit"
-    separable: ClassVar[bool] = False
+
+    @property
+    def separable(self) -> bool:
+        return False
 
     def as_gates(self) -> Neurons:
         """Return the gates that do the same in a forward pass."""

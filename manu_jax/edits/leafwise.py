@@ -35,7 +35,12 @@ class LeafEdit(abc.ABC):
     """
 
     kind: ClassVar[str]
-    separable: ClassVar[bool]
+
+    @property
+    @abc.abstractmethod
+    def separable(self) -> bool:
+        """Whether what was written can be found and removed without the original."""
+
     name: ClassVar[str] = "the edit"  # in errors
 
     @abc.abstractmethod

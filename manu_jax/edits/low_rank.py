@@ -32,7 +32,10 @@ class LowRank(LeafEdit):
     scale: float = dataclasses.field(default=1.0, metadata={"static": True})
 
     kind: ClassVar[str] = "low_rank"
-    separable: ClassVar[bool] = False
+
+    @property
+    def separable(self) -> bool:
+        return False
 
     def faults(self, loaded: Loaded) -> list[str]:
         names = {stem_of(name): name for name in leaves(loaded.model) if matrix_letters(name)}

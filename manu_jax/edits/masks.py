@@ -39,7 +39,10 @@ class MaskEdit(LeafEdit):
 
     kind: ClassVar[str] = "mask"
     name: ClassVar[str] = "the mask"
-    separable: ClassVar[bool] = False
+
+    @property
+    def separable(self) -> bool:
+        return False
 
     @classmethod
     def of(cls, mask: Neurons) -> "MaskEdit":

@@ -52,7 +52,10 @@ class WrittenNeurons(LeafEdit):
     num_neurons: int = dataclasses.field(default=0, metadata={"static": True})
 
     kind: ClassVar[str] = "neurons"
-    separable: ClassVar[bool] = True
+
+    @property
+    def separable(self) -> bool:
+        return True
 
     @classmethod
     def new(

@@ -36,7 +36,10 @@ class NewWeights(LeafEdit):
     layers: tuple[int, ...] | None = dataclasses.field(default=None, metadata={"static": True})
 
     kind: ClassVar[str] = "weights"
-    separable: ClassVar[bool] = False
+
+    @property
+    def separable(self) -> bool:
+        return False
 
     @classmethod
     def of(
