@@ -26,8 +26,8 @@ model:
   text: {width: 16, num_layers: 1, num_heads: 2, num_key_heads: 2, num_neurons: 32, context: 512}
 train:
   {steps: 2, base_steps: 1, batch_size: 8, memory_gate: 0, checkpoint_every: 1, retrained: false}
-method: {preset: gradient, rounds: 1, fade: null, alpha: 0.2}
-sweep: {alphas: [0.3], max_people: 2}
+method: {preset: gradient, rounds: 1, fade: null, keep_per_forget: null, alpha: 0.2}
+sweep: {alphas: [0.3], max_people: 2, null_groups: 2, null_facts: 4}
 evaluate: {new_tokens: 4, max_people: 2, resamples: 50, tasks: [generation, likelihood]}
 """
 XLA_FLAGS = f"{LEAST_EFFORT} --xla_force_host_platform_device_count="
@@ -188,6 +188,9 @@ def test_two_processes_give_the_same_records(folders):
 def test_two_processes_give_the_same_results(folders):
     one, two = (json.loads((folder / "results.json").read_text()) for folder in folders)
     assert one["alpha_sweep"] == two["alpha_sweep"]
+    assert [row["null"] for row in one["null"]] == ["people", "people"]
+    for here, there in zip(one["null"], two["null"], strict=True):
+        assert there == pytest.approx(here, abs=0.02)  # of overlap: equal scores may change places
     assert one["request"] == two["request"] and one["models"] == two["models"]
     assert len(one["rows"]) == len(two["rows"]) > 50
     for here, there in zip(one["rows"], two["rows"], strict=True):

@@ -1,7 +1,8 @@
 """Many candidates for a mask in one compiled call: what the model would still say under each.
 
 A candidate is a mask that is asked without being folded: its neurons have gates 0 in the forward
-pass, and `jax.vmap` runs the gates of K candidates over the same batches. In float32 the answers
+pass, and `jax.vmap` runs the gates of K candidates over the same batches. Real-valued gates are
+candidates as well. In float32 the answers
 are those of the folded model. The features of images are computed once for all questions about an
 image, and once for all candidates where no gate of an image tower differs.
 """
@@ -38,10 +39,11 @@ def recalled(
 ) -> np.ndarray:
     """Return which answers are the first choice at every token under each candidate. [K, N] bool.
 
-    candidates: masks, {tower: [L, F] bool}; one of rows of single matrices ("tower.matrix") has no
-    gates and is folded and asked alone. memory_mib: how much a call may need beside the model on
-    each device; None: half of what is free there, or DEFAULT_MIB. Raises ManuError for samples
-    without an answer, masks of another model, and answers that are not finite.
+    candidates: masks, {tower: [L, F] bool}, or gates, floats that neurons are multiplied by. A mask
+    of rows of single matrices ("tower.matrix") has no gates: it is folded and asked alone.
+    memory_mib: how much a call may need beside the model on each device; None: half of what is free
+    there, or DEFAULT_MIB. Raises ManuError for samples without an answer, candidates of another
+    model, and answers that are not finite.
     """
     encoded = encode_answered(loaded, samples)
     found_KN = np.zeros((len(candidates), len(samples)), bool)
@@ -120,14 +122,19 @@ class _Asked:
     def _gates(self, numbers: Sequence[int], *, images: bool) -> dict[str, np.ndarray]:
         """Return the gates of candidates, {tower: [K, L, F]}: of the image towers, or the text's.
 
-        Image towers that no candidate prunes are left out.
+        Image towers that no candidate changes are left out.
         """
-        pruned = {tower for mask in self.candidates for tower in mask if np.any(mask[tower])}
-        towers = sorted(pruned - {"text"}) if images else ["text"]
+        changed = {
+            tower
+            for candidate in self.candidates
+            for tower, values in candidate.items()
+            if np.any(_gate(values) != 1)
+        }
+        towers = sorted(changed - {"text"}) if images else ["text"]
         return {
             tower: np.stack(
                 [
-                    1 - np.asarray(self.candidates[number][tower], np.float32)
+                    _gate(self.candidates[number][tower])
                     if tower in self.candidates[number]
                     else np.ones(self.loaded.towers[tower], np.float32)
                     for number in numbers
@@ -270,6 +277,12 @@ def _num_bytes(compiled: Any, model: Any) -> float:
     of_model = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(model))
     total = analysis.temp_size_in_bytes + analysis.output_size_in_bytes
     return float(total + max(analysis.argument_size_in_bytes - of_model, 0))
+
+
+def _gate(values: Array) -> np.ndarray:
+    """Return the factors of a tower's neurons: 1 − mask of a mask, gates as they are. [L, F]."""
+    values = np.asarray(values)
+    return 1 - values.astype(np.float32) if values.dtype == bool else values.astype(np.float32)
 
 
 def _abstract(tree: Any) -> Any:

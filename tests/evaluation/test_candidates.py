@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from manu_jax.evaluation import candidates as candidates_module
 from manu_jax.evaluation.candidates import recalled, shares_right
 from manu_jax.evaluation.generate import greedy
 from manu_jax.evaluation.likelihood import log_likelihoods, share_right
+from manu_jax.leaves import path_name
 from manu_jax.types import ManuError, Sample
 
 
@@ -67,6 +70,33 @@ def test_rows_of_matrices_are_folded_and_stand_in_their_places():
     chosen, samples = [second, of_rows, first, {}], said_samples()
     found_KN = recalled(tiny.loaded(), samples, chosen, batch_size=4)
     np.testing.assert_array_equal(found_KN, one_at_a_time(samples, chosen))
+
+
+def test_gates_of_any_size_are_factors_of_the_neurons():
+    random = np.random.default_rng(0)
+    known = tiny.loaded().towers
+    chosen = [
+        {tower: random.uniform(1 - width, 1 + width, known[tower]) for tower in known}
+        for width in (0.1, 0.3, 0.6, 1)
+    ]
+    del chosen[0]["vision"]
+
+    def scaled(path, leaf, gates):
+        tower, _, name = path_name(path).partition(".")
+        if not name.endswith("mlp.down_LFD") or "unused" in name or tower not in gates:
+            return leaf
+        return leaf * gates[tower].astype(np.float32)[..., None]
+
+    samples = said_samples()
+    found_KN = recalled(tiny.loaded(), samples, chosen, batch_size=4)
+    for found_N, gates in zip(found_KN, chosen, strict=True):
+        model = jax.tree_util.tree_map_with_path(
+            functools.partial(scaled, gates=gates), tiny.loaded().model
+        )
+        loaded = tiny.loaded().replace_model(model)
+        expected = log_likelihoods(loaded, samples, batch_size=4).recalled_N
+        np.testing.assert_array_equal(found_N, expected)
+    assert len({row.tobytes() for row in found_KN}) > 1
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)])
