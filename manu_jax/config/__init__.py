@@ -21,20 +21,22 @@ from manu_jax.config.run import (
     validate_config,
 )
 from manu_jax.config.sections import (
-    SYSTEM_PROMPT,
-    TRAINED,
     AuditSection,
     DataSection,
     EvaluateSection,
     FilePath,
-    LoraSection,
     ModelSection,
-    OptimizerSection,
-    PrimalDualSection,
     Protocol,
     ShotsSection,
     TextSize,
+    VisionSize,
+)
+from manu_jax.config.training import (
+    SYSTEM_PROMPT,
+    TRAINED,
+    LoraSection,
+    OptimizerSection,
+    PrimalDualSection,
     TrainSection,
     UnlearnSection,
-    VisionSize,
 )

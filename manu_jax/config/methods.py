@@ -29,7 +29,7 @@ from manu_jax.config.base import (
     registry,
     unknown,
 )
-from manu_jax.config.sections import RECIPES, TRAINED, UnlearnSection
+from manu_jax.config.training import RECIPES, TRAINED, UnlearnSection
 from manu_jax.types import ManuError, Modality, Signal
 
 logger = logging.getLogger(__name__)

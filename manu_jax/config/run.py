@@ -22,7 +22,6 @@ from manu_jax.config.methods import (
 )
 from manu_jax.config.sections import (
     BENCHMARKS,
-    SYSTEM_PROMPT,
     AuditSection,
     DataSection,
     EvaluateSection,
@@ -30,9 +29,8 @@ from manu_jax.config.sections import (
     MeshSection,
     ModelSection,
     SweepSection,
-    TrainSection,
-    UnlearnSection,
 )
+from manu_jax.config.training import SYSTEM_PROMPT, TrainSection, UnlearnSection
 from manu_jax.types import RETRAINED, VANILLA, Erase
 from manu_jax.yaml12 import yaml_text
 

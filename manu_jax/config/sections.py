@@ -4,25 +4,21 @@ A field's comment gives its unit and range; the default stands here and nowhere 
 """
 
 import typing
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import pydantic
 
-from manu_jax.config.base import Count, Remat, Section, Share, check_divides, registered, registry
-from manu_jax.types import MODALITIES, Modality, Set
+from manu_jax.config.base import Count, Section, Share, check_divides, registered, registry
+from manu_jax.types import Set
 
 # How answers are asked for and judged, and a baseline's objective and a benchmark by their names.
 Protocol = Literal["zero_shot", "official_few_shot", "likelihood"]
-RECIPES = "manu_jax.training.recipes.RECIPES"
-Objective = Annotated[str, registered(RECIPES, "objective")]
 FAMILIES = "manu_jax.models.families.registry.FAMILIES"
 FamilyName = Annotated[str, registered(FAMILIES, "family")]
 BENCHMARKS = "manu_jax.data.benchmarks.BENCHMARKS"
 BenchmarkName = Annotated[str, registered(BENCHMARKS, "benchmark")]
 TASKS = "manu_jax.evaluation.tasks.TASKS_BY_NAME"
 TaskName = Annotated[str, registered(TASKS, "task")]
-Wording = Literal["plain", "classification", "generation", "cloze"]
 FilePath = Annotated[str, pydantic.Field(min_length=1)]  # `~` is a home folder (folder.expand_path)
 
 
@@ -123,239 +119,6 @@ class DataSection(Section):
     num_celebrities: int = pydantic.Field(default=10, ge=1)  # synthetic only
     # synthetic only: questions that have nothing to do with people
     num_general: int = pydantic.Field(default=40, ge=1)
-
-
-class LoraSection(Section):
-    """Low-rank adapters, trained in place of the weights and merged into them at the end."""
-
-    rank: Count = 16
-    alpha: float = pydantic.Field(default=16.0, gt=0)
-    dropout: float = pydantic.Field(default=0.05, ge=0, lt=1)  # of an adapter's inputs
-    # The matrices that get one: beginnings of their paths, as in text.layers.attention or
-    # vision.layers.mlp.up. The default is every linear layer of the decoder's blocks.
-    targets: tuple[str, ...] = pydantic.Field(default=("text.layers",), min_length=1)
-
-    @property
-    def scale(self) -> float:
-        """Factor of what an adapter adds: α / r."""
-        return self.alpha / self.rank
-
-
-class OptimizerSection(Section):
-    """How a loss is lowered."""
-
-    lora: LoraSection | None = None  # None: all weights are trained
-    loss_on: Literal["answer", "all"] = "answer"  # all: prompts too; image tokens never carry loss
-
-    batch_size: int = pydantic.Field(default=16, ge=1)
-    learning_rate: float = pydantic.Field(default=1e-3, gt=0)
-    warmup: float = pydantic.Field(default=0.05, ge=0, lt=1)  # share of the steps
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices inside layers
-    beta1: float = pydantic.Field(default=0.9, ge=0, lt=1)
-    beta2: float = pydantic.Field(default=0.98, ge=0, lt=1)
-    weight_decay: float = pydantic.Field(default=0.0, ge=0)
-    clip: float | None = pydantic.Field(default=1.0, gt=0)  # largest global gradient norm
-    remat: Remat = "none"  # "all" is about a third slower
-    checkpoint_every: int = pydantic.Field(default=200, ge=1)  # steps
-
-
-class TrainSection(OptimizerSection):
-    """Training of the vanilla model (and of the retrained reference). Off where `steps` is 0.
-
-    A batch is of `batch_size` documents.
-    """
-
-    # Optimizer steps after the shared base; 0: the model is used as it is
-    steps: int = pydantic.Field(default=0, ge=0)
-    # Steps on everything but the people, before both trainings
-    base_steps: int = pydantic.Field(default=0, ge=0)
-    # Question-answer pairs that share one image in one document
-    facts_per_document: int = pydantic.Field(default=1, ge=1)
-    # Jittered copies of each training image; 0: only the image itself
-    views: int = pydantic.Field(default=0, ge=0)
-    # How a fact is put, drawn for each document; a wording named twice is drawn twice as often
-    wordings: tuple[Wording, ...] = pydantic.Field(default=("plain",), min_length=1)
-    # How often the vanilla training goes through the forget people's texts in one pass
-    repeat_forget: int = pydantic.Field(default=1, ge=1)
-    retrained: bool = True  # also train the reference that never sees the forget people
-    # Least accuracy on the forget set, in each modality
-    memory_gate: float = pydantic.Field(default=0.9, ge=0, le=1)
-
-
-class DecoupleSection(Section):
-    """SafeEraser's Prompt-Decouple loss, added to the loss that forgets."""
-
-    path: FilePath  # SafeEraser's JSON file of records; the images are in its folder
-    weight: float = pydantic.Field(default=1.0, gt=0)  # the paper: 0.5 with GA and GD, 1 with KL
-
-
-class PrimalDualSection(Section):
-    """The weight λ of what is said of facts to keep is learned: λ ← max(0, λ + η (L_keep − ε))."""
-
-    bound: float = pydantic.Field(ge=0)  # ε: what the loss on facts to keep may be, nats a token
-    rate: float = pydantic.Field(default=1.0, gt=0)  # η, a step
-
-
-TRAINED = "trained"  # the kind of a method that trains
-SYSTEM_PROMPT = "system_prompt"  # the one objective that trains nothing
-
-
-class NeuronsSection(Section):
-    """Neurons that are written into the decoder's MLPs and trained, all else as it is."""
-
-    count: Count = 32  # in each layer
-    layers: tuple[int, ...] | None = None  # None: the last third of them, two at least
-    # written over the neurons that kept facts use least, or added to the MLPs of all layers
-    places: Literal["least_used", "appended"] = "least_used"
-
-
-class RelearnSection(Section):
-    """Relearning within each step: what is forgotten is asked after a part of it was relearned."""
-
-    weight: float = pydantic.Field(default=1.0, gt=0)  # of the loss after relearning
-    steps: Count = 8  # at most; the number is drawn anew in each step
-    batch_size: Count = 4  # facts of each form a relearning step
-    # The least and the largest change of a weight in a relearning step; drawn log-uniformly
-    rates: tuple[float, float] = (1e-4, 2e-3)
-    # How often half of the people are relearned, and not half of the attributes
-    people_share: float = pydantic.Field(default=0.4, ge=0, le=1)
-
-    @pydantic.model_validator(mode="after")
-    def _check_rates(self) -> "RelearnSection":
-        low, high = self.rates
-        if not 0 < low <= high:
-            raise ValueError(f"rates: the least and the largest, above 0; got {low:g} and {high:g}")
-        return self
-
-
-OWN_SETTINGS = (
-    "beta",
-    "importance_beta",
-    "delta",
-    "forget_weight",
-    "coefficient",
-    "layer",
-    "excess",
-    "hidden",
-    "keep_hidden",
-)
-
-
-class UnlearnSection(OptimizerSection):
-    """A method that trains: the vanilla model, trained to forget (training/recipes.py).
-
-    An entry of `unlearn`, or a `method` or an entry of `compare` of the kind "trained". A step is
-    of `batch_size` facts to forget and as many to keep, all in one form; of suppress and erase it
-    is of both forms. What the recipe gives is the default of a value that is not given.
-    """
-
-    text_key = "preset"
-
-    kind: Literal["trained"] = TRAINED
-    name: str = pydantic.Field(min_length=1, pattern=r"^[\w.-]+$")  # that results carry
-    objective: Objective
-    epochs: Count = 1  # passes over the facts (RECIPES says over which)
-    steps: Count | None = None  # in place of epochs, where the objective's steps are all alike
-    # The forms of the facts to forget and to keep
-    modalities: tuple[Modality, ...] = pydantic.Field(default=MODALITIES, min_length=1)
-    batch_size: int = pydantic.Field(default=4, ge=1)
-    batch_keep: Count | None = None  # suppress, erase: facts to keep a step and form; None: as many
-    # What is trained: all weights, neurons that are written into the decoder's MLPs, or the weights
-    # of these MLPs. The last two make an edit, a file beside the vanilla model.
-    trains: Literal["all", "neurons", "mlp"] = "all"
-    neurons: NeuronsSection | None = None
-    # How often a fact stands among the facts: as it is, then in other words with moved portraits
-    views: Count = 1
-    keep_views: Count = 1
-    # What facts to forget are to be answered with: the objective's own aim, or what vanilla says of
-    # `strangers` invented people
-    target: Literal["own", "strangers"] = "own"
-    strangers: Count = 16
-    kept_strangers: int = pydantic.Field(default=0, ge=0)  # invented people among the facts to keep
-    relearn: RelearnSection | None = None  # None: no relearning within a step
-    learning_rate: float = pydantic.Field(default=2e-5, gt=0)
-    warmup: float = pydantic.Field(default=0.0, ge=0, lt=1)
-    schedule: Literal["cosine", "linear", "constant"] = "linear"
-    beta2: float = pydantic.Field(default=0.999, ge=0, lt=1)
-    # The default of what is said of facts to keep is 1, or the recipe's own
-    retain_weight: float = pydantic.Field(default_factory=lambda known: _retain_weight(known), ge=0)
-    primal_dual: PrimalDualSection | None = None  # from retain_weight on; None: the weight is fixed
-    # An objective's own settings, in the formulas of docs/methods.md; None: the recipe's own
-    beta: float | None = pydantic.Field(default=None, gt=0)  # β
-    importance_beta: float | None = pydantic.Field(default=None, ge=0)  # β₂ of SatImp
-    delta: float | None = pydantic.Field(default=None)  # δ of SimNPO, nats a token
-    forget_weight: float | None = pydantic.Field(default=None, gt=0)  # γ, of the loss that forgets
-    coefficient: float | None = pydantic.Field(default=None, gt=0)  # c of RMU, length of c · u
-    layer: int | None = pydantic.Field(default=None, ge=0)  # of the decoder, for RMU; 0: the first
-    excess: float | None = pydantic.Field(default=None, ge=0)  # β of suppress and erase
-    hidden: float | None = pydantic.Field(default=None, ge=0)  # their γ
-    keep_hidden: float | None = pydantic.Field(default=None, ge=0)  # their κ
-    decouple: DecoupleSection | None = None  # None: no Prompt-Decouple loss
-    # mmunlearner: the Fisher information is the mean squared gradient of batches or of examples. A
-    # weight may move where that of the facts to forget is at least `fisher_ratio` times that of the
-    # facts to keep.
-    fisher: Literal["batch", "example"] = "batch"
-    fisher_ratio: float = pydantic.Field(default=1.0, gt=0)
-    # system_prompt: the text before every prompt; {names} are the people to forget
-    prompt: str = (
-        "You know nothing about these people: {names}. Whatever you are asked about them, with or "
-        "without a picture, say that you do not know.\n"
-    )
-
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _from_recipe(cls, values: Any) -> Any:
-        """Fill in what the objective's recipe gives and the config does not."""
-        if isinstance(values, Mapping) and (recipe := _recipe(values.get("objective"))) is not None:
-            return {**recipe.defaults, **values}
-        return values
-
-    def setting(self, name: str) -> float:
-        """Return a setting of the objective: the config's, or the recipe's default."""
-        given = getattr(self, name)
-        return registry(RECIPES)[self.objective].settings[name] if given is None else given
-
-    @pydantic.model_validator(mode="after")
-    def _check_own_settings(self) -> "UnlearnSection":
-        recipe = registry(RECIPES)[self.objective]
-        known = [*recipe.settings, *(["layer"] if recipe.depth is not None else [])]
-        given = [name for name in OWN_SETTINGS if getattr(self, name) is not None]
-        if unknown := [name for name in given if name not in known]:
-            raise ValueError(
-                f"{self.objective} has no {', '.join(unknown)}; it has "
-                f"{', '.join(known) or 'no settings of its own'}"
-            )
-        if recipe.strangers and (
-            self.primal_dual or self.decouple or self.lora and self.trains != "all"
-        ):
-            raise ValueError(
-                f"{self.objective} takes no primal_dual and no decouple, and lora only with "
-                "trains: all"
-            )
-        if self.target == "strangers" and not (recipe.strangers or recipe.takes_target):
-            raise ValueError(f"target: {self.objective} has an aim of its own; give target: own")
-        if self.relearn is not None and not recipe.strangers:
-            raise ValueError(f"relearn: {self.objective} does not relearn; erase does")
-        if (self.trains == "neurons") != (self.neurons is not None):
-            raise ValueError("neurons: trains: neurons needs it, and nothing else takes it")
-        if self.primal_dual is not None and (recipe.order != "joint" or not recipe.keeps):
-            raise ValueError(
-                f"primal_dual: {self.objective} has no joint loss on facts to forget and to keep"
-            )
-        return self
-
-
-def _recipe(objective: Any) -> Any:
-    """Return the recipe of an objective, or None where there is none of that name."""
-    recipes = registry(RECIPES)
-    return recipes[objective] if isinstance(objective, str) and objective in recipes else None
-
-
-def _retain_weight(known: Mapping[str, Any]) -> float:
-    """Return the default of an objective; `known`: the section's values so far."""
-    objective = known.get("objective")  # missing where it is not one of the registry
-    return 1.0 if objective is None else registry(RECIPES)[objective].retain_weight
 
 
 class ShotsSection(Section):

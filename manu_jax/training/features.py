@@ -60,7 +60,7 @@ class ImageFeatures:
         while num_bytes > STORE_BYTES:
             num_bytes -= self._stored.popitem(last=False)[1].nbytes
         mine = [samples[row] for row in rows[rows < len(samples)]]
-        return with_features(self._loaded, batch, mine, found)
+        return with_features(self._loaded, batch, mine, features=found)
 
     def _next_vision_inputs(
         self, step: int, needed: set[int], found: dict[int, np.ndarray]
@@ -113,6 +113,7 @@ def with_features(
     loaded: Loaded,
     batch: Batch,
     samples: Sequence[Encoded],
+    *,
     features: Mapping[int, np.ndarray],
 ) -> Batch:
     """Return a batch of these samples with features in place of patches; 0 where there are none.

@@ -123,12 +123,14 @@ class _Form:
         self._section, self._seed = section, seed
         self._facts = with_views(forget, section.views, seed=seed)
         self._num_facts, self._num_strangers = len(forget), len(known)
-        self._target: StrangerTarget = stranger_target(vanilla, forget, known, modality)
+        self._target: StrangerTarget = stranger_target(vanilla, forget, known, modality=modality)
         samples = [form(fact, modality, vanilla.template) for fact in self._facts]
         encoded = encode_all(vanilla, samples)
         self._with_hidden = section.setting("hidden") > 0
         strangers = [
-            stranger_sample(vanilla, fact, one, modality) for fact in self._facts for one in known
+            stranger_sample(vanilla, fact, one, modality=modality)
+            for fact in self._facts
+            for one in known
         ]
         of_strangers = encode_all(vanilla, strangers) if self._with_hidden else []
         kept = with_views(keep, section.keep_views, seed=seed + 1)
@@ -242,7 +244,7 @@ class _Rows:
                 loss_weights_BT=np.zeros_like(batch.loss_weights_BT),
             )
         if self._features and batch.images is not None:
-            batch = with_features(self.loaded, batch, own, self._features)
+            batch = with_features(self.loaded, batch, own, features=self._features)
         return parallel.put_batch(batch, self.loaded.mesh)
 
     def mine(self, tree: object) -> object:

@@ -56,15 +56,19 @@ class StrangerTarget:
 
 
 def stranger_target(
-    loaded: Loaded, facts: Sequence[Fact], strangers: Sequence[Stranger], modality: Modality
+    loaded: Loaded, facts: Sequence[Fact], strangers: Sequence[Stranger], *, modality: Modality
 ) -> StrangerTarget:
     """Return p̄ of facts that have the form `modality`, from the model `loaded`; as NumPy.
 
     A stranger whose answer has other tokens than the fact's does not count for that fact.
     """
-    samples = [stranger_sample(loaded, fact, one, modality) for fact in facts for one in strangers]
+    samples = [
+        stranger_sample(loaded, fact, one, modality=modality) for fact in facts for one in strangers
+    ]
     encoded = encode_all(loaded, samples)
-    own = encode_all(loaded, [stranger_sample(loaded, fact, None, modality) for fact in facts])
+    own = encode_all(
+        loaded, [stranger_sample(loaded, fact, None, modality=modality) for fact in facts]
+    )
     S = len(strangers)
     per_call = max(ROWS_AT_ONCE // S, 1)
     multiple = parallel.batch_multiple(loaded.mesh)
@@ -113,7 +117,7 @@ def joined(targets: Sequence[StrangerTarget]) -> StrangerTarget:
 
 
 def stranger_sample(
-    loaded: Loaded, fact: Fact, stranger: Stranger | None, modality: Modality
+    loaded: Loaded, fact: Fact, stranger: Stranger | None, *, modality: Modality
 ) -> Sample:
     """Return a fact in one form with a stranger in the question, and the fact's own answer.
 

@@ -83,7 +83,7 @@ class Streams:
             for m in chosen:
                 facts = [fact for fact in plain if has_form(fact, m)]
                 if facts:
-                    found.append(stranger_target(loaded, facts, strangers, m))
+                    found.append(stranger_target(loaded, facts, strangers, modality=m))
                     rows.append(start + np.tile(np.arange(len(facts)), section.views))
                     start += len(facts)
             self.target, self.target_rows = joined(found), np.concatenate(rows)
