@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from manu_jax.config import (
 from manu_jax.data.benchmarks import BenchmarkFormat, benchmark_format
 from manu_jax.data.forms import forms
 from manu_jax.data.record import Benchmark, Fact, Person, split_retain
+from manu_jax.data.strangers import as_stranger, strangers
 from manu_jax.edits import masks
 from manu_jax.edits.edit import Edit
 from manu_jax.edits.edit import load as load_edit
@@ -42,6 +44,7 @@ from manu_jax.types import (
 )
 
 MASK, EDIT = "mask.safetensors", "edit.safetensors"  # in the folder of a method
+NUM_STRANGERS = 16  # that methods without training are given
 
 
 @dataclasses.dataclass(eq=False)
@@ -191,6 +194,16 @@ class Run:
         """{modality: the facts to keep that methods are given, in that form}."""
         return self._samples(*KEEP_SETS)
 
+    @functools.cached_property
+    def stranger_samples(self) -> dict[Modality, tuple[Sample, ...]]:
+        """{modality: the facts to forget, each asked about a stranger}."""
+        forget, keep = self.benchmark.facts("forget"), self.benchmark.facts(*KEEP_SETS)
+        settings = {"seed": self.config.seed, "portraits": self.benchmark_format.portraits}
+        drawn = itertools.cycle(strangers(forget, keep, NUM_STRANGERS, **settings))
+        return self._forms(
+            [as_stranger(fact, one) for fact, one in zip(forget, drawn, strict=False)]
+        )
+
     def job_of(self, method: MethodSettings) -> ScoringJob[Any]:
         """Return what a method of METHODS is given."""
         return ScoringJob(
@@ -201,6 +214,7 @@ class Run:
             batch_size=self.config.score_batch,
             seed=self.config.seed,
             directory=self.directory / "statistics" / method.name,
+            strangers=self.stranger_samples,
         )
 
     def set_apart(self, method: MethodSettings) -> tuple[Person, ...]:

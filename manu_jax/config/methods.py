@@ -29,6 +29,7 @@ from manu_jax.config.base import (
     registry,
     unknown,
 )
+from manu_jax.config.presets import PRESETS
 from manu_jax.config.training import RECIPES, TRAINED, UnlearnSection
 from manu_jax.types import ManuError, Modality, Signal
 
@@ -246,45 +247,6 @@ class RandomMethod(MaskMethod):
     def scored_by(self) -> dict[str, Any]:
         """Return all values but the choice of neurons."""
         return self._values(without=CHOICE)
-
-
-# Values alone, by the name of the method; what is not given has the default of its kind.
-PRESETS: dict[str, dict[str, Any]] = {
-    # The paper, section 1 of its method: activations, four functions, forget over retain.
-    "paper": {"kind": "statistics"},
-    # The authors' code: each form scores one tower, over rows of single matrices, in batches.
-    # Differs: batches are padded to the length of their bucket, theirs to their longest sample.
-    "official-code": {
-        "kind": "statistics",
-        "reduction": "position",
-        "towers": {"image": ("vision",), "text": ("text",)},
-        "batch_size": 4,
-        "keep_per_forget": 1.0,
-        "functions": {"absolute": 2.0, "frequency": 0.0, "variance": 2.0, "rms": 2.0},
-        "combine": "relative",
-        "epsilon": 1e-5,
-        "scope": "tower",
-        "layers": {"text": {"first": -3}, "vision": {"first": -3}},
-    },
-    # Ours: signed attribution of the answer's log-odds, in rounds.
-    "gradient": {
-        "kind": "statistics",
-        "signal": "gradient",
-        "fade": 2.0,
-        "keep_per_forget": 3.0,
-        "combine": "gain_minus_harm",
-        "harm_weight": 2.0,
-        "rounds": 15,
-        "alpha": 0.2,
-    },
-    # Ours: gates are learned, the rest of the model stays as it is.
-    "learned": {"kind": "learned", "alpha": 0.2, "text_weight": 2.0},
-    # Weights are edited in one go, without training.
-    "kvw": {"kind": "kvw"},
-    "ridge": {"kind": "ridge"},
-    # The control.
-    "random": {"kind": "random"},
-}
 
 
 AnyMethod = MethodSettings | UnlearnSection
