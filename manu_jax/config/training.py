@@ -124,6 +124,7 @@ OWN_SETTINGS = (
     "coefficient",
     "layer",
     "excess",
+    "shortfall",
     "hidden",
     "keep_hidden",
 )
@@ -155,6 +156,8 @@ class UnlearnSection(OptimizerSection):
     # How often a fact stands among the facts: as it is, then in other words with moved portraits
     views: Count = 1
     keep_views: Count = 1
+    # How far the portraits of facts to forget are moved, against training views of the vanilla model
+    view_strength: float = pydantic.Field(default=1.0, gt=0, le=4)
     # What facts to forget are to be answered with: the objective's own aim, or what vanilla says of
     # `strangers` invented people
     target: Literal["own", "strangers"] = "own"
@@ -176,6 +179,7 @@ class UnlearnSection(OptimizerSection):
     coefficient: float | None = pydantic.Field(default=None, gt=0)  # c of RMU, length of c · u
     layer: int | None = pydantic.Field(default=None, ge=0)  # of the decoder, for RMU; 0: the first
     excess: float | None = pydantic.Field(default=None, ge=0)  # β of suppress and erase
+    shortfall: float | None = pydantic.Field(default=None, ge=0)  # their β′
     hidden: float | None = pydantic.Field(default=None, ge=0)  # their γ
     keep_hidden: float | None = pydantic.Field(default=None, ge=0)  # their κ
     decouple: DecoupleSection | None = None  # None: no Prompt-Decouple loss

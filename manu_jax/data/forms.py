@@ -109,11 +109,12 @@ def question_and_answer(fact: Fact, modality: Modality) -> tuple[str, str]:
     return with_name(fact.question, fact.name), with_name(fact.answer, fact.name)
 
 
-def jitter(image: Any, seed: int) -> Any:
+def jitter(image: Any, seed: int, *, strength: float = 1.0) -> Any:
     """Return a training view of an image: moved, scaled, turned, recoloured a little, with noise.
 
-    Shift up to 5 % of the side, scale 0.92 to 1.08, turn up to 7 degrees, each colour times 0.9 to
-    1.1, noise of 4 in 255. The same seed gives the same pixels; the image is not changed.
+    At strength 1: shift up to 5 % of the side, scale 0.92 to 1.08, turn up to 7 degrees, each
+    colour times 0.9 to 1.1, noise of 4 in 255. The same seed gives the same pixels; the image is
+    not changed.
     """
     from PIL import Image
 
@@ -121,8 +122,11 @@ def jitter(image: Any, seed: int) -> Any:
     width, height = image.size
     margin = max(width, height) // 4
     pixels = np.pad(np.asarray(image.convert("RGB")), ((margin,) * 2,) * 2 + ((0, 0),), "edge")
-    angle, scale = np.deg2rad(random.uniform(-7, 7)), random.uniform(0.92, 1.08)
-    shift_x, shift_y = random.uniform(-0.05, 0.05, 2) * (width, height)
+    angle, scale = (
+        np.deg2rad(strength * random.uniform(-7, 7)),
+        random.uniform(1 - 0.08 * strength, 1 + 0.08 * strength),
+    )
+    shift_x, shift_y = strength * random.uniform(-0.05, 0.05, 2) * (width, height)
     cos, sin = np.cos(angle) / scale, np.sin(angle) / scale
     middle_x, middle_y = width / 2, height / 2
     # Maps each output pixel to where it comes from in the padded image.
@@ -133,6 +137,8 @@ def jitter(image: Any, seed: int) -> Any:
     moved = Image.fromarray(pixels).transform(
         (width, height), Image.Transform.AFFINE, source, Image.Resampling.BILINEAR
     )
-    recoloured = np.asarray(moved, np.float32) * random.uniform(0.9, 1.1, 3).astype(np.float32)
-    noisy = recoloured + random.normal(0, 4, recoloured.shape).astype(np.float32)
+    recoloured = np.asarray(moved, np.float32) * random.uniform(
+        1 - 0.1 * strength, 1 + 0.1 * strength, 3
+    ).astype(np.float32)
+    noisy = recoloured + random.normal(0, 4 * strength, recoloured.shape).astype(np.float32)
     return Image.fromarray(np.clip(np.round(noisy), 0, 255).astype(np.uint8))

@@ -28,11 +28,13 @@ SUFFIXES = (
 )
 
 
-def with_views(facts: Sequence[Fact], views: int, *, seed: int) -> list[Fact]:
+def with_views(
+    facts: Sequence[Fact], views: int, *, seed: int, strength: float = 1.0
+) -> list[Fact]:
     """Return the facts as they are, then `views` − 1 times in other words and with moved portraits.
 
     Fact i is at i, i + len(facts), …. The same seed gives the same views. Facts of one image share
-    each moved portrait.
+    each moved portrait. strength: of what moves it; see `jitter`.
     """
     random = np.random.default_rng([seed, 5])
     found = list(facts)
@@ -42,7 +44,7 @@ def with_views(facts: Sequence[Fact], views: int, *, seed: int) -> list[Fact]:
             image = fact.image
             if image is not None:
                 if id(image) not in moved:
-                    moved[id(image)] = jitter(image, int(random.integers(2**31)))
+                    moved[id(image)] = jitter(image, int(random.integers(2**31)), strength=strength)
                 image = moved[id(image)]
             found.append(
                 dataclasses.replace(fact, question=_reworded(fact.question, random), image=image)

@@ -133,7 +133,7 @@ RECIPES: dict[str, Recipe] = {
     "suppress": Recipe(
         (like_a_stranger,),
         reference=VANILLA,
-        settings={"excess": 0.3, "hidden": 0.0, "keep_hidden": 0.0},
+        settings={"excess": 0.3, "shortfall": 0.0, "hidden": 0.0, "keep_hidden": 0.0},
         strangers=True,
         defaults={
             **_LIKE_STRANGERS,
@@ -146,7 +146,7 @@ RECIPES: dict[str, Recipe] = {
     "erase": Recipe(
         (like_a_stranger,),
         reference=VANILLA,
-        settings={"excess": 1.0, "hidden": 1.0, "keep_hidden": 1.0},
+        settings={"excess": 1.0, "shortfall": 0.0, "hidden": 1.0, "keep_hidden": 1.0},
         strangers=True,
         retain_weight=2.0,
         defaults={**_LIKE_STRANGERS, "trains": "mlp", "relearn": {}, "learning_rate": 1e-3},

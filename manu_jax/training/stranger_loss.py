@@ -1,7 +1,8 @@
 """The losses of `suppress` and `erase`: forget like a model that never knew.
 
     F(θ) = mean over facts of Σ over answer tokens
-               [KL(p̄ ‖ q) + β · max(0, log q(true) − log p̄(true))]
+               [KL(p̄ ‖ q) + β · max(0, log q(true) − log p̄(true))
+                + β′ · max(0, log p̄(true) − log q(true))]
            + γ · Σ over layers ‖Δh − Δh of a stranger‖² / ‖Δh of a stranger‖²
     K(θ) = mean over kept facts of Σ over answer tokens KL(vanilla ‖ q)
            + κ · Σ over layers ‖h − h of vanilla‖² / ‖Δh of a stranger‖²
@@ -10,7 +11,7 @@
 summed over both forms. p̄: what vanilla says of strangers (strangers_target.py). Δh: how a layer
 changes the residual stream, from the first token on that tells who is meant; after the last layer,
 at the answer's positions. δ: some steps of relearning a part of the true facts by the sign of the
-gradient; F(θ + δ) is asked about the others, and no gradient passes through δ. So a model is
+gradient; F(θ + δ) is asked about the others, without β′, and no gradient passes through δ. So a model is
 trained until what was forgotten does not come back along with its neighbours.
 """
 
@@ -25,7 +26,13 @@ from manu_jax.leaves import path_name
 from manu_jax.models.nn.answers import Targets, answer_cross_entropy, targets_of
 from manu_jax.models.nn.layers import Remat
 from manu_jax.training.objectives import mean_of_examples
-from manu_jax.training.strangers_target import StrangerTarget, excess, target_kl, weights_of
+from manu_jax.training.strangers_target import (
+    StrangerTarget,
+    excess,
+    shortfall,
+    target_kl,
+    weights_of,
+)
 from manu_jax.types import Array, Batch
 
 RELEARNED = "text.layers."  # the leaves that relearning changes
@@ -65,7 +72,7 @@ class FormRows:
 class StrangerData:
     """One step's facts by their form, and what the loss needs besides.
 
-    reference: vanilla. settings: excess β, hidden γ, keep_hidden κ, relearn μ. keep_weight: w.
+    reference: vanilla. settings: excess β, shortfall β′, hidden γ, keep_hidden κ, relearn μ. keep_weight: w.
     relearn_steps int32, relearn_rate float32: of this step's relearning. parts: into how many equal
     parts `relearned` falls, at most as many steps.
     """
@@ -91,20 +98,34 @@ def like_a_stranger(model: Any, data: StrangerData, remat: Remat) -> jax.Array:
     if asked:
         shifted = relearned(model, data, remat)
         for rows in asked:
-            found, _ = forget_loss(shifted, rows, data, reference=reference, remat=remat)
+            found, _ = forget_loss(
+                shifted, rows, data, reference=reference, remat=remat, relearned=True
+            )
             total += data.settings["relearn"] * found
     return total
 
 
 def forget_loss(
-    model: Any, rows: ForgetRows, data: StrangerData, *, reference: Any, remat: Remat
+    model: Any,
+    rows: ForgetRows,
+    data: StrangerData,
+    *,
+    reference: Any,
+    remat: Remat,
+    relearned: bool = False,
 ) -> tuple[jax.Array, list[jax.Array]]:
-    """Return F of these rows, and the mean ‖Δh‖² of strangers after each layer ([] without)."""
+    """Return F of these rows, and the mean ‖Δh‖² of strangers after each layer ([] without).
+
+    relearned: the model is at θ + δ, where β′ is 0.
+    """
     logits_BAV, stream_LBTD, last_BAD = model.answers(rows.batch, remat=remat)
     targets = answer_targets(rows.batch)
     log_q_BAV = jax.nn.log_softmax(logits_BAV.astype(jnp.float32))
     values_BA = target_kl(log_q_BAV, rows.target)
     values_BA += data.settings["excess"] * excess(log_q_BAV, targets.token_ids_BT, rows.target)
+    if not relearned:
+        lacking_BA = shortfall(log_q_BAV, targets.token_ids_BT, rows.target)
+        values_BA += data.settings["shortfall"] * lacking_BA
     loss = mean_of_examples((values_BA * targets.weights_BT).sum(axis=1), rows.batch)
     if rows.strangers is None or rows.differs_BT is None:
         return loss, []

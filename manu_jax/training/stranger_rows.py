@@ -68,7 +68,8 @@ class StrangerRows:
         self._people = sorted({fact.person_id for fact in facts})
         self._attributes = sorted({fact.attribute for fact in facts})
         self._settings = {
-            name: jnp.float32(section.setting(name)) for name in ("excess", "hidden", "keep_hidden")
+            name: jnp.float32(section.setting(name))
+            for name in ("excess", "shortfall", "hidden", "keep_hidden")
         }
         relearn = section.relearn
         self._settings["relearn"] = jnp.float32(0 if relearn is None else relearn.weight)
@@ -121,7 +122,7 @@ class _Form:
                 "modalities."
             )
         self._section, self._seed = section, seed
-        self._facts = with_views(forget, section.views, seed=seed)
+        self._facts = with_views(forget, section.views, seed=seed, strength=section.view_strength)
         self._num_facts, self._num_strangers = len(forget), len(known)
         self._target: StrangerTarget = stranger_target(vanilla, forget, known, modality=modality)
         samples = [form(fact, modality, vanilla.template) for fact in self._facts]

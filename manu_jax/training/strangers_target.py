@@ -156,6 +156,17 @@ def excess(log_q_BAV: jax.Array, tokens_BA: jax.Array, target: StrangerTarget) -
     return jax.nn.relu(log_true_BA - jnp.log(jnp.maximum(jnp.asarray(target.true_BA), FLOOR)))
 
 
+def shortfall(log_q_BAV: jax.Array, tokens_BA: jax.Array, target: StrangerTarget) -> jax.Array:
+    """Return max(0, log p̄(true) − log q(true)): the truth avoided where chance would say it.
+
+    [B, A] float32; 0 where p̄ is below FLOOR.
+    """
+    log_true_BA = jnp.take_along_axis(log_q_BAV, tokens_BA[..., None], axis=-1)[..., 0]
+    true_BA = jnp.asarray(target.true_BA)
+    lacking_BA = jax.nn.relu(jnp.log(jnp.maximum(true_BA, FLOOR)) - log_true_BA)
+    return jnp.where(true_BA < FLOOR, 0, lacking_BA)
+
+
 def has_same_answer(one: Encoded, other: Encoded) -> bool:
     """Whether two samples have the same answer tokens."""
     first, second = (item.token_ids_T[item.loss_weights_T > 0] for item in (one, other))
