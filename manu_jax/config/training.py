@@ -156,7 +156,7 @@ class UnlearnSection(OptimizerSection):
     # How often a fact stands among the facts: as it is, then in other words with moved portraits
     views: Count = 1
     keep_views: Count = 1
-    # How far the portraits of facts to forget are moved, against training views of the vanilla model
+    # How far the portraits of facts to forget are moved; 1: as in training views (forms.jitter)
     view_strength: float = pydantic.Field(default=1.0, gt=0, le=4)
     # What facts to forget are to be answered with: the objective's own aim, or what vanilla says of
     # `strangers` invented people

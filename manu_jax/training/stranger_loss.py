@@ -11,8 +11,8 @@
 summed over both forms. p̄: what vanilla says of strangers (strangers_target.py). Δh: how a layer
 changes the residual stream, from the first token on that tells who is meant; after the last layer,
 at the answer's positions. δ: some steps of relearning a part of the true facts by the sign of the
-gradient; F(θ + δ) is asked about the others, without β′, and no gradient passes through δ. So a model is
-trained until what was forgotten does not come back along with its neighbours.
+gradient; F(θ + δ) is asked about the others, without β′, and no gradient passes through δ. So a
+model is trained until what was forgotten does not come back along with its neighbours.
 """
 
 import dataclasses
@@ -72,8 +72,8 @@ class FormRows:
 class StrangerData:
     """One step's facts by their form, and what the loss needs besides.
 
-    reference: vanilla. settings: excess β, shortfall β′, hidden γ, keep_hidden κ, relearn μ. keep_weight: w.
-    relearn_steps int32, relearn_rate float32: of this step's relearning. parts: into how many equal
+    reference: vanilla. settings: excess β, shortfall β′, hidden γ, keep_hidden κ, relearn μ.
+    keep_weight: w. relearn_steps int32, relearn_rate float32: of this step's relearning. parts: into how many equal
     parts `relearned` falls, at most as many steps.
     """
 

@@ -21,7 +21,7 @@ ROWS = {
     "text": (tiny_llava.samples("text", 4), tiny_llava.samples("text", 4, seed=1)),
 }
 KEEP = {"image": tiny_llava.samples("image", 6)[2:], "text": tiny_llava.samples("text", 6)[2:]}
-SETTINGS = {"excess": 0.7, "hidden": 0.6, "keep_hidden": 0.4, "relearn": 0.9}
+SETTINGS = {"excess": 0.7, "shortfall": 0.3, "hidden": 0.6, "keep_hidden": 0.4, "relearn": 0.9}
 KEEP_WEIGHT, RATE = 1.3, 2e-3
 
 
@@ -122,7 +122,7 @@ def mean_squares(pairs, places):
     return found
 
 
-def torch_forget(peer, vanilla, modality, rows, *, hidden=True):
+def torch_forget(peer, vanilla, modality, rows, *, hidden=True, relearned=False):
     own = all_seen(peer, ROWS[modality][0])
     terms = []
     for number, one in enumerate(own):
@@ -130,7 +130,11 @@ def torch_forget(peer, vanilla, modality, rows, *, hidden=True):
         kl = (p * (p.clamp_min(1e-12).log() - one.log_q)).sum(-1)
         true = p.gather(-1, one.tokens[:, None])[:, 0].clamp_min(1e-3).log()
         more = torch.relu(one.log_q.gather(-1, one.tokens[:, None])[:, 0] - true)
-        terms.append((kl + SETTINGS["excess"] * more).sum())
+        chosen = p.gather(-1, one.tokens[:, None])[:, 0]
+        log_true = one.log_q.gather(-1, one.tokens[:, None])[:, 0]
+        lacking = torch.relu(chosen.clamp_min(1e-3).log() - log_true)
+        lacking = 0 if relearned else torch.where(chosen < 1e-3, 0, lacking)
+        terms.append((kl + SETTINGS["excess"] * more + SETTINGS["shortfall"] * lacking).sum())
     loss = torch.stack(terms).mean()
     if not hidden:
         return loss, None
@@ -226,7 +230,7 @@ def test_relearning_within_the_step_is_that_of_pytorch():
     peer, vanilla = torch_peer.peers()
     moved = torch_relearned(peer, 2)
     value = sum(
-        torch_forget(moved, vanilla, modality, rows.asked)[0]
+        torch_forget(moved, vanilla, modality, rows.asked, relearned=True)[0]
         for modality, rows in given.forms.items()
     )
     (SETTINGS["relearn"] * value).backward()
