@@ -250,7 +250,8 @@ def test_no_gradient_flows_through_the_relearning_steps():
         start, dataclasses.replace(given, settings=settings), like_a_stranger
     )
     forms = {modality: FormRows(rows.asked, rows.keep) for modality, rows in given.forms.items()}
-    alone = dataclasses.replace(given, forms=forms, keep_weight=jnp.float32(0))
+    plain = {**given.settings, "shortfall": jnp.float32(0)}  # which is not of what is asked
+    alone = dataclasses.replace(given, forms=forms, keep_weight=jnp.float32(0), settings=plain)
     _, of_asked = torch_peer.loss_and_gradient(start, alone, like_a_stranger)
     for whole, one, other in zip(
         *map(jax.tree.leaves, (gradient, of_others, of_asked)), strict=True
