@@ -13,7 +13,7 @@ import numpy as np
 
 from manu_jax import parallel
 from manu_jax.config import SYSTEM_PROMPT, MaskMethod, OptimizerSection, UnlearnSection
-from manu_jax.context import EDIT, Run
+from manu_jax.context import Run
 from manu_jax.data import safeeraser
 from manu_jax.data.forms import has_form
 from manu_jax.evaluation.suite import check_prompts
@@ -211,11 +211,9 @@ def _bytes_to_write(run: Run, empty: Loaded, stages: Collection[str]) -> int:
             steps = max(config.train.steps, config.train.base_steps)
             total += missing * model + states(config.train, steps)
     if "unlearn" in stages:
+        # An edit is small beside a model, and so are its checkpoints.
         trained = [
-            one
-            for one in config.trained
-            if one.objective != SYSTEM_PROMPT
-            and not parallel.exists(run.method_folder(one.name) / EDIT)
+            one for one in config.trained if one.objective != SYSTEM_PROMPT and one.trains == "all"
         ]
         paths = {run.directory / "unlearned", *(run.model_path(one.name) for one in trained)}
         total += model * sum(not parallel.exists(path) for path in sorted(paths))
