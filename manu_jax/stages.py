@@ -31,7 +31,7 @@ from manu_jax.context import EDIT, MASK, Run, select_neurons
 from manu_jax.data import safeeraser
 from manu_jax.edits import masks
 from manu_jax.edits.edit import Edit
-from manu_jax.evaluation.alpha import AlphaChoice, choose_alpha
+from manu_jax.evaluation.alpha import choice_of
 from manu_jax.evaluation.analyses.analysis import Evaluated
 from manu_jax.evaluation.analyses.registry import ANALYSES
 from manu_jax.evaluation.memory import check_memory
@@ -52,7 +52,7 @@ from manu_jax.report.results import Kept, write_results
 from manu_jax.training.kept import keep_models, kept_folder, take_models
 from manu_jax.training.unlearner import reference_of, unlearn
 from manu_jax.training.vanilla import remove_checkpoints, train_models
-from manu_jax.types import KEEP_SETS, RETRAINED, SETS, VANILLA, Neurons, Sample
+from manu_jax.types import KEEP_SETS, RETRAINED, SETS, VANILLA, Sample
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def make_masks(run: Run) -> None:
     """Make the mask or the edit of every method of the config that trains nothing."""
     for method, folder in _methods_without(run, run.config.masks, MASK):
         scores, _ = load_scores(folder / "scores.safetensors")
-        choice = _alpha_of(run, method, scores)
+        choice = choice_of(run, method, scores)
         alpha = method.scored_alpha if choice is None else choice.alpha
         mask = select_neurons(method, scores, alpha)
         masks.save(
@@ -232,24 +232,6 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):
         folder.parent.rmdir()
-
-
-def _alpha_of(run: Run, method: MaskMethod, scores: Neurons) -> AlphaChoice | None:
-    """Return the choice of a method with `alpha: auto`; None for others."""
-    if method.auto is None:
-        return None
-    choice = choose_alpha(
-        run.vanilla,
-        method,
-        scores,
-        forget=run.forget_samples,
-        keep=run.set_apart_samples(method),
-        erase=run.config.erase,
-        batch_size=run.config.evaluate.batch_size,
-        memory_mib=run.config.sweep.memory_mib,
-    )
-    logger.info("masks: %s: %s", method.name, choice.describe())
-    return choice
 
 
 def _reference(run: Run, section: UnlearnSection) -> Loaded | None:

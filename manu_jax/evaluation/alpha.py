@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from manu_jax.config import MaskMethod
+from manu_jax.context import Run
 from manu_jax.evaluation.candidates import recalled
 from manu_jax.models.loaded import Loaded
 from manu_jax.selection import rank
@@ -172,3 +173,21 @@ def best(
     least = min(map(measure, candidates))
     chosen = next(shares for shares in candidates if measure(shares) <= least + TOLERANCE)
     return AlphaChoice(chosen.alpha, bool(within), keep_drop, vanilla, tuple(ordered), counts)
+
+
+def choice_of(run: Run, method: MaskMethod, scores: Neurons) -> AlphaChoice | None:
+    """Return the choice of a method with `alpha: auto`; None for others."""
+    if method.auto is None:
+        return None
+    choice = choose_alpha(
+        run.vanilla,
+        method,
+        scores,
+        forget=run.forget_samples,
+        keep=run.set_apart_samples(method),
+        erase=run.config.erase,
+        batch_size=run.config.evaluate.batch_size,
+        memory_mib=run.config.sweep.memory_mib,
+    )
+    logger.info("masks: %s: %s", method.name, choice.describe())
+    return choice
