@@ -71,7 +71,7 @@ class Recipe:
 # Of suppress and erase, from which they differ below: spikes on two models, settings of seed 0.
 _LIKE_STRANGERS: Mapping[str, Any] = MappingProxyType(
     {
-        "steps": 200,
+        "steps": 100,
         "batch_size": 16,
         "batch_keep": 20,
         "beta2": 0.99,
@@ -133,7 +133,7 @@ RECIPES: dict[str, Recipe] = {
     "suppress": Recipe(
         (like_a_stranger,),
         reference=VANILLA,
-        settings={"excess": 0.3, "shortfall": 0.0, "hidden": 0.0, "keep_hidden": 0.0},
+        settings={"excess": 1.0, "shortfall": 0.3, "hidden": 0.0, "keep_hidden": 0.0},
         strangers=True,
         defaults={
             **_LIKE_STRANGERS,
@@ -146,10 +146,16 @@ RECIPES: dict[str, Recipe] = {
     "erase": Recipe(
         (like_a_stranger,),
         reference=VANILLA,
-        settings={"excess": 1.0, "shortfall": 0.0, "hidden": 1.0, "keep_hidden": 1.0},
+        settings={"excess": 1.0, "shortfall": 0.3, "hidden": 1.0, "keep_hidden": 3.0},
         strangers=True,
-        retain_weight=2.0,
-        defaults={**_LIKE_STRANGERS, "trains": "mlp", "relearn": {}, "learning_rate": 1e-3},
+        retain_weight=3.0,
+        defaults={
+            **_LIKE_STRANGERS,
+            "trains": "mlp",
+            "relearn": {},
+            "learning_rate": 1e-3,
+            "kept_strangers": 32,
+        },
     ),
     "idk": Recipe((idk,), refuses=True),
     # Huo et al. 2025, arXiv 2502.11051

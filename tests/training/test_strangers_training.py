@@ -227,7 +227,7 @@ def test_a_mesh_gives_the_edit_of_one_device(tmp_path, objective):
 
 def test_settings_of_the_config_take_the_place_of_the_recipes():
     erase, other = section("erase", steps=None), section("erase", views=1, relearn=None, steps=5)
-    assert (erase.trains, erase.views, erase.retain_weight) == ("mlp", 3, 2.0)
+    assert (erase.trains, erase.views, erase.retain_weight) == ("mlp", 3, 3.0)
     assert erase.relearn is not None and erase.setting("excess") == 1.0
     assert (other.views, other.relearn, other.steps) == (1, None, 5)
     suppress = section("suppress")
