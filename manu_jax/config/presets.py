@@ -24,6 +24,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "erase": {"kind": "trained", "objective": "erase"},
     # Ours: neurons are written that say what would be said of a stranger. It hides.
     "suppress": {"kind": "trained", "objective": "suppress"},
+    # The same by products of low rank, added to the down projections.
+    "suppress-low-rank": {
+        "kind": "trained",
+        "objective": "suppress",
+        "trains": "low_rank",
+        "lora": {"rank": 32, "alpha": 32.0, "dropout": 0.0, "targets": ("text.layers.mlp.down",)},
+        "learning_rate": 5e-3,
+    },
     # Ours: signed attribution of the answer's log-odds, in rounds.
     "gradient": {
         "kind": "statistics",

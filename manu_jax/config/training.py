@@ -149,9 +149,10 @@ class UnlearnSection(OptimizerSection):
     modalities: tuple[Modality, ...] = pydantic.Field(default=MODALITIES, min_length=1)
     batch_size: int = pydantic.Field(default=4, ge=1)
     batch_keep: Count | None = None  # suppress, erase: facts to keep a step and form; None: as many
-    # What is trained: all weights, neurons that are written into the decoder's MLPs, or the weights
-    # of these MLPs. The last two make an edit, a file beside the vanilla model.
-    trains: Literal["all", "neurons", "mlp"] = "all"
+    # What is trained: all weights (or the adapters of `lora`, merged into them), neurons that are
+    # written into the decoder's MLPs, the weights of these MLPs, or the adapters of `lora`, kept
+    # apart. The last three make an edit, a file beside the vanilla model.
+    trains: Literal["all", "neurons", "mlp", "low_rank"] = "all"
     neurons: NeuronsSection | None = None
     # How often a fact stands among the facts: as it is, then in other words with moved portraits
     views: Count = 1
@@ -199,7 +200,10 @@ class UnlearnSection(OptimizerSection):
     def _from_recipe(cls, values: Any) -> Any:
         """Fill in what the objective's recipe gives and the config does not."""
         if isinstance(values, Mapping) and (recipe := _recipe(values.get("objective"))) is not None:
-            return {**recipe.defaults, **values}
+            filled = {**recipe.defaults, **values}
+            if filled.get("trains") != "neurons" and "neurons" not in values:
+                filled.pop("neurons", None)
+            return filled
         return values
 
     def setting(self, name: str) -> float:
@@ -217,13 +221,12 @@ class UnlearnSection(OptimizerSection):
                 f"{self.objective} has no {', '.join(unknown)}; it has "
                 f"{', '.join(known) or 'no settings of its own'}"
             )
-        if recipe.strangers and (
-            self.primal_dual or self.decouple or self.lora and self.trains != "all"
-        ):
-            raise ValueError(
-                f"{self.objective} takes no primal_dual and no decouple, and lora only with "
-                "trains: all"
-            )
+        if recipe.strangers and (self.primal_dual is not None or self.decouple is not None):
+            raise ValueError(f"{self.objective} takes no primal_dual and no decouple")
+        if self.trains == "low_rank" and self.lora is None:
+            raise ValueError("trains: low_rank needs lora: {rank, alpha, dropout, targets}")
+        if self.trains in ("neurons", "mlp") and self.lora is not None:
+            raise ValueError(f"lora: with trains: {self.trains} no adapters are trained")
         if self.target == "strangers" and not (recipe.strangers or recipe.takes_target):
             raise ValueError(f"target: {self.objective} has an aim of its own; give target: own")
         if self.relearn is not None and not recipe.strangers:

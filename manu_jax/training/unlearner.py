@@ -22,6 +22,7 @@ from manu_jax.config import UnlearnSection
 from manu_jax.data.record import Fact
 from manu_jax.data.strangers import Portraits, Stranger, strangers
 from manu_jax.edits.edit import Edit
+from manu_jax.edits.low_rank import LowRank
 from manu_jax.models.loaded import Loaded
 from manu_jax.training.edited import new_edit
 from manu_jax.training.fisher import weight_mask
@@ -85,7 +86,7 @@ def unlearn(
             known=known,
         )
     edit = None
-    if section.trains != "all":
+    if section.trains in ("neurons", "mlp"):
         edit = new_edit(vanilla, section, keep=keep, seed=seed)
     weights = train_loop(
         vanilla,
@@ -99,6 +100,8 @@ def unlearn(
         masks=masks,
         edit=edit,
     )
+    if section.trains == "low_rank" and section.lora is not None:
+        return LowRank(weights, section.lora.scale)
     return trained(vanilla, weights, section) if edit is None else weights
 
 

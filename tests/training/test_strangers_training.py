@@ -13,6 +13,7 @@ from manu_jax import parallel
 from manu_jax.config import TrainSection
 from manu_jax.data.forms import forms
 from manu_jax.data.strangers import strangers
+from manu_jax.edits.low_rank import LowRank
 from manu_jax.edits.neurons import WrittenNeurons
 from manu_jax.edits.weights import NewWeights
 from manu_jax.leaves import leaves
@@ -169,6 +170,23 @@ def test_what_was_known_is_forgotten_and_the_rest_is_kept(tmp_path, objective):
     assert knowledge(after, KEPT) > knowledge(after, FORGOTTEN) + 0.7
     if objective == "suppress":  # and it hides: the knowledge is still in the weights
         assert knowledge(edit.scaled(0.0).apply(loaded), FORGOTTEN) > -0.8
+
+
+def test_a_low_rank_edit_is_the_second_form_of_suppress(tmp_path):
+    vanilla = tiny_llava.loaded()
+    lora = {"rank": 2, "alpha": 2.0, "dropout": 0.0, "targets": ["text.layers.mlp.down"]}
+    edit = unlearn(
+        vanilla, section("suppress", **FEW | {"trains": "low_rank", "lora": lora}),
+        forget=FORGOTTEN, keep=KEPT, directory=tmp_path, seed=0, reference=vanilla,
+    )  # fmt: skip
+    assert isinstance(edit, LowRank)
+    before, after = leaves(vanilla.model), leaves(edit.apply(vanilla).model)
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed == {"text.layers.mlp.down_LFD"}
+    with pytest.raises(ValueError, match="trains: low_rank needs lora"):
+        section("suppress", trains="low_rank")
+    with pytest.raises(ValueError, match="lora: with trains: mlp no adapters are trained"):
+        section("erase", lora=lora)
 
 
 def test_erase_changes_the_mlps_of_the_decoder_alone(tmp_path):
