@@ -3,7 +3,8 @@
     python -m manu_jax.compare --config configs/demo_compare.yaml
 
     tuning   every trial of every method on the tuning people: one run; the best trial of each stays
-    cells    a run for each seed × share, with the trials that stayed, on other people
+    cells    a run for each seed × share, with the trials that stayed, on other people; the methods
+             that did best while tuning are audited (`audit`)
     table    comparison.json and comparison.md: the people of all seeds pooled
 
 Tuning and cells are runs like any other (`manu_jax.run`), in folders of their own: what is finished
@@ -31,6 +32,7 @@ import pydantic
 from manu_jax.config import (
     SYSTEM_PROMPT,
     TRAINED,
+    AuditSection,
     Count,
     FilePath,
     RunConfig,
@@ -40,6 +42,7 @@ from manu_jax.config import (
     validate,
     validate_config,
 )
+from manu_jax.config.base import unknown
 from manu_jax.folder import expand_path, write_atomic
 from manu_jax.report.comparison import Cell, compare_cells, to_markdown
 from manu_jax.run import exit_status, run
@@ -47,7 +50,8 @@ from manu_jax.types import MODALITIES, ManuError
 
 logger = logging.getLogger("manu_jax")
 
-RESERVED = ("method", "compare", "unlearn", "output", "seed")  # of `run`: the comparison's own
+# Of `run`: the comparison's own
+RESERVED = ("method", "compare", "unlearn", "output", "seed", "audit")
 
 
 class MethodSection(Section):
@@ -87,6 +91,30 @@ class TuningSection(Section):
     max_people: Count | None = 8  # to keep, of each set
 
 
+class BestAudited(AuditSection):
+    """The audit of the cells: of the methods whose trials scored best. Tuning has none.
+
+    A bare text is the level: `audit: full`.
+    """
+
+    level: Literal["none", "cheap", "full"] = "none"
+    methods: tuple[str, ...] = ()  # the comparison sets it
+    # So many methods, those with the highest scores of the tuning; None: all
+    best: Count | None = 10
+
+    @pydantic.model_validator(mode="after")
+    def _check_methods(self) -> "BestAudited":
+        if self.methods:
+            raise ValueError("methods: the comparison itself sets it; give best")
+        return self
+
+    def of(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return the section of a run that audits these methods."""
+        if self.level == "none" or not names:
+            return {"level": "none"}
+        return {**self.model_dump(mode="json", exclude={"best"}), "methods": list(names)}
+
+
 class CompareConfig(Section):
     """A comparison. The score of a trial is the share of facts to keep minus that of facts to
     forget that the model recalls, mean over both forms. The people to keep are the unseen ones;
@@ -98,8 +126,16 @@ class CompareConfig(Section):
     seeds: Annotated[tuple[int, ...], pydantic.Field(min_length=1)] = (1, 2, 3)
     shares: Annotated[tuple[Literal[5, 10, 15], ...], pydantic.Field(min_length=1)] = (5, 10, 15)
     tuning: TuningSection = TuningSection()
+    audit: BestAudited = BestAudited()
     run: dict[str, Any]  # what all runs have in common: a run's config without its methods
     methods: Annotated[tuple[MethodSection, ...], pydantic.Field(min_length=1)]
+    # Names of methods: this call is about these alone, and the best are those of them; (): all
+    only: tuple[str, ...] = ()
+
+    @pydantic.field_validator("only", mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @pydantic.model_validator(mode="after")
     def _check_together(self) -> "CompareConfig":
@@ -110,6 +146,8 @@ class CompareConfig(Section):
             raise ValueError(
                 f"methods: as many trials for each, so that none is favoured: {numbers}"
             )
+        if others := [name for name in self.only if name not in numbers]:
+            raise ValueError(unknown("method in only:", others[0], numbers))
         if self.tuning.seed in self.seeds:
             raise ValueError(
                 f"tuning.seed {self.tuning.seed} is one of seeds: tune on other people"
@@ -117,12 +155,17 @@ class CompareConfig(Section):
         taken = sorted(set(RESERVED) & set(self.run))
         if taken:
             raise ValueError(f"run.{taken[0]}: the comparison itself sets it")
-        if (self.methods[0].unlearn or {}).get("objective") == SYSTEM_PROMPT:
+        if (self.chosen[0].unlearn or {}).get("objective") == SYSTEM_PROMPT:
             raise ValueError(
-                "methods: begin with a method that changes weights, the one that the reports speak "
-                f"of; {SYSTEM_PROMPT} changes none"
+                f"{'only' if self.only else 'methods'}: begin with a method that changes weights, "
+                f"the one that the reports speak of; {SYSTEM_PROMPT} changes none"
             )
         return self
+
+    @property
+    def chosen(self) -> tuple[MethodSection, ...]:
+        """The methods that this call is about, in the order of `methods`."""
+        return tuple(one for one in self.methods if not self.only or one.name in self.only)
 
     @property
     def cells(self) -> list[tuple[int, int]]:
@@ -133,14 +176,15 @@ class CompareConfig(Section):
 def compare(config: CompareConfig, where: str = "compare") -> Path:
     """Run the comparison, or what is left of it; return its folder."""
     folder = expand_path(config.output)
-    chosen = _tuned(config, folder, where)
-    methods = [(one, chosen[one.name]["trial"], one.name) for one in config.methods]
+    tuned = _tuned(config, folder, where)
+    methods = [(one, tuned[one.name]["trial"], one.name) for one in config.chosen]
+    audit = config.audit.of(_best(tuned, config.audit.best))
     cells, runs = [], []
     for seed, share in config.cells:
         cell = Cell(seed, share, folder / "cells" / f"seed-{seed}.forget-{share}")
         place = f"{where}, {cell.folder.name}"
-        own = _run_config(config, methods, seed=seed, share=share, output=cell.folder, where=place)
-        runs.append(own)
+        own = {"seed": seed, "share": share, "output": cell.folder, "audit": audit}
+        runs.append(_run_config(config, methods, where=place, **own))
         write_atomic(cell.folder.with_name(f"{cell.folder.name}.yaml"), to_yaml(runs[-1]))
         cells.append(cell)
     for cell, own in zip(cells, runs, strict=True):
@@ -181,7 +225,7 @@ def _tuned(config: CompareConfig, folder: Path, where: str) -> dict[str, dict[st
     """Run every trial on the tuning people, and return the best one of each method."""
     trials = [
         (method, trial, f"{method.name}.{trial}")
-        for method in config.methods
+        for method in config.chosen
         for trial in range(len(method.trials))
     ]
     tuning = config.tuning
@@ -200,12 +244,13 @@ def _tuned(config: CompareConfig, folder: Path, where: str) -> dict[str, dict[st
         output=folder / "tuning",
         where=f"{where}, tuning",
         evaluate=evaluate,
+        audit={"level": "none"},
     )
-    logger.info("compare: %d trials of %d methods", len(trials), len(config.methods))
+    logger.info("compare: %d trials of %d methods", len(trials), len(config.chosen))
     run(section)
     rows = json.loads((folder / "tuning" / "results.json").read_text())["rows"]
     found: dict[str, dict[str, Any]] = {}
-    for method in config.methods:
+    for method in config.chosen:
         scored = [
             {"trial": trial, "settings": method.settings(trial), **_score(rows, name)}
             for one, trial, name in trials
@@ -216,6 +261,12 @@ def _tuned(config: CompareConfig, folder: Path, where: str) -> dict[str, dict[st
         logger.info("compare: %s: %s, score %.3f", method.name, best["settings"], best["score"])
     write_atomic(folder / "tuning.json", json.dumps(found, indent=1) + "\n")
     return found
+
+
+def _best(tuned: Mapping[str, Mapping[str, Any]], number: int | None) -> list[str]:
+    """Return the names of so many methods with the highest scores, in the order of the config."""
+    ranked = sorted(tuned, key=lambda name: tuned[name]["score"], reverse=True)
+    return [name for name in tuned if name in ranked[:number]]
 
 
 def _score(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, float]:
@@ -243,6 +294,7 @@ def _run_config(
     share: int,
     output: Path,
     where: str,
+    audit: Mapping[str, Any],
     evaluate: Mapping[str, Any] | None = None,
 ) -> RunConfig:
     """Return the config of one run with these (method, trial, name)."""
@@ -253,6 +305,7 @@ def _run_config(
         "output": str(output),
         "seed": seed,
         "data": {**config.run.get("data", {}), "forget": share},
+        "audit": dict(audit),
         "method": {**trains, **first.piece(trial, name)},
         "compare": [one.piece(trial, name) for one, trial, name in others if one.unlearn is None],
         "unlearn": [

@@ -44,6 +44,7 @@ from manu_jax.types import (
 )
 
 MASK, EDIT = "mask.safetensors", "edit.safetensors"  # in the folder of a method
+OF_METHOD = " of "  # between stage and name, in the times of single methods
 NUM_STRANGERS = 16  # that methods without training are given
 
 
@@ -260,16 +261,26 @@ class Run:
 
     def add_time(self, stage: str, seconds: float) -> None:
         """Add to the seconds that a stage has taken, over all calls on this folder."""
+        self._write_times(lambda times: {stage: times.get(stage, 0.0) + seconds})
 
+    def set_method_time(self, stage: str, name: str, seconds: float) -> None:
+        """Say how many seconds a stage took to make what is a method's own.
+
+        A method that is made anew replaces its time. Of a training that was killed, the call that
+        ended it counts.
+        """
+        self._write_times(lambda times: {f"{stage}{OF_METHOD}{name}": seconds})
+
+    def _write_times(self, changed: Callable[[dict[str, float]], dict[str, float]]) -> None:
         def write() -> None:
             times = self.times()
-            times[stage] = round(times.get(stage, 0.0) + seconds, 2)
+            times |= {name: round(seconds, 2) for name, seconds in changed(times).items()}
             write_atomic(self.directory / "times.json", json.dumps(times, indent=1) + "\n")
 
         parallel.on_first_process(write)
 
     def times(self) -> dict[str, float]:
-        """Return the seconds that each stage has taken so far."""
+        """Return the seconds that each stage has taken so far, and each stage for each method."""
         path = self.directory / "times.json"
         if not path.exists():
             return {}

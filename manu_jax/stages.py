@@ -104,7 +104,8 @@ def make_models(run: Run) -> None:
 
 def make_scores(run: Run) -> None:
     """Score the neurons by every method of the config that removes some."""
-    for method, folder in _methods_without(run, run.config.masks, "scores.safetensors"):
+    without = _methods_without(run, run.config.masks, "scores.safetensors", stage="scores")
+    for method, folder in without:
         logger.info("scores: %s", method.name)
         scores = scores_for(run.job_of(method))
         made_from = {"method": method.scored_by(), "name": method.name, "seed": run.config.seed}
@@ -113,7 +114,7 @@ def make_scores(run: Run) -> None:
 
 def make_masks(run: Run) -> None:
     """Make the mask or the edit of every method of the config that trains nothing."""
-    for method, folder in _methods_without(run, run.config.masks, MASK):
+    for method, folder in _methods_without(run, run.config.masks, MASK, stage="masks"):
         scores, _ = load_scores(folder / "scores.safetensors")
         choice = choice_of(run, method, scores)
         alpha = method.scored_alpha if choice is None else choice.alpha
@@ -130,7 +131,7 @@ def make_masks(run: Run) -> None:
         for line in masks.describe(mask):
             logger.info("masks: %s: %s", method.name, line)
     others = [method for method in run.config.methods if not isinstance(method, MaskMethod)]
-    for method, _ in _methods_without(run, others, EDIT):
+    for method, _ in _methods_without(run, others, EDIT, stage="masks"):
         logger.info("masks: %s", method.name)
         _save_edit(run, method.name, edit_for(run.job_of(method)), "masks")
 
@@ -189,13 +190,18 @@ STAGES: dict[str, Callable[[Run], None]] = {
 
 
 def _methods_without(
-    run: Run, methods: Iterable[SomeMethod], file: str
+    run: Run, methods: Iterable[SomeMethod], file: str, *, stage: str
 ) -> Iterator[tuple[SomeMethod, Path]]:
-    """Yield those of the methods whose folder has no such file yet, with the folder."""
+    """Yield those of the methods whose folder has no such file yet, with the folder.
+
+    How long the caller works on each is kept as the stage's time for it.
+    """
     for method in methods:
         folder = run.method_folder(method.name)
         if not parallel.exists(folder / file):
+            begun = time.monotonic()
             yield method, folder
+            run.set_method_time(stage, method.name, time.monotonic() - begun)
 
 
 def _save_edit(run: Run, name: str, edit: Edit, stage: str) -> None:
@@ -209,6 +215,7 @@ def _train(run: Run, section: UnlearnSection) -> None:
     path, edit_path = run.model_path(section.name), run.method_folder(section.name) / EDIT
     checkpoints = run.directory / "methods" / section.name / "checkpoints"
     if not parallel.exists(path) and not parallel.exists(edit_path):
+        begun = time.monotonic()
         made = unlearn(
             run.vanilla,
             section,
@@ -224,6 +231,7 @@ def _train(run: Run, section: UnlearnSection) -> None:
             save_pretrained(made, path)
         else:
             _save_edit(run, section.name, made, "unlearn")
+        run.set_method_time("unlearn", section.name, time.monotonic() - begun)
     parallel.on_first_process(functools.partial(_remove, checkpoints))
 
 

@@ -12,10 +12,12 @@ import yaml
 from manu_jax import compare as compare_module
 from manu_jax.compare import compare, load_compare_config, main
 from manu_jax.config import PRESETS, MethodSettings
+from manu_jax.evaluation.analyses.audit import audited
 from manu_jax.evaluation.metrics import bootstrap
 from manu_jax.importance.job import EditMethod
 from manu_jax.importance.methods import METHODS
 from manu_jax.report.comparison import Cell, compare_cells, to_markdown
+from manu_jax.report.results import write_results
 from manu_jax.types import ManuError
 
 TINY = {
@@ -75,7 +77,8 @@ def declared_run(config, only=None):
                 random = np.random.default_rng(zlib.crc32(f"{model}{part}{modality}".encode()))
                 place = {"model": model, "set": part, "modality": modality}
                 value = float(random.random())
-                rows.append({**place, "task": "likelihood", "metric": "recall", "value": value})
+                of_row = {"metric": "recall", "value": value, "n": 1}
+                rows.append({**place, "task": "likelihood", **of_row})
                 records = [
                     {"key": f"{p}/home", "person": str(p), "score": float(random.random() < 0.5),
                      "rouge1": 0.0, "rouge2": 0.0, "bleu": 0.0,
@@ -85,14 +88,39 @@ def declared_run(config, only=None):
                 path = folder / "evaluation" / model / f"{part}.generation.{modality}.jsonl"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text("".join(json.dumps(one) + "\n" for one in records))
-    kl = {"set": "forget", "modality": "image", "metric": "kl", "value": config.seed * 1.0}
-    results = {
-        "models": ["vanilla", *names, "retrained"],
-        "rows": rows,
-        "distances": [{"model": model, **kl} for model in names],
-    }
-    (folder / "results.json").write_text(json.dumps(results))
+                if part == "forget":
+                    record = {"key": "0/home", "person": "0", "score": float(model == "vanilla")}
+                    record |= {"options": ["A"], "correct": 0, "log_likelihoods": [-1.0]}
+                    path = path.with_name(f"{part}.classification.{modality}.jsonl")
+                    path.write_text(json.dumps(record) + "\n")
+    kl = {"set": "forget", "modality": "image", "metric": "kl", "value": config.seed * 1.0, "n": 1}
+    audit = [row for name in audited(config) for row in declared_audit(name, config.seed)]
+    write_results(
+        folder,
+        rows,
+        models=["vanilla", *names, "retrained"],
+        headline=names[0],
+        request={"people": []},
+        analyses={"distances": [{"model": name, **kl} for name in names], "audit": audit},
+        config={},
+        timings={"scores": 9.0, "scores of random": 2.0 * config.seed, "masks of random": 1.0},
+    )
     return folder
+
+
+def declared_audit(model, seed):
+    """Return the rows of a model whose answers come back by relearning, after seed 1 at once."""
+    place = {"model": model, "n": 4, "floor": 0.1}
+    rows = []
+    for modality in ("image", "text"):
+        rows += [
+            {**place, "attack": "plain", "modality": modality, "value": 0.1},
+            {**place, "attack": "asked", "modality": modality, "value": 0.1 if seed == 1 else 0.9},
+        ]
+        for variant, value in (("people", 0.2), ("attributes", 0.2 * seed)):
+            of_variant = {"attack": "relearning", "variant": variant, "metric": "area"}
+            rows.append({**place, **of_variant, "modality": modality, "value": value})
+    return rows
 
 
 @pytest.fixture(scope="module")
@@ -160,18 +188,145 @@ def test_without_unseen_people_trials_are_judged_on_those_that_methods_were_give
             assert one["score"] == pytest.approx(one["retain"] - one["forget"])
 
 
+def columns(folder):
+    """Return the table of a finished comparison: (the heads, {model: its cells})."""
+    lines = (folder / "comparison.md").read_text().splitlines()
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|"]
+    return table[0], {row[0]: dict(zip(table[0], row, strict=True)) for row in table[2:]}
+
+
 def test_the_table_has_unseen_people_first_and_used_ones_beside_them(done, done_with_all):
-    forms = ("image", "text")
-    shown = ("forget", "retain (unseen)", "retain (used)")
-    for folder, sets in ((done[0], shown), (done_with_all, (shown[0], shown[2]))):
-        text = (folder / "comparison.md").read_text()
-        heads = [head.strip() for head in text.splitlines()[0].split("|")[2:-5]]
-        assert heads == [f"{name}, {form}" for name in sets for form in forms]
+    used = "retain (used)"
+    for folder, sets in (
+        (done[0], ["forget", "retain (unseen)", used]),
+        (done_with_all, ["forget", used]),
+    ):
+        heads, _ = columns(folder)
+        assert heads == [
+            "model",
+            f"{'unseen' if len(sets) == 3 else 'retain'} − forget",
+            *sets,
+            "multiple choice on forget",
+            "KL from retrained on forget",
+            "relearning, area",
+            "audit",
+            "seconds",
+        ]
     text = (done[0] / "comparison.md").read_text()
     assert "forget n = 2, retain (unseen) n = 6, retain (used) n = 4 in each form" in text
     assert "No method was given the people of retain (unseen)." in text
     text = (done_with_all / "comparison.md").read_text()
     assert "keeping was not measured on others" in text
+
+
+def test_the_method_that_keeps_most_beyond_what_it_leaves_is_first(done):
+    folder, _ = done
+    found = json.loads((folder / "comparison.json").read_text())
+    shares = {
+        (row["model"], row["set"], row["modality"]): row["value"]
+        for row in found["rows"]
+        if (row["task"], row["metric"]) == ("generation", "exact")
+    }
+    expected = {
+        name: sum(
+            (shares[name, "unseen", form] - shares[name, "forget", form]) / 2
+            for form in ("image", "text")
+        )
+        for name in ("vanilla", "retrained", "random", "prompt")
+    }
+    assert {one["model"]: one["value"] for one in found["scores"]} == pytest.approx(expected)
+    assert {one["set"] for one in found["scores"]} == {"unseen"}
+    best_first = sorted(("random", "prompt"), key=lambda name: -expected[name])
+    _, rows = columns(folder)
+    assert list(rows) == ["vanilla", "retrained", *best_first]
+    assert rows["random"]["unseen − forget"] == f"{100 * expected['random']:.0f}"
+    turned = [one | {"value": -one["value"]} for one in found["scores"]]
+    turned = to_markdown(found | {"scores": turned})
+    names = [line.split("|")[1].strip() for line in turned.splitlines() if line[:1] == "|"]
+    assert names[2:] == ["vanilla", "retrained", *best_first[::-1]]
+
+
+def test_forms_share_a_cell_and_seeds_are_a_mean_with_the_range(done):
+    _, rows = columns(done[0])
+    assert rows["vanilla"]["multiple choice on forget"] == "100 (100–100) / 100 (100–100)"
+    assert rows["random"]["multiple choice on forget"] == "0 (0–0) / 0 (0–0)"
+    assert rows["random"]["KL from retrained on forget"] == "1.50 (1.00–2.00) / –"
+    assert rows["random"]["seconds"] == "4 (3–5)"  # of both stages; 3 and 5 of seeds 1 and 2
+    assert {rows[name]["seconds"] for name in ("vanilla", "prompt", "retrained")} == {"–"}
+    assert {row["audit"] for row in rows.values()} == {"–"}  # as the config says nothing of it
+
+
+@pytest.fixture(scope="module")
+def audited_best(tmp_path_factory):
+    """(folder, the runs) of a comparison that audits its best method by every attack."""
+    folder, cells = tmp_path_factory.mktemp("audited"), []
+    path = write(folder, audit={"level": "full", "best": 1, "steps": 8})
+    config = load_compare_config(path, [f"output={folder / 'out'}"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare_module, "run", lambda cell: cells.append(cell) or declared_run(cell))
+        return compare(config), cells
+
+
+def test_the_best_of_the_tuning_are_audited_and_the_tuning_is_not(audited_best):
+    folder, (tuning, *cells) = audited_best
+    scores = {
+        name: one["score"] for name, one in json.loads((folder / "tuning.json").read_text()).items()
+    }
+    assert tuning.audit.level == "none" and len(cells) == 2
+    for cell in cells:
+        assert (cell.audit.level, cell.audit.steps) == ("full", 8)
+        assert cell.audit.methods == (max(scores, key=lambda name: scores[name]),)
+
+
+def test_the_table_has_the_area_of_relearning_and_what_the_audits_say(audited_best):
+    folder, (_, cell, _) = audited_best
+    (best,) = cell.audit.methods
+    _, rows = columns(folder)
+    # 20 by people; 20 by attributes after seed 1, and 40 after seed 2
+    assert rows[best]["relearning, area"] == "25 (20–30) / 25 (20–30)"
+    assert rows["retrained"]["relearning, area"] == "10 (10–10) / 10 (10–10)"
+    words = rows[best]["audit"].split(" / ")
+    assert words[0] == words[1] and all(" ×1" in one for one in words[0].split("; "))
+    assert "hardened" in words[0] and "hidden" in words[0]  # after seed 1, and after seed 2
+    others = [row for name, row in rows.items() if name not in (best, "retrained")]
+    assert all(row["relearning, area"] == row["audit"] == "–" for row in others)
+    found = json.loads((folder / "comparison.json").read_text())
+    area = next(one for one in found["areas"] if one["model"] == best)
+    assert area["variants"] == pytest.approx({"people": 0.2, "attributes": 0.3})
+    assert area["by_seed"] == pytest.approx([0.2, 0.3])
+
+
+@pytest.mark.parametrize(
+    "audit", ["cheap", {"level": "full", "best": None}, {"level": "full", "best": 2}]
+)
+def test_all_methods_are_audited_where_there_are_no_more_than_the_best(
+    tmp_path, monkeypatch, audit
+):
+    cells = []
+    config = load_compare_config(write(tmp_path, audit=audit), [f"output={tmp_path / 'out'}"])
+    monkeypatch.setattr(
+        compare_module, "run", lambda cell: cells.append(cell) or declared_run(cell)
+    )
+    compare(config)
+    assert [cell.audit.methods for cell in cells[1:]] == [("random", "prompt")] * 2
+
+
+def test_a_part_is_run_by_overrides(tmp_path, monkeypatch):
+    cells = []
+    monkeypatch.setattr(
+        compare_module, "run", lambda cell: cells.append(cell) or declared_run(cell)
+    )
+    part = load_compare_config(
+        write(tmp_path), [f"output={tmp_path / 'out'}", "only=[random]", "seeds=[2]", "shares=[5]"]
+    )
+    compare(part)
+    assert [(cell.seed, cell.data.forget, cell.names) for cell in cells] == [
+        (0, 10, ("random.0", "random.1")),
+        (2, 5, ("random",)),
+    ]
+    _, rows = columns(tmp_path / "out")
+    assert list(rows) == ["vanilla", "retrained", "random"]
+    assert load_compare_config(write(tmp_path), ["only=random"]).only == ("random",)
 
 
 def test_the_people_of_all_seeds_are_pooled(done):
@@ -253,6 +408,13 @@ def test_a_number_without_an_interval_shows_its_size(done):
         ({"methods": [TINY["methods"][0], TINY["methods"][1] | {"trials": [{}]}]}, "as many tri"),
         ({"seeds": [0, 1]}, "tuning.seed 0 is one of seeds"),
         ({"run": {**TINY["run"], "seed": 3}}, "run.seed: the comparison itself sets it"),
+        ({"run": {**TINY["run"], "audit": "full"}}, "run.audit: the comparison itself sets it"),
+        ({"audit": {"level": "full", "methods": ["random"]}}, "audit.*itself sets it; give best"),
+        ({"audit": {"level": "full", "best": 0}}, "audit.best: .*greater than or equal to 1"),
+        ({"audit": "deep"}, "audit.level: .*'cheap' or 'full'"),
+        ({"audit": {"bets": 3}}, "audit.bets: unknown key; did you mean best"),
+        ({"only": ["rendom"]}, "method in only: 'rendom'; did you mean random"),
+        ({"only": ["prompt"]}, "only: begin with a method that changes weights"),
         ({"sheds": [1]}, "sheds: unknown key; did you mean seeds"),
         ({"methods": [{"name": "x", "trials": [{}]}]}, "give one of mask, edit and unlearn"),
         ({"methods": [{"name": "x", "trials": [{}], "mask": {}, "edit": {}}]}, "give one of mask"),

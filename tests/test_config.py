@@ -420,10 +420,9 @@ def runs_of(path, folder):
         return [load_config(path, NEEDED if "mllmu" in path.parts else [])]
     whole = load_compare_config(path, [f"output={folder / 'compare'}"])
     trials = [(one, 1, f"{one.name}.1") for one in whole.methods]
+    common = {"output": folder / "cell", "where": "compare", "audit": whole.audit.of(["erase.1"])}
     return [
-        compare._run_config(
-            whole, trials, seed=seed, share=share, output=folder / "cell", where="compare"
-        )
+        compare._run_config(whole, trials, seed=seed, share=share, **common)
         for seed, share in whole.cells[:2]
     ]
 

@@ -146,6 +146,30 @@ def test_methods_of_every_kind_stand_in_one_table(finished):
     assert {path.parent.name for path in finished.rglob("model")} == {"NPO"}
 
 
+def test_results_say_how_long_what_is_a_methods_own_took(finished):
+    found = load_results(finished)
+    own = {name for name in found.timings if " of " in name}
+    assert own == {
+        "unlearn of climb", "masks of scale", "scores of random", "masks of random",
+        "unlearn of in-place", "unlearn of NPO",
+    }  # fmt: skip
+    assert set(found.method_seconds) == {"climb", "scale", "random", "in-place", "NPO"}
+    assert set(found.stage_seconds) == {"data", "train", "scores", "masks", "unlearn", "evaluate"}
+    for stage in ("scores", "masks", "unlearn"):
+        parts = [spent for name, spent in found.timings.items() if name.startswith(f"{stage} of ")]
+        assert 0 <= sum(parts) <= found.timings[stage] + 0.05  # each is rounded
+    assert found.method_seconds["NPO"] > 0
+
+
+def test_a_method_that_is_made_anew_replaces_its_time(config, tmp_path):
+    current = Run(load_config(config), tmp_path, None)
+    current.add_time("unlearn", 3.0)
+    current.set_method_time("unlearn", "NPO", 3.0)
+    current.add_time("unlearn", 2.0)
+    current.set_method_time("unlearn", "NPO", 2.0)
+    assert current.times() == {"unlearn": 5.0, "unlearn of NPO": 2.0}
+
+
 def test_the_models_of_a_run_are_those_that_its_files_make(finished, config):
     current = begun(config, finished)
     models = current.models()

@@ -5,9 +5,10 @@ bootstrap over all of them. They say how far the numbers hold for other people; 
 another training is in them only as far as its people differ.
 """
 
+import collections
 import dataclasses
-import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,17 @@ from manu_jax.evaluation.metrics import Interval, bootstrap, measured
 from manu_jax.evaluation.plain import plain_interval, to_plain
 from manu_jax.evaluation.suite import stored_records
 from manu_jax.evaluation.tasks import TASKS_BY_NAME
+from manu_jax.report.audit import verdicts
 from manu_jax.report.numbers import SET_TITLES
+from manu_jax.report.results import Results, load_results
 from manu_jax.types import MODALITIES, RETRAINED, VANILLA, ManuError
 
 SETS_SHOWN = ("forget", "unseen", "retain")  # columns of the table: free answers in both forms
+FREE_ANSWERS = {"task": "generation", "metric": "exact"}
+CHOICE = {"task": "classification", "metric": "accuracy"}
+NONE = "–"  # of what was not measured
+AREA = "area"  # the metric of the audit's rows that the table shows
+LISTS = ("rows", "scores", "differences", "leakage", "distances", "areas", "verdicts", "seconds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,43 +43,51 @@ class Cell:
 
 
 def compare_cells(cells: Sequence[Cell], resamples: int = 1000) -> dict[str, Any]:
-    """Return {"seeds", "rows", "differences", "leakage", "distances"}, each entry with its share.
+    """Return {"seeds", "rows", "scores", "differences", …}, each entry with its share and model.
 
-    rows: {share, model, set, task, modality, metric, value, n, low, high}, as in results.json, over
-    the people of all seeds. differences: the same against "vanilla" and "retrained". leakage:
-    {share, model, facts, both, leakage, gap, reached}. distances: {share, model, set, modality,
-    metric, value, …}: "kl" with the values of each seed, "ks" over all items.
-    Raises ManuError where runs have different models or no results.
+    rows: {set, task, modality, metric, value, n, low, high}, as in results.json, over the people of
+    all seeds. scores: {value, set}: free answers that hold the truth, on the people to keep (`set`:
+    the unseen ones, if there are any) minus on those to forget, mean over both forms. differences:
+    of rows, against "vanilla" and "retrained". leakage: {facts, both, leakage, gap, reached}.
+    distances: {set, modality, metric, value, …}: "kl" with the values of each seed, "ks" over all
+    items. areas: {modality, value, by_seed, variants}: what relearning brings back, mean over its
+    variants and the seeds; of the retrained model too. verdicts: {modality, by_seed}: the words of
+    each audit. seconds: {value, by_seed}: of what made the method. Models that were not audited, or
+    not made, have no entry. Raises ManuError where runs have different models or no results.
     """
     found: dict[str, Any] = {"seeds": sorted({cell.seed for cell in cells})}
-    for name in ("rows", "differences", "leakage", "distances"):
-        found[name] = []
+    found |= {name: [] for name in LISTS}
     for share in sorted({cell.share for cell in cells}):
         own = [cell for cell in cells if cell.share == share]
         results = [_results(cell) for cell in own]
-        models = results[0]["models"]
-        if any(one["models"] != models for one in results):
+        models = list(results[0].models)
+        if any(list(one.models) != models for one in results):
             raise ManuError(f"share {share}: the runs have different models; compare equal ones.")
         records = {model: _pooled(own, model) for model in models}
         for model in models:
-            for place, items in records[model].items():
-                found["rows"] += [
-                    {"share": share, "model": model, **row}
-                    for row in _rows(place, items, resamples)
-                ]
-            leakage = find_leakage(records[model], records[VANILLA], resamples=resamples)
-            found["leakage"].append(
-                {
-                    "share": share,
-                    "model": model,
-                    "facts": len(leakage.facts),
-                    "forgotten": _plain(_share_of_both(leakage, resamples)),
-                    **{name: _plain(getattr(leakage, name)) for name in FIGURES},
-                }
-            )
-            found["distances"] += [
-                {"share": share, **one} for one in _distances(model, results, records)
+            rows = [
+                row
+                for place, items in records[model].items()
+                for row in _rows(place, items, resamples)
             ]
+            leakage = find_leakage(records[model], records[VANILLA], resamples=resamples)
+            parts = {
+                "rows": rows,
+                "scores": _scores(rows),
+                "leakage": [
+                    {
+                        "facts": len(leakage.facts),
+                        "forgotten": _plain(_share_of_both(leakage, resamples)),
+                        **{name: _plain(getattr(leakage, name)) for name in FIGURES},
+                    }
+                ],
+                "distances": _distances(model, results, records),
+                "areas": _areas(model, results),
+                "verdicts": _verdicts(model, results),
+                "seconds": _seconds(model, results),
+            }
+            for name, entries in parts.items():
+                found[name] += [{"share": share, "model": model, **one} for one in entries]
         for against in (VANILLA, RETRAINED):
             if against in models:
                 found["differences"] += [
@@ -81,18 +97,21 @@ def compare_cells(cells: Sequence[Cell], resamples: int = 1000) -> dict[str, Any
 
 
 def to_markdown(compared: Mapping[str, Any]) -> str:
-    """Return a table per share: free answers that hold the truth, leakage, distance."""
+    """Return a table per share; methods that keep more than they leave of what is to go are first.
+
+    Forms stand in one cell, "image / text".
+    """
     lines = []
     for share in sorted({row["share"] for row in compared["rows"]}):
         lines += _table(compared, share)
     return "\n".join(lines)
 
 
-def _results(cell: Cell) -> dict[str, Any]:
+def _results(cell: Cell) -> Results:
     path = cell.folder / "results.json"
     if not path.exists():
         raise ManuError(f"{path}: not there; the run of this cell has not ended.")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return load_results(cell.folder)
 
 
 def _pooled(cells: Sequence[Cell], model: str) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
@@ -123,6 +142,18 @@ def _rows(
     ]
 
 
+def _scores(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    shares: dict[str, list[float]] = collections.defaultdict(list)
+    for row in rows:
+        if row.items() >= FREE_ANSWERS.items():
+            shares[row["set"]].append(row["value"])
+    means = {name: sum(values) / len(values) for name, values in shares.items()}
+    kept = next((name for name in ("unseen", "retain") if name in means), None)
+    if kept is None or "forget" not in means:
+        return []
+    return [{"value": means[kept] - means["forget"], "set": kept}]
+
+
 def _share_of_both(leakage: Leakage, resamples: int) -> Interval | None:
     if not leakage.facts:
         return None
@@ -131,28 +162,73 @@ def _share_of_both(leakage: Leakage, resamples: int) -> Interval | None:
 
 
 def _distances(
-    model: str, results: Sequence[Mapping[str, Any]], records: Mapping[str, Any]
+    model: str, results: Sequence[Results], records: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     found = []
     for modality in MODALITIES:
         for name in KL_SETS:
-            place = {"model": model, "set": name, "modality": modality, "metric": KL}
+            wanted = (model, name, modality, KL)
             values = [
-                one["value"]
+                one.value
                 for result in results
-                for one in result["distances"]
-                if place.items() <= one.items()
+                for one in result.analyses["distances"]
+                if (one.model, one.set, one.modality, one.metric) == wanted
             ]
             if values:
-                mean = sum(values) / len(values)
-                found.append({**place, "value": mean, "by_seed": values})
+                place = {"set": name, "modality": modality, "metric": KL}
+                found.append({**place, **_over_seeds(values)})
         where = ("forget", "classification", modality)
         if RETRAINED in records and where in records[model]:
             test = compare_truth_ratios(records[model][where], records[RETRAINED][where])
             if test is not None:
-                place = {"model": model, "set": "forget", "modality": modality, "metric": KS}
+                place = {"set": "forget", "modality": modality, "metric": KS}
                 found.append({**place, **dataclasses.asdict(test)})
     return found
+
+
+def _areas(model: str, results: Sequence[Results]) -> list[dict[str, Any]]:
+    """Return what relearning brings back of each form; the floor is the retrained model's."""
+    found = []
+    for modality in MODALITIES:
+        by_seed: list[float] = []
+        variants: dict[str, list[float]] = collections.defaultdict(list)
+        for result in results:
+            areas = _areas_of(model, modality, result.analyses["audit"])
+            if areas:
+                by_seed.append(sum(areas.values()) / len(areas))
+            for variant, value in areas.items():
+                variants[variant].append(value)
+        if by_seed:
+            means = {name: sum(values) / len(values) for name, values in variants.items()}
+            found.append({"modality": modality, **_over_seeds(by_seed), "variants": means})
+    return found
+
+
+def _areas_of(model: str, modality: str, rows: Iterable[Any]) -> dict[str, float]:
+    """Return {variant: area} of one run; the retrained model's stand beside those of others."""
+    return {
+        row.variant: row.floor if model == RETRAINED else row.value
+        for row in rows
+        if (row.metric, row.modality) == (AREA, modality)
+        and (row.floor is not None if model == RETRAINED else row.model == model)
+    }
+
+
+def _verdicts(model: str, results: Sequence[Results]) -> list[dict[str, Any]]:
+    words: dict[str, list[str]] = collections.defaultdict(list)
+    for result in results:
+        for modality, found in verdicts(result, model).items():
+            words[modality].append(found.text)
+    return [{"modality": modality, "by_seed": texts} for modality, texts in words.items()]
+
+
+def _seconds(model: str, results: Sequence[Results]) -> list[dict[str, Any]]:
+    values = [one.method_seconds[model] for one in results if model in one.method_seconds]
+    return [_over_seeds(values)] if values else []
+
+
+def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
+    return {"value": sum(values) / len(values), "by_seed": list(values)}
 
 
 def _plain(interval: Interval | None) -> dict[str, Any] | None:
@@ -164,57 +240,106 @@ def _table(compared: Mapping[str, Any], share: int) -> list[str]:
         wanted = {"share": share, **where}.items()
         return next((one for one in compared[name] if wanted <= one.items()), None)
 
+    def forms(show: Callable[[Any], str], name: str, **where: Any) -> str:
+        found = [of(name, modality=modality, **where) for modality in MODALITIES]
+        return " / ".join(map(show, found)) if any(found) else NONE
+
     own = [row for row in compared["rows"] if row["share"] == share]
-    models = list(dict.fromkeys(row["model"] for row in own))
     sets = [name for name in SETS_SHOWN if any(row["set"] == name for row in own)]
-    columns = [(name, modality) for name in sets for modality in MODALITIES]
+    titles = {name: SET_TITLES[name].lower() for name in sets}
+    scores = {one["model"]: one for one in compared["scores"] if one["share"] == share}
+    kept = "unseen" if "unseen" in sets else "retain"
     head = [
         "model",
-        *(f"{SET_TITLES[name].lower()}, {modality}" for name, modality in columns),
-        "facts forgotten in both forms",
-        "leakage",
-        "KL from retrained on forget, image / text",
-        "truth ratio, KS distance, image / text",
+        f"{kept} − forget",
+        *titles.values(),
+        "multiple choice on forget",
+        "KL from retrained on forget",
+        "relearning, area",
+        "audit",
+        "seconds",
     ]
     lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
-    sizes = dict.fromkeys(sets, 0)
-    for model in models:
-        cells = []
-        for name, modality in columns:
-            row = of("rows", model=model, set=name, task="generation", modality=modality,
-                     metric="exact")  # fmt: skip
-            cells.append(_percent(row))
-            sizes[name] = row["n"] if row else 0
-        leakage = of("leakage", model=model) or {}
-        cells += [_percent(leakage.get("forgotten")), _percent(leakage.get("leakage"))]
-        for metric in (KL, KS):
-            values = [
-                of("distances", model=model, set="forget", modality=m, metric=metric)
-                for m in MODALITIES
-            ]
-            cells.append(
-                " / ".join("–" if one is None else f"{one['value']:.2f}" for one in values)
-            )
+    for model in _ranked(list(dict.fromkeys(row["model"] for row in own)), scores):
+        score = scores.get(model)
+        cells = [
+            NONE if score is None else f"{100 * score['value']:.0f}",
+            *(forms(_percent, "rows", model=model, set=name, **FREE_ANSWERS) for name in sets),
+            forms(_percent, "rows", model=model, set="forget", **CHOICE),
+            forms(_nats, "distances", model=model, set="forget", metric=KL),
+            forms(_area, "areas", model=model),
+            forms(_words, "verdicts", model=model),
+            _whole(of("seconds", model=model)),
+        ]
         lines.append(f"| {model} | {' | '.join(cells)} |")
-    facts = max(one["facts"] for one in compared["leakage"] if one["share"] == share)
-    counts = ", ".join(f"{SET_TITLES[name].lower()} n = {sizes[name]}" for name in sets)
-    if "unseen" in sets:
+    sizes = {
+        name: max(row["n"] for row in own if row.items() >= {"set": name, **FREE_ANSWERS}.items())
+        for name in sets
+    }
+    counts = ", ".join(f"{title} n = {sizes[name]}" for name, title in titles.items())
+    return [*lines, "", _note(compared, share, counts, is_unseen=kept == "unseen"), ""]
+
+
+def _ranked(models: Sequence[str], scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the models in the order of the table: vanilla, retrained, and the best method first.
+
+    Methods without a score are last.
+    """
+    given = [name for name in (VANILLA, RETRAINED) if name in models]
+    methods = [name for name in models if name not in given]
+    lowest = {"value": -math.inf}
+    methods.sort(key=lambda name: scores.get(name, lowest)["value"], reverse=True)
+    return [*given, *methods]
+
+
+def _note(compared: Mapping[str, Any], share: int, counts: str, *, is_unseen: bool) -> str:
+    given = "Methods were given all people of retain: keeping was not measured on others."
+    if is_unseen:
         given = "No method was given the people of retain (unseen)."
-    else:
-        given = "Methods were given all people of retain: keeping was not measured on others."
-    note = (
-        f"{share} % to forget, seeds {', '.join(map(str, compared['seeds']))}. Free answers that "
-        f"hold the truth in %, {counts} in each form; "
-        f"facts n = {facts}; 95 % intervals by bootstrap over the people of all seeds; KL in "
-        f"nats, mean of the seeds. {given}"
+    return (
+        f"{share} % to forget, seeds {', '.join(map(str, compared['seeds']))}; cells are image / "
+        f"text. Free answers that hold the truth in %, {counts} in each form; multiple choice in "
+        "%; 95 % intervals by bootstrap over the people of all seeds. Rows are sorted by the "
+        "second column, in points, mean of both forms. KL in nats; area: facts that relearning "
+        "brings back in %, mean over its variants (retrained: the floor); seconds of scoring or "
+        "training, with compiling. These three are means over the seeds, with the range. "
+        f"Audit: the verdicts, and in how many runs where they differ. {given}"
     )
-    return [*lines, "", note, ""]
 
 
 def _percent(values: Mapping[str, Any] | None) -> str:
     if values is None:
-        return "–"
+        return NONE
     text = f"{100 * values['value']:.0f}"
     if values["low"] is None:
         return f"{text} (n = {values['n']})"
     return f"{text} ({100 * values['low']:.0f}–{100 * values['high']:.0f})"
+
+
+def _ranged(values: Mapping[str, Any] | None, *, factor: float = 1.0, digits: int = 0) -> str:
+    """Return a mean over the seeds with the range, where there are several."""
+    if values is None:
+        return NONE
+    low, high = (f"{factor * end(values['by_seed']):.{digits}f}" for end in (min, max))
+    text = f"{factor * values['value']:.{digits}f}"
+    return text if len(values["by_seed"]) == 1 else f"{text} ({low}–{high})"
+
+
+def _nats(values: Mapping[str, Any] | None) -> str:
+    return _ranged(values, digits=2)
+
+
+def _area(values: Mapping[str, Any] | None) -> str:
+    return _ranged(values, factor=100)
+
+
+def _whole(values: Mapping[str, Any] | None) -> str:
+    return _ranged(values)
+
+
+def _words(values: Mapping[str, Any] | None) -> str:
+    """Return the verdicts of the seeds, the most frequent first."""
+    if values is None:
+        return NONE
+    counts = collections.Counter(values["by_seed"]).most_common()
+    return "; ".join(word if len(counts) == 1 else f"{word} ×{number}" for word, number in counts)

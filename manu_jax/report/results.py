@@ -11,7 +11,9 @@
  "shots": [{set, task, people, left_out}, …],  few-shot: whose questions come first, and how
                                          many of the set's questions are not asked for that
  "prompts": what they are made of,       a chat template, or the strings of a family
- "config": {…}, "timings": {stage: seconds}}
+ "config": {…},
+ "timings": {stage: seconds, "STAGE of METHOD": seconds}}  of the stages, and what single methods
+                                         took of them
 """
 
 import dataclasses
@@ -23,6 +25,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from manu_jax.context import OF_METHOD
 from manu_jax.evaluation.analyses.registry import ANALYSES
 from manu_jax.evaluation.metrics import METRICS
 from manu_jax.evaluation.plain import fits, from_plain, to_plain
@@ -89,6 +92,21 @@ class Results:
     shots: tuple[Mapping[str, Any], ...] = ()
     prompts: str = ""
     kept: Kept | None = None
+
+    @property
+    def stage_seconds(self) -> dict[str, float]:
+        """The seconds of each stage, all methods together."""
+        return {name: spent for name, spent in self.timings.items() if OF_METHOD not in name}
+
+    @property
+    def method_seconds(self) -> dict[str, float]:
+        """The seconds that scoring, selecting or training took of each method, in all stages."""
+        found: dict[str, float] = {}
+        for name, spent in self.timings.items():
+            _, is_of_method, method = name.partition(OF_METHOD)
+            if is_of_method:
+                found[method] = found.get(method, 0.0) + spent
+        return found
 
     def row(self, model: str, place: tuple[str, str, str], metric: str) -> Row | None:
         """Return a model's row at a place (set, task, modality), or None: it was not measured."""

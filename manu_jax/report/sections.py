@@ -123,7 +123,7 @@ def _this_run(material: Material) -> dict[str, Any]:
     return {
         "config": yaml.safe_dump(dict(results.config), sort_keys=False, allow_unicode=True),
         "versions": material.versions,
-        "total_seconds": sum(results.timings.values()),
+        "total_seconds": sum(results.stage_seconds.values()),
     }
 
 
