@@ -73,8 +73,8 @@ class StrangerData:
     """One step's facts by their form, and what the loss needs besides.
 
     reference: vanilla. settings: excess β, shortfall β′, hidden γ, keep_hidden κ, relearn μ.
-    keep_weight: w. relearn_steps int32, relearn_rate float32: of this step's relearning. parts: into how many equal
-    parts `relearned` falls, at most as many steps.
+    keep_weight: w. relearn_steps int32, relearn_rate float32: of this step's relearning. parts:
+    into how many equal parts `relearned` falls, at most as many steps.
     """
 
     forms: Mapping[str, FormRows]
