@@ -180,7 +180,7 @@ class AuditSection(Section):
 
     level: Literal["none", "cheap", "full"] = "cheap"
     # Names of methods; headline: the first one; all: every one
-    methods: tuple[str, ...] = ("headline",)
+    methods: tuple[str, ...] = pydantic.Field(default=("headline",), min_length=1)
     # Of attacks that train; the one that brings back most counts
     learning_rates: tuple[Annotated[float, pydantic.Field(gt=0)], ...] = pydantic.Field(
         default=(1e-4, 3e-4, 1e-3), min_length=1
