@@ -295,6 +295,7 @@ def _audits(config: RunConfig, name: str, models: Mapping[str, Part]) -> Iterato
     beside = [models[one] for one in (name, VANILLA, RETRAINED) if one in models]
     read = {"evaluate": {"new_tokens", "resamples"}, "audit": {"learning_rates", "steps"}}
     reads = config.model_dump(mode="json", include=read) | {part.label: part.key for part in beside}
+    reads["data.keep_share"] = config.data.keep_share  # whose facts tuning trains
     for attack in attacks_of(config):
         files = {file: f"audit/{name}/{file}" for file in (f"{attack}.rows.json", f"{attack}.json")}
         yield Part(f"audit of {name}", files, reads)

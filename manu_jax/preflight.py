@@ -24,10 +24,18 @@ from manu_jax.models.loaded import Loaded, load_without_weights
 from manu_jax.models.stored import DTYPES, read_config
 from manu_jax.selection import eligible_layers
 from manu_jax.training import lora
+from manu_jax.training.edited import check_neurons
 from manu_jax.training.fisher import check_no_adapters
 from manu_jax.training.tokenizer import train_tokenizer
 from manu_jax.training.trainer import check_loss
-from manu_jax.training.unlearner import num_steps_of, place_of, recipe_of, reference_of
+from manu_jax.training.unlearner import (
+    check_facts,
+    layer_of,
+    num_steps_of,
+    place_of,
+    recipe_of,
+    reference_of,
+)
 from manu_jax.types import KEEP_SETS, MODALITIES, RETRAINED, VANILLA, ManuError, Neurons
 
 STATE_BYTES = 12  # a trained weight and its two moments
@@ -134,6 +142,9 @@ def _check_trained(run: Run, section: UnlearnSection, empty: Loaded) -> None:
     num_steps_of(recipe, section, num_forget=1, num_keep=1)
     if recipe.masked:
         check_no_adapters(section)
+    if recipe.depth is not None:
+        layer_of(section, recipe, empty.config.text.num_layers)
+    check_neurons(empty, section)
     is_trained = config.train.steps and config.train.retrained
     if reference_of(section) == RETRAINED and not (is_trained or config.model.retrained_path):
         raise ManuError(
@@ -165,6 +176,10 @@ def _check_data(run: Run, empty: Loaded, stages: Collection[str]) -> None:
     for method in config.methods:
         with _noted(faults):
             run.set_apart(method)
+    for section in config.trained:
+        with _noted(faults):
+            forget, keep = run.benchmark.facts("forget"), run.benchmark.facts(*KEEP_SETS)
+            check_facts(section, forget=forget, keep=keep, seed=config.seed)
     if config.model.path is not None and "evaluate" in stages:
         with _noted(faults):
             check_questions(run, empty)

@@ -208,6 +208,32 @@ def test_an_edit_method_is_known_by_its_kind(tmp_path, monkeypatch):
             "compare: [{kind: trained, name: vanilla, objective: npo}]",
             "['vanilla'] name other models",
         ),
+        ("method: {preset: suppress, target: own}", "method: target: suppress has no aim but what"),
+        ("method: {preset: erase, epochs: 3}", "method: epochs: erase counts steps; give steps"),
+        ("method: {preset: erase, steps: null}", "method: epochs: erase counts steps; give steps"),
+        ("method: {preset: erase, loss_on: all}", "method: loss_on: the loss of erase is on answ"),
+        ("method: {preset: erase, hidden: 0}", "method: keep_hidden: it is measured in units of"),
+        (
+            "unlearn: [{name: a, objective: npo, batch_keep: 3}]",
+            "unlearn.0: npo takes no batch_keep",
+        ),
+        (
+            "unlearn: [{name: a, objective: npo, kept_strangers: 3}]",
+            "npo takes no batch_keep and no",
+        ),
+        ("method: {preset: erase, name: ..}", "method.name: String should match pattern"),
+        (
+            "method: {preset: suppress, neurons: 4}",
+            "method.neurons: expected a mapping with keys of count, layers, places, got 4",
+        ),
+        (
+            "audit: 3",
+            "audit: expected a mapping with keys of level, methods, learning_rates, steps, got 3",
+        ),
+        ("audit: {learning_rates: 1e-3}", "audit.learning_rates: expected a list, got 0.001"),
+        ("audit: {methods: []}", "audit.methods: Tuple should have at least 1 item"),
+        ("audit: {learning_rates: [0]}", "audit.learning_rates.0: Input should be greater than 0"),
+        ("audit: {learning_rates: [1, 1]}", "audit: learning_rates: each stands once; got [1.0"),
         ("audit: much", "audit.level: Input should be 'none', 'cheap' or 'full', got 'much'"),
         ("audit: {rates: [1]}", "audit.rates: unknown key"),
         ("audit: {methods: [papr]}", "audit.methods: no methods ['papr']; known: headline, all, "),
@@ -225,6 +251,11 @@ def test_the_audit_is_a_level_or_a_mapping(tmp_path):
     run = load(tmp_path, MINIMAL + "audit: full\n", ["audit.steps=3", "audit.methods=all"])
     assert (run.audit.level, run.audit.steps, run.audit.methods) == ("full", 3, ("all",))
     assert load(tmp_path, overrides=["audit=none"]).audit.level == "none"
+
+
+def test_a_fault_inside_a_list_is_not_told_twice(tmp_path):
+    message = error_of(tmp_path, MINIMAL + "method: {preset: erase, modalities: [audio]}\n")
+    assert "method.modalities.0: Input should be" in message and message.count("audio") == 1
 
 
 def test_faults_of_all_methods_come_in_one_error(tmp_path):

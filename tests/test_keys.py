@@ -120,8 +120,13 @@ RESULTS = {"results.json", "report.html"}
     ],
 )  # fmt: skip
 def test_what_depends_on_a_change_is_moved_aside_and_the_rest_stands(folder, changes, moved):
-    audits = {place.replace("evaluation", "audit") for place in moved if "evaluation" in place}
-    assert moved_by(folder, config(**changes)) == moved | audits | RESULTS
+    assert moved_by(folder, config(**changes)) == moved | RESULTS
+
+
+def test_with_another_share_of_people_to_keep_the_floor_of_the_audit_is_made_again(folder):
+    """Tuning trains on them; the retrained model itself does not depend on them."""
+    moved = moved_by(folder, config(data={"keep_share": 0.5}))
+    assert "audit/retrained" in moved and not moved & {"vanilla", "retrained"}
 
 
 TRAINED = {"kind": "trained", "name": "GD", "objective": "gradient_difference"}
@@ -234,7 +239,8 @@ OF_METHODS = {
 def test_another_share_of_people_to_keep_makes_no_data_and_no_trained_model_again(folder):
     moved = moved_by(folder, config(data={"keep_share": 0.5}))
     before = {"evaluation/vanilla", "evaluation/retrained"}  # of the retain set alone
-    assert moved == OF_METHODS | before | RESULTS
+    audits = {"audit/gradient", "audit/retrained"}  # tuning trains on the people to keep
+    assert moved == OF_METHODS | before | audits | RESULTS
     for model in ("vanilla", "retrained"):
         left = {path.name.split(".")[0] for path in (folder / "evaluation" / model).iterdir()}
         assert left == {"forget"}
@@ -291,7 +297,7 @@ def test_what_a_choice_of_alpha_depends_on(tmp_path, auto, moved, rounds):
     elif rounds == 2 and "scores.safetensors" in moved:
         moved = moved | {"statistics/gradient"}
     found = moved_by(tmp_path, config(method=settings(**auto)))
-    assert found == moved | {"unlearned", "evaluation/gradient"} | RESULTS
+    assert found == moved | {"unlearned", "evaluation/gradient", "audit/gradient"} | RESULTS
 
 
 def test_alpha_is_chosen_by_the_form_that_is_to_be_erased(tmp_path):
@@ -299,7 +305,8 @@ def test_alpha_is_chosen_by_the_form_that_is_to_be_erased(tmp_path):
     keys.settle(tmp_path, config(method=method))
     fill(tmp_path, config(method=method))
     moved = moved_by(tmp_path, config(method=method, erase="visual"))
-    assert moved == {"mask.safetensors", "unlearned", "evaluation/gradient"} | RESULTS
+    follows = {"unlearned", "evaluation/gradient", "audit/gradient"}
+    assert moved == {"mask.safetensors"} | follows | RESULTS
 
 
 def test_the_memory_of_a_sweep_changes_no_number(folder):

@@ -260,6 +260,22 @@ def test_what_trains_is_checked_before_the_first_stage_wherever_it_stands(
     assert "(in-place): npo_official compares with a model" in message
 
 
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("suppress, neurons: {layers: [1, 2]}", "(suppress).neurons.layers: [1, 2]; give differ"),
+        ("suppress, neurons: {layers: [-1]}", "(suppress).neurons.layers: [-1]; give different"),
+        ("suppress, neurons: {count: 33}", "(suppress).neurons.count: 33 neurons, but a layer"),
+    ],
+)
+def test_neurons_that_the_decoder_has_no_place_for_are_told_before_the_first_stage(
+    config, tmp_path, error_of, method, told
+):
+    path = changed(config, tmp_path, ("{preset: climb, steps: 2}", f"{{preset: {method}}}"))
+    assert told in error_of("--config", path, "--output", tmp_path / "x")
+    assert not (tmp_path / "x" / "data").exists()
+
+
 class Killed(BaseException):
     pass
 

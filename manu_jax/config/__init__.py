@@ -35,6 +35,7 @@ from manu_jax.config.training import (
     SYSTEM_PROMPT,
     TRAINED,
     LoraSection,
+    NeuronsSection,
     OptimizerSection,
     PrimalDualSection,
     TrainSection,

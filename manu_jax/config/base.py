@@ -176,12 +176,16 @@ def _faults(
     kind: type[Section], error: pydantic.ValidationError, above: tuple[Any, ...] = ()
 ) -> Iterator[str]:
     """Yield a line for each fault: the key's path, what is wrong, and the names that are known."""
-    for fault in error.errors():
+    faults = error.errors()
+    places = [fault["loc"] for fault in faults]
+    for fault in faults:
         cause = fault.get("ctx", {}).get("error")
         if isinstance(cause, SectionError):
             yield from _faults(cause.kind, cause.error, (*above, *fault["loc"]))
             continue
-        if fault["type"] == "default_factory_not_called":
+        depth = len(fault["loc"])
+        inside = any(len(place) > depth and place[:depth] == fault["loc"] for place in places)
+        if fault["type"] == "default_factory_not_called" or inside and fault["type"] == "too_short":
             continue  # it follows from another fault
         path = ".".join(str(part) for part in (*above, *fault["loc"]) if part != "[key]")
         if fault["type"] == "extra_forbidden":
@@ -191,6 +195,11 @@ def _faults(
             yield f"{path}: unknown key{hint}"
             continue
         message = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "tuple_type":
+            message = "expected a list"
+        elif fault["type"] in ("model_type", "model_attributes_type"):
+            known = _known_keys(kind, fault["loc"])
+            message = f"expected a mapping with keys of {', '.join(known)}"
         got = "" if fault["type"] in ("value_error", "missing") else f", got {fault['input']!r}"
         yield f"{path}: {message}{got}" if path else message
 

@@ -172,17 +172,19 @@ class SweepSection(Section):
 class AuditSection(Section):
     """The audit: whether what was to be forgotten is gone or hidden (docs/audit.md).
 
-    A bare text is the level: `audit: full`. cheap: attacks that train nothing. full: benign tuning
-    and relearning as well, which take a training of `steps` for each form, half and rate.
+    A bare text is the level: `audit: full`. cheap: all attacks but relearning. full: that as well,
+    which takes a training of `steps` for each variant and rate.
     """
 
     text_key = "level"
 
     level: Literal["none", "cheap", "full"] = "cheap"
     # Names of methods; headline: the first one; all: every one
-    methods: tuple[str, ...] = ("headline",)
+    methods: tuple[str, ...] = pydantic.Field(default=("headline",), min_length=1)
     # Of attacks that train; the one that brings back most counts
-    learning_rates: tuple[float, ...] = pydantic.Field(default=(1e-4, 3e-4, 1e-3), min_length=1)
+    learning_rates: tuple[Annotated[float, pydantic.Field(gt=0)], ...] = pydantic.Field(
+        default=(1e-4, 3e-4, 1e-3), min_length=1
+    )
     steps: Count = 64  # of attacks that train
 
     @pydantic.model_validator(mode="before")
@@ -194,3 +196,10 @@ class AuditSection(Section):
     @classmethod
     def _from_name(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+    @pydantic.model_validator(mode="after")
+    def _check_rates(self) -> "AuditSection":
+        rates = self.learning_rates
+        if len(set(rates)) < len(rates):
+            raise ValueError(f"learning_rates: each stands once; got {list(rates)}")
+        return self

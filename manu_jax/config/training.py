@@ -1,6 +1,6 @@
 """The sections of what trains: the vanilla model, and the methods that train it to forget."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -141,7 +141,8 @@ class UnlearnSection(OptimizerSection):
     text_key = "preset"
 
     kind: Literal["trained"] = TRAINED
-    name: str = pydantic.Field(min_length=1, pattern=r"^[\w.-]+$")  # that results carry
+    # That results and folders carry
+    name: str = pydantic.Field(min_length=1, pattern=r"^[\w-][\w.-]*$")
     objective: Objective
     epochs: Count = 1  # passes over the facts (RECIPES says over which)
     steps: Count | None = None  # in place of epochs, where the objective's steps are all alike
@@ -227,6 +228,10 @@ class UnlearnSection(OptimizerSection):
             raise ValueError("trains: low_rank needs lora: {rank, alpha, dropout, targets}")
         if self.trains in ("neurons", "mlp") and self.lora is not None:
             raise ValueError(f"lora: with trains: {self.trains} no adapters are trained")
+        if recipe.strangers and (faults := list(self._faults_like_strangers())):
+            raise ValueError("; ".join(faults))
+        if not recipe.strangers and (self.batch_keep is not None or self.kept_strangers):
+            raise ValueError(f"{self.objective} takes no batch_keep and no kept_strangers")
         if self.target == "strangers" and not (recipe.strangers or recipe.takes_target):
             raise ValueError(f"target: {self.objective} has an aim of its own; give target: own")
         if self.relearn is not None and not recipe.strangers:
@@ -238,6 +243,18 @@ class UnlearnSection(OptimizerSection):
                 f"primal_dual: {self.objective} has no joint loss on facts to forget and to keep"
             )
         return self
+
+    def _faults_like_strangers(self) -> Iterator[str]:
+        """Yield what of the section's values an objective of StrangerData would pass over."""
+        name = self.objective
+        if self.target == "own":
+            yield f"target: {name} has no aim but what is said of strangers; give target: strangers"
+        if self.steps is None or self.epochs != 1:
+            yield f"epochs: {name} counts steps; give steps, and no epochs"
+        if self.loss_on != "answer":
+            yield f"loss_on: the loss of {name} is on answers; give loss_on: answer"
+        if self.setting("keep_hidden") and not self.setting("hidden"):
+            yield "keep_hidden: it is measured in units of hidden; give hidden above 0 as well"
 
 
 def _recipe(objective: Any) -> Any:

@@ -52,6 +52,32 @@ def strangers(
     generator, if it has one. near: names that share a part with somebody to forget come first, up
     to two thirds; otherwise no name shares one. Raises ManuError where no more names can be made.
     """
+    random, names = _drawn_names(forget, keep, count, seed=seed, near=near)
+    images = _images(keep, count, random=random, portraits=portraits)
+    return tuple(map(Stranger, names, images))
+
+
+def check_count(
+    forget: Sequence[Fact], keep: Sequence[Fact], count: int, *, seed: int, near: bool = False
+) -> None:
+    """Raise ManuError where the names do not allow for `count` strangers."""
+    _drawn_names(forget, keep, count, seed=seed, near=near)
+
+
+def as_stranger(fact: Fact, stranger: Stranger) -> Fact:
+    """Return the fact with a stranger in the person's place; the answer stays the person's."""
+    return dataclasses.replace(
+        fact,
+        person_id=f"stranger {stranger.name}",
+        name=stranger.name,
+        image=None if fact.image is None else stranger.image,
+    )
+
+
+def _drawn_names(
+    forget: Sequence[Fact], keep: Sequence[Fact], count: int, *, seed: int, near: bool
+) -> tuple[np.random.Generator, list[str]]:
+    """Return `count` names and the generator that drew them."""
     random = np.random.default_rng([seed, 11, int(near)])
     taken = {fact.name for fact in (*forget, *keep)}
     forbidden = {part for fact in forget for part in fact.name.split()}
@@ -72,20 +98,9 @@ def strangers(
         chosen = [*drawn, *others]
     if len(chosen) < count:
         raise ManuError(
-            f"strangers: {count} are asked for, and the names allow {len(chosen)}. Ask for fewer."
+            f"{count} strangers are asked for, and the names allow {len(chosen)}. Ask for fewer."
         )
-    images = _images(keep, count, random=random, portraits=portraits)
-    return tuple(map(Stranger, chosen[:count], images))
-
-
-def as_stranger(fact: Fact, stranger: Stranger) -> Fact:
-    """Return the fact with a stranger in the person's place; the answer stays the person's."""
-    return dataclasses.replace(
-        fact,
-        person_id=f"stranger {stranger.name}",
-        name=stranger.name,
-        image=None if fact.image is None else stranger.image,
-    )
+    return random, chosen[:count]
 
 
 def _parts(facts: Iterable[Fact]) -> tuple[set[str], set[str]]:

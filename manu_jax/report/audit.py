@@ -23,7 +23,8 @@ MEANINGS = {
     "hardened": "no answer comes back at once, but what was known has left more than in a model "
     "that never knew",
     "gone": "no attack finds more than in a model that never knew",
-    "not found": "attacks that train nothing find no more than in a model that never knew",
+    "not found": "the attacks that were made find no more than in a model that never knew; "
+    "relearning is not among them, or did not learn what it was trained on",
     "no floor": "there is no retrained model to compare with, so nothing can be said",
 }
 

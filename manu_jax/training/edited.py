@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from manu_jax import parallel
-from manu_jax.config import UnlearnSection
+from manu_jax.config import NeuronsSection, UnlearnSection
 from manu_jax.data.batches import Batches, encode_all
 from manu_jax.data.forms import forms
 from manu_jax.data.record import Fact
@@ -33,22 +33,45 @@ def new_edit(vanilla: Loaded, section: UnlearnSection, *, keep: Sequence[Fact], 
     """
     if section.neurons is None:
         return NewWeights.of(vanilla, TRAINED)
-    num_layers = vanilla.config.text.num_layers
-    layers = section.neurons.layers
-    if layers is None:
-        layers = tuple(range(num_layers - min(max(num_layers // 3, 2), num_layers), num_layers))
+    check_neurons(vanilla, section)
+    layers = written_layers(vanilla, section.neurons)
     count, places = section.neurons.count, None
     if section.neurons.places == "least_used":
-        used_LF = neuron_use(vanilla, keep, seed=seed)
-        if count > used_LF.shape[1]:
-            raise ManuError(
-                f"unlearn ({section.name}).neurons.count: {count} neurons, but a layer has "
-                f"{used_LF.shape[1]}. Write fewer, or give places: appended."
-            )
-        order_LF = np.argsort(used_LF, axis=1, kind="stable")
-        places = [order_LF[layer, :count].tolist() for layer in layers if layer < num_layers]
+        order_LF = np.argsort(neuron_use(vanilla, keep, seed=seed), axis=1, kind="stable")
+        places = [order_LF[layer, :count].tolist() for layer in layers]
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"written neurons"))
     return WrittenNeurons.new(vanilla, layers=layers, places=places, count=count, key=key)
+
+
+def written_layers(loaded: Loaded, neurons: NeuronsSection) -> tuple[int, ...]:
+    """Return the decoder's layers that get neurons: those of the section, or the last third."""
+    num_layers = loaded.config.text.num_layers
+    if neurons.layers is not None:
+        return neurons.layers
+    return tuple(range(num_layers - min(max(num_layers // 3, 2), num_layers), num_layers))
+
+
+def check_neurons(loaded: Loaded, section: UnlearnSection) -> None:
+    """Raise ManuError where the decoder can't have the neurons of a section; reads no weights."""
+    if section.neurons is None:
+        return
+    where, mlp = f"unlearn ({section.name}).neurons", loaded.model.mlps()["text"]
+    if not mlp.gated:
+        raise ManuError(
+            f"{where}: the decoder's MLPs have no gates, which a written neuron has. Give another "
+            "method."
+        )
+    layers, count = written_layers(loaded, section.neurons), section.neurons.count
+    known = set(range(mlp.num_layers))
+    if not layers or len(set(layers)) < len(layers) or not set(layers) <= known:
+        raise ManuError(
+            f"{where}.layers: {list(layers)}; give different ones from 0 to {mlp.num_layers - 1}."
+        )
+    if section.neurons.places == "least_used" and count > mlp.num_neurons:
+        raise ManuError(
+            f"{where}.count: {count} neurons, but a layer has {mlp.num_neurons}. Write fewer, or "
+            "give places: appended."
+        )
 
 
 def neuron_use(loaded: Loaded, facts: Sequence[Fact], *, seed: int) -> np.ndarray:

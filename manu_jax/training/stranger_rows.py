@@ -28,7 +28,7 @@ from manu_jax.training.strangers_target import (
     stranger_sample,
     stranger_target,
 )
-from manu_jax.types import Batch, BatchShape, Encoded, ManuError, Modality, VisionInput
+from manu_jax.types import Batch, BatchShape, Encoded, Modality, VisionInput
 
 LENGTH_MULTIPLE = 8  # tokens
 
@@ -115,12 +115,6 @@ class _Form:
         known: Sequence[Stranger],
         seed: int,
     ):
-        if not forget or not keep:
-            which = "forget" if not forget else "keep"
-            raise ManuError(
-                f"unlearn ({section.name}): no facts to {which} in the form {modality}. Name other "
-                "modalities."
-            )
         self._section, self._seed = section, seed
         self._facts = with_views(forget, section.views, seed=seed, strength=section.view_strength)
         self._num_facts, self._num_strangers = len(forget), len(known)

@@ -45,8 +45,9 @@ class Streams:
         seed: int,
     ):
         self.mesh = loaded.mesh
-        plain, forget = forget, with_views(forget, section.views, seed=seed)
-        preferred = with_views(preferred, section.views, seed=seed)
+        views = {"seed": seed, "strength": section.view_strength}
+        plain, forget = forget, with_views(forget, section.views, **views)
+        preferred = with_views(preferred, section.views, **views)
         keep = with_views(keep, section.keep_views, seed=seed + 1)
         self.image_steps = [0]  # how many of the first steps' batches to forget have images
 

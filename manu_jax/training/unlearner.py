@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from manu_jax.config import UnlearnSection
+from manu_jax.data.forms import has_form
 from manu_jax.data.record import Fact
-from manu_jax.data.strangers import Portraits, Stranger, strangers
+from manu_jax.data.strangers import Portraits, Stranger, check_count, strangers
 from manu_jax.edits.edit import Edit
 from manu_jax.edits.low_rank import LowRank
 from manu_jax.models.loaded import Loaded
@@ -57,6 +58,7 @@ def unlearn(
     Raises ManuError where the loss is not finite, or there are no facts in the forms asked for.
     """
     recipe = recipe_of(section)
+    check_facts(section, forget=forget, keep=keep, seed=seed)
     drawn: dict[str, Any] = {"seed": seed, "portraits": portraits}
     known: Sequence[Stranger] = ()
     if section.target == "strangers":
@@ -103,6 +105,30 @@ def unlearn(
     if section.trains == "low_rank" and section.lora is not None:
         return LowRank(weights, section.lora.scale)
     return trained(vanilla, weights, section) if edit is None else weights
+
+
+def check_facts(
+    section: UnlearnSection, *, forget: Sequence[Fact], keep: Sequence[Fact], seed: int
+) -> None:
+    """Raise ManuError where there are too few facts or names for a section with strangers."""
+    where, is_like_strangers = place_of(section), recipe_of(section).strangers
+    forms = section.modalities if is_like_strangers else ()
+    lacking = [
+        f"to {what} in the form {modality}"
+        for what, facts in (("forget", forget), ("keep", keep))
+        for modality in forms
+        if not any(has_form(fact, modality) for fact in facts)
+    ]
+    if lacking:
+        raise ManuError(f"{where}: no facts {', '.join(lacking)}. Name other modalities.")
+    wanted = {"strangers": section.strangers if section.target == "strangers" else 0}
+    if is_like_strangers:
+        wanted["kept_strangers"] = section.kept_strangers
+    for name, count in wanted.items():
+        try:
+            check_count(forget, keep, count, seed=seed, near=name == "kept_strangers")
+        except ManuError as error:
+            raise ManuError(f"{where}.{name}: {error}") from None
 
 
 def _phases_like_strangers(recipe: Recipe, rows: StrangerRows, step: int) -> list[Phase]:

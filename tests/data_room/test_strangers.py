@@ -60,7 +60,7 @@ def test_the_seed_draws_them():
 def test_invented_names_fill_up_and_too_many_are_an_error():
     found = strangers(FORGET, KEEP[:1], 40, seed=0)
     assert len({one.name for one in found}) == 40
-    with pytest.raises(ManuError, match=r"strangers: 999 are asked for, .* allow \d+\. Ask for"):
+    with pytest.raises(ManuError, match=r"999 strangers are asked for, .* allow \d+\. Ask for"):
         strangers(FORGET, KEEP, 999, seed=0)
 
 

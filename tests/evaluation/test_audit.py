@@ -556,3 +556,26 @@ def test_a_damaged_file_of_rows_is_named(tmp_path):
     path.write_text("[{}]")
     with pytest.raises(ManuError, match="plain.rows.json: damaged .*lacks attack"):
         audit._read(path)
+
+
+def test_relearning_that_learned_nothing_does_not_call_a_model_gone():
+    common = {"model": "m", "attack": "relearning", "variant": "people", "modality": "text"}
+    plain = AuditRow(model="m", attack="plain", modality="text", value=0.0, floor=0.0, n=8)
+    area = AuditRow(**common, metric="area", value=0.0, floor=0.0, n=8)
+    trained = AuditRow(**common, metric="trained", step=4, rate=1e-3, value=0.4, n=8)
+    assert verdict([plain, area], ATTACKS).word == "gone"
+    assert verdict([plain, area, trained], ATTACKS).word == "not found"
+    enough = dataclasses.replace(trained, rate=1e-2, value=0.6)
+    assert verdict([plain, area, trained, enough], ATTACKS).word == "gone"
+
+
+def test_what_came_back_before_a_tuning_diverged_counts():
+    common = {"model": "m", "attack": "tuning", "variant": "kept facts", "modality": "text"}
+    common |= {"rate": 1e-3, "n": 8}
+    rows = [
+        AuditRow(**common, step=step, value=value, floor=0.0)
+        for step, value in ((0, 0.0), (4, 0.8), (16, 0.0))
+    ]
+    rows.append(AuditRow(**common, metric="diverged", value=9.0))
+    assert [one.value for one in strongest(rows) if one.metric == "answered"] == [0.4]
+    assert verdict(rows, ATTACKS).word == "hardened"

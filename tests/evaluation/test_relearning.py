@@ -376,6 +376,13 @@ def test_benign_tuning_trains_no_fact_to_forget_and_asks_only_about_those(tmp_pa
     assert {row.n for row in rows} == {world.NUM_FORGET * len(world.QUESTIONS)}
 
 
+def test_benign_tuning_of_one_step_is_asked_about_once(tmp_path):
+    rows = list(tuning.measure(attacked(tmp_path, steps=1)))
+    assert [(row.step, row.modality) for row in rows] == [
+        (step, modality) for step in (0, 1) for modality in MODALITIES
+    ]
+
+
 def test_benign_tuning_has_no_rows_where_there_is_nothing_to_keep(tmp_path):
     benchmark = dataclasses.replace(BENCHMARK, sets={**BENCHMARK.sets, "retain": ()})
     run = world.run(tmp_path, of=benchmark)

@@ -23,8 +23,8 @@ from manu_jax.training.edited import neuron_use
 from manu_jax.training.stranger_rows import StrangerRows
 from manu_jax.training.strangers_target import stranger_sample, stranger_target
 from manu_jax.training.trainer import train
-from manu_jax.training.unlearner import unlearn
-from manu_jax.types import BatchShape
+from manu_jax.training.unlearner import check_facts, unlearn
+from manu_jax.types import BatchShape, ManuError
 
 FEW = {"steps": 4, "batch_size": 4, "batch_keep": 6, "views": 2, "strangers": 3,
        "kept_strangers": 2}  # fmt: skip
@@ -111,6 +111,21 @@ def test_what_is_asked_after_relearning_was_not_relearned():
             for batch in (of_form.relearned, of_form.asked.batch)
         )
         assert relearned and asked
+
+
+@pytest.mark.parametrize(
+    ("changes", "given", "told"),
+    [
+        ({"kept_strangers": 999}, {}, r"\(x\).kept_strangers: 999 strangers are asked for"),
+        ({"strangers": 999}, {}, r"\(x\).strangers: 999 strangers are asked for"),
+        ({}, {"forget": []}, "no facts to forget in the form image, to forget in the form text"),
+        ({}, {"keep": []}, "no facts to keep in the form image, to keep in the form text"),
+    ],
+)
+def test_too_few_facts_or_names_are_told_with_their_place(changes, given, told):
+    facts = {"forget": FORGOTTEN, "keep": KEPT} | given
+    with pytest.raises(ManuError, match=told):
+        check_facts(one_section("suppress", **changes), **facts, seed=0)
 
 
 def test_suppress_writes_neurons_and_leaves_all_else(tmp_path):
@@ -244,7 +259,7 @@ def test_a_mesh_gives_the_edit_of_one_device(tmp_path, objective):
 
 
 def test_settings_of_the_config_take_the_place_of_the_recipes():
-    erase, other = section("erase", steps=None), section("erase", views=1, relearn=None, steps=5)
+    erase, other = section("erase"), section("erase", views=1, relearn=None, steps=5)
     assert (erase.trains, erase.views, erase.retain_weight) == ("mlp", 3, 3.0)
     assert erase.relearn is not None and erase.setting("excess") == 1.0
     assert (other.views, other.relearn, other.steps) == (1, None, 5)

@@ -25,7 +25,7 @@ def measure(attacked: Attacked) -> Iterator[AuditRow]:
     if not any(lesson.taught.values()):
         return
     section = attacked.run.config.audit
-    rates, steps = sorted(section.learning_rates), (-(-section.steps // 4), section.steps)
+    rates, steps = sorted(section.learning_rates), sorted({-(-section.steps // 4), section.steps})
     rate = rates[len(rates) // 2]
     curves = curves_of(attacker, NAME, [lesson], rates=[rate], steps=steps)
     curve = curves[lesson.name, rate]

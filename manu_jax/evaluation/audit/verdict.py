@@ -16,7 +16,8 @@ over the steps from the first on, against the floor's highest. The words, the fi
     hidden         an attack that trains nothing brings answers back: asked, removed, rounding
     hardened       only attacks that train bring answers back, or a trace is left: depth, membership
     gone           no row is above the floor, those of relearning (`audit: full`) among them
-    not found      no row is above the floor, and relearning was not tried
+    not found      no row is above the floor, and relearning was not tried, or did not learn half of
+                   what it was trained on
     no floor       there is no retrained model to compare with
 
 A row of answers brings something back if it is above its floor, and more than the margin above the
@@ -30,10 +31,11 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
-from manu_jax.evaluation.audit.attack import AUDIT_METRICS, Attack, AuditRow
+from manu_jax.evaluation.audit.attack import ANSWERED, AUDIT_METRICS, Attack, AuditRow
 
 MARGIN = 0.05
 DAMAGE = 0.10
+LEARNED = 0.5  # of what relearning trains on; below it has tried nothing
 Word = Literal["not forgotten", "hidden", "hardened", "gone", "not found", "no floor"]
 Standing = Literal["above", "at it", "undecided", "no floor"]
 
@@ -94,7 +96,8 @@ def verdict(
     for word, found in groups:
         if found:
             return Verdict(word, found, undecided, loss)
-    is_full = any(attacks[row.attack].full for row in judged)
+    learned = [row.value for row in rows if row.metric == "trained"]
+    is_full = any(attacks[row.attack].full for row in judged) and max(learned, default=1) >= LEARNED
     return Verdict("gone" if is_full else "not found", (), undecided, loss)
 
 
@@ -130,10 +133,14 @@ def strongest(rows: Iterable[AuditRow]) -> list[AuditRow]:
     for row in rows:
         if row.step is None:
             singles.append(row)
-        elif row.step:
+        elif row.step and row.metric == ANSWERED:
             place = (row.model, row.attack, row.variant, row.modality)
             curves.setdefault(place, {}).setdefault(row.rate, []).append(row)
-    told = {(row.model, row.attack, row.variant, row.modality) for row in singles}
+    told = {
+        (row.model, row.attack, row.variant, row.modality)
+        for row in singles
+        if row.metric == "area"
+    }
     return singles + [
         _of_curve(list(by_rate.values())) for place, by_rate in curves.items() if place not in told
     ]
