@@ -254,8 +254,11 @@ def test_the_audit_is_a_level_or_a_mapping(tmp_path):
 
 
 def test_a_fault_inside_a_list_is_not_told_twice(tmp_path):
-    message = error_of(tmp_path, MINIMAL + "method: {preset: erase, modalities: [audio]}\n")
+    # A key that is not known comes first.
+    text = "method: {preset: erase, modalities: [audio]}\naudit: {rates: 1, steps: many}\n"
+    message = error_of(tmp_path, MINIMAL + text)
     assert "method.modalities.0: Input should be" in message and message.count("audio") == 1
+    assert "audit.rates: unknown key" in message and "audit.steps: expected a whole" in message
 
 
 def test_faults_of_all_methods_come_in_one_error(tmp_path):

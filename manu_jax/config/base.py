@@ -177,14 +177,14 @@ def _faults(
 ) -> Iterator[str]:
     """Yield a line for each fault: the key's path, what is wrong, and the names that are known."""
     faults = error.errors()
-    places = [fault["loc"] for fault in faults]
+    everywhere = [tuple(fault["loc"]) for fault in faults]
     for fault in faults:
         cause = fault.get("ctx", {}).get("error")
         if isinstance(cause, SectionError):
             yield from _faults(cause.kind, cause.error, (*above, *fault["loc"]))
             continue
-        depth = len(fault["loc"])
-        inside = any(len(place) > depth and place[:depth] == fault["loc"] for place in places)
+        here = tuple(fault["loc"])
+        inside = any(place != here and place[: len(here)] == here for place in everywhere)
         if fault["type"] == "default_factory_not_called" or inside and fault["type"] == "too_short":
             continue  # it follows from another fault
         path = ".".join(str(part) for part in (*above, *fault["loc"]) if part != "[key]")

@@ -1,6 +1,7 @@
 """The audit: its arithmetic, and models of declared kind: removed, hidden, hardened, known."""
 
 import dataclasses
+import json
 import types
 from typing import Any
 
@@ -549,13 +550,26 @@ def test_membership_without_held_out_people_measures_the_facts_alone(tmp_path):
     assert {row.metric for row in rows} == {"extraction", "memorised"} and len(rows) == 4
 
 
-def test_a_damaged_file_of_rows_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("[{}]", "lacks attack"),
+        ("{}", "expected a list, got {}"),
+        ("null", "expected a list, got None"),
+        ([row(0.1, model="other")], "it holds plain of other"),
+        ([row(0.1, attack="asked")], "it holds asked of m"),
+        ([row(7.5)], "value is 7.5, expected a number from 0 to 1"),
+    ],
+)
+def test_a_damaged_file_of_rows_is_named(tmp_path, content, told):
     from manu_jax.evaluation.analyses import audit
 
     path = tmp_path / "plain.rows.json"
-    path.write_text("[{}]")
-    with pytest.raises(ManuError, match="plain.rows.json: damaged .*lacks attack"):
-        audit._read(path)
+    if not isinstance(content, str):
+        content = json.dumps([dataclasses.asdict(one) for one in content])
+    path.write_text(content)
+    with pytest.raises(ManuError, match=f"plain.rows.json: damaged .*{told}"):
+        audit._read(path, model="m", attack="plain")
 
 
 def test_relearning_that_learned_nothing_does_not_call_a_model_gone():

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from manu_jax import parallel
@@ -110,17 +111,27 @@ def _rows_of(run: Run, name: str, attacks: Mapping[str, Attack]) -> list[AuditRo
             found = list(attack.measure(attacked))
             text = json.dumps([to_plain(row) for row in found], indent=1) + "\n"
             parallel.on_first_process(lambda path=path, text=text: write_atomic(path, text))
-        rows += _read(path)
+        rows += _read(path, model=name, attack=attack_name)
     return rows
 
 
-def _read(path: Any) -> list[AuditRow]:
+def _read(path: Path, *, model: str, attack: str) -> list[AuditRow]:
+    """Return the rows of a file, which are to be of this model and attack."""
     try:
-        return [from_plain(AuditRow, value) for value in json.loads(path.read_text())]
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, list):
+            raise ValueError(f"expected a list, got {values!r:.60}")
+        rows = [from_plain(AuditRow, value) for value in values]
+        for row in rows:
+            if (row.model, row.attack) != (model, attack):
+                raise ValueError(f"it holds {row.attack} of {row.model}")
+            if faults := list(check(row)):
+                raise ValueError("; ".join(faults))
     except (OSError, ValueError, TypeError) as error:
         raise ManuError(
             f"{path}: damaged ({error}). Delete the file and give the command again."
         ) from error
+    return rows
 
 
 def _attacked(run: Run, name: str) -> Attacked:
