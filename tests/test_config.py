@@ -474,11 +474,17 @@ def test_a_run_reads_the_config_that_it_wrote(path, tmp_path, caplog):
     assert not caplog.text  # no earlier keys
 
 
+EARLIER_METHOD = (
+    "method={preset: gradient, alpha: 0.45, rounds: 8, keep_per_forget: 2, remat: none}"
+)
+
+
 @pytest.mark.parametrize(
     ("golden", "path", "overrides"),
     [
         ("mllmu", "mllmu/llava-1.5-7b-forget5.yaml", NEEDED),
-        ("demo", "demo.yaml", ["data.keep_share=1"]),  # as there was no share
+        # As there was no share, and the first method was another.
+        ("demo", "demo.yaml", ["data.keep_share=1", "compare=[]", EARLIER_METHOD]),
     ],
 )
 def test_a_folder_from_before_methods_had_names_goes_on(golden, path, overrides, tmp_path):

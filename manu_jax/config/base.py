@@ -189,8 +189,8 @@ def _faults(
             continue  # it follows from another fault
         path = ".".join(str(part) for part in (*above, *fault["loc"]) if part != "[key]")
         if fault["type"] == "extra_forbidden":
-            *places, key = fault["loc"]
-            known = _known_keys(kind, places)
+            *parents, key = fault["loc"]
+            known = _known_keys(kind, parents)
             hint = near(str(key), known) or f"; known: {', '.join(known)}"
             yield f"{path}: unknown key{hint}"
             continue
