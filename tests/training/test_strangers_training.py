@@ -198,9 +198,14 @@ def test_another_objective_may_take_the_target_and_the_data(tmp_path):
 
 
 def test_every_view_has_the_target_of_its_own_fact():
-    """A question for the name has no text form, in other words neither."""
+    """A question for the name has no text form, in other words neither; its answer is the longest.
+
+    So the image form has more answer tokens than batches of the text form have room for.
+    """
     loaded = tiny_llava.loaded()
-    asked = dataclasses.replace(FORGOTTEN[0], question="What is the name of this person?")
+    asked = dataclasses.replace(
+        FORGOTTEN[0], question="What is the name of this person?", answer="a b c d e f g h i j k l"
+    )
     forget = [asked, *FORGOTTEN]
     known = strangers(forget, KEPT, 2, seed=0)
     given = section("gradient_difference", target="strangers", strangers=2, views=3, batch_size=2)
