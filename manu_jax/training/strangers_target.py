@@ -46,11 +46,12 @@ class StrangerTarget:
     true_BA: Array
 
     def rows(self, indices: np.ndarray, num_answers: int) -> "StrangerTarget":
-        """Return these examples, with room for `num_answers` tokens."""
+        """Return these examples, with room for `num_answers` tokens; none has a longer answer."""
 
         def take(values: Array) -> np.ndarray:
-            room = [(0, 0), (0, num_answers - values.shape[1]), *[(0, 0)] * (values.ndim - 2)]
-            return np.pad(np.asarray(values)[indices], room)
+            taken = np.asarray(values)[indices, :num_answers]  # others may have longer answers
+            room = [(0, 0), (0, num_answers - taken.shape[1]), *[(0, 0)] * (values.ndim - 2)]
+            return np.pad(taken, room)
 
         return cast(StrangerTarget, jax.tree.map(take, self))
 

@@ -1,6 +1,7 @@
 """The batches of a baseline's training: facts to forget, to keep and to decouple, by number."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from manu_jax import parallel
 from manu_jax.config import UnlearnSection
 from manu_jax.data.batches import Batches
-from manu_jax.data.forms import forms, has_form
+from manu_jax.data.forms import form, has_form
 from manu_jax.data.record import Fact
 from manu_jax.data.rewordings import with_views
 from manu_jax.data.strangers import Stranger
@@ -61,14 +62,16 @@ class Streams:
                 loaded, samples, section, seed=seed + offset, where=place_of(section), max_buckets=1
             )
 
-        def in_form(facts: Sequence[Fact], modality: Modality) -> tuple[Sample, ...]:
-            return forms(facts, modality, loaded.template)
+        def in_form(facts: Sequence[Fact], modality: Modality, views: int) -> list[Sample]:
+            # In other words a question for the name is not told from others.
+            have = [has_form(fact, modality) for fact in facts[: len(facts) // views]] * views
+            return [form(f, modality, loaded.template) for f in itertools.compress(facts, have)]
 
         chosen: list[Modality] = [m for m in MODALITIES if m in section.modalities]
-        kept = {m == "image": in_form(keep, m) for m in chosen}
+        kept = {m == "image": in_form(keep, m, section.keep_views) for m in chosen}
 
         def in_all_forms(facts: Sequence[Fact]) -> list[Sample]:
-            return [s for m in chosen for s in in_form(facts, m)]
+            return [s for m in chosen for s in in_form(facts, m, section.views)]
 
         self.forget = stream(in_all_forms(forget), "to forget", 0)
         # The same facts in one bucket of each form and the same seed: the same rows at each step.

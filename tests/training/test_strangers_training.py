@@ -1,5 +1,6 @@
 """Suppress and erase as trainings: their targets and rows, what they change, kills and meshes."""
 
+import dataclasses
 import functools
 import tempfile
 
@@ -20,8 +21,10 @@ from manu_jax.leaves import leaves
 from manu_jax.models.nn.answers import logits_at_answers
 from manu_jax.training import trainer
 from manu_jax.training.edited import neuron_use
+from manu_jax.training.objectives import gradient_difference
 from manu_jax.training.stranger_rows import StrangerRows
 from manu_jax.training.strangers_target import stranger_sample, stranger_target
+from manu_jax.training.streams import PlannedPhase, Streams
 from manu_jax.training.trainer import train
 from manu_jax.training.unlearner import check_facts, unlearn
 from manu_jax.types import BatchShape, ManuError
@@ -225,6 +228,37 @@ def test_another_objective_may_take_the_target_and_the_data(tmp_path):
     assert abs(knowledge(edit.apply(loaded), KEPT) - knowledge(loaded, KEPT)) < 5
     with pytest.raises(ValueError, match="target: npo has an aim of its own"):
         section("npo", target="strangers")
+
+
+def test_every_view_has_the_target_of_its_own_fact():
+    """A question for the name has no text form, in other words neither; its answer is the longest.
+
+    So the image form has more answer tokens than batches of the text form have room for.
+    """
+    loaded = tiny_llava.loaded()
+    asked = dataclasses.replace(
+        FORGOTTEN[0], question="What is the name of this person?", answer="a b c d e f g h i j k l"
+    )
+    forget = [asked, *FORGOTTEN]
+    known = strangers(forget, KEPT, 2, seed=0)
+    given = section("gradient_difference", target="strangers", strangers=2, views=3, batch_size=2)
+    streams = Streams(
+        loaded, given, forget=forget, keep=KEPT, preferred=(), decouple=(), strangers=known, seed=0
+    )
+    with_text = [fact for fact in forget if forms([fact], "text")]
+    assert len(with_text) == len(forget) - 1
+    facts = {"image": forget, "text": with_text}
+    whole = {m: stranger_target(loaded, facts[m], known, modality=m) for m in facts}
+    expected = np.concatenate([np.tile(whole[m].true_BA[:, 0], 3) for m in facts])
+    # The rows of the stream are the views of image facts, then those of text facts.
+    assert len(streams.target_rows) == len(expected)
+    assert len(streams.forget) * given.batch_size >= len(expected)
+    seen = np.full(len(expected), np.nan)
+    for number in range(len(streams.forget)):
+        indices = streams.forget.indices_at(number)
+        data = streams.data_of(PlannedPhase(gradient_difference, number, None), number)
+        seen[indices] = np.asarray(data["target"].true_BA)[: len(indices), 0]
+    np.testing.assert_allclose(seen, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("objective", ["suppress", "erase"])
