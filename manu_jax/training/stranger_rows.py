@@ -117,6 +117,8 @@ class _Form:
     ):
         self._section, self._seed = section, seed
         self._facts = with_views(forget, section.views, seed=seed, strength=section.view_strength)
+        # In other words a question for the name is not always known as one.
+        self._names = np.tile([is_name_question(fact.question) for fact in forget], section.views)
         self._num_facts, self._num_strangers = len(forget), len(known)
         self._target: StrangerTarget = stranger_target(vanilla, forget, known, modality=modality)
         samples = [form(fact, modality, vanilla.template) for fact in self._facts]
@@ -168,10 +170,9 @@ class _Form:
 
     def _split(self, chosen: frozenset[str], *, by_people: bool) -> tuple[np.ndarray, np.ndarray]:
         """Return which facts are relearned and which are asked; who somebody is, is relearned."""
-        names = np.array([is_name_question(fact.question) for fact in self._facts])
         values = [fact.person_id if by_people else fact.attribute for fact in self._facts]
         inside = np.array([value in chosen for value in values])
-        return np.flatnonzero(inside | names), np.flatnonzero(~inside & ~names)
+        return np.flatnonzero(inside | self._names), np.flatnonzero(~inside & ~self._names)
 
     def _forget_rows(self, indices: np.ndarray, random: np.random.Generator) -> ForgetRows:
         batch = self._forget.batch(indices, len(indices))
