@@ -4,6 +4,7 @@ import dataclasses
 import types
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny_llava
 
@@ -76,7 +77,7 @@ def test_no_method_is_given_an_unseen_person(run, monkeypatch):
     monkeypatch.setattr(stages, "save_scores", lambda *args: None)
     monkeypatch.setattr(stages, "unlearn", unlearn)
     monkeypatch.setattr(stages, "save_pretrained", lambda *args: None)
-    monkeypatch.setattr(Run, "folded", lambda *args: None)
+    monkeypatch.setattr(Run, "load_method", lambda *args: None)
     stages.make_scores(run)
     stages.make_unlearned(run)
     config = run.config
@@ -132,19 +133,23 @@ def test_the_sweep_asks_people_that_no_method_was_given(tmp_path, monkeypatch, k
     )
     asked = []
 
-    def share_right(loaded, samples, batch_size):
+    def log_likelihoods(loaded, samples, **_):
         asked.append({sample.key.partition("/")[0] for sample in samples})
-        return 1.0
+        return types.SimpleNamespace(recalled_N=np.ones(len(samples)))
 
-    monkeypatch.setattr(sweep, "share_right", share_right)
-    monkeypatch.setattr(sweep, "load_scores", lambda path: ({}, {}))
-    monkeypatch.setattr(sweep, "select_neurons", lambda *args: {})
-    monkeypatch.setattr(sweep.masks, "fold", lambda loaded, mask: loaded)
+    def recalled(loaded, samples, candidates, **_):
+        asked.append({sample.key.partition("/")[0] for sample in samples})
+        return np.ones((len(candidates), len(samples)))
+
+    scores = {"text": np.ones((2, 40), np.float32), "vision": np.ones((2, 24), np.float32)}
+    monkeypatch.setattr(sweep, "log_likelihoods", log_likelihoods)
+    monkeypatch.setattr(sweep, "recalled", recalled)
+    monkeypatch.setattr(sweep, "load_scores", lambda path: (scores, {}))
     evaluated: Any = types.SimpleNamespace(run=run)
     points = list(sweep.measure(evaluated))
     assert {point.set for point in points} == {"forget", kept}
     wanted = {one.id for one in run.benchmark.sets[kept][:2]}
-    assert all(found in ({"f0", "f1"}, wanted) for found in asked)
+    assert asked and all(found == {"f0", "f1"} | wanted for found in asked)
 
 
 def test_a_run_reads_its_seed(tmp_path):

@@ -6,8 +6,9 @@ import pytest
 import tiny_llava
 
 from manu_jax import parallel
-from manu_jax.evaluation import features, generate
+from manu_jax.evaluation import generate
 from manu_jax.evaluation.generate import greedy, greedy_tokens
+from manu_jax.training import features
 from manu_jax.types import ManuError, Sample
 
 NEW_TOKENS = 6
@@ -96,13 +97,13 @@ def asked_of_images(num_images, questions):
 @pytest.fixture
 def images_computed(monkeypatch):
     """How many images went through the tower in each of its passes."""
-    counts, compute = [], features.ImageFeatures._compute
+    counts, compute = [], features.features_of
 
-    def counted(self, vision_inputs):
+    def counted(loaded, vision_inputs, *arguments, **settings):
         counts.append(len(vision_inputs))
-        return compute(self, vision_inputs)
+        return compute(loaded, vision_inputs, *arguments, **settings)
 
-    monkeypatch.setattr(features.ImageFeatures, "_compute", counted)
+    monkeypatch.setattr(features, "features_of", counted)
     return counts
 
 

@@ -64,7 +64,7 @@ def run(tmp_path, monkeypatch):
     good, bad = np.zeros(known, bool), np.zeros(known, bool)
     good[0, :20] = bad[0, 1::2] = True
     for method, mask in zip(config.methods, (good, bad), strict=True):
-        folder = found.method_folder(method)
+        folder = found.method_folder(method.name)
         folder.mkdir(parents=True, exist_ok=True)
         masks.save(
             folder / "mask.safetensors", {"text": mask}, tiny.loaded(), preset="random", alpha=0.25

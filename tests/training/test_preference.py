@@ -98,6 +98,7 @@ def test_each_preferred_answer_stands_beside_the_fact_to_forget(monkeypatch, tmp
         seen.extend(phases_at(step)[0][1] for step in range(num_steps))
 
     monkeypatch.setattr(unlearner, "train_loop", train_loop)
+    monkeypatch.setattr(unlearner, "trained", lambda *_: None)
     objective = "dpo_idk" if change is refused else "altpo"
     facts = tiny_llava.facts(6)  # answers of unequal length
     one = section(objective, steps=12, batch_size=4)

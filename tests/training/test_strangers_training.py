@@ -180,7 +180,7 @@ def test_what_was_known_is_forgotten_and_the_rest_is_kept(tmp_path, objective):
         steps=80,
         learning_rate=1e-2,
         kept_strangers=0,
-        excess=1.0,
+        retain_weight=1.0,
         **more,
     )
     after = edit.apply(loaded)

@@ -289,6 +289,7 @@ def test_a_joint_loss_takes_both_batches_in_one_form(tmp_path, monkeypatch):
             seen.append((data.forget.images is not None, data.keep.images is not None))
 
     monkeypatch.setattr(unlearner, "train_loop", train_loop)
+    monkeypatch.setattr(unlearner, "trained", lambda *_: None)
     trained(tmp_path, "gradient_difference")
     assert {one for pair in seen for one in pair} == {True, False}
     assert all(forget == keep for forget, keep in seen)
@@ -394,6 +395,7 @@ def test_a_weight_of_0_runs_no_facts_to_keep(tmp_path, monkeypatch):
         seen.extend(data.keep for _, data in phases_at(0))
 
     monkeypatch.setattr(unlearner, "train_loop", train_loop)
+    monkeypatch.setattr(unlearner, "trained", lambda *_: None)
     for changes in ({}, {"retain_weight": 0.5}, {"primal_dual": {"bound": 1.0}}):
         trained(tmp_path, "undial", **changes)
     assert [keep is None for keep in seen] == [True, False, False]
