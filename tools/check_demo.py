@@ -12,16 +12,17 @@ from pathlib import Path
 FILES = (
     "config.yaml",
     "versions.json",
-    "scores.safetensors",
-    "mask.safetensors",
+    "edit.safetensors",
+    "methods/gradient/scores.safetensors",
+    "methods/gradient/mask.safetensors",
     "unlearned/model.safetensors",
     "unlearned/config.json",
     "results.json",
     "report.html",
 )
 # Shares of generated answers that hold the truth, with room for another machine's rounding.
-KNEW, FORGOT, KEPT = 0.9, 0.4, 0.65
-KEPT_UNSEEN = 0.5  # no method was given these people
+KNEW, FORGOT, KEPT = 0.9, 0.3, 0.75
+KEPT_UNSEEN = 0.7  # no method was given these people
 
 
 def main() -> int:

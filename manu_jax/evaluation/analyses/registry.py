@@ -7,6 +7,7 @@ from manu_jax.evaluation.analyses import (
     distances,
     leakage,
     null,
+    strangers,
     sweep,
 )
 from manu_jax.evaluation.analyses.analysis import Analysis
@@ -19,4 +20,5 @@ ANALYSES: dict[str, Analysis] = {
     "differences": differences.ANALYSIS,
     "distances": distances.ANALYSIS,
     "audit": audit.ANALYSIS,
+    "strangers": strangers.ANALYSIS,
 }
