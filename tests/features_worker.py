@@ -11,8 +11,8 @@ from PIL import Image
 from manu_jax import parallel
 from manu_jax.data.forms import forms
 from manu_jax.data.record import Fact
-from manu_jax.evaluation import features
 from manu_jax.evaluation.likelihood import log_likelihoods
+from manu_jax.training import features
 from manu_jax.types import VisionInput
 
 NUM_IMAGES, NUM_QUESTIONS, BATCH = 72, 432, 32
@@ -64,13 +64,13 @@ def facts() -> list[Fact]:
 
 def count_computed() -> list[int]:
     """Return a list that grows by the number of images whenever some are computed."""
-    compute, counts = features.ImageFeatures._compute, []
+    compute, counts = features.features_of, []
 
-    def counted(self, vision_inputs):
+    def counted(loaded, vision_inputs, *arguments, **settings):
         counts.append(len(vision_inputs))
-        return compute(self, vision_inputs)
+        return compute(loaded, vision_inputs, *arguments, **settings)
 
-    features.ImageFeatures._compute = counted
+    features.features_of = counted
     return counts
 
 

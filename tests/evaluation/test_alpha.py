@@ -5,11 +5,11 @@ import types
 import numpy as np
 import pytest
 import tiny_llava as tiny
-from manu_jax.masks import fold
 
 from manu_jax.config import RunConfig, named_method
 from manu_jax.context import Run
 from manu_jax.data.record import Benchmark, Person
+from manu_jax.edits.masks import fold
 from manu_jax.evaluation.alpha import Shares, best, choose_alpha
 from manu_jax.evaluation.likelihood import share_right
 from manu_jax.selection import select

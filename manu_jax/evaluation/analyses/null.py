@@ -90,9 +90,10 @@ def compare(
 def measure(evaluated: Evaluated) -> Iterator[NullRow]:
     """Yield the rows of every method's mask."""
     run = evaluated.run
-    asked = run.benchmark.sets["retain"][: run.config.sweep.max_people]
+    sets = run.benchmark.sets
+    asked = (sets["unseen"] or sets["retain"])[: run.config.sweep.max_people]
     facts = {
-        "forget": _facts(run, run.benchmark.sets["forget"]),
+        "forget": _facts(run, sets["forget"]),
         "retain": _facts(run, asked),
     }
     found: dict[str, list[Neurons]] = {}
