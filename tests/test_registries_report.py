@@ -154,7 +154,9 @@ def test_faults_of_a_further_analysis_are_named(further_analysis, evaluated_run)
 def test_an_unknown_analysis_is_refused_and_the_known_ones_listed(further_analysis, evaluated_run):
     folder = evaluated_run()
     with_rows(folder, "words_sad", [])
-    with pytest.raises(ManuError, match="unknown key 'words_sad'; known: .*audit, words_said"):
+    with pytest.raises(
+        ManuError, match="unknown key 'words_sad'; known: .*audit, strangers, words_said"
+    ):
         load_results(folder)
 
 

@@ -86,6 +86,7 @@ def test_used_and_unseen_people_are_asked_and_written_down(finished):
     assert "Retain (used)" in page and "Retain (unseen)" in page and "3 used, 2 unseen" in page
 
 
+@pytest.mark.slow
 def test_run_from_its_own_config_file_gives_the_same_results(finished, tmp_path):
     copy = tmp_path / "copy"
     assert run.main(["--config", str(finished / "config.yaml"), "--output", str(copy)]) == 0

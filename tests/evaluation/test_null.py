@@ -113,6 +113,7 @@ evaluate: {new_tokens: 2, max_people: 1, resamples: 10, tasks: [cloze], sets: [f
 """
 
 
+@pytest.mark.slow
 def test_a_run_chooses_alpha_and_compares_with_masks_for_other_people(tmp_path):
     config = tmp_path / "tiny.yaml"
     config.write_text(TINY)

@@ -240,6 +240,7 @@ def test_one_step_is_adams_on_the_sum_over_both_forms():
     np.testing.assert_allclose(weights[name], weight + change, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_all_variants_and_rates_share_one_compiled_step_for_each_choice_of_forms(tmp_path):
     model = attacked(tmp_path, rates=(1e-3, 1e-2), steps=1)
     list(relearning.measure(dataclasses.replace(model, retrained=None)))

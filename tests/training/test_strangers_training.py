@@ -46,7 +46,7 @@ def trained(tmp_path, objective, loaded=None, **changes):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("modality", ["image", "text"])
+@pytest.mark.parametrize("modality", [pytest.param("image", marks=pytest.mark.slow), "text"])
 def test_the_target_is_the_mean_of_what_is_said_of_strangers(modality):
     loaded = tiny_llava.loaded()
     facts = [fact for fact in FORGOTTEN if forms([fact], modality)]
@@ -168,7 +168,7 @@ def knowing():
         return train(loaded, samples, learning, num_steps=150, directory=folder, seed=0)
 
 
-@pytest.mark.parametrize("objective", ["suppress", "erase"])
+@pytest.mark.parametrize("objective", ["suppress", pytest.param("erase", marks=pytest.mark.slow)])
 def test_what_was_known_is_forgotten_and_the_rest_is_kept(tmp_path, objective):
     loaded = knowing()
     assert knowledge(loaded, FORGOTTEN) > -0.5 and knowledge(loaded, KEPT) > -0.5
@@ -280,7 +280,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(tmp_path, monkeypatch, objec
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("objective", ["suppress", "erase"])
+@pytest.mark.parametrize("objective", ["suppress", pytest.param("erase", marks=pytest.mark.slow)])
 def test_a_mesh_gives_the_edit_of_one_device(tmp_path, objective):
     """Two devices: of eight CPU devices, XLA's collectives wait for each other now and then."""
     found = []

@@ -174,7 +174,14 @@ def knowledge(loaded, facts):
 
 
 # One of each kind: two losses in turn, a reference, refusals. What the others lower is shown above.
-@pytest.mark.parametrize("objective", ["gradient_difference_alternating", "npo", "idk"])
+@pytest.mark.parametrize(
+    "objective",
+    [
+        "npo",
+        pytest.param("gradient_difference_alternating", marks=pytest.mark.slow),
+        pytest.param("idk", marks=pytest.mark.slow),
+    ],
+)
 def test_training_moves_the_model_as_it_should(tmp_path, objective):
     before, after = tiny_llava.loaded(), trained(tmp_path, objective)
     if objective == "idk":
