@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from manu_jax.leaves import path_name
-from manu_jax.models.nn.answers import Targets, answer_cross_entropy, targets_of
+from manu_jax.models.nn.answers import answer_cross_entropy, targets_at_answers
 from manu_jax.models.nn.layers import Remat
 from manu_jax.training.objectives import mean_of_examples
 from manu_jax.training.strangers_target import (
@@ -119,7 +119,7 @@ def forget_loss(
     relearned: the model is at θ + δ, where β′ is 0.
     """
     logits_BAV, stream_LBTD, last_BAD = model.answers(rows.batch, remat=remat)
-    targets = answer_targets(rows.batch)
+    targets = targets_at_answers(rows.batch)
     log_q_BAV = jax.nn.log_softmax(logits_BAV.astype(jnp.float32))
     values_BA = target_kl(log_q_BAV, rows.target)
     values_BA += data.settings["excess"] * excess(log_q_BAV, targets.token_ids_BT, rows.target)
@@ -155,7 +155,7 @@ def keep_loss(
     """Return K of a batch. scale: what the squares of each layer are divided by; []: no squares."""
     logits_BAV, stream_LBTD, last_BAD = model.answers(batch, remat=remat)
     theirs_BAV, theirs_LBTD, their_last_BAD = reference.answers(batch, remat=remat)
-    targets = answer_targets(batch)
+    targets = targets_at_answers(batch)
     log_p_BAV, log_q_BAV = (
         jax.nn.log_softmax(values.astype(jnp.float32)) for values in (theirs_BAV, logits_BAV)
     )
@@ -187,7 +187,7 @@ def relearned(model: Any, data: StrangerData, remat: Remat) -> Any:
         total = jnp.float32(0)
         for batch in part:
             logits_BAV, _, _ = model.answers(batch, remat=remat)
-            total += answer_cross_entropy(logits_BAV, answer_targets(batch))
+            total += answer_cross_entropy(logits_BAV, targets_at_answers(batch))
         return total
 
     def step(number: jax.Array, model: Any) -> Any:
@@ -207,16 +207,6 @@ def relearned(model: Any, data: StrangerData, remat: Remat) -> Any:
     return jax.tree.map(
         lambda leaf, first, last: leaf + jax.lax.stop_gradient(last - first), model, start, end
     )
-
-
-def answer_targets(batch: Batch) -> Targets:
-    """Return the tokens that the logits at the batch's answer positions predict. [B, A]."""
-    targets = targets_of(batch)
-    tokens_BA, weights_BA = (
-        jnp.take_along_axis(values_BT, jnp.asarray(batch.answer_index_BA), axis=1)
-        for values_BT in (targets.token_ids_BT, targets.weights_BT)
-    )
-    return Targets(tokens_BA, weights_BA, batch.example_weights_B)
 
 
 def _parts_of(values: Array, parts: int) -> jax.Array:

@@ -124,12 +124,14 @@ class _Form:
         samples = [form(fact, modality, vanilla.template) for fact in self._facts]
         encoded = encode_all(vanilla, samples)
         self._with_hidden = section.setting("hidden") > 0
-        strangers = [
-            stranger_sample(vanilla, fact, one, modality=modality)
-            for fact in self._facts
-            for one in known
-        ]
-        of_strangers = encode_all(vanilla, strangers) if self._with_hidden else []
+        of_strangers: list[Encoded] = []
+        if self._with_hidden:
+            samples = [
+                stranger_sample(vanilla, fact, one, modality=modality)
+                for fact in self._facts
+                for one in known
+            ]
+            of_strangers = encode_all(vanilla, samples)
         kept = with_views(keep, section.keep_views, seed=seed + 1)
         self._forget = _Rows(vanilla, encoded, of_strangers)
         self._keep = _Rows(

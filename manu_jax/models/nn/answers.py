@@ -32,15 +32,23 @@ def logits_at_answers(model: Any, batch: Batch, **settings: Any) -> tuple[jax.Ar
 
     settings: of the forward pass. A batch without answer positions gives all logits [B, T, V].
     """
+    logits_BAV = model(batch, at_BA=batch.answer_index_BA, **settings).logits_BTV
+    return logits_BAV, targets_at_answers(batch)
+
+
+def targets_at_answers(batch: Batch) -> Targets:
+    """Return what the logits at the batch's answer positions are to predict. [B, A].
+
+    At all positions [B, T] of a batch without answer positions.
+    """
     index_BA, targets = batch.answer_index_BA, targets_of(batch)
-    logits_BAV = model(batch, at_BA=index_BA, **settings).logits_BTV
     if index_BA is None:
-        return logits_BAV, targets
+        return targets
     tokens_BA, weights_BA = (
         jnp.take_along_axis(values_BT, jnp.asarray(index_BA), axis=1)
         for values_BT in (targets.token_ids_BT, targets.weights_BT)
     )
-    return logits_BAV, Targets(tokens_BA, weights_BA, batch.example_weights_B)
+    return Targets(tokens_BA, weights_BA, batch.example_weights_B)
 
 
 def targets_of(batch: Batch | Targets) -> Targets:
