@@ -319,7 +319,7 @@ class Batch:
     answer_index_BA int32, or None: the positions whose logits predict the answers' tokens, filled
     up with T − 1, which predicts nothing · rope_BT3 int32, or None: the token's positions in time,
     by row and by column, where the decoder has three (M-RoPE); all three are the same for a token
-    of text.
+    of text · entering_BTD, or None: what enters one of the decoder's layers, computed before.
     """
 
     token_ids_BT: Array
@@ -330,6 +330,7 @@ class Batch:
     images: Images | None = None
     answer_index_BA: Array | None = None
     rope_BT3: Array | None = None
+    entering_BTD: Array | None = None
 
 
 @jax.tree_util.register_dataclass

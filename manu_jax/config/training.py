@@ -107,6 +107,9 @@ class RelearnSection(Section):
     rates: tuple[float, float] = (1e-4, 2e-3)
     # How often half of the people are relearned, and not half of the attributes
     people_share: float = pydantic.Field(default=0.4, ge=0, le=1)
+    # How often all facts are relearned in one form and asked in the other, and not a half of them
+    # in both
+    form_share: float = pydantic.Field(default=0.0, ge=0, le=1)
 
     @pydantic.model_validator(mode="after")
     def _check_rates(self) -> "RelearnSection":

@@ -51,6 +51,13 @@ def written_layers(loaded: Loaded, neurons: NeuronsSection) -> tuple[int, ...]:
     return tuple(range(num_layers - min(max(num_layers // 3, 2), num_layers), num_layers))
 
 
+def lowest_layer(loaded: Loaded, section: UnlearnSection) -> int:
+    """Return the decoder's lowest layer that training, or relearning within it, changes."""
+    if section.trains != "neurons" or section.neurons is None or section.relearn is not None:
+        return 0
+    return min(written_layers(loaded, section.neurons))
+
+
 def check_neurons(loaded: Loaded, section: UnlearnSection) -> None:
     """Raise ManuError where the decoder can't have the neurons of a section; reads no weights."""
     if section.neurons is None:

@@ -35,6 +35,7 @@ from manu_jax.training.strangers_target import (
 )
 from manu_jax.types import Array, Batch
 
+SMALLEST = 1e-9
 RELEARNED = "text.layers."  # the leaves that relearning changes
 
 
@@ -74,7 +75,8 @@ class StrangerData:
 
     reference: vanilla. settings: excess β, shortfall β′, hidden γ, keep_hidden κ, relearn μ.
     keep_weight: w. relearn_steps int32, relearn_rate float32: of this step's relearning. parts:
-    into how many equal parts `relearned` falls, at most as many steps.
+    into how many equal parts `relearned` falls, at most as many steps. first_layer: the decoder's
+    layers below it are vanilla's, and what enters it is in the batches.
     """
 
     forms: Mapping[str, FormRows]
@@ -84,6 +86,7 @@ class StrangerData:
     relearn_steps: jax.Array
     relearn_rate: jax.Array
     parts: int = dataclasses.field(default=1, metadata={"static": True})
+    first_layer: int = dataclasses.field(default=0, metadata={"static": True})
 
 
 def like_a_stranger(model: Any, data: StrangerData, remat: Remat) -> jax.Array:
@@ -118,7 +121,9 @@ def forget_loss(
 
     relearned: the model is at θ + δ, where β′ is 0.
     """
-    logits_BAV, stream_LBTD, last_BAD = model.answers(rows.batch, remat=remat)
+    logits_BAV, stream_LBTD, last_BAD = model.answers(
+        rows.batch, first_layer=data.first_layer, remat=remat
+    )
     targets = targets_at_answers(rows.batch)
     log_q_BAV = jax.nn.log_softmax(logits_BAV.astype(jnp.float32))
     values_BA = target_kl(log_q_BAV, rows.target)
@@ -129,7 +134,9 @@ def forget_loss(
     loss = mean_of_examples((values_BA * targets.weights_BT).sum(axis=1), rows.batch)
     if rows.strangers is None or rows.differs_BT is None:
         return loss, []
-    _, theirs_LBTD, their_last_BAD = reference.answers(rows.strangers, remat=remat)
+    _, theirs_LBTD, their_last_BAD = reference.answers(
+        rows.strangers, first_layer=data.first_layer, remat=remat
+    )
     weights_BT = rows.differs_BT * rows.batch.example_weights_B[:, None]
     scale = [
         *_mean_squares(theirs_LBTD, weights_BT),
@@ -140,7 +147,9 @@ def forget_loss(
         _mean_square(last_BAD - their_last_BAD, weights_of(targets)),
     ]
     pairs = zip(distances, scale, strict=True)
-    return loss + data.settings["hidden"] * sum(d / s for d, s in pairs), scale
+    # Where no row counts, both are 0.
+    hidden = sum(d / jnp.maximum(s, SMALLEST) for d, s in pairs)
+    return loss + data.settings["hidden"] * hidden, scale
 
 
 def keep_loss(
@@ -153,8 +162,12 @@ def keep_loss(
     remat: Remat,
 ) -> jax.Array:
     """Return K of a batch. scale: what the squares of each layer are divided by; []: no squares."""
-    logits_BAV, stream_LBTD, last_BAD = model.answers(batch, remat=remat)
-    theirs_BAV, theirs_LBTD, their_last_BAD = reference.answers(batch, remat=remat)
+    logits_BAV, stream_LBTD, last_BAD = model.answers(
+        batch, first_layer=data.first_layer, remat=remat
+    )
+    theirs_BAV, theirs_LBTD, their_last_BAD = reference.answers(
+        batch, first_layer=data.first_layer, remat=remat
+    )
     targets = targets_at_answers(batch)
     log_p_BAV, log_q_BAV = (
         jax.nn.log_softmax(values.astype(jnp.float32)) for values in (theirs_BAV, logits_BAV)
@@ -223,4 +236,4 @@ def _mean_squares(values_LBTD: jax.Array, weights_BT: Array) -> list[jax.Array]:
 def _mean_square(values_BTD: jax.Array, weights_BT: Array) -> jax.Array:
     """Return the weighted mean over tokens of the squared length. A scalar float32."""
     squares_BT = jnp.square(values_BTD.astype(jnp.float32)).sum(axis=-1)
-    return (squares_BT * weights_BT).sum() / jnp.maximum(weights_BT.sum(), 1e-9)
+    return (squares_BT * weights_BT).sum() / jnp.maximum(weights_BT.sum(), SMALLEST)

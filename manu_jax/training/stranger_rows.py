@@ -8,7 +8,6 @@ fact put to a stranger, whose name may have another length, have the same tokens
 import dataclasses
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -20,7 +19,8 @@ from manu_jax.data.record import Fact
 from manu_jax.data.rewordings import with_views
 from manu_jax.data.strangers import Stranger, as_stranger
 from manu_jax.models.loaded import Loaded
-from manu_jax.training.features import AT_ONCE, STORE_BYTES, features_of, with_features
+from manu_jax.training.edited import lowest_layer
+from manu_jax.training.encoded_rows import EncodedRows
 from manu_jax.training.stranger_loss import ForgetRows, FormRows, StrangerData
 from manu_jax.training.strangers_target import (
     StrangerTarget,
@@ -28,9 +28,19 @@ from manu_jax.training.strangers_target import (
     stranger_sample,
     stranger_target,
 )
-from manu_jax.types import Batch, BatchShape, Encoded, Modality, VisionInput
+from manu_jax.types import Batch, Encoded, Modality
 
-LENGTH_MULTIPLE = 8  # tokens
+
+@dataclasses.dataclass(frozen=True)
+class Lesson:
+    """What a step relearns: facts of these people or attributes in both forms, or one form's all.
+
+    form: the form that is relearned whole, the other being asked; `chosen` does not count then.
+    """
+
+    chosen: frozenset[str]
+    by_people: bool
+    form: Modality | None = None
 
 
 class StrangerRows:
@@ -53,8 +63,14 @@ class StrangerRows:
         self._vanilla, self._section, self._seed = vanilla, section, seed
         first = [fact for fact in forget if fact.person_id == forget[0].person_id]
         invented = [as_stranger(fact, one) for one in kept for fact in first]
-        common = {"section": section, "known": known, "seed": seed}
-        self._forms = {
+        self._first_layer = lowest_layer(vanilla, section)
+        common = {
+            "section": section,
+            "known": known,
+            "first_layer": self._first_layer,
+            "seed": seed,
+        }
+        self._forms: dict[Modality, _Form] = {
             modality: _Form(
                 vanilla,
                 modality,
@@ -79,7 +95,10 @@ class StrangerRows:
         relearn = self._section.relearn
         random = np.random.default_rng([self._seed, 13, step])
         steps, rate, chosen, by_people = 0, 0.0, frozenset[str](), False
+        one_form: Modality | None = None
         if relearn is not None:
+            if relearn.form_share and len(self._forms) > 1:
+                one_form = self._drawn_form(step, relearn.form_share)
             by_people = random.random() < relearn.people_share
             values = self._people if by_people else self._attributes
             count = max(len(values) // 2, 1)
@@ -89,7 +108,7 @@ class StrangerRows:
             rate = float(np.exp(random.uniform(low, high)))
         return StrangerData(
             forms={
-                modality: rows.at(step, random, chosen, by_people=by_people)
+                modality: rows.at(step, random, Lesson(chosen, by_people=by_people, form=one_form))
                 for modality, rows in self._forms.items()
             },
             reference=self._vanilla.model,
@@ -98,7 +117,15 @@ class StrangerRows:
             relearn_steps=jnp.int32(steps),
             relearn_rate=jnp.float32(rate),
             parts=1 if relearn is None else relearn.steps,
+            first_layer=self._first_layer,
         )
+
+    def _drawn_form(self, step: int, share: float) -> Modality | None:
+        """Return the form that a step relearns alone, or None: both."""
+        random = np.random.default_rng([self._seed, 14, step])
+        if random.random() >= share:
+            return None
+        return tuple(self._forms)[int(random.integers(len(self._forms)))]
 
 
 class _Form:
@@ -113,9 +140,10 @@ class _Form:
         keep: Sequence[Fact],
         section: UnlearnSection,
         known: Sequence[Stranger],
+        first_layer: int,
         seed: int,
     ):
-        self._section, self._seed = section, seed
+        self._section, self._seed, self._modality = section, seed, modality
         self._facts = with_views(forget, section.views, seed=seed, strength=section.view_strength)
         # In other words a question for the name is not always known as one.
         self._names = np.tile([is_name_question(fact.question) for fact in forget], section.views)
@@ -133,10 +161,10 @@ class _Form:
             ]
             of_strangers = encode_all(vanilla, samples)
         kept = with_views(keep, section.keep_views, seed=seed + 1)
-        self._forget = _Rows(vanilla, encoded, of_strangers)
-        self._keep = _Rows(
-            vanilla, encode_all(vanilla, [form(fact, modality, vanilla.template) for fact in kept])
-        )
+        samples = [form(fact, modality, vanilla.template) for fact in kept]
+        of_kept = encode_all(vanilla, samples)
+        self._forget = EncodedRows(vanilla, encoded, of_strangers, first_layer=first_layer)
+        self._keep = EncodedRows(vanilla, of_kept, first_layer=first_layer)
         # With other tokens in the answer the positions would not be the same.
         self._usable = [
             [
@@ -149,10 +177,8 @@ class _Form:
             for fact in range(len(encoded))
         ]
 
-    def at(
-        self, step: int, random: np.random.Generator, chosen: frozenset[str], *, by_people: bool
-    ) -> FormRows:
-        """Return the rows of a step. chosen: the people or the attributes that are relearned."""
+    def at(self, step: int, random: np.random.Generator, lesson: Lesson) -> FormRows:
+        """Return the rows of a step."""
         section, relearn = self._section, self._section.relearn
         size = section.batch_size
         keep = _drawn(self._keep.count, step, section.batch_keep or size, seed=[self._seed, 1])
@@ -160,20 +186,22 @@ class _Form:
         rows = FormRows(self._forget_rows(forget, random), self._keep.batch(keep, len(keep)))
         if relearn is None:
             return rows
-        inside, outside = self._split(chosen, by_people=by_people)
-        if not len(inside) or not len(outside):
+        inside, outside = self._split(lesson)
+        if lesson.form is not None or not len(inside) or not len(outside):
             inside = outside = np.arange(len(self._facts))
         trained = random.choice(inside, relearn.steps * relearn.batch_size)
-        return dataclasses.replace(
-            rows,
-            relearned=self._forget.batch(trained, len(trained)),
-            asked=self._forget_rows(random.choice(outside, size), random),
-        )
+        relearned = self._forget.batch(trained, len(trained))
+        asked = self._forget_rows(random.choice(outside, size), random)
+        if lesson.form is not None and lesson.form != self._modality:
+            relearned = _without_weight(relearned)
+        if lesson.form == self._modality:
+            asked = dataclasses.replace(asked, batch=_without_weight(asked.batch))
+        return dataclasses.replace(rows, relearned=relearned, asked=asked)
 
-    def _split(self, chosen: frozenset[str], *, by_people: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _split(self, lesson: Lesson) -> tuple[np.ndarray, np.ndarray]:
         """Return which facts are relearned and which are asked; who somebody is, is relearned."""
-        values = [fact.person_id if by_people else fact.attribute for fact in self._facts]
-        inside = np.array([value in chosen for value in values])
+        values = [fact.person_id if lesson.by_people else fact.attribute for fact in self._facts]
+        inside = np.array([value in lesson.chosen for value in values])
         return np.flatnonzero(inside | self._names), np.flatnonzero(~inside & ~self._names)
 
     def _forget_rows(self, indices: np.ndarray, random: np.random.Generator) -> ForgetRows:
@@ -208,75 +236,13 @@ class _Form:
         return ForgetRows(batch, target, strangers, differs)
 
 
-class _Rows:
-    """Encoded samples, and others of the same shape; any of them as a batch on the devices."""
-
-    def __init__(self, loaded: Loaded, encoded: Sequence[Encoded], others: Sequence[Encoded] = ()):
-        everything = [*encoded, *others]
-        longest = max(item.num_tokens for item in everything)
-        self.loaded, self.count = loaded, len(encoded)
-        self._encoded, self._others = encoded, others
-        self.length = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
-        self.shape = BatchShape(
-            length=self.length,
-            num_images=max(item.num_images for item in everything) or None,
-            num_patches=max(item.num_patches for item in everything) or None,
-            num_answers=max(item.num_answers for item in everything),
-            padding_side="left",
-        )
-        self._features = _all_features(loaded, everything)
-
-    def batch(self, indices: np.ndarray, size: int, *, of_others: bool = False) -> Batch:
-        """Return these samples as one batch of at least `size` rows."""
-        pool = self._others if of_others else self._encoded
-        chosen = [pool[index] for index in indices]
-        filled = self._filled(size)
-        mine = parallel.batch_rows(self.loaded.mesh, filled)
-        own = [chosen[row] for row in mine if row < len(chosen)]
-        shape = dataclasses.replace(self.shape, batch_size=len(mine))
-        batch = self.loaded.collate(own or chosen[:1], shape)
-        if not own:
-            batch = dataclasses.replace(
-                batch,
-                example_weights_B=np.zeros_like(batch.example_weights_B),
-                loss_weights_BT=np.zeros_like(batch.loss_weights_BT),
-            )
-        if self._features and batch.images is not None:
-            batch = with_features(self.loaded, batch, own, features=self._features)
-        return parallel.put_batch(batch, self.loaded.mesh)
-
-    def mine(self, tree: object) -> object:
-        """Return this process's rows of host arrays, filled up as a batch of them is."""
-        size = len(jax.tree.leaves(tree)[0])
-        filled = self._filled(size)
-        rows = parallel.batch_rows(self.loaded.mesh, filled)
-
-        def padded(values: np.ndarray) -> np.ndarray:
-            return np.pad(values, [(0, filled - size), *[(0, 0)] * (values.ndim - 1)])[rows]
-
-        return jax.tree.map(padded, tree)
-
-    def differs(self, index: int, place: int) -> np.ndarray:
-        """Return 1 where the tokens of a sample and of one of the others tell who is meant. [T].
-
-        That is from its first image on, or from the first token that is not the same; both are
-        counted from the end, where the two have the same tokens again.
-        """
-        own, other = self._encoded[index], self._others[place]
-        length = self.length
-        images = np.flatnonzero(own.feature_index_T >= 0)
-        if len(images):
-            start = length - own.num_tokens + images[0]
-        else:
-            num = min(own.num_tokens, other.num_tokens)
-            same = own.token_ids_T[:num] == other.token_ids_T[:num]
-            common = num if same.all() else int(np.argmin(same))
-            start = length - min(own.num_tokens, other.num_tokens) + common
-        return (np.arange(length) >= start).astype(np.float32)
-
-    def _filled(self, size: int) -> int:
-        multiple = parallel.batch_multiple(self.loaded.mesh)
-        return -(-size // multiple) * multiple
+def _without_weight(batch: Batch) -> Batch:
+    """Return the batch with rows that count for nothing."""
+    return dataclasses.replace(
+        batch,
+        example_weights_B=batch.example_weights_B * 0,
+        loss_weights_BT=batch.loss_weights_BT * 0,
+    )
 
 
 def _drawn(count: int, step: int, size: int, *, seed: Sequence[int]) -> np.ndarray:
@@ -287,24 +253,3 @@ def _drawn(count: int, step: int, size: int, *, seed: Sequence[int]) -> np.ndarr
         for epoch in np.unique(places // count).tolist()
     }
     return np.array([epochs[place // count][place % count] for place in places.tolist()])
-
-
-def _all_features(loaded: Loaded, encoded: Sequence[Encoded]) -> dict[int, np.ndarray]:
-    """Return {identity: features} of all vision inputs; {} where they would not fit on the host."""
-    unique: dict[int, VisionInput] = {
-        id(one): one for item in encoded for one in item.vision_inputs
-    }
-    by_size: dict[int, list[VisionInput]] = {}
-    for one in unique.values():
-        by_size.setdefault(one.padded_patches, []).append(one)
-    multiple = parallel.batch_multiple(loaded.mesh)
-    at_once = -(-AT_ONCE // multiple) * multiple
-    found: dict[int, np.ndarray] = {}
-    for group in by_size.values():
-        for start in range(0, len(group), at_once):
-            found |= features_of(loaded, group[start : start + at_once], at_once)
-            if start == 0:
-                of_first = next(iter(found.values())).nbytes
-                if of_first * len(unique) > STORE_BYTES:
-                    return {}
-    return found

@@ -19,9 +19,10 @@ from manu_jax.edits.neurons import WrittenNeurons
 from manu_jax.edits.weights import NewWeights
 from manu_jax.leaves import leaves
 from manu_jax.models.nn.answers import logits_at_answers
-from manu_jax.training import trainer
+from manu_jax.training import encoded_rows, stranger_rows, trainer
 from manu_jax.training.edited import neuron_use
 from manu_jax.training.objectives import gradient_difference
+from manu_jax.training.stranger_loss import like_a_stranger
 from manu_jax.training.stranger_rows import StrangerRows
 from manu_jax.training.strangers_target import stranger_sample, stranger_target
 from manu_jax.training.streams import PlannedPhase, Streams
@@ -114,6 +115,42 @@ def test_what_is_asked_after_relearning_was_not_relearned():
             for batch in (of_form.relearned, of_form.asked.batch)
         )
         assert relearned and asked
+
+
+def test_one_form_is_relearned_and_the_other_asked():
+    data = rows(relearn={"steps": 2, "form_share": 1.0})
+    taught = set()
+    for step in range(8):
+        counts = {
+            modality: (
+                np.asarray(of_form.relearned.example_weights_B).sum(),
+                np.asarray(of_form.asked.batch.example_weights_B).sum(),
+            )
+            for modality, of_form in data.data_at(step).forms.items()
+        }
+        (one,) = [modality for modality, (relearned, _) in counts.items() if relearned]
+        (other,) = [modality for modality, (_, asked) in counts.items() if asked]
+        assert one != other
+        taught.add(one)
+    assert taught == {"image", "text"}
+    loss = like_a_stranger(tiny_llava.loaded().model, data.data_at(0), "none")
+    assert np.isfinite(loss)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_layers_below_the_written_ones_run_once(tmp_path, monkeypatch, stored):
+    """A layer below what training changes gives the same every time: the edit is the same."""
+    if not stored:
+        monkeypatch.setattr(encoded_rows, "STORE_BYTES", 0)
+    last = {"neurons": {"count": 4, "layers": [1]}, "steps": 2, "learning_rate": 1e-3}
+    data = rows("suppress", **last).data_at(0)
+    assert data.first_layer == 1
+    assert all(of_form.keep.entering_BTD is not None for of_form in data.forms.values())
+    found = trained(tmp_path / "once", "suppress", **last)
+    monkeypatch.setattr(stranger_rows, "lowest_layer", lambda *_: 0)
+    every_time = trained(tmp_path / "every", "suppress", **last)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(every_time), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -95,18 +95,22 @@ class Multimodal(nnx.Module):
         )[0]
 
     def answers(
-        self, batch: Batch, *, remat: Remat = "all"
+        self, batch: Batch, *, first_layer: int = 0, remat: Remat = "all"
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return the logits at the batch's answer positions, and how each layer changed the stream.
 
-        Logits [B, A, V] float32; the residual stream after every layer but the last, minus what
-        entered the decoder [L − 1, B, T, D]; and the same after the last layer, at the answer
-        positions alone, where alone it runs [B, A, D].
+        first_layer: the decoder's first layer that runs; above 0, `batch.entering_BTD` enters it.
+
+        Logits [B, A, V] float32; the residual stream after every layer that runs but the last,
+        minus what entered the first of them [L − 1, B, T, D]; and the same after the last layer, at
+        the answer positions alone, where alone it runs [B, A, D].
         """
         if batch.answer_index_BA is None:
             raise ValueError("answers: the batch has no answer positions")
         forward = Forward(remat=remat)
-        h_BTD, _ = self._embed(batch, forward)
+        if first_layer and batch.entering_BTD is None:
+            raise ValueError(f"answers: the batch has nothing that enters layer {first_layer}")
+        h_BTD = jnp.asarray(batch.entering_BTD) if first_layer else self._embed(batch, forward)[0]
         logits_BAV, stream_LBTD, last_BAD = self.text.answers(
             h_BTD,
             batch.attention_mask_BT,
@@ -114,6 +118,7 @@ class Multimodal(nnx.Module):
             at_BA=batch.answer_index_BA,
             forward=forward.text(),
             group_BT=self.bidirectional_groups(batch),
+            first_layer=first_layer,
         )
         start_BAD = jnp.take_along_axis(
             h_BTD, jnp.asarray(batch.answer_index_BA)[..., None], axis=1
