@@ -218,6 +218,10 @@ def test_an_edit_method_is_known_by_its_kind(tmp_path, monkeypatch):
             "unlearn.0: npo takes no batch_keep",
         ),
         (
+            "unlearn: [{name: a, objective: npo, strangers_each: 3}]",
+            r"strangers_each: 3; it is how many of the 16 strangers count for a fact",
+        ),
+        (
             "unlearn: [{name: a, objective: npo, kept_strangers: 3}]",
             "npo takes no batch_keep and no",
         ),

@@ -167,6 +167,9 @@ class UnlearnSection(OptimizerSection):
     # `strangers` invented people
     target: Literal["own", "strangers"] = "own"
     strangers: Count = 16
+    # Over how many of them the mean for a fact is, drawn for each person and fact; None: all. Few
+    # give different people different answers
+    strangers_each: Count | None = None
     kept_strangers: int = pydantic.Field(default=0, ge=0)  # invented people among the facts to keep
     relearn: RelearnSection | None = None  # None: no relearning within a step
     learning_rate: float = pydantic.Field(default=2e-5, gt=0)
@@ -237,6 +240,12 @@ class UnlearnSection(OptimizerSection):
             raise ValueError(f"{self.objective} takes no batch_keep and no kept_strangers")
         if self.target == "strangers" and not (recipe.strangers or recipe.takes_target):
             raise ValueError(f"target: {self.objective} has an aim of its own; give target: own")
+        each = self.strangers_each
+        if each is not None and (self.target == "own" or each > self.strangers):
+            raise ValueError(
+                f"strangers_each: {each}; it is how many of the {self.strangers} strangers count "
+                "for a fact, with target: strangers"
+            )
         if self.relearn is not None and not recipe.strangers:
             raise ValueError(f"relearn: {self.objective} does not relearn; erase does")
         if (self.trains == "neurons") != (self.neurons is not None):

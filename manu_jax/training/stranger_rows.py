@@ -148,7 +148,9 @@ class _Form:
         # In other words a question for the name is not always known as one.
         self._names = np.tile([is_name_question(fact.question) for fact in forget], section.views)
         self._num_facts, self._num_strangers = len(forget), len(known)
-        self._target: StrangerTarget = stranger_target(vanilla, forget, known, modality=modality)
+        self._target: StrangerTarget = stranger_target(
+            vanilla, forget, known, modality=modality, each=section.strangers_each, seed=seed
+        )
         samples = [form(fact, modality, vanilla.template) for fact in self._facts]
         encoded = encode_all(vanilla, samples)
         self._with_hidden = section.setting("hidden") > 0

@@ -10,6 +10,8 @@ probable tokens are kept, and the rest of the mass as one number.
 
 import dataclasses
 import functools
+import logging
+import zlib
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -26,6 +28,8 @@ from manu_jax.models.loaded import Loaded
 from manu_jax.models.nn.answers import Targets, logits_at_answers
 from manu_jax.progress import Progress
 from manu_jax.types import Array, Batch, BatchShape, Encoded, Modality, Sample, question_sample
+
+logger = logging.getLogger(__name__)
 
 MOST_TOKENS = 2048  # of a distribution; a smaller vocabulary is kept whole
 FLOOR = 1e-3  # log p̄(true) counts as no less than log of this
@@ -57,11 +61,20 @@ class StrangerTarget:
 
 
 def stranger_target(
-    loaded: Loaded, facts: Sequence[Fact], strangers: Sequence[Stranger], *, modality: Modality
+    loaded: Loaded,
+    facts: Sequence[Fact],
+    strangers: Sequence[Stranger],
+    *,
+    modality: Modality,
+    each: int | None = None,
+    seed: int = 0,
 ) -> StrangerTarget:
     """Return p̄ of facts that have the form `modality`, from the model `loaded`; as NumPy.
 
-    A stranger whose answer has other tokens than the fact's does not count for that fact.
+    A stranger whose answer has other tokens than the fact's does not count for that fact; a warning
+    names the facts that none is left for. each: the mean is over this many strangers, drawn for
+    each fact by the seed and the fact's key, the same in all its views; None: over all. One mean
+    for everybody would give all forgotten people the same answer.
     """
     samples = [
         stranger_sample(loaded, fact, one, modality=modality) for fact in facts for one in strangers
@@ -81,19 +94,32 @@ def stranger_target(
         num_patches=max(item.num_patches for item in encoded) or None,
         num_answers=max(item.num_answers for item in (*own, *encoded)),
     )
+    counts_NS = np.array(
+        [
+            [has_same_answer(encoded[number * S + one], item) for one in range(S)]
+            for number, item in enumerate(own)
+        ]
+    ).reshape(len(facts), S)
+    usable = zip(facts, counts_NS.tolist(), strict=True)
+    if lacking := [fact.key for fact, counts in usable if not any(counts)]:
+        logger.warning(
+            "strangers, %s form: the answers of %d facts have other tokens beside every stranger; "
+            "for these no answer is aimed at: %s",
+            modality,
+            len(lacking),
+            ", ".join(lacking[:5]) + ", …" * (len(lacking) > 5),
+        )
+    if each is not None:
+        for number, fact in enumerate(facts):
+            counts_NS[number] &= _drawn(counts_NS[number], each, seed=seed, key=fact.key)
     found = []
     description = f"strangers, {modality} form"
     with parallel.on_mesh(loaded.mesh), Progress(description, len(facts)) as progress:
         for start in range(0, len(facts), per_call):
             chosen = range(start, min(start + per_call, len(facts)))
             rows = [encoded[fact * S + number] for fact in chosen for number in range(S)]
-            counts = [
-                has_same_answer(encoded[fact * S + number], own[fact])
-                for fact in chosen
-                for number in range(S)
-            ]
             weights_B = np.zeros(num_rows, np.float32)
-            weights_B[: len(counts)] = counts
+            weights_B[: len(rows)] = counts_NS[chosen.start : chosen.stop].ravel()
             batch = loaded.collate(rows, shape)
             batch = dataclasses.replace(batch, example_weights_B=weights_B)
             mine = parallel.batch_rows(loaded.mesh, num_rows)
@@ -108,6 +134,14 @@ def stranger_target(
             progress.advance(len(chosen))
     whole = jax.tree.map(lambda *parts: np.concatenate(parts)[: len(facts)], *found)
     return cast(StrangerTarget, whole)
+
+
+def _drawn(usable_S: np.ndarray, count: int, *, seed: int, key: str) -> np.ndarray:
+    """Return bool [S]: at most `count` of the usable strangers, drawn by the seed and the key."""
+    drawn_S = np.zeros(len(usable_S), bool)
+    random = np.random.default_rng([seed, 18, zlib.crc32(key.encode())])
+    drawn_S[random.permutation(np.flatnonzero(usable_S))[:count]] = True
+    return drawn_S
 
 
 def joined(targets: Sequence[StrangerTarget]) -> StrangerTarget:

@@ -87,7 +87,16 @@ class Streams:
             for m in chosen:
                 facts = [fact for fact in plain if has_form(fact, m)]
                 if facts:
-                    found.append(stranger_target(loaded, facts, strangers, modality=m))
+                    found.append(
+                        stranger_target(
+                            loaded,
+                            facts,
+                            strangers,
+                            modality=m,
+                            each=section.strangers_each,
+                            seed=seed,
+                        )
+                    )
                     rows.append(start + np.tile(np.arange(len(facts)), section.views))
                     start += len(facts)
             self.target, self.target_rows = joined(found), np.concatenate(rows)

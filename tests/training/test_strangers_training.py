@@ -19,7 +19,7 @@ from manu_jax.edits.neurons import WrittenNeurons
 from manu_jax.edits.weights import NewWeights
 from manu_jax.leaves import leaves
 from manu_jax.models.nn.answers import logits_at_answers
-from manu_jax.training import encoded_rows, stranger_rows, trainer
+from manu_jax.training import encoded_rows, stranger_rows, strangers_target, trainer
 from manu_jax.training.edited import neuron_use
 from manu_jax.training.objectives import gradient_difference
 from manu_jax.training.stranger_loss import like_a_stranger
@@ -67,6 +67,34 @@ def test_the_target_is_the_mean_of_what_is_said_of_strangers(modality):
             np.testing.assert_allclose(p_V, total[place], atol=2e-6)
             true = found.true_BA[number, place]
             assert true == pytest.approx(total[place, tokens[place]], abs=2e-6)
+
+
+def test_each_fact_may_have_strangers_of_its_own():
+    loaded = tiny_llava.loaded()
+    facts = [fact for fact in FORGOTTEN if forms([fact], "text")]
+    known = strangers(facts, KEPT, 3, seed=0)
+    one_by_one = [stranger_target(loaded, facts, [one], modality="text") for one in known]
+    found = stranger_target(loaded, facts, known, modality="text", each=1, seed=0)
+    chosen = {
+        next(
+            n
+            for n, one in enumerate(one_by_one)
+            if np.isclose(one.true_BA[i, 0], true_A[0], atol=1e-6)
+        )
+        for i, true_A in enumerate(found.true_BA)
+    }
+    assert len(chosen) > 1
+
+
+def test_a_fact_that_no_stranger_can_stand_for_is_named(monkeypatch, caplog):
+    monkeypatch.setattr(strangers_target, "has_same_answer", lambda *_: False)
+    known = strangers(FORGOTTEN, KEPT, 2, seed=0)
+    facts = [fact for fact in FORGOTTEN if forms([fact], "text")][:1]
+    stranger_target(tiny_llava.loaded(), facts, known, modality="text")
+    assert (
+        f"other tokens beside every stranger; for these no answer is aimed at: {facts[0].key}"
+        in caplog.text
+    )
 
 
 def rows(objective="erase", **changes):
