@@ -100,7 +100,7 @@ class NeuronsSection(Section):
 class RelearnSection(Section):
     """Relearning within each step: what is forgotten is asked after a part of it was relearned."""
 
-    weight: float = pydantic.Field(default=1.0, gt=0)  # of the loss after relearning
+    weight: float = pydantic.Field(default=6.0, gt=0)  # of the loss after relearning
     steps: Count = 8  # at most; the number is drawn anew in each step
     batch_size: Count = 4  # facts of each form a relearning step
     # The least and the largest change of a weight in a relearning step; drawn log-uniformly
@@ -109,7 +109,7 @@ class RelearnSection(Section):
     people_share: float = pydantic.Field(default=0.4, ge=0, le=1)
     # How often all facts are relearned in one form and asked in the other, and not a half of them
     # in both
-    form_share: float = pydantic.Field(default=0.0, ge=0, le=1)
+    form_share: float = pydantic.Field(default=0.5, ge=0, le=1)
 
     @pydantic.model_validator(mode="after")
     def _check_rates(self) -> "RelearnSection":

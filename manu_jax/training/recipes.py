@@ -148,7 +148,7 @@ RECIPES: dict[str, Recipe] = {
         reference=VANILLA,
         settings={"excess": 1.0, "shortfall": 0.3, "hidden": 1.0, "keep_hidden": 3.0},
         strangers=True,
-        retain_weight=3.0,
+        retain_weight=5.0,
         defaults={
             **_LIKE_STRANGERS,
             "trains": "mlp",

@@ -135,7 +135,7 @@ def test_a_stranger_stands_beside_each_fact_in_the_same_columns():
 
 
 def test_what_is_asked_after_relearning_was_not_relearned():
-    data = rows(batch_size=8).data_at(0)
+    data = rows(batch_size=8, relearn={"steps": 2, "form_share": 0}).data_at(0)
     for of_form in data.forms.values():
         assert of_form.relearned is not None and of_form.asked is not None
         relearned, asked = (
@@ -359,7 +359,7 @@ def test_a_mesh_gives_the_edit_of_one_device(tmp_path, objective):
 
 def test_settings_of_the_config_take_the_place_of_the_recipes():
     erase, other = section("erase"), section("erase", views=1, relearn=None, steps=5)
-    assert (erase.trains, erase.views, erase.retain_weight) == ("mlp", 3, 3.0)
+    assert (erase.trains, erase.views, erase.retain_weight) == ("mlp", 3, 5.0)
     assert erase.relearn is not None and erase.setting("excess") == 1.0
     assert (other.views, other.relearn, other.steps) == (1, None, 5)
     suppress = section("suppress")
