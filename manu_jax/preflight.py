@@ -106,7 +106,7 @@ def check_questions(run: Run, loaded: Loaded) -> None:
     """Raise ManuError where a prompt of the evaluation is longer than the model's context."""
     check_prompts(
         loaded,
-        run.benchmark.sets,
+        run.asked_benchmark.sets,
         run.config.evaluate,
         question_prompt=run.benchmark_format.question_prompt,
         seed=run.config.seed,
@@ -165,7 +165,7 @@ def _check_data(run: Run, empty: Loaded, stages: Collection[str]) -> None:
         f"{name}, {modality} form"
         for name, parts in sets.items()
         for modality in MODALITIES
-        if not any(has_form(fact, modality) for fact in run.benchmark.facts(*parts))
+        if not any(has_form(fact, modality) for fact in run.asked_benchmark.facts(*parts))
     ]
     faults: list[str] = []
     scoring = {"scores" if isinstance(one, MaskMethod) else "masks" for one in config.methods}
@@ -178,7 +178,8 @@ def _check_data(run: Run, empty: Loaded, stages: Collection[str]) -> None:
             run.set_apart(method)
     for section in config.trained:
         with _noted(faults):
-            forget, keep = run.benchmark.facts("forget"), run.benchmark.facts(*KEEP_SETS)
+            asked = run.asked_benchmark
+            forget, keep = asked.facts("forget"), asked.facts(*KEEP_SETS)
             check_facts(section, forget=forget, keep=keep, seed=config.seed)
     if config.model.path is not None and "evaluate" in stages:
         with _noted(faults):
