@@ -39,14 +39,20 @@ def write(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, count in (("forget", FORGET), ("retain", RETAIN)):
         lines = []
+        transformed = {person.id: person.images[0] for person in benchmark.sets["test"]}
         for person in benchmark.sets[name][:count]:
             image = f"{person.name.lower().replace(' ', '-')}.png"
             person.images[0].save(folder / image, "PNG")
+            images = image
+            if person.id in transformed:
+                other = image.replace(".png", "-2.png")
+                transformed[person.id].save(folder / other, "PNG")
+                images = [image, other]
             answers = {fact.question: fact.answer for fact in person.facts}
             for number, question in enumerate(QUESTIONS):
                 line = {
                     "subject": person.name,
-                    "image": image,
+                    "image": images,
                     "question": question,
                     "answer": answers[question],
                 }

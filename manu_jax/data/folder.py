@@ -68,16 +68,21 @@ def read_request(folder: Path, *, seed: int, needs_forget: bool = True) -> Bench
 def understand(folder: Path, *, seed: int, needs_forget: bool = True) -> Reading:
     """Return what a request's folder says, and every fault of it."""
     reader = _Reader(folder)
-    found = {name: lines for name in SETS if (lines := reader.lines(name)) is not None}
-    if "forget" not in found and needs_forget:
+    entries: list[Entry] = []
+    given: list[Set] = []
+    for name in SETS:
+        lines = reader.lines(name)
+        if lines is not None:
+            given.append(name)
+            entries += reader.entries(name, lines)
+    if "forget" not in given and needs_forget:
         reader.faults.append(_no_forget(folder))
     reader.faults += _strange_files(folder)
-    entries = [entry for name, lines in found.items() for entry in reader.entries(name, lines)]
     faults = [*reader.faults, *_faults_together(entries)]
     return Reading(
         folder,
         tuple(with_options(entries, seed)),
-        tuple(found),
+        tuple(given),
         tuple(faults),
         {file: tuple(names) for file, names in reader.columns.items()},
     )
@@ -177,7 +182,9 @@ def _path_of(name: str, folder: Path) -> Path:
     """Return the file of an image; ManuError, with one of a like name, where there is none."""
     if "://" in name:
         raise ManuError(f"the image {name} is an address. Download it into the request's folder.")
-    path = Path(name)
+    path, root = Path(name), folder.resolve()
+    if path.is_relative_to(root):
+        path = path.relative_to(root)
     if path.is_absolute() or ".." in path.parts:
         raise ManuError(
             f"the image {name} lies outside the request's folder. Copy it there: a run has to know "

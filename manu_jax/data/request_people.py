@@ -123,7 +123,7 @@ def _person(
         for one in asked:
             own = None if one is shown and where != "test" else one
             questions += _questions(entry, attribute, own, in_text=False)
-        if entry.text_question and not (where == "test" and asked):
+        if entry.text_question:
             questions += _questions(entry, attribute, None, in_text=True)
         if entry.name_question and (entry.name_question, id(image)) not in names:
             names.append((entry.name_question, id(image)))
