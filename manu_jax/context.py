@@ -24,7 +24,7 @@ from manu_jax.data import own_answers
 from manu_jax.data.benchmarks import BenchmarkFormat, benchmark_format
 from manu_jax.data.forms import forms
 from manu_jax.data.record import Benchmark, Fact, Person, split_retain
-from manu_jax.data.strangers import Portraits, as_stranger, strangers
+from manu_jax.data.strangers import Portraits, Stranger, as_stranger, strangers
 from manu_jax.edits import masks
 from manu_jax.edits.edit import Edit
 from manu_jax.edits.edit import load as load_edit
@@ -123,6 +123,13 @@ class Run:
     def benchmark_format(self) -> BenchmarkFormat:
         """How the benchmark is read, and how its questions are worded."""
         return benchmark_format(self.config.data.benchmark)
+
+    @property
+    def num_people(self) -> int | None:
+        """How many people there are to forget and to keep; None where the latter are invented."""
+        if own_answers.lacks_retain(self.read_benchmark):
+            return None
+        return sum(len(self.benchmark.sets[name]) for name in ("forget", "retain", "unseen"))
 
     @property
     def portraits(self) -> Portraits | None:
@@ -238,12 +245,17 @@ class Run:
     @functools.cached_property
     def stranger_samples(self) -> dict[Modality, tuple[Sample, ...]]:
         """{modality: the facts to forget, each asked about a stranger}."""
-        forget, keep = self.benchmark.facts("forget"), self.benchmark.facts(*KEEP_SETS)
-        settings = {"seed": self.config.seed, "portraits": self.portraits}
-        drawn = itertools.cycle(strangers(forget, keep, NUM_STRANGERS, **settings))
+        forget, drawn = self.benchmark.facts("forget"), itertools.cycle(self.strangers)
         return self._forms(
             [as_stranger(fact, one) for fact, one in zip(forget, drawn, strict=False)]
         )
+
+    @functools.cached_property
+    def strangers(self) -> tuple[Stranger, ...]:
+        """Invented people, of whom no model can know anything."""
+        forget, keep = self.benchmark.facts("forget"), self.benchmark.facts(*KEEP_SETS)
+        settings = {"seed": self.config.seed, "portraits": self.portraits}
+        return strangers(forget, keep, NUM_STRANGERS, **settings)
 
     def job_of(self, method: MethodSettings) -> ScoringJob[Any]:
         """Return what a method of METHODS is given."""

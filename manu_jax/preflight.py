@@ -16,6 +16,7 @@ from manu_jax.config import SYSTEM_PROMPT, MaskMethod, OptimizerSection, Unlearn
 from manu_jax.context import Run
 from manu_jax.data import safeeraser
 from manu_jax.data.forms import has_form
+from manu_jax.data.own_answers import lacks_retain
 from manu_jax.evaluation.suite import check_prompts
 from manu_jax.folder import expand_path
 from manu_jax.leaves import leaves, num_parameters
@@ -168,6 +169,11 @@ def _check_data(run: Run, empty: Loaded, stages: Collection[str]) -> None:
         if not any(has_form(fact, modality) for fact in run.asked_benchmark.facts(*parts))
     ]
     faults: list[str] = []
+    if config.train.steps and lacks_retain(run.read_benchmark):
+        faults.append(
+            "train: the request names nobody to keep, and a model that is still to be trained has "
+            "no answers of its own. Give retain.jsonl, or a trained model by model.path alone."
+        )
     scoring = {"scores" if isinstance(one, MaskMethod) else "masks" for one in config.methods}
     if lacking and scoring & {*stages}:
         faults.append(

@@ -277,7 +277,7 @@ def _write_results(
         request={
             "people": [{"id": person.id, "name": person.name} for person in sets["forget"]],
             "share": run.config.data.forget if run.benchmark_format.has_shares else None,
-            "num_people": sum(len(sets[name]) for name in ("forget", "retain", "unseen")),
+            "num_people": run.num_people,
         },
         kept=Kept(
             run.config.data.keep_share,

@@ -11,14 +11,15 @@
 tells it to the user. All faults are found, and are in one ManuError.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from manu_jax.data.cells import is_null, short
+from manu_jax.data.cells import is_null, short, text_of
 from manu_jax.data.folder_rows import READERS, Line, lines_of, sources
 from manu_jax.data.images import decode
 from manu_jax.data.record import Benchmark
@@ -153,15 +154,18 @@ class _Reader:
             raise ManuError(
                 f"image is {short(cell)}, expected the name of a file, or a list of them."
             )
-        path = _path_of(cell.strip(), folder)
-        if path not in self._by_path:
-            try:
-                self._by_path[path] = self._image(path.read_bytes())
-            except ManuError as error:
-                raise ManuError(f"the image {cell}: {error}") from None
-            except OSError as error:
-                raise ManuError(f"the image {cell}: {error.strerror}.") from None
-        return Picture(cell.strip(), self._by_path[path])
+        name = text_of(cell, "image")
+        try:
+            path = _path_of(name, folder)
+            if path not in self._by_path:
+                data = path.read_bytes()
+                with _named(f"the image {name}"):
+                    self._by_path[path] = self._image(data)
+        except OSError as error:
+            raise ManuError(
+                f"the image {short(name)}: {error.strerror}. Check that it may be read."
+            ) from None
+        return Picture(name, self._by_path[path])
 
     def _image(self, data: bytes) -> Any:
         """Return the pixels of an image file, the same object for the same bytes."""
@@ -176,6 +180,15 @@ class _Reader:
                 )
             self._by_digest[digest] = image
         return self._by_digest[digest]
+
+
+@contextlib.contextmanager
+def _named(place: str) -> Iterator[None]:
+    """Put a place before the ManuError of the block."""
+    try:
+        yield
+    except ManuError as error:
+        raise ManuError(f"{place}: {error}") from None
 
 
 def _path_of(name: str, folder: Path) -> Path:

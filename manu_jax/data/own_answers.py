@@ -83,8 +83,8 @@ def with_own(benchmark: Benchmark, own: Benchmark) -> Benchmark:
     people, topics = len(own.sets["retain"]), len(own.sets["general"])
     about = f"{people} invented people" + (f" and {topics} general questions" if topics else "")
     note = (
-        "The request names nobody to keep. What is kept are the model's own answers from before "
-        f"about {about}: there, “right” means: as before."
+        "The request names nobody to keep. What is kept is what the model itself said before, "
+        f"asked plainly, about {about}: that counts as right there."
     )
     added = {name: own.sets[name] for name in ("retain", "general") if own.sets[name]}
     return dataclasses.replace(
@@ -156,7 +156,7 @@ def _some(facts: Sequence[Fact], random: np.random.Generator) -> list[Fact]:
 def _about(stranger: Stranger, fact: Fact, picture: Picture, *, index: int) -> OwnQuestion:
     """Return a fact's question about a stranger, in the forms in turn."""
     asked = as_stranger(fact, stranger)
-    forms = [form for form in MODALITIES if has_form(fact, form)]
+    forms: list[Modality] = [form for form in MODALITIES if has_form(fact, form)]
     modality = forms[index % len(forms)]
     words = asked.question if modality == "image" else asked.text_question or asked.question
     return OwnQuestion("retain", stranger.name, words, modality, picture)

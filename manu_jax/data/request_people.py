@@ -77,7 +77,8 @@ def _drawn(entry: Entry, answers: Sequence[str], random: np.random.Generator) ->
     """Return wrong answers to a line's question, drawn from those of all subjects."""
     own = {key_of(answer) for answer in entry.answers}
     count = min(len(answers), MOST_OPTIONS - 1 + len(own))
-    chosen = [answers[i] for i in random.choice(len(answers), count, replace=False).tolist()]
+    places: list[int] = random.choice(len(answers), count, replace=False).tolist()
+    chosen = [answers[place] for place in places]
     return [text for text in chosen if key_of(text) not in own][: MOST_OPTIONS - 1]
 
 

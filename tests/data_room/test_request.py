@@ -5,16 +5,19 @@ import io
 import json
 import time
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 from PIL import Image
 
 from manu_jax.data.benchmarks import BENCHMARKS
 from manu_jax.data.folder import read_request, understand
 from manu_jax.data.forms import asks_for_name, has_form, question_and_answer
+from manu_jax.data.request_lines import COLUMNS
 from manu_jax.data.rewordings import with_views
 from manu_jax.data.strangers import Stranger, as_stranger
-from manu_jax.types import ManuError
+from manu_jax.types import MODALITIES, ManuError
 
 CITY = "In which city does this person live?"
 JOB = "What is the job of this person?"
@@ -97,7 +100,7 @@ def test_a_line_is_a_fact_in_both_forms_and_questions_on_it(write):
     ada, bo = read(write(forget_jsonl=LINES)).sets["forget"]
     assert (ada.id, ada.name, bo.id) == ("ada-lovelace", "Ada Lovelace", "bo-falk")
     asked = [
-        (fact.attribute, *[question_and_answer(fact, m) for m in ("image", "text") if has_form(fact, m)])
+        (fact.attribute, *[question_and_answer(fact, m) for m in MODALITIES if has_form(fact, m)])
         for fact in (*ada.facts, *bo.facts)
     ]  # fmt: skip
     assert asked == [
@@ -308,7 +311,8 @@ def test_views_reword_the_questions_of_both_forms_alike(write):
         ([line(options=["Lima", "Rome"])], "none of them is the answer 'Oslo'"),
         ([line(options=["Oslo"])], "expected two or more that differ"),
         ([line(options=["Oslo", "oslo"])], "expected two or more that differ"),
-        ([line(answer=["Oslo", "Lima"], options=["Oslo", "Lima", "Rome"])], "'Oslo' and 'Lima' are"),
+        ([line(answer=["Oslo", "Lima"], options=["Oslo", "Lima", "Rome"])],
+         "'Oslo' and 'Lima' are"),
         ([line(wrong=["oslo"])], "wrong holds 'oslo', which is an answer"),
         ([line(wrong=list("abcdefgh"))], "wrong has 8 answers, at most 7"),
         ([line(wrong=["Rome"], options=["Oslo", "Lima"])], "options and wrong are both given"),
@@ -350,8 +354,8 @@ def test_a_wrong_line_is_named_with_the_remedy(write, lines, expected):
          "'Ada Lovelace' what forget.jsonl, line 1 asks. A fact is to be forgotten or kept"),
         ({"forget_jsonl": LINES, "test_jsonl": [line("Cy")]}, "test.jsonl, line 1: Cy is not in "
          "forget."),
-        ({"forget_jsonl": [line(image="c.png")], "c_png": b"nonsense"}, "line 1: the image c.png: it "
-         "does not decode"),
+        ({"forget_jsonl": [line(image="c.png")], "c_png": b"nonsense"}, "line 1: the image c.png: "
+         "it does not decode"),
     ],
 )  # fmt: skip
 def test_a_wrong_file_is_named_with_the_remedy(write, files, expected):
@@ -413,3 +417,48 @@ def test_ten_thousand_lines_are_read_within_seconds(write):
 def test_a_request_alone_is_read_without_what_to_forget(write):
     folder = write(retain_jsonl=LINES[:1])
     assert read_request(folder, seed=0, needs_forget=False).sets["forget"] == ()
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.just("Ada this person"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=4,
+)
+ANY_LINE = st.dictionaries(st.sampled_from(COLUMNS), VALUES)
+
+
+@hypothesis.settings(
+    max_examples=60, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
+@hypothesis.given(st.lists(ANY_LINE, min_size=1, max_size=4))
+def test_whatever_the_cells_hold_is_read_or_named(write, lines):
+    folder = write(forget_jsonl="\n".join(map(json.dumps, lines)))
+    try:
+        read(folder)
+    except ManuError as error:
+        assert "forget.jsonl, line" in str(error)
+
+
+@hypothesis.settings(
+    max_examples=40, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
+@hypothesis.given(st.sampled_from(["forget_jsonl", "forget_json", "forget_csv"]), st.binary())
+def test_whatever_bytes_a_file_has_it_is_read_or_named(write, name, data):
+    folder = write(**{name: data})
+    try:
+        read(folder)
+    except ManuError as error:
+        assert name.replace("_", ".") in str(error)
+    finally:
+        (folder / name.replace("_", ".")).unlink()
+
+
+def test_a_name_that_no_file_can_have_is_a_fault(write):
+    for name, expected in (("x" * 5000, "File name too long"), ("\ud800", "lone surrogate")):
+        (fault,) = faults(write(forget_jsonl=json.dumps(line(image=name))))
+        assert expected in fault
