@@ -48,7 +48,7 @@ def check(
     if not folder.is_dir():
         raise ManuError(f"{folder}: no such folder. Give the folder that holds forget.jsonl.")
     reading = understand(folder, seed=seed)
-    remarks = remarks_on(reading)
+    remarks = [] if reading.faults else remarks_on(reading)
     fit = "" if model is None or reading.faults else _fits(reading, model)
     folder = folder.resolve()
     page = folder.with_name(f"{folder.name}.check.html") if output is None else expand_path(output)

@@ -1,5 +1,6 @@
 """`python -m manu_jax.check` as its user meets it: the page, the console, the status."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,7 +8,7 @@ import tiny_llava
 from PIL import Image
 
 from manu_jax import check
-from manu_jax.models.loaded import save_pretrained
+from manu_jax.types import ManuError
 
 CITY = "In which city does this person live?"
 
@@ -110,10 +111,15 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path, capsys):
     assert "no such folder. Give the folder that holds forget.jsonl." in capsys.readouterr().err
 
 
-def test_the_prompts_are_counted_in_a_models_tokens(write, tmp_path, caplog):
-    model = tmp_path / "model"
-    save_pretrained(tiny_llava.loaded(), model)
+def test_the_prompts_are_counted_in_a_models_tokens(write, monkeypatch, caplog):
+    small = tiny_llava.loaded()
+    text = dataclasses.replace(small.config.text, context=512)
+    large = dataclasses.replace(small, config=dataclasses.replace(small.config, text=text))
     folder = write([line("Ada", "Oslo")])
+    monkeypatch.setattr(check, "load_without_weights", lambda path: large)
     with caplog.at_level("INFO"):
-        check.check(folder, model=str(model))
-    assert "model: the longest fact has " in caplog.text and "its context 128" in caplog.text
+        check.check(folder, model="m")
+    assert "model: the longest fact has " in caplog.text and "its context 512" in caplog.text
+    monkeypatch.setattr(check, "load_without_weights", lambda path: small)
+    with pytest.raises(ManuError, match="longer than the model's context"):
+        check.check(folder, model="m")

@@ -108,6 +108,7 @@ def evaluated_run(tmp_path, monkeypatch):
             benchmark_format=benchmark_format("synthetic"),
             has_retrained=False,
             num_people=4,
+            portraits=benchmark_format("synthetic").portraits,
             vanilla=models["vanilla"],
             models=lambda: {name: lambda one=one: one for name, one in models.items()},
             times=lambda: {},

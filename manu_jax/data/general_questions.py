@@ -65,5 +65,5 @@ GENERAL_QUESTIONS = (
     "Name two things that one does before going to sleep.",
     "Write one sentence about the sea.",
     "Write one sentence about a train journey.",
-    "Give one piece of advice to somebody who learns to cook.",
+    "Give one piece of advice for learning to cook.",
 )

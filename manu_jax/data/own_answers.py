@@ -94,12 +94,13 @@ def with_own(benchmark: Benchmark, own: Benchmark) -> Benchmark:
 
 def unanswered(questions: Sequence[OwnQuestion]) -> Benchmark:
     """Return the people and topics before the model was asked: UNASKED stands for the answers."""
-    entries = []
-    for number, asked in enumerate(questions):
+    entries: list[Entry] = []
+    for asked in questions:
         shown = asked.modality == "image"
         pictures = (asked.picture,) if shown and asked.picture is not None else ()
         words = ("", asked.question) if not shown else (asked.question, "")
-        place = f"question {number + 1}"
+        before = sum(entry.set == asked.set for entry in entries)
+        place = f"{asked.set}.jsonl, line {before + 1}"  # as it will be in the folder
         entries.append(Entry(place, asked.set, asked.subject, pictures, *words, (UNASKED,)))
     return benchmark_of(entries)
 
