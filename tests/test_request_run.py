@@ -39,6 +39,7 @@ REQUEST = """
 seed: 0
 cache: null
 data: {benchmark: folder}
+train: {memory_gate: 0.0}
 method: {preset: suppress, steps: 2, batch_size: 4, batch_keep: 4, strangers: 2, kept_strangers: 2}
 evaluate: {protocol: likelihood, tasks: [classification, generation, likelihood], new_tokens: 2,
            resamples: 20, batch_size: 16}
