@@ -126,7 +126,7 @@ def remarks_on(reading: Reading) -> list[str]:
     if unasked:
         found.append(
             f"{_of(unasked, forget)} to forget without options: nobody else answers the same "
-            "question. They are asked as free answers alone. Give wrong answers in the column “wrong”."
+            "question. They are asked as free answers alone. Give a column “wrong”."
         )
     if "test" not in reading.given:
         further = sum(len(entry.pictures) > 1 for entry in forget)
