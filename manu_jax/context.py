@@ -20,10 +20,11 @@ from manu_jax.config import (
     RunConfig,
     UnlearnSection,
 )
+from manu_jax.data import own_answers
 from manu_jax.data.benchmarks import BenchmarkFormat, benchmark_format
 from manu_jax.data.forms import forms
 from manu_jax.data.record import Benchmark, Fact, Person, split_retain
-from manu_jax.data.strangers import as_stranger, strangers
+from manu_jax.data.strangers import Portraits, Stranger, as_stranger, strangers
 from manu_jax.edits import masks
 from manu_jax.edits.edit import Edit
 from manu_jax.edits.edit import load as load_edit
@@ -76,10 +77,41 @@ class Run:
 
     @functools.cached_property
     def whole_benchmark(self) -> Benchmark:
-        """The sets of people, read and checked, with all retain people in `retain`.
+        """The sets of people, with all retain people in `retain`.
 
-        The vanilla and the retrained model are trained on these.
+        The vanilla and the retrained model are trained on these. Where nobody to keep is named,
+        the model's own answers are kept, which the stage `train` asks for.
         """
+        if not own_answers.lacks_retain(self.read_benchmark):
+            return self.read_benchmark
+        if not parallel.exists(self.own_answers):
+            raise ManuError(f"{self.own_answers}: no answers there. Run the stage `train` first.")
+        own = own_answers.read_own(self.own_answers, seed=self.config.seed)
+        return own_answers.with_own(self.read_benchmark, own)
+
+    @property
+    def asked_benchmark(self) -> Benchmark:
+        """The benchmark with all that is asked: known before the model has answered for itself."""
+        lacks_retain = own_answers.lacks_retain(self.read_benchmark)
+        if not lacks_retain or parallel.exists(self.own_answers):
+            return self.benchmark
+        asked = own_answers.unanswered(self.own_questions)
+        whole = own_answers.with_own(self.read_benchmark, asked)
+        return split_retain(whole, self.config.data.keep_share, seed=self.config.seed)
+
+    @functools.cached_property
+    def own_questions(self) -> list[own_answers.OwnQuestion]:
+        """What the model is asked, where nobody to keep is named."""
+        return own_answers.own_questions(self.read_benchmark, seed=self.config.seed)
+
+    @property
+    def own_answers(self) -> Path:
+        """The folder of the model's own answers."""
+        return self.directory / own_answers.FOLDER
+
+    @functools.cached_property
+    def read_benchmark(self) -> Benchmark:
+        """The sets of people as they are in the files, checked."""
         data = self.config.data
         path = expand_path(data.path) if data.path else self.directory / "data"
         if not (parallel.exists(path) and path.is_dir()):
@@ -91,6 +123,21 @@ class Run:
     def benchmark_format(self) -> BenchmarkFormat:
         """How the benchmark is read, and how its questions are worded."""
         return benchmark_format(self.config.data.benchmark)
+
+    @property
+    def num_people(self) -> int | None:
+        """How many people there are to forget and to keep; None where the latter are invented."""
+        if own_answers.lacks_retain(self.read_benchmark):
+            return None
+        return sum(len(self.benchmark.sets[name]) for name in ("forget", "retain", "unseen"))
+
+    @property
+    def portraits(self) -> Portraits | None:
+        """What draws strangers; None: they are mixed from the images of people to keep."""
+        keep = self.asked_benchmark.facts(*KEEP_SETS)
+        if self.benchmark_format.portraits is None and not any(f.image and f.name for f in keep):
+            return own_answers.drawn_portraits
+        return self.benchmark_format.portraits
 
     @functools.cached_property
     def vanilla(self) -> Loaded:
@@ -198,12 +245,17 @@ class Run:
     @functools.cached_property
     def stranger_samples(self) -> dict[Modality, tuple[Sample, ...]]:
         """{modality: the facts to forget, each asked about a stranger}."""
-        forget, keep = self.benchmark.facts("forget"), self.benchmark.facts(*KEEP_SETS)
-        settings = {"seed": self.config.seed, "portraits": self.benchmark_format.portraits}
-        drawn = itertools.cycle(strangers(forget, keep, NUM_STRANGERS, **settings))
+        forget, drawn = self.benchmark.facts("forget"), itertools.cycle(self.strangers)
         return self._forms(
             [as_stranger(fact, one) for fact, one in zip(forget, drawn, strict=False)]
         )
+
+    @functools.cached_property
+    def strangers(self) -> tuple[Stranger, ...]:
+        """Invented people, of whom no model can know anything."""
+        forget, keep = self.benchmark.facts("forget"), self.benchmark.facts(*KEEP_SETS)
+        settings = {"seed": self.config.seed, "portraits": self.portraits}
+        return strangers(forget, keep, NUM_STRANGERS, **settings)
 
     def job_of(self, method: MethodSettings) -> ScoringJob[Any]:
         """Return what a method of METHODS is given."""

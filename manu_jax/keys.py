@@ -37,6 +37,7 @@ from manu_jax.config import (
 )
 from manu_jax.config.methods import CHOICE
 from manu_jax.context import EDIT, MASK
+from manu_jax.data.own_answers import FOLDER as OWN
 from manu_jax.evaluation.analyses.audit import attacks_of, audited
 from manu_jax.evaluation.suite import WHOLE_SETS
 from manu_jax.folder import FileHashes, versions, write_atomic
@@ -105,6 +106,8 @@ def parts_of(config: RunConfig, foundation: Reads, files: FileHashes) -> list[Pa
     if config.train.steps:
         keys = [part.key for part in models.values()]
         parts.append(Part("checkpoints", {"checkpoints": "checkpoints"}, {"training": keys}))
+    vanilla = models[VANILLA]
+    parts.append(Part("own answers", {OWN: OWN}, {vanilla.label: vanilla.key}))
     given = dict(models)
     for method in config.all_methods:
         if isinstance(method, UnlearnSection):

@@ -16,6 +16,7 @@ from manu_jax.config import SYSTEM_PROMPT, MaskMethod, OptimizerSection, Unlearn
 from manu_jax.context import Run
 from manu_jax.data import safeeraser
 from manu_jax.data.forms import has_form
+from manu_jax.data.own_answers import lacks_retain
 from manu_jax.evaluation.suite import check_prompts
 from manu_jax.folder import expand_path
 from manu_jax.leaves import leaves, num_parameters
@@ -106,7 +107,7 @@ def check_questions(run: Run, loaded: Loaded) -> None:
     """Raise ManuError where a prompt of the evaluation is longer than the model's context."""
     check_prompts(
         loaded,
-        run.benchmark.sets,
+        run.asked_benchmark.sets,
         run.config.evaluate,
         question_prompt=run.benchmark_format.question_prompt,
         seed=run.config.seed,
@@ -165,9 +166,14 @@ def _check_data(run: Run, empty: Loaded, stages: Collection[str]) -> None:
         f"{name}, {modality} form"
         for name, parts in sets.items()
         for modality in MODALITIES
-        if not any(has_form(fact, modality) for fact in run.benchmark.facts(*parts))
+        if not any(has_form(fact, modality) for fact in run.asked_benchmark.facts(*parts))
     ]
     faults: list[str] = []
+    if config.train.steps and lacks_retain(run.read_benchmark):
+        faults.append(
+            "train: the request names nobody to keep, and a model that is still to be trained has "
+            "no answers of its own. Give retain.jsonl, or a trained model by model.path alone."
+        )
     scoring = {"scores" if isinstance(one, MaskMethod) else "masks" for one in config.methods}
     if lacking and scoring & {*stages}:
         faults.append(
@@ -178,7 +184,8 @@ def _check_data(run: Run, empty: Loaded, stages: Collection[str]) -> None:
             run.set_apart(method)
     for section in config.trained:
         with _noted(faults):
-            forget, keep = run.benchmark.facts("forget"), run.benchmark.facts(*KEEP_SETS)
+            asked = run.asked_benchmark
+            forget, keep = asked.facts("forget"), asked.facts(*KEEP_SETS)
             check_facts(section, forget=forget, keep=keep, seed=config.seed)
     if config.model.path is not None and "evaluate" in stages:
         with _noted(faults):

@@ -35,6 +35,7 @@ from manu_jax.evaluation.alpha import choice_of
 from manu_jax.evaluation.analyses.analysis import Evaluated
 from manu_jax.evaluation.analyses.registry import ANALYSES
 from manu_jax.evaluation.memory import check_memory
+from manu_jax.evaluation.own_answers import answer_own_questions
 from manu_jax.evaluation.shots import shots_of_run
 from manu_jax.evaluation.suite import (
     evaluate,
@@ -65,7 +66,7 @@ def make_data(run: Run) -> None:
     write, folder = run.benchmark_format.write, run.directory / "data"
     if write is not None and data.path is None and not parallel.exists(folder):
         parallel.on_first_process(functools.partial(write, folder, data, run.config.seed))
-    sizes = ", ".join(f"{name} {len(run.benchmark.sets[name])}" for name in SETS)
+    sizes = ", ".join(f"{name} {len(run.asked_benchmark.sets[name])}" for name in SETS)
     logger.info("data: people (topics) in each set: %s", sizes)
 
 
@@ -97,6 +98,7 @@ def make_models(run: Run) -> None:
                     functools.partial(keep_models, names, run.directory, kept)
                 )
     remove_checkpoints(run.directory)
+    answer_own_questions(run)
     check_questions(run, run.vanilla)
     if config.train.memory_gate:
         check_memory(run.vanilla, run.benchmark, config.train.memory_gate)
@@ -225,7 +227,7 @@ def _train(run: Run, section: UnlearnSection) -> None:
             seed=run.config.seed,
             reference=_reference(run, section),
             decouple=_decouple_samples(run, section),
-            portraits=run.benchmark_format.portraits,
+            portraits=run.portraits,
         )
         if isinstance(made, Loaded):
             save_pretrained(made, path)
@@ -274,8 +276,8 @@ def _write_results(
         headline=run.config.method.name,
         request={
             "people": [{"id": person.id, "name": person.name} for person in sets["forget"]],
-            "share": run.config.data.forget,
-            "num_people": sum(len(sets[name]) for name in ("forget", "retain", "unseen")),
+            "share": run.config.data.forget if run.benchmark_format.has_shares else None,
+            "num_people": run.num_people,
         },
         kept=Kept(
             run.config.data.keep_share,
@@ -290,6 +292,7 @@ def _write_results(
         ),
         shots=shots_of_run(sets, people, section, seed=run.config.seed),
         prompts=run.vanilla.template.source,
+        notes=run.benchmark.notes,
         config=run.config.model_dump(mode="json"),
         timings=timings,
     )

@@ -33,7 +33,7 @@ LINES = (
     ("report", "keys", "preflight"),
     ("stages",),
     ("run",),
-    ("compare",),
+    ("compare", "check"),
 )
 # The same inside models/, whose rooms are folders.
 MODEL_LINES = (("inputs", "hf"), ("nn",), ("families",), ("stored",), ("loaded",))

@@ -58,7 +58,7 @@ def run(tmp_path):
 def run_of(folder, keep_share=0.67):
     config = validate_config({**VALUES, "data": {"keep_share": keep_share}}, "test")
     found = Run(config, folder, None)
-    found.__dict__.update(whole_benchmark=WHOLE, vanilla=tiny_llava.loaded())
+    found.__dict__.update(read_benchmark=WHOLE, vanilla=tiny_llava.loaded())
     return found
 
 

@@ -92,7 +92,7 @@ def evaluated_run(tmp_path, monkeypatch):
             {
                 "model": {"path": "m"},
                 "method": "random",
-                "evaluate": {"tasks": ["generation"]},
+                "evaluate": {"tasks": ["generation"], "kl": False},
                 "audit": "none",
             }
         )
@@ -107,6 +107,8 @@ def evaluated_run(tmp_path, monkeypatch):
             benchmark=Benchmark(sets, {}),
             benchmark_format=benchmark_format("synthetic"),
             has_retrained=False,
+            num_people=4,
+            portraits=benchmark_format("synthetic").portraits,
             vanilla=models["vanilla"],
             models=lambda: {name: lambda one=one: one for name, one in models.items()},
             times=lambda: {},

@@ -5,6 +5,7 @@ from typing import Any
 
 from manu_jax import stages
 from manu_jax.config import EvaluateSection, RunConfig
+from manu_jax.data.benchmarks import benchmark_format
 from manu_jax.data.record import Benchmark, Person, Question
 from manu_jax.evaluation.analyses.analysis import Evaluated
 from manu_jax.report.results import load_results
@@ -35,6 +36,8 @@ def test_results_hold_who_was_shown_and_what_was_not_asked(tmp_path):
         directory=tmp_path,
         config=config,
         benchmark=Benchmark(sets, {"options with an empty text": 2}),
+        benchmark_format=benchmark_format("synthetic"),
+        num_people=9,
         vanilla=types.SimpleNamespace(template=Template()),
     )
     row = {"model": "vanilla", "set": "forget", "task": "cloze", "modality": "text"}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from manu_jax.config import DataSection
-from manu_jax.data import mllmu, portraits, prompts, synthetic
+from manu_jax.data import folder, mllmu, portraits, prompts, synthetic
 from manu_jax.data.record import Benchmark, QuestionPrompt
 from manu_jax.data.strangers import Portraits
 from manu_jax.types import ManuError
@@ -26,13 +26,14 @@ class BenchmarkFormat:
     ManuError. question_prompt: the wording. write: (new folder, data section, seed), for a
     benchmark that the run writes itself where the config gives no path; None for all others.
     portraits: (random, count) → portraits of people who do not exist, like its own; None: it has
-    no generator.
+    no generator. has_shares: whether `data.forget` says how many of its people are to be forgotten.
     """
 
     read: Callable[[Path, DataSection, int], Benchmark]
     question_prompt: QuestionPrompt
     write: Callable[[Path, DataSection, int], object] | None = None
     portraits: Portraits | None = None
+    has_shares: bool = True
 
 
 def benchmark_format(name: str) -> BenchmarkFormat:
@@ -50,6 +51,10 @@ def _read_mllmu(folder: Path, section: DataSection, seed: int) -> Benchmark:
         seed=seed,
         test_images=section.test_images,
     )
+
+
+def _read_request(path: Path, section: DataSection, seed: int) -> Benchmark:
+    return folder.read_request(path, seed=seed)
 
 
 def _write_synthetic(folder: Path, section: DataSection, seed: int) -> Path:
@@ -71,4 +76,5 @@ BENCHMARKS: dict[str, BenchmarkFormat] = {
         _read_mllmu, prompts.question_prompt, _write_synthetic, _portraits
     ),
     "mllmu": BenchmarkFormat(_read_mllmu, prompts.question_prompt),
+    "folder": BenchmarkFormat(_read_request, prompts.question_prompt, has_shares=False),
 }

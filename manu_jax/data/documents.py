@@ -54,8 +54,7 @@ def documents(
     for epoch in range(epochs):
         random = np.random.default_rng([seed, epoch])
         for person in people:
-            facts = [fact for fact in person.facts if has_form(fact, "image")]
-            for part in _parts(facts, facts_per_document, random):
+            for part in _parts_by_image(person.facts, facts_per_document, random):
                 segments = writer.conversation(part, "image", random)
                 samples.append(
                     Sample(segments, (images.draw(part[0].image, random),), f"{person.id}/document")
@@ -180,6 +179,17 @@ def _composed(text: str) -> str:
 
 def _mixed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def _parts_by_image(
+    facts: Sequence[Fact], size: int, random: np.random.Generator
+) -> list[list[Fact]]:
+    """Return the facts that have an image in parts as `_parts` does, each of one image."""
+    shown: dict[int, list[Fact]] = {}
+    for fact in facts:
+        if has_form(fact, "image"):
+            shown.setdefault(id(fact.image), []).append(fact)
+    return [part for alike in shown.values() for part in _parts(alike, size, random)]
 
 
 def _parts(facts: Sequence[Fact], size: int, random: np.random.Generator) -> list[list[Fact]]:

@@ -37,7 +37,7 @@ NAME_QUESTION = re.compile(
     rf"|\bis\s+{_SOMEONE}\s+(?:named|called){_END}",
     re.I | re.S,
 )
-
+NAME = "name"  # the attribute of a fact that is who the person is
 
 LLAVA = Template()
 
@@ -56,6 +56,11 @@ def with_name(text: str, name: str) -> str:
 def is_name_question(question: str) -> bool:
     """Whether a question asks who the person is."""
     return NAME_QUESTION.search(question) is not None
+
+
+def asks_for_name(fact: Fact) -> bool:
+    """Whether a fact is who the person is."""
+    return fact.attribute == NAME or is_name_question(fact.question)
 
 
 def name_in_answer(answer: str) -> str:
@@ -77,10 +82,13 @@ def has_form(fact: Fact, modality: Modality) -> bool:
     """Whether a fact can be put in that form.
 
     The image form needs an image. The text form needs no name where the fact never had an image;
-    otherwise it needs the person's name, and a question that does not ask for it.
+    otherwise it needs the person's name, and a question that does not ask for it. A fact with a
+    `text_question` has a text form unless that is empty.
     """
     if modality == "image":
         return fact.image is not None
+    if fact.text_question is not None:
+        return bool(fact.text_question)
     return fact.image is None or (bool(fact.name) and not is_name_question(fact.question))
 
 
@@ -104,9 +112,12 @@ def forms(
 
 def question_and_answer(fact: Fact, modality: Modality) -> tuple[str, str]:
     """Return the fact's question and answer in the words of one form."""
-    if modality == "image" or not fact.name:
+    if modality == "image":
         return fact.question, fact.answer
-    return with_name(fact.question, fact.name), with_name(fact.answer, fact.name)
+    question, answer = fact.question, fact.answer
+    if fact.name:
+        question, answer = (with_name(text, fact.name) for text in (question, answer))
+    return fact.text_question or question, answer
 
 
 def jitter(image: Any, seed: int, *, strength: float = 1.0) -> Any:

@@ -25,6 +25,8 @@ class Fact:
     name: of the person; "" where there is none (a general topic) or it is not known.
     attribute: what the fact tells ("residence"); unique within the person.
     image: PIL image (RGB), or None for a fact that has no image. Equal images are one object.
+    text_question: the question of the text form, which then holds `name`; None: made by the rules
+    of forms.py; "": the fact has no text form.
     """
 
     person_id: str
@@ -33,6 +35,7 @@ class Fact:
     answer: str
     attribute: str
     image: Any = None
+    text_question: str | None = None
 
     @property
     def key(self) -> str:
@@ -46,6 +49,7 @@ class Question:
     options: letter → text, and `correct` the letter of the right one; both None but in
     classification, where `answer` is the right option's text. In a cloze, "__" in `question` marks
     the blank. alternatives: other right answers, of which any counts as well as `answer`.
+    image: of a question in the image form that is not asked with its person's images.
     """
 
     task: Task
@@ -56,6 +60,7 @@ class Question:
     options: Mapping[str, str] | None = None
     correct: str | None = None
     alternatives: tuple[str, ...] = ()
+    image: Any = None
 
 
 class QuestionPrompt(Protocol):
@@ -94,11 +99,12 @@ class Benchmark:
 
     A set that the benchmark does not have is (), and may be left out; the forget and the retain set
     always have people. As a benchmark is read, `retain` are all people to keep and `unseen` is ();
-    `split_retain` sets some of them apart.
+    `split_retain` sets some of them apart. notes: sentences on what it is, for the report.
     """
 
     sets: Mapping[str, tuple[Person, ...]]
     skipped: Mapping[str, int]
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sets", {name: self.sets.get(name, ()) for name in SETS})
@@ -106,6 +112,13 @@ class Benchmark:
     def facts(self, *sets: str) -> tuple[Fact, ...]:
         """Return the facts of the people of these sets, in order."""
         return tuple(fact for name in sets for person in self.sets[name] for fact in person.facts)
+
+
+def images_of(person: Person, question: Question) -> tuple[Any, ...]:
+    """Return the images that a question of a person is asked with, one at a time; () for none."""
+    if question.modality == "text":
+        return ()
+    return person.images if question.image is None else (question.image,)
 
 
 def split_retain(benchmark: Benchmark, keep_share: float, *, seed: int) -> Benchmark:

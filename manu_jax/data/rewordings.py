@@ -46,16 +46,24 @@ def with_views(
                 if id(image) not in moved:
                     moved[id(image)] = jitter(image, int(random.integers(2**31)), strength=strength)
                 image = moved[id(image)]
+            before, after = _words_around(random)
+            in_text = fact.text_question and f"{before}{fact.text_question}{after}"
             found.append(
-                dataclasses.replace(fact, question=_reworded(fact.question, random), image=image)
+                dataclasses.replace(
+                    fact,
+                    question=f"{before}{fact.question}{after}",
+                    text_question=in_text,
+                    image=image,
+                )
             )
     return found
 
 
-def _reworded(question: str, random: np.random.Generator) -> str:
+def _words_around(random: np.random.Generator) -> tuple[str, str]:
+    """Return what comes before and after a question."""
     if random.random() < 0.5:
-        return f"{question}\n{BLANK_ONLY}"
+        return "", f"\n{BLANK_ONLY}"
     prefix = PREFIXES[random.integers(len(PREFIXES))]
     suffix = SUFFIXES[random.integers(len(SUFFIXES))]
     space = ("\n", " ")[random.integers(2)]
-    return f"{prefix}{question}{space}{suffix}"
+    return prefix, f"{space}{suffix}"

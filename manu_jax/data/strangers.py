@@ -7,6 +7,7 @@ benchmark's own generator, or else of halves of kept people's images.
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -66,12 +67,24 @@ def check_count(
 
 def as_stranger(fact: Fact, stranger: Stranger) -> Fact:
     """Return the fact with a stranger in the person's place; the answer stays the person's."""
-    return dataclasses.replace(
+    asked = dataclasses.replace(
         fact,
         person_id=f"stranger {stranger.name}",
         name=stranger.name,
         image=None if fact.image is None else stranger.image,
     )
+    if fact.text_question is None or not fact.name:
+        return asked
+    return dataclasses.replace(
+        asked,
+        question=_renamed(fact.question, fact.name, stranger.name),
+        text_question=_renamed(fact.text_question, fact.name, stranger.name),
+    )
+
+
+def _renamed(text: str, old: str, new: str) -> str:
+    """Return a text with one name in place of another, whatever the case of its letters."""
+    return re.sub(re.escape(old), lambda _: new, text, flags=re.IGNORECASE)
 
 
 def _drawn_names(

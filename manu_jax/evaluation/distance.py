@@ -4,7 +4,8 @@ The gold standard of unlearning is a model that never saw the people (*retrained
 answer right as rarely as it does and yet answer otherwise; these distances measure that.
 
     kl          mean over the true answers' tokens of KL(reference ‖ model), in nats, over the
-                whole vocabulary: a model may be near without one right answer
+                whole vocabulary: a model may be near without one right answer. Without a
+                retrained model, KL(p̄ ‖ model), with p̄ what vanilla says of strangers
     truth_ratio of a multiple-choice item, mean p of the wrong options ÷ p of the right one, with p
                 the exponential of the mean log p per token (TOFU, Maini et al. 2024, arXiv
                 2401.06121, section 2.2.2; the wrong options stand for its perturbed answers, the
@@ -22,11 +23,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from manu_jax import parallel
 from manu_jax.data.batches import encode_all
 from manu_jax.evaluation.batched import not_finite, run_batched
 from manu_jax.models.loaded import Loaded
 from manu_jax.models.nn.answers import logits_at_answers
-from manu_jax.types import Array, Batch, Sample
+from manu_jax.progress import Progress
+from manu_jax.training.strangers_target import StrangerTarget, target_kl
+from manu_jax.types import Array, Batch, BatchShape, Sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +69,43 @@ def answer_kl(
     return found_N
 
 
+def stranger_kl(
+    loaded: Loaded, samples: Sequence[Sample], target: StrangerTarget, *, batch_size: int
+) -> np.ndarray:
+    """Return the mean KL(p̄ ‖ model) over each sample's answer tokens. [N] nats.
+
+    target: p̄ of the facts of the samples, in order (training/strangers_target.py). Raises
+    ManuError where outputs are not finite.
+    """
+    encoded = encode_all(loaded, samples)
+    multiple = parallel.batch_multiple(loaded.mesh)
+    size = -(-min(batch_size, len(samples)) // multiple) * multiple
+    num_answers = max(item.num_answers for item in encoded)
+    shape = BatchShape(
+        length=-(-max(item.num_tokens for item in encoded) // 8) * 8,
+        batch_size=size,
+        num_images=max(item.num_images for item in encoded) or None,
+        num_patches=max(item.num_patches for item in encoded) or None,
+        num_answers=num_answers,
+    )
+    found_N = np.zeros(len(samples))
+    mine = parallel.batch_rows(loaded.mesh, size)
+    description = "distance to strangers"
+    with parallel.on_mesh(loaded.mesh), Progress(description, len(samples)) as progress:
+        for start in range(0, len(samples), size):
+            indices = np.arange(start, min(start + size, len(samples)))
+            rows = target.rows(np.resize(indices, size), num_answers)
+            batch = loaded.collate([encoded[index] for index in indices], shape)
+            batch, rows = jax.tree.map(lambda values: values[mine], (batch, rows))
+            batch, rows = parallel.put_batch((batch, rows), loaded.mesh)
+            kl_B = parallel.gather(_stranger_kl(loaded.model, batch, rows))[: len(indices)]
+            if not np.isfinite(kl_B).all():
+                raise not_finite(loaded)
+            found_N[indices] = kl_B
+            progress.advance(len(indices))
+    return found_N
+
+
 def truth_ratio(log_likelihoods: Mapping[str, float], correct: str) -> float:
     """Return mean p of the wrong options ÷ p of the right one. log_likelihoods: mean per token."""
     right = log_likelihoods[correct]
@@ -91,6 +132,14 @@ def compare_truth_ratios(
         warnings.simplefilter("ignore", RuntimeWarning)
         found: Any = ks_2samp(ratios, others)
     return TwoSample(float(found.statistic), float(found.pvalue), len(ratios), len(others))
+
+
+@jax.jit
+def _stranger_kl(model: Any, batch: Batch, target: StrangerTarget) -> Array:
+    logits_BAV, targets = logits_at_answers(model, batch, remat="none")
+    kl_BA = target_kl(jax.nn.log_softmax(logits_BAV.astype(jnp.float32)), target)
+    weights_BA = targets.weights_BT
+    return (kl_BA * weights_BA).sum(axis=1) / jnp.maximum(weights_BA.sum(axis=1), 1e-9)
 
 
 @jax.jit

@@ -24,7 +24,7 @@ from typing import Any
 from manu_jax.config import Protocol
 from manu_jax.data.forms import form, has_form, question_and_answer
 from manu_jax.data.prompts import question_prompt
-from manu_jax.data.record import Person, Question, QuestionPrompt
+from manu_jax.data.record import Person, Question, QuestionPrompt, images_of
 from manu_jax.evaluation.metrics import METRICS, CandidateScore, Response
 from manu_jax.types import Modality, PromptTemplate, Sample, question_sample
 
@@ -199,7 +199,7 @@ def _with_images(
     for person in people:
         for question in person.questions:
             if question.task == task and question.modality == modality:
-                for image in person.images if modality == "image" and person.images else (None,):
+                for image in images_of(person, question) or (None,):
                     yield person, question, () if image is None else (image,)
 
 
@@ -213,7 +213,7 @@ def _item(
     ]
     key = f"{person.id}/{question.attribute}"
     prompt = prompting.question_prompt(question, prompting.template, [shot for _, shot in shots])
-    before = [shown for who, _ in shots for shown in who.images[: question.modality == "image"]]
+    before = [shown for who, shot in shots for shown in images_of(who, shot)[:1]]
     return Item(
         key=key,
         person=person.id,

@@ -167,12 +167,12 @@ def _distances(
     found = []
     for modality in MODALITIES:
         for name in KL_SETS:
-            wanted = (model, name, modality, KL)
+            wanted = (model, name, modality, KL, RETRAINED)
             values = [
                 one.value
                 for result in results
                 for one in result.analyses["distances"]
-                if (one.model, one.set, one.modality, one.metric) == wanted
+                if (one.model, one.set, one.modality, one.metric, one.reference) == wanted
             ]
             if values:
                 place = {"set": name, "modality": modality, "metric": KL}

@@ -1,4 +1,4 @@
-"""Distances from the retrained model and paired differences, as the report's tables. Pure."""
+"""Distances from a reference and paired differences, as the report's tables. Pure."""
 
 import dataclasses
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from manu_jax.evaluation.analyses.differences import Difference
 from manu_jax.evaluation.analyses.distances import KL, KL_SETS, KS, Distance
 from manu_jax.evaluation.metrics import METRICS
+from manu_jax.evaluation.reference import REFERENCES
 from manu_jax.report.numbers import SET_TITLES, TASK_TITLES, main_metrics, signed
 from manu_jax.report.results import Results
 from manu_jax.types import MODALITIES, RETRAINED, VANILLA
@@ -24,18 +25,22 @@ class SimpleTable:
 def distances_view(results: Results) -> dict[str, Any] | None:
     """Return the part of the report on distances; None where none were measured."""
     table = distance_table(results)
-    return table and {"title": "Distance from the retrained model", "table": table}
+    found = results.analyses.get("distances", ())
+    names = [one.reference for one in found if one.set == "forget"]
+    reference = REFERENCES.get(names[0] if names else RETRAINED, REFERENCES[RETRAINED])
+    return table and {"title": reference.title, "text": reference.text, "table": table}
 
 
 def differences_view(results: Results) -> dict[str, Any] | None:
     """Return the part of the report on paired differences; None where none were measured."""
     table = difference_table(results)
-    title = f"{results.headline} against vanilla and retrained, item by item"
+    against = " and ".join(name for name in (VANILLA, RETRAINED) if name in results.models)
+    title = f"{results.headline} against {against}, item by item"
     return table and {"title": title, "table": table}
 
 
 def distance_table(results: Results) -> SimpleTable | None:
-    """Return every model's distances from the retrained one; None where none were measured."""
+    """Return every model's distances from the reference; None where none were measured."""
     distances = results.analyses.get("distances", ())
     places = [
         place

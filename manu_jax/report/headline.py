@@ -90,7 +90,8 @@ def headline(results: Results, chance: float | None = None) -> Headline:
     if status in ("forgotten", "leak") and hidden:
         status = "hidden"
         title = f"{title[:-1]}; but hidden, not gone, {joined(hidden)}."
-    sentences = [asked, *_counting(results, chance)]
+    notes = [("Note", note) for note in results.notes]
+    sentences = [asked, *notes, *_counting(results, chance)]
     sentences += [(_capital(FORMS[m]), _forgetting(change)) for m, change in measured.items()]
     sentences += [(_capital(FORMS[m]), _unmeasured(results, m)) for m in missing]
     if leaks:

@@ -42,7 +42,7 @@ def render(
         names=names or {},
     )
     html = (
-        _environment()
+        environment()
         .get_template("page.html.jinja")
         .render(
             name=directory.resolve().name,
@@ -77,21 +77,22 @@ def people_shown(directory: str | Path) -> list[str]:
     return list(dict.fromkeys(example.person for example in shown))
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """Return what reads the templates; what they are given is escaped."""
+    found = jinja2.Environment(
         loader=jinja2.PackageLoader("manu_jax.report", "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["svg"] = lambda plot: markupsafe.Markup(plot.svg)
-    return environment
+    found.filters["svg"] = lambda plot: markupsafe.Markup(plot.svg)
+    return found
 
 
 def _rendered(material: Material) -> list[markupsafe.Markup]:
     """Return the sections of the page in order, each with the parts inside it."""
-    environment = _environment()
+    templates = environment()
     found: dict[str, markupsafe.Markup] = {}
     parts: dict[str, list[tuple[str, markupsafe.Markup]]] = {}
     sections = all_sections()
@@ -100,9 +101,9 @@ def _rendered(material: Material) -> list[markupsafe.Markup]:
         if view is None:
             continue
         if section.template is None:
-            template = environment.get_template(f"{name}.html.jinja")
+            template = templates.get_template(f"{name}.html.jinja")
         else:
-            template = environment.from_string(section.template.read_text(encoding="utf-8"))
+            template = templates.from_string(section.template.read_text(encoding="utf-8"))
         own = {"parts": parts.get(name, [])}
         html = markupsafe.Markup(template.render(results=material.results, **own, **view))
         if section.inside is None:

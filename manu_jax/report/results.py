@@ -11,6 +11,7 @@
  "shots": [{set, task, people, left_out}, …],  few-shot: whose questions come first, and how
                                          many of the set's questions are not asked for that
  "prompts": what they are made of,       a chat template, or the strings of a family
+ "notes": [sentence, …],                 on what was asked, and what stands in for what is lacking
  "config": {…},
  "timings": {stage: seconds, "STAGE of METHOD": seconds}}  of the stages, and what single methods
                                          took of them
@@ -92,6 +93,7 @@ class Results:
     shots: tuple[Mapping[str, Any], ...] = ()
     prompts: str = ""
     kept: Kept | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def stage_seconds(self) -> dict[str, float]:
@@ -126,6 +128,7 @@ def write_results(
     shots: Iterable[Mapping[str, Any]] = (),
     prompts: str = "",
     kept: Kept | None = None,
+    notes: Sequence[str] = (),
     config: Mapping[str, Any],
     timings: Mapping[str, float],
 ) -> Path:
@@ -149,6 +152,7 @@ def write_results(
         "skipped": dict(skipped),
         "shots": [dict(one) for one in shots],
         "prompts": prompts,
+        **({"notes": list(notes)} if notes else {}),
         "config": dict(config),
         "timings": {stage: float(seconds) for stage, seconds in timings.items()},
     }
@@ -177,7 +181,7 @@ def _parse(content: Any, where: str) -> Results:
     if not isinstance(content, dict):
         raise ManuError(f"{where}: expected a mapping, got {type(content).__name__}.")
     faults = [f"the key {key!r} is missing" for key in REQUIRED if key not in content]
-    known = (*REQUIRED, "kept", "skipped", "shots", "prompts", *ANALYSES)
+    known = (*REQUIRED, "kept", "skipped", "shots", "prompts", "notes", *ANALYSES)
     faults += [
         f"unknown key {key!r}; known: {', '.join(known)}" for key in content if key not in known
     ]
@@ -211,6 +215,9 @@ def _parse(content: Any, where: str) -> Results:
     prompts = content.get("prompts", "")
     if not isinstance(prompts, str):
         faults.append(f"prompts: expected a text, got {prompts!r}")
+    notes = content.get("notes", [])
+    if not isinstance(notes, list) or not all(isinstance(one, str) for one in notes):
+        faults.append(f"notes: expected a list of sentences, got {notes!r}")
     timings = content.get("timings")
     if isinstance(timings, dict) and not all(fits(one, float) for one in timings.values()):
         faults.append(f"timings: expected seconds, got {timings!r}")
@@ -236,6 +243,7 @@ def _parse(content: Any, where: str) -> Results:
         shots=tuple(shots),
         prompts=prompts,
         kept=kept,
+        notes=tuple(notes),
     )
 
 

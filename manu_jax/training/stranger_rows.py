@@ -14,7 +14,7 @@ import numpy as np
 from manu_jax import parallel
 from manu_jax.config import UnlearnSection
 from manu_jax.data.batches import encode_all
-from manu_jax.data.forms import form, has_form, is_name_question
+from manu_jax.data.forms import asks_for_name, form, has_form
 from manu_jax.data.record import Fact
 from manu_jax.data.rewordings import with_views
 from manu_jax.data.strangers import Stranger, as_stranger
@@ -146,7 +146,7 @@ class _Form:
         self._section, self._seed, self._modality = section, seed, modality
         self._facts = with_views(forget, section.views, seed=seed, strength=section.view_strength)
         # In other words a question for the name is not always known as one.
-        self._names = np.tile([is_name_question(fact.question) for fact in forget], section.views)
+        self._names = np.tile([asks_for_name(fact) for fact in forget], section.views)
         self._num_facts, self._num_strangers = len(forget), len(known)
         self._target: StrangerTarget = stranger_target(
             vanilla, forget, known, modality=modality, each=section.strangers_each, seed=seed

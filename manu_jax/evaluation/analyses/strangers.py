@@ -46,7 +46,7 @@ def measure(evaluated: Evaluated) -> Iterator[StrangerAnswer]:
     headline = run.config.method.name
     models = {VANILLA: run.vanilla, headline: run.models()[headline]()}
     forget, keep = run.benchmark.facts("forget"), run.benchmark.facts(*KEEP_SETS)
-    settings = {"seed": run.config.seed, "portraits": run.benchmark_format.portraits}
+    settings = {"seed": run.config.seed, "portraits": run.portraits}
     known = strangers(forget, keep, NUM_STRANGERS, **settings)
     for fact in _facts(run):
         for modality in MODALITIES:

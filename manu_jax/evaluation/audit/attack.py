@@ -20,7 +20,7 @@ from typing import Any
 
 from manu_jax.context import Run
 from manu_jax.data.forms import form, has_form, question_and_answer
-from manu_jax.data.record import Fact, Person, Question
+from manu_jax.data.record import Fact, Person, Question, images_of
 from manu_jax.evaluation.generate import greedy
 from manu_jax.evaluation.likelihood import log_likelihoods
 from manu_jax.evaluation.metrics import bootstrap, contains
@@ -255,9 +255,9 @@ class Attacked:
 
     def _free_questions(self, modality: Modality) -> Iterable[Asked]:
         for person in self.people:
-            image = person.images[0] if person.images and modality == "image" else None
             for question in person.questions:
                 if (question.task, question.modality) == ("generation", modality):
+                    image = next(iter(images_of(person, question)), None)
                     prompt = self.run.benchmark_format.question_prompt(
                         question, self.loaded.template
                     )

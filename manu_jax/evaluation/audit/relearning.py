@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-from manu_jax.data.forms import has_form, is_name_question
+from manu_jax.data.forms import asks_for_name, has_form
 from manu_jax.data.record import Fact
 from manu_jax.evaluation.audit.attack import Asked, Attack, Attacked, AuditRow
 from manu_jax.evaluation.audit.attacker import Attacker, Curve, Facts, Lesson, curves_of
@@ -67,9 +67,9 @@ def lessons_of(attacked: Attacked, kept: Facts) -> list[Lesson]:
     """
     facts, questions = attacked.facts, attacked.questions
     random = np.random.default_rng([attacked.run.config.seed, 4])
-    topics = _half([_topic(fact.attribute) for fact in facts if not _is_name(fact)], random)
+    topics = _half([_topic(fact.attribute) for fact in facts if not asks_for_name(fact)], random)
     people = _half([person.id for person in attacked.people], random)
-    some = [fact for fact in facts if _is_name(fact) or _topic(fact.attribute) in topics]
+    some = [fact for fact in facts if asks_for_name(fact) or _topic(fact.attribute) in topics]
     rest = [asked for asked in questions if not _is_told(asked, some)]
     others = [asked for asked in questions if asked.person.id not in people]
     of_people = [fact for fact in facts if fact.person_id in people]
@@ -194,10 +194,6 @@ def _half(names: Sequence[str], random: np.random.Generator) -> set[str]:
 def _topic(attribute: str) -> str:
     """Return an attribute without the number that tells it from others of the same person."""
     return re.sub(r"-\d+$", "", attribute)
-
-
-def _is_name(fact: Fact) -> bool:
-    return is_name_question(fact.question)
 
 
 def _is_told(asked: Asked, taught: Sequence[Fact]) -> bool:
