@@ -7,6 +7,7 @@ fact put to a stranger, whose name may have another length, have the same tokens
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ from manu_jax.training.strangers_target import (
     stranger_sample,
     stranger_target,
 )
-from manu_jax.types import Batch, BatchShape, Encoded, Modality, VisionInput
+from manu_jax.types import Batch, BatchShape, Encoded, Modality, Sample, VisionInput
 
 LENGTH_MULTIPLE = 8  # tokens
 
@@ -37,6 +38,7 @@ class StrangerRows:
     """The data of each step: `data_at(step)`.
 
     forget, keep: facts. known: strangers whose mean is the target; kept: those that are kept.
+    texts: general texts to keep.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class StrangerRows:
         keep: Sequence[Fact],
         known: Sequence[Stranger],
         kept: Sequence[Stranger],
+        texts: Sequence[Sample] = (),
         seed: int,
     ):
         self._vanilla, self._section, self._seed = vanilla, section, seed
@@ -64,6 +67,7 @@ class StrangerRows:
             )
             for modality in section.modalities
         }
+        self._texts = _Rows(vanilla, encode_all(vanilla, texts)) if texts else None
         facts = [fact for fact in forget if any(has_form(fact, m) for m in section.modalities)]
         self._people = sorted({fact.person_id for fact in facts})
         self._attributes = sorted({fact.attribute for fact in facts})
@@ -98,7 +102,20 @@ class StrangerRows:
             relearn_steps=jnp.int32(steps),
             relearn_rate=jnp.float32(rate),
             parts=1 if relearn is None else relearn.steps,
+            **self._texts_at(step),
         )
+
+    def _texts_at(self, step: int) -> dict[str, Any]:
+        """Return a step's texts and their weight, as fields of StrangerData; {} without texts."""
+        section = self._section.keep_texts
+        if self._texts is None or section is None:
+            return {}
+        size = section.batch_size
+        drawn = _drawn(self._texts.count, step, size, seed=[self._seed, 2])
+        return {
+            "texts": self._texts.batch(drawn, size),
+            "texts_weight": jnp.float32(section.weight),
+        }
 
 
 class _Form:
