@@ -176,7 +176,7 @@ def kept(data: UnlearnData, loss_of: Callable[[Batch], jax.Array]) -> jax.Array:
     if data.keep is None:
         return jnp.float32(0)
     loss = loss_of(data.keep)
-    if data.texts is not None:
+    if data.texts is not None and data.texts_weight is not None:
         loss += data.texts_weight * loss_of(data.texts)
     return data.keep_weight * loss
 

@@ -98,7 +98,7 @@ def like_a_stranger(model: Any, data: StrangerData, remat: Remat) -> jax.Array:
         forgetting, scale = forget_loss(model, rows.forget, data, reference=reference, remat=remat)
         kept = keep_loss(model, rows.keep, data, reference=reference, scale=scale, remat=remat)
         total += forgetting + data.keep_weight * kept
-    if data.texts is not None:
+    if data.texts is not None and data.texts_weight is not None:
         kept = kl_from(reference, model, data.texts, remat=remat)
         total += data.keep_weight * data.texts_weight * kept
     asked = [rows.asked for rows in data.forms.values() if rows.asked is not None]
