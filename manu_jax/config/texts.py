@@ -22,7 +22,7 @@ class KeepTexts(Section):
     count: Count = 200  # texts, drawn by the seed where a file has more
     length: int = pydantic.Field(
         default=64, ge=8
-    )  # tokens of a text at most; those of a file are cut there
+    )  # tokens of a text; those of a file are cut there
 
     @pydantic.model_validator(mode="before")
     @classmethod

@@ -5,20 +5,20 @@ texts.jsonl    a line each: {"text": "…"}
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from manu_jax.folder import expand_path
 from manu_jax.types import ManuError, Sample, raise_faults
 
-# What a text begins with that a model writes itself: a word or two that many sentences have.
+# What a text begins with that a model writes itself.
 OPENINGS = (
-    "The", "In the", "It is", "When", "There are", "A", "One of the", "This", "As", "For", "If you",
-    "People", "Many", "After", "During", "On the", "To", "We", "At the", "He", "She", "They",
-    "How to", "With", "Most", "In many", "Because", "Some", "Today", "Every", "While", "Before",
-    "What is", "Children", "Water", "The first", "The most", "An", "By", "Once", "Our", "History",
-    "The city", "The world", "Science", "Since", "You can", "Food", "Music", "Each",
+    "The", "In", "A", "When", "It is", "There are", "How to", "What is", "One of the", "For many",
+    "This article", "The first", "Once upon a time", "According to", "Most people", "If you",
+    "Although", "The history of", "Water", "Scientists", "She said that", "He was", "We have",
+    "After the", "Learning", "An important", "Children", "The city of", "Music", "Today",
+    "During the", "Every year",
 )  # fmt: skip
 
 
@@ -65,11 +65,6 @@ def read_texts(path: str | Path) -> tuple[str, ...]:
     ]
     raise_faults(short, f"{path}: texts of a single word teach nothing. Take them out:")
     return tuple(texts)
-
-
-def text_lines(texts: Sequence[str]) -> str:
-    """Return texts as the content of a .jsonl file."""
-    return "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
 
 
 def _of_lines(content: str, path: Path) -> tuple[list[str], list[str]]:

@@ -1,5 +1,6 @@
 """Texts that a method keeps: the model's own, drawn by its probabilities, or those of a file."""
 
+import dataclasses
 import json
 
 import jax
@@ -10,17 +11,19 @@ import tiny_llava
 
 from manu_jax.config import KeepTexts, StatisticsMethod
 from manu_jax.data.batches import encode_all
+from manu_jax.data.texts import OPENINGS
 from manu_jax.folder import FileHashes
-from manu_jax.importance import texts
-from manu_jax.importance.texts import check_texts, cut_to, kept_texts, own_texts, texts_read
+from manu_jax.importance import own_texts
+from manu_jax.importance.own_texts import continued, sampled
+from manu_jax.importance.texts import check_texts, cut_to, kept_texts, texts_read
 from manu_jax.types import BatchShape, ManuError, Sample
 
-SETTINGS = {"count": 5, "length": 12}
+CHAT = "{% for m in messages %}USER: {{ m.content[0].text or m.content }} ASSISTANT:{% endfor %}"
 
 
 @pytest.fixture(scope="module")
 def own():
-    return own_texts(tiny_llava.loaded(), **SETTINGS, seed=0)
+    return sampled(tiny_llava.loaded(), 5, tokens=6, seed=0)
 
 
 def test_each_token_is_drawn_by_the_probabilities_after_the_tokens_before_it():
@@ -28,46 +31,59 @@ def test_each_token_is_drawn_by_the_probabilities_after_the_tokens_before_it():
     loaded, key = tiny_llava.loaded(), jax.random.key(3)
     encoded = encode_all(loaded, [Sample(((one, False),)) for one in ("The", "One of the")])
     batch = loaded.collate(encoded, BatchShape(padding_side="left"))
-    forbidden = (loaded.config.image_token,)
-    tokens_BT = texts._sampled(loaded.model, batch, key, num_tokens=4, forbidden=forbidden)
-    ids = [item.token_ids_T.tolist() for item in encoded]
+    barred = loaded.config.image_token
+    tokens_BT = continued(loaded.model, batch, key, new_tokens=4, barred=barred)
+    forward = jax.jit(lambda model, batch: model(batch, remat="none").logits_BTV)
     for number in range(4):
         logits = []
-        for row in ids:
-            item = {"token_ids_BT": np.array([row], np.int32)}
-            made = loaded.batch(["x"])
-            ones = np.ones_like(item["token_ids_BT"])
-            made = type(made)(
-                **item,
-                attention_mask_BT=ones.astype(bool),
-                positions_BT=np.arange(len(row), dtype=np.int32)[None],
-                loss_weights_BT=np.zeros(ones.shape, np.float32),
-                example_weights_B=np.ones(1, np.float32),
+        for row, item in enumerate(encoded):
+            ids_T = np.concatenate([item.token_ids_T, tokens_BT[row, :number]]).astype(np.int32)
+            whole = dataclasses.replace(
+                item,
+                token_ids_T=ids_T,
+                loss_weights_T=np.zeros(len(ids_T), np.float32),
+                feature_index_T=np.full(len(ids_T), -1, np.int32),
             )
-            logits.append(np.asarray(loaded.model(made, remat="none").logits_BTV[0, -1]))
-        logits_BV = jnp.asarray(np.stack(logits)).at[:, forbidden[0]].set(-jnp.inf)
+            made = loaded.collate([whole], BatchShape(length=16))
+            logits.append(forward(loaded.model, made)[0, len(ids_T) - 1])
+        logits_BV = jnp.stack(logits).at[:, barred].set(-jnp.inf)
         drawn_B = jax.random.categorical(jax.random.fold_in(key, number), logits_BV)
         assert tokens_BT[:, number].tolist() == drawn_B.tolist()
-        ids = [[*row, token] for row, token in zip(ids, drawn_B.tolist(), strict=True)]
 
 
 def test_own_texts_follow_the_seed_and_begin_with_the_openings(own):
     loaded = tiny_llava.loaded()
-    assert own == own_texts(loaded, **SETTINGS, seed=0)
-    assert own != own_texts(loaded, **SETTINGS, seed=1)
-    assert 0 < len(own) <= 5
-    openings = tuple(texts.OPENINGS[:5])
-    assert all(text.startswith(openings) and text not in openings for text in own)
+    assert own == sampled(loaded, 5, tokens=6, seed=0)
+    assert own != sampled(loaded, 5, tokens=6, seed=1)
+    for (prompt, text), opening in zip(own, OPENINGS, strict=False):
+        assert prompt == "" and text.startswith(opening) and len(text) > len(opening)
+        assert "<image>" not in text
+
+
+def test_with_a_chat_template_half_of_the_texts_are_conversations(monkeypatch):
+    loaded = tiny_llava.loaded()
+    monkeypatch.setattr(loaded.processor.tokenizer, "chat_template", CHAT)
+    found = sampled(loaded, 4, tokens=6, seed=0)
+    assert [prompt for prompt, _ in found] == ["USER: ", "", "USER: ", ""]
 
 
 def test_own_texts_are_written_once_and_read_from_then_on(own, tmp_path, monkeypatch):
-    loaded, section = tiny_llava.loaded(), KeepTexts(**SETTINGS)
+    loaded, section = tiny_llava.loaded(), KeepTexts(count=5, length=8)
+    monkeypatch.setattr(own_texts, "sampled", lambda *args, **rest: own)
     found = kept_texts(loaded, section, directory=tmp_path, seed=0)
     (file,) = tmp_path.iterdir()
-    lines = [json.loads(line)["text"] for line in file.read_text().splitlines()]
-    assert lines == own == [sample.text for sample in found]
-    monkeypatch.setattr(texts, "own_texts", None)
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(line["prompt"], line["text"]) for line in lines] == own
+    assert [sample.text for sample in found] == [prompt + text for prompt, text in own]
+    monkeypatch.setattr(own_texts, "sampled", None)
     assert kept_texts(loaded, section, directory=tmp_path, seed=0) == found
+    content = file.read_text()
+    file.write_text(content.partition("\n")[0] + "\n")
+    with pytest.raises(ManuError, match="1 texts, and 5 are asked for"):
+        kept_texts(loaded, section, directory=tmp_path, seed=0)
+    file.write_text(content.replace('"text"', '"words"'))
+    with pytest.raises(ManuError, match="line 1 is damaged"):
+        kept_texts(loaded, section, directory=tmp_path, seed=0)
 
 
 def test_texts_of_a_file_are_drawn_by_the_seed_and_cut(tmp_path):
