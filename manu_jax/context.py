@@ -31,6 +31,7 @@ from manu_jax.edits.edit import load as load_edit
 from manu_jax.fingerprint import samples_hash
 from manu_jax.folder import expand_path, write_atomic
 from manu_jax.importance.job import ScoringJob
+from manu_jax.importance.texts import kept_texts, texts_of
 from manu_jax.models.loaded import Loaded, load
 from manu_jax.selection import select
 from manu_jax.types import (
@@ -287,7 +288,19 @@ class Run:
         return tuple(people[number] for number in sorted(order[: method.auto.people]))
 
     def keep_samples_of(self, method: MethodSettings) -> dict[Modality, tuple[Sample, ...]]:
-        """Return the facts to keep that a method is given: all but those of `set_apart`."""
+        """Return what a method is given to keep: facts but those of `set_apart`, and its texts."""
+        found = self._keep_facts_of(method)
+        return {**found, "text": (*found["text"], *self.texts_of(method))}
+
+    def texts_of(self, method: AnyMethod) -> tuple[Sample, ...]:
+        """Return the general texts that a method keeps beside facts; () where it has none."""
+        section = texts_of(method)
+        if section is None:
+            return ()
+        directory = self.directory / "texts"
+        return kept_texts(self.vanilla, section, directory=directory, seed=self.config.seed)
+
+    def _keep_facts_of(self, method: MethodSettings) -> dict[Modality, tuple[Sample, ...]]:
         apart = {person.id for person in self.set_apart(method)}
         if not apart:
             return self.keep_samples

@@ -41,6 +41,7 @@ from manu_jax.data.own_answers import FOLDER as OWN
 from manu_jax.evaluation.analyses.audit import attacks_of, audited
 from manu_jax.evaluation.suite import WHOLE_SETS
 from manu_jax.folder import FileHashes, versions, write_atomic
+from manu_jax.importance.texts import texts_read, wants_own_texts
 from manu_jax.training.unlearner import reference_of
 from manu_jax.types import MODALITIES, RETRAINED, VANILLA, ManuError
 from manu_jax.yaml12 import read_yaml_text
@@ -54,6 +55,7 @@ SECTIONS = (*"train method compare unlearn sweep evaluate audit erase model data
 # What may differ between two calls on one folder and changes no number.
 FREE = ("output", "cache", "mesh", "score_batch")
 FREE_TRAIN = ("memory_gate", "retrained", "checkpoint_every")
+TEXTS = ("keep_texts",)  # see `texts_read`
 FREE_DATA = ("keep_share",)  # read by what methods are given, and by whom models are asked about
 PATHS = ("path", "train_path", "retrained_path")  # read for what is there, and not for their names
 Reads = Mapping[str, Any]
@@ -113,9 +115,11 @@ def parts_of(config: RunConfig, foundation: Reads, files: FileHashes) -> list[Pa
         if isinstance(method, UnlearnSection):
             found = _parts_of_training(config, method, given, files)
         else:
-            found = _parts_of_method(config, method, models[VANILLA])
+            found = _parts_of_method(config, method, models[VANILLA], files=files)
         parts += [part for part in found if part.places]
         models[method.name] = found[-1]
+    if any(wants_own_texts(method) for method in config.all_methods):
+        parts.append(Part("texts", {"texts": "texts"}, {VANILLA: models[VANILLA].key}))
     if not isinstance(config.method, UnlearnSection):  # one that trains has it among its own parts
         first = models[config.method.name]
         parts.append(Part("unlearned", {"unlearned": "unlearned"}, {first.label: first.key}))
@@ -208,11 +212,13 @@ def _vanilla(config: RunConfig, foundation: Reads) -> Part:
     return Part(VANILLA, {VANILLA: VANILLA}, {**foundation, **train})
 
 
-def _parts_of_method(config: RunConfig, method: MethodSettings, vanilla: Part) -> list[Part]:
+def _parts_of_method(
+    config: RunConfig, method: MethodSettings, vanilla: Part, *, files: FileHashes
+) -> list[Part]:
     """Return the statistics, the scores and the mask of a method; or statistics and edit."""
     name, folder = method.name, _folder_of(config, method.name)
     values = method.measured_by()
-    measured = _named(name, values)
+    measured = _named(name, values, without=TEXTS) | texts_read(method, files)
     if values.get("reduction") == "position" and values.get("batch_size") is None:
         measured["score_batch"] = config.score_batch  # statistics by position are of a batch
     statistics = Part(
@@ -226,7 +232,7 @@ def _parts_of_method(config: RunConfig, method: MethodSettings, vanilla: Part) -
     scores = Part(
         f"scores of {name}",
         {"scores.safetensors": f"{folder}scores.safetensors"},
-        {statistics.label: statistics.key, **_named(name, method.scored_by())},
+        {statistics.label: statistics.key, **_named(name, method.scored_by(), without=TEXTS)},
     )
     values = method.model_dump(mode="json")
     chosen = {key: values[key] for key in ("name", *CHOICE)}
@@ -249,7 +255,8 @@ def _parts_of_training(
     given: the parts of vanilla and retrained.
     """
     name = section.name
-    reads = _named(name, section.model_dump(mode="json"), without=(*FREE_TRAIN, "kind"))
+    reads = _named(name, section.model_dump(mode="json"), without=(*FREE_TRAIN, *TEXTS, "kind"))
+    reads |= texts_read(section, files)
     if section.decouple is not None:
         reads[f"{name}.decouple.path"] = files.of(section.decouple.path)
         reads[f"{name}.decouple"] = section.decouple.weight
@@ -272,7 +279,7 @@ def _folder_of(config: RunConfig, name: str) -> str:
 def _evaluations(config: RunConfig, name: str, model: Part, *, everything: Part) -> Iterator[Part]:
     """Yield the answers of a model to each task on each set, in both forms."""
     # What is measured of the answers later, and which sets and tasks there are, changes none.
-    without = ("sets", "tasks", "batch_size", "resamples", "kl", "max_people")
+    without = ("sets", "tasks", "batch_size", "resamples", "kl", "ability", "max_people")
     asked = _named("evaluate", config.evaluate.model_dump(mode="json"), without=without)
     reads = {model.label: model.key, everything.label: everything.key, **asked}
     for part in config.evaluate.sets:

@@ -19,6 +19,7 @@ from manu_jax.data.forms import has_form
 from manu_jax.data.own_answers import lacks_retain
 from manu_jax.evaluation.suite import check_prompts
 from manu_jax.folder import expand_path
+from manu_jax.importance.texts import check_texts
 from manu_jax.leaves import leaves, num_parameters
 from manu_jax.models.families.registry import FAMILIES
 from manu_jax.models.loaded import Loaded, load_without_weights
@@ -64,6 +65,9 @@ def check(run: Run, stages: Collection[str]) -> None:
             with noted(where):
                 if section.lora is not None:
                     lora.check_targets(leaves(empty.model), section.lora)
+        for method in run.config.all_methods:
+            with noted(f'method "{method.name}".keep_texts'):
+                check_texts(method)
         for section in run.config.trained:
             with noted():
                 _check_trained(run, section, empty)

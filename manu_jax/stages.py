@@ -228,6 +228,7 @@ def _train(run: Run, section: UnlearnSection) -> None:
             reference=_reference(run, section),
             decouple=_decouple_samples(run, section),
             portraits=run.portraits,
+            texts=run.texts_of(section),
         )
         if isinstance(made, Loaded):
             save_pretrained(made, path)

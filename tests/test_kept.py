@@ -9,7 +9,7 @@ import pytest
 import tiny_llava
 
 from manu_jax import stages
-from manu_jax.config import validate_config
+from manu_jax.config import KeepTexts, validate_config
 from manu_jax.context import Run
 from manu_jax.data.record import Benchmark, Fact, Person
 from manu_jax.evaluation.analyses import distances, sweep
@@ -60,6 +60,19 @@ def run_of(folder, keep_share=0.67):
     found = Run(config, folder, None)
     found.__dict__.update(read_benchmark=WHOLE, vanilla=tiny_llava.loaded())
     return found
+
+
+def test_texts_are_kept_beside_facts_in_the_text_form(tmp_path):
+    run, texts = run_of(tmp_path), tmp_path / "texts.txt"
+    texts.write_text("one text of it\n\nand another")
+    method = run.config.method
+    keeping = method.model_copy(update={"keep_texts": KeepTexts(path=str(texts))})
+    plain, given = run.keep_samples_of(method), run.keep_samples_of(keeping)
+    assert given["image"] == plain["image"]
+    assert given["text"][: len(plain["text"])] == plain["text"]
+    added = given["text"][len(plain["text"]) :]
+    assert {sample.text for sample in added} == {"one text of it", "and another"}
+    assert run.texts_of(method) == ()
 
 
 def test_no_method_is_given_an_unseen_person(run, monkeypatch):

@@ -129,6 +129,50 @@ def test_with_another_share_of_people_to_keep_the_floor_of_the_audit_is_made_aga
     assert "audit/retrained" in moved and not moved & {"vanilla", "retrained"}
 
 
+def test_methods_know_their_texts_by_what_the_file_holds(tmp_path):
+    path = tmp_path / "texts.txt"
+    path.write_text("a text")
+    texts = {"path": str(path)}
+    given = {
+        "compare": [{"preset": "paper", "keep_texts": texts}],
+        "unlearn": [{"name": "NPO", "objective": "npo", "keep_texts": texts}],
+    }
+    run = tmp_path / "run"
+    keys.settle(run, config())
+    fill(run)
+    assert moved_by(run, config(**given)) == {
+        "statistics/paper", "methods/paper", "methods/NPO", "evaluation/paper", "evaluation/NPO",
+    } | RESULTS  # fmt: skip
+    fill_missing(run, config(**given))
+    before = {place for place in places(run) if not place.startswith(keys.EARLIER)}
+    path.rename(tmp_path / "moved.txt")
+    texts["path"] = str(tmp_path / "moved.txt")
+    keys.settle(run, config(**given))
+    assert before <= places(run)
+    (tmp_path / "moved.txt").write_text("another text")
+    keys.settle(run, config(**given))
+    gone = {"/".join(place.split("/")[:2]) for place in before - places(run)}
+    assert {"methods/NPO", "methods/paper"} <= gone and "vanilla" not in gone
+
+
+def test_own_texts_are_a_part_that_follows_from_vanilla_alone(tmp_path):
+    own = {"unlearn": [{"name": "NPO", "objective": "npo", "keep_texts": {}}]}
+    keys.settle(tmp_path, config(**own))
+    fill(tmp_path, config(**own))
+    own["unlearn"][0]["keep_texts"] = {"weight": 2.0}
+    assert moved_by(tmp_path, config(**own)) == {"methods/NPO", "evaluation/NPO"} | RESULTS
+    assert (tmp_path / "texts").exists()
+    keys.settle(tmp_path, config(**own, train={"steps": 3}))
+    assert not (tmp_path / "texts").exists()
+
+
+def test_without_texts_keys_are_what_they_were():
+    files = keys.FileHashes()
+    parts = keys.parts_of(config(), keys.made_from(config(), files), files)
+    assert not [name for part in parts for name in part.reads if "texts" in name]
+    assert not [part for part in parts if "texts" in part.places]
+
+
 TRAINED = {"kind": "trained", "name": "GD", "objective": "gradient_difference"}
 RECALL = {"tasks": ["cloze"], "sets": ["forget"]}
 

@@ -92,7 +92,7 @@ def evaluated_run(tmp_path, monkeypatch):
             {
                 "model": {"path": "m"},
                 "method": "random",
-                "evaluate": {"tasks": ["generation"], "kl": False},
+                "evaluate": {"tasks": ["generation"], "kl": False, "ability": False},
                 "audit": "none",
             }
         )

@@ -31,6 +31,7 @@ from manu_jax.config.sections import (
     TextSize,
     VisionSize,
 )
+from manu_jax.config.texts import KeepTexts, TrainedKeepTexts
 from manu_jax.config.training import (
     SYSTEM_PROMPT,
     TRAINED,

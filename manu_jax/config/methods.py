@@ -30,6 +30,7 @@ from manu_jax.config.base import (
     unknown,
 )
 from manu_jax.config.presets import PRESETS
+from manu_jax.config.texts import KeepTexts
 from manu_jax.config.training import RECIPES, TRAINED, UnlearnSection
 from manu_jax.types import ManuError, Modality, Signal
 
@@ -191,6 +192,8 @@ class StatisticsMethod(MaskMethod):
     batch_size: Count | None = None  # samples a scoring step; None: score_batch of the run
     # Kept facts per forget fact in each form, drawn by the seed (each round anew); None: all
     keep_per_forget: float | None = pydantic.Field(default=None, gt=0)
+    # General texts among the kept facts' text form
+    keep_texts: KeepTexts | None = None
     # How the statistics become one score
     functions: dict[Function, float] = pydantic.Field(
         default={"absolute": 1.0, "frequency": 1.0, "variance": 1.0, "rms": 1.0}, min_length=1

@@ -152,6 +152,9 @@ class EvaluateSection(Section):
     new_tokens: int = pydantic.Field(default=50, ge=1)
     resamples: int = pydantic.Field(default=1000, ge=1)  # of the bootstrap over people
     max_people: Count | None = None  # per set, the first by ID; None: all
+    # Ask for English, common knowledge and chat besides (analyses/ability.py); models that cannot
+    # answer are left out
+    ability: bool = True
     kl: bool = True  # measure the distance to the retrained model; holds two models in memory
 
 

@@ -7,6 +7,7 @@ import pydantic
 
 from manu_jax.config.base import Count, Remat, Section, registered, registry
 from manu_jax.config.sections import FilePath
+from manu_jax.config.texts import TrainedKeepTexts
 from manu_jax.types import MODALITIES, Modality
 
 RECIPES = "manu_jax.training.recipes.RECIPES"
@@ -172,6 +173,7 @@ class UnlearnSection(OptimizerSection):
     strangers_each: Count | None = None
     kept_strangers: int = pydantic.Field(default=0, ge=0)  # invented people among the facts to keep
     relearn: RelearnSection | None = None  # None: no relearning within a step
+    keep_texts: TrainedKeepTexts | None = None  # general texts that are kept beside facts
     learning_rate: float = pydantic.Field(default=2e-5, gt=0)
     warmup: float = pydantic.Field(default=0.0, ge=0, lt=1)
     schedule: Literal["cosine", "linear", "constant"] = "linear"
@@ -248,6 +250,8 @@ class UnlearnSection(OptimizerSection):
             )
         if self.relearn is not None and not recipe.strangers:
             raise ValueError(f"relearn: {self.objective} does not relearn; erase does")
+        if self.keep_texts is not None and (fault := self._fault_of_texts()):
+            raise ValueError(f"keep_texts: {fault}")
         if (self.trains == "neurons") != (self.neurons is not None):
             raise ValueError("neurons: trains: neurons needs it, and nothing else takes it")
         if self.primal_dual is not None and (recipe.order != "joint" or not recipe.keeps):
@@ -255,6 +259,15 @@ class UnlearnSection(OptimizerSection):
                 f"primal_dual: {self.objective} has no joint loss on facts to forget and to keep"
             )
         return self
+
+    def _fault_of_texts(self) -> str:
+        """Return what keeps the objective from keeping texts; "" where nothing does."""
+        recipe = registry(RECIPES)[self.objective]
+        if not recipe.losses or not recipe.keeps or self.retain_weight == 0:
+            return f"{self.objective} has no loss on what is kept (or retain_weight is 0)"
+        if self.primal_dual is not None:
+            return "the bound of primal_dual is on facts to keep alone; leave one of both out"
+        return ""
 
     def _faults_like_strangers(self) -> Iterator[str]:
         """Yield what of the section's values an objective of StrangerData would pass over."""

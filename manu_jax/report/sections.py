@@ -15,6 +15,7 @@ import yaml
 
 from manu_jax.evaluation.analyses.registry import ANALYSES
 from manu_jax.report import (
+    ability,
     audit,
     distances,
     edits,
@@ -137,6 +138,7 @@ SECTIONS: dict[str, Section] = {
     "people": Section(_people),
     "leakage": Section(lambda m: leakage.view(m.results)),
     "audit": Section(lambda m: audit.view(m.results)),
+    "ability": Section(lambda m: ability.view(m.results)),
     "neurons": Section(_neurons),
     "examples": Section(_examples),
     "glossary": Section(_glossary),

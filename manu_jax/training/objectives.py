@@ -48,6 +48,7 @@ class UnlearnData:
     and right answers (Prompt-Decouple), or None; decouple_weight: a scalar. preferred: `forget`
     with other answers, example by example, or None. key: of what the loss draws, the same in every
     step, or None. target: what vanilla says of strangers, example by example of `forget`, or None.
+    texts: general texts to keep, or None; texts_weight: v, a scalar, their weight against `keep`.
     layer: of the decoder, whose hidden states the loss reads; 0 is the first.
     """
 
@@ -61,6 +62,8 @@ class UnlearnData:
     preferred: Batch | None = None
     key: jax.Array | None = None
     target: StrangerTarget | None = None
+    texts: Batch | None = None
+    texts_weight: jax.Array | None = None
     layer: int = dataclasses.field(default=0, metadata={"static": True})
 
 
@@ -89,9 +92,7 @@ def keep_cross_entropy(model: Any, data: UnlearnData, remat: Remat) -> jax.Array
 
     0 in a step without facts to keep, which a joint loss has where the weight is 0.
     """
-    if data.keep is None:
-        return jnp.float32(0)
-    return data.keep_weight * cross_entropy_on_answers(model, data.keep, remat)
+    return kept(data, lambda batch: cross_entropy_on_answers(model, batch, remat))
 
 
 def gradient_difference(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
@@ -105,11 +106,7 @@ def gradient_difference(model: Any, data: UnlearnData, remat: Remat) -> jax.Arra
 
 def keep_kl(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
     """Return w · KL(vanilla ‖ model), mean over the answer tokens of the batch to keep, if any."""
-    if data.keep is None:
-        return jnp.float32(0)
-    logits_BAV, targets = logits_at_answers(model, data.keep, remat=remat)
-    reference_BAV, _ = logits_at_answers(data.reference, data.keep, remat=remat)
-    return data.keep_weight * _kl(reference_BAV, logits_BAV, targets)
+    return kept(data, lambda batch: kl_from(data.reference, model, batch, remat=remat))
 
 
 def kl_minimisation(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
@@ -172,6 +169,23 @@ def forget_and_keep(
     """
     loss = data.settings["forget_weight"] * forgetting + keep_cross_entropy(model, data, remat)
     return decoupled(loss, model, data, remat=remat)
+
+
+def kept(data: UnlearnData, loss_of: Callable[[Batch], jax.Array]) -> jax.Array:
+    """Return w · (loss(keep) + v · loss(texts)), v the weight of texts; 0 without facts to keep."""
+    if data.keep is None:
+        return jnp.float32(0)
+    loss = loss_of(data.keep)
+    if data.texts is not None and data.texts_weight is not None:
+        loss += data.texts_weight * loss_of(data.texts)
+    return data.keep_weight * loss
+
+
+def kl_from(reference: Any, model: Any, batch: Batch, *, remat: Remat) -> jax.Array:
+    """Return KL(reference ‖ model), mean over the batch's answer tokens."""
+    logits_BAV, targets = logits_at_answers(model, batch, remat=remat)
+    reference_BAV, _ = logits_at_answers(reference, batch, remat=remat)
+    return _kl(reference_BAV, logits_BAV, targets)
 
 
 def mean_of_examples(values_B: jax.Array, batch: Batch) -> jax.Array:

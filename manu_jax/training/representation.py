@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from manu_jax.models.nn.layers import Remat
-from manu_jax.training.objectives import UnlearnData, decoupled, given
+from manu_jax.training.objectives import UnlearnData, decoupled, given, kept
 from manu_jax.types import Batch
 
 
@@ -23,12 +23,13 @@ def rmu(model: Any, data: UnlearnData, remat: Remat) -> jax.Array:
     direction_D = random_direction(data.key, hidden_BTD.shape[-1])
     aim_D = data.settings["coefficient"] * direction_D
     loss = data.settings["forget_weight"] * _mean_square(hidden_BTD - aim_D[None, None], forget)
-    if data.keep is not None:
-        hidden_BTD = _hidden(model, data.keep, data.layer, remat=remat)
-        before_BTD = _hidden(
-            jax.lax.stop_gradient(data.reference), data.keep, data.layer, remat=remat
-        )
-        loss += data.keep_weight * _mean_square(hidden_BTD - before_BTD, data.keep)
+
+    def moved(batch: Batch) -> jax.Array:
+        hidden_BTD = _hidden(model, batch, data.layer, remat=remat)
+        before_BTD = _hidden(jax.lax.stop_gradient(data.reference), batch, data.layer, remat=remat)
+        return _mean_square(hidden_BTD - before_BTD, batch)
+
+    loss += kept(data, moved)
     return decoupled(loss, model, data, remat=remat)
 
 

@@ -6,13 +6,14 @@
            + γ · Σ over layers ‖Δh − Δh of a stranger‖² / ‖Δh of a stranger‖²
     K(θ) = mean over kept facts of Σ over answer tokens KL(vanilla ‖ q)
            + κ · Σ over layers ‖h − h of vanilla‖² / ‖Δh of a stranger‖²
-    L(θ) = F(θ) + w · K(θ) + μ · F(θ + δ)
+    T(θ) = mean over the tokens of general texts of KL(vanilla ‖ q)
+    L(θ) = F(θ) + w · (K(θ) + v · T(θ)) + μ · F(θ + δ)
 
-summed over both forms. p̄: what vanilla says of strangers (strangers_target.py). Δh: how a layer
-changes the residual stream, from the first token on that tells who is meant; after the last layer,
-at the answer's positions. δ: some steps of relearning a part of the true facts by the sign of the
-gradient; F(θ + δ) is asked about the others, without β′, and no gradient passes through δ. So a
-model is trained until what was forgotten does not come back along with its neighbours.
+F and K are summed over both forms. p̄: what vanilla says of strangers (strangers_target.py). Δh: how
+a layer changes the residual stream, from the first token on that tells who is meant; after the last
+layer, at the answer's positions. δ: some steps of relearning a part of the true facts by the sign
+of the gradient; F(θ + δ) is asked about the others, without β′, and no gradient passes through δ.
+So a model is trained until what was forgotten does not come back along with its neighbours.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ import jax.numpy as jnp
 from manu_jax.leaves import path_name
 from manu_jax.models.nn.answers import answer_cross_entropy, targets_at_answers
 from manu_jax.models.nn.layers import Remat
-from manu_jax.training.objectives import mean_of_examples
+from manu_jax.training.objectives import kl_from, mean_of_examples
 from manu_jax.training.strangers_target import (
     StrangerTarget,
     excess,
@@ -76,7 +77,8 @@ class StrangerData:
     reference: vanilla. settings: excess β, shortfall β′, hidden γ, keep_hidden κ, relearn μ.
     keep_weight: w. relearn_steps int32, relearn_rate float32: of this step's relearning. parts:
     into how many equal parts `relearned` falls, at most as many steps. first_layer: the decoder's
-    layers below it are vanilla's, and what enters it is in the batches.
+    layers below it are vanilla's, and what enters it is in the batches of facts. texts: general
+    texts to keep, or None; texts_weight: v.
     """
 
     forms: Mapping[str, FormRows]
@@ -85,6 +87,8 @@ class StrangerData:
     keep_weight: jax.Array
     relearn_steps: jax.Array
     relearn_rate: jax.Array
+    texts: Batch | None = None
+    texts_weight: jax.Array | None = None
     parts: int = dataclasses.field(default=1, metadata={"static": True})
     first_layer: int = dataclasses.field(default=0, metadata={"static": True})
 
@@ -97,6 +101,9 @@ def like_a_stranger(model: Any, data: StrangerData, remat: Remat) -> jax.Array:
         forgetting, scale = forget_loss(model, rows.forget, data, reference=reference, remat=remat)
         kept = keep_loss(model, rows.keep, data, reference=reference, scale=scale, remat=remat)
         total += forgetting + data.keep_weight * kept
+    if data.texts is not None and data.texts_weight is not None:
+        kept = kl_from(reference, model, data.texts, remat=remat)
+        total += data.keep_weight * data.texts_weight * kept
     asked = [rows.asked for rows in data.forms.values() if rows.asked is not None]
     if asked:
         shifted = relearned(model, data, remat)

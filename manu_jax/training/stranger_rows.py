@@ -7,6 +7,7 @@ fact put to a stranger, whose name may have another length, have the same tokens
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +29,7 @@ from manu_jax.training.strangers_target import (
     stranger_sample,
     stranger_target,
 )
-from manu_jax.types import Batch, Encoded, Modality
+from manu_jax.types import Batch, Encoded, Modality, Sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,7 @@ class StrangerRows:
     """The data of each step: `data_at(step)`.
 
     forget, keep: facts. known: strangers whose mean is the target; kept: those that are kept.
+    texts: general texts to keep.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class StrangerRows:
         keep: Sequence[Fact],
         known: Sequence[Stranger],
         kept: Sequence[Stranger],
+        texts: Sequence[Sample] = (),
         seed: int,
     ):
         self._vanilla, self._section, self._seed = vanilla, section, seed
@@ -80,6 +83,9 @@ class StrangerRows:
             )
             for modality in section.modalities
         }
+        # Their loss is on all tokens, so that all layers run.
+        of_texts = encode_all(vanilla, texts)
+        self._texts = EncodedRows(vanilla, of_texts, first_layer=0) if texts else None
         facts = [fact for fact in forget if any(has_form(fact, m) for m in section.modalities)]
         self._people = sorted({fact.person_id for fact in facts})
         self._attributes = sorted({fact.attribute for fact in facts})
@@ -118,6 +124,7 @@ class StrangerRows:
             relearn_rate=jnp.float32(rate),
             parts=1 if relearn is None else relearn.steps,
             first_layer=self._first_layer,
+            **self._texts_at(step),
         )
 
     def _drawn_form(self, step: int, share: float) -> Modality | None:
@@ -126,6 +133,18 @@ class StrangerRows:
         if random.random() >= share:
             return None
         return tuple(self._forms)[int(random.integers(len(self._forms)))]
+
+    def _texts_at(self, step: int) -> dict[str, Any]:
+        """Return a step's texts and their weight, as fields of StrangerData; {} without texts."""
+        section = self._section.keep_texts
+        if self._texts is None or section is None:
+            return {}
+        size = section.batch_size
+        drawn = _drawn(self._texts.count, step, size, seed=[self._seed, 2])
+        return {
+            "texts": self._texts.batch(drawn, size),
+            "texts_weight": jnp.float32(section.weight),
+        }
 
 
 class _Form:

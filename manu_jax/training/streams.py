@@ -31,7 +31,7 @@ class PlannedPhase:
 
 
 class Streams:
-    """The batches to forget, to keep and to decouple, by number."""
+    """The batches to forget, to keep (facts and texts) and to decouple, by number."""
 
     def __init__(
         self,
@@ -43,6 +43,7 @@ class Streams:
         preferred: Sequence[Fact],
         decouple: Sequence[Sample],
         strangers: Sequence[Stranger],
+        texts: Sequence[Sample] = (),
         seed: int,
     ):
         self.mesh = loaded.mesh
@@ -81,6 +82,11 @@ class Streams:
             m: stream(samples, "to keep", 1) for m, samples in kept.items() if samples
         }
         self.decouple = stream(decouple, "to decouple", 2) if decouple else None
+        self.texts = None
+        if texts and section.keep_texts is not None:
+            own = section.model_copy(update={"batch_size": section.keep_texts.batch_size})
+            where = f"{place_of(section)}.keep_texts"
+            self.texts = batches_of(loaded, texts, own, seed=seed + 3, where=where, max_buckets=1)
         self.target, self.target_rows = None, np.zeros(0, np.int64)
         if strangers:
             found, rows, start = [], [], 0
@@ -117,6 +123,8 @@ class Streams:
             if phase.forget is not None:
                 stream, number = self._keep_beside(phase.forget)
             data["keep"] = self._put(stream, number)
+            if self.texts is not None:
+                data["texts"] = self._put(self.texts, phase.keep)
         return data
 
     def _keep_beside(self, number: int) -> tuple[Batches, int]:

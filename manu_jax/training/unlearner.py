@@ -47,6 +47,7 @@ def unlearn(
     reference: Loaded | None = None,
     decouple: Sequence[Sample] = (),
     portraits: Portraits | None = None,
+    texts: Sequence[Sample] = (),
 ) -> Loaded | Edit:
     """Return the vanilla model after training by `section`; `vanilla` is not changed.
 
@@ -55,6 +56,7 @@ def unlearn(
     directory: of the checkpoints, from which a killed run goes on, to the same bits. reference: the
     model that `reference_of(section)` names. decouple: the samples of its Prompt-Decouple loss.
     portraits: of people who do not exist, for strangers; None: mixed from those of people to keep.
+    texts: those of its keep_texts.
     Raises ManuError where the loss is not finite, or there are no facts in the forms asked for.
     """
     recipe = recipe_of(section)
@@ -71,6 +73,7 @@ def unlearn(
             keep=keep,
             known=known,
             kept=strangers(forget, keep, section.kept_strangers, near=True, **drawn),
+            texts=texts,
             seed=seed,
         )
         phases_at = functools.partial(_phases_like_strangers, recipe, rows)
@@ -86,6 +89,7 @@ def unlearn(
             reference=reference,
             decouple=decouple,
             known=known,
+            texts=texts,
         )
     edit = None
     if section.trains in ("neurons", "mlp"):
@@ -147,6 +151,7 @@ def _phases(
     reference: Loaded | None,
     decouple: Sequence[Sample],
     known: Sequence[Stranger],
+    texts: Sequence[Sample],
 ) -> tuple[Callable[[int], list[Phase]], int, Mapping[Objective, Any] | None]:
     """Return the phases of each step of an UnlearnData's losses, the number of steps, and masks."""
     recipe = recipe_of(section)
@@ -170,6 +175,7 @@ def _phases(
         preferred=preferred,
         decouple=decouple,
         strangers=known,
+        texts=texts,
         seed=seed,
     )
     lengths = {"num_forget": len(streams.forget), "num_keep": len(streams.keep)}
@@ -181,6 +187,8 @@ def _phases(
     if recipe.depth is not None:
         common["layer"] = layer_of(section, recipe, vanilla.config.text.num_layers)
         common["key"] = direction_key(seed)
+    if section.keep_texts is not None:
+        common["texts_weight"] = jnp.float32(section.keep_texts.weight)
     if section.decouple is not None:
         common["decouple_weight"] = jnp.float32(section.decouple.weight)
 

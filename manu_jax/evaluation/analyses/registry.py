@@ -1,6 +1,7 @@
 """The analyses by the keys of their rows in results.json, in the order they are measured in."""
 
 from manu_jax.evaluation.analyses import (
+    ability,
     alpha_choice,
     audit,
     differences,
@@ -19,6 +20,7 @@ ANALYSES: dict[str, Analysis] = {
     "leakage": leakage.ANALYSIS,
     "differences": differences.ANALYSIS,
     "distances": distances.ANALYSIS,
+    "ability": ability.ANALYSIS,
     "audit": audit.ANALYSIS,
     "strangers": strangers.ANALYSIS,
 }
