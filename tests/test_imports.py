@@ -23,7 +23,7 @@ LINES = (
     ("folder", "progress", "faults"),
     ("config",),
     ("arrays", "parallel"),
-    ("checkpoint", "fingerprint"),
+    ("checkpoint", "fingerprint", "hub"),
     ("data", "models", "selection"),
     ("edits",),
     ("importance",),

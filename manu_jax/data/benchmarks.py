@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from manu_jax import hub
 from manu_jax.config import DataSection
 from manu_jax.data import mllmu, portraits, prompts, synthetic
 from manu_jax.data.record import Benchmark, QuestionPrompt
@@ -26,13 +27,14 @@ class BenchmarkFormat:
     ManuError. question_prompt: the wording. write: (new folder, data section, seed), for a
     benchmark that the run writes itself where the config gives no path; None for all others.
     portraits: (random, count) → portraits of people who do not exist, like its own; None: it has
-    no generator.
+    no generator. files: patterns of the files that are fetched of one that is named on the hub.
     """
 
     read: Callable[[Path, DataSection, int], Benchmark]
     question_prompt: QuestionPrompt
     write: Callable[[Path, DataSection, int], object] | None = None
     portraits: Portraits | None = None
+    files: Callable[[DataSection], tuple[str, ...]] = lambda section: ("*",)
 
 
 def benchmark_format(name: str) -> BenchmarkFormat:
@@ -43,13 +45,20 @@ def benchmark_format(name: str) -> BenchmarkFormat:
 
 
 def _read_mllmu(folder: Path, section: DataSection, seed: int) -> Benchmark:
+    train_path = section.train_path
+    if train_path is not None:
+        train_path = hub.local(train_path, "dataset", mllmu.training_files(section.forget))
     return mllmu.load_benchmark(
         folder,
         forget=section.forget,
-        train_path=section.train_path,
+        train_path=train_path,
         seed=seed,
         test_images=section.test_images,
     )
+
+
+def _mllmu_files(section: DataSection) -> tuple[str, ...]:
+    return mllmu.files(section.forget, has_train_path=section.train_path is not None)
 
 
 def _write_synthetic(folder: Path, section: DataSection, seed: int) -> Path:
@@ -68,7 +77,7 @@ def _portraits(random: np.random.Generator, count: int) -> list[Any]:
 
 BENCHMARKS: dict[str, BenchmarkFormat] = {
     "synthetic": BenchmarkFormat(
-        _read_mllmu, prompts.question_prompt, _write_synthetic, _portraits
+        _read_mllmu, prompts.question_prompt, _write_synthetic, _portraits, _mllmu_files
     ),
-    "mllmu": BenchmarkFormat(_read_mllmu, prompts.question_prompt),
+    "mllmu": BenchmarkFormat(_read_mllmu, prompts.question_prompt, files=_mllmu_files),
 }
