@@ -48,6 +48,7 @@ HOMES = {
         True,
     ),
     "datasets": (("manu_jax/data/", "manu_jax/models/", "tools/"), True),
+    "huggingface_hub": (("manu_jax/hub.py",), True),
     "torch": ((), True),
     "orbax": (("manu_jax/checkpoint.py",), True),
 }
