@@ -96,10 +96,13 @@ def fingerprint(path: str | None, kind: Kind, files: FileHashes) -> str | None:
 
 
 def check_push(name: str) -> None:
-    """Raise ManuError where a push could not even begin: offline, or nobody is logged in."""
+    """Raise ManuError where a push could not even begin: no name, offline, nobody logged in."""
     import huggingface_hub
     from huggingface_hub import constants
 
+    found = NAME.fullmatch(name)
+    if found is None or found["revision"] is not None:
+        raise ManuError(f"push: {name!r}: expected the name of a repository, org/name.")
     if constants.HF_HUB_OFFLINE:
         raise ManuError(
             f"push: {name}: HF_HUB_OFFLINE is set, so nothing can be sent. Unset it, or push=null."

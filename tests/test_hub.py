@@ -13,10 +13,13 @@ import tiny_llava
 from hub_server import TOKEN, Hub, Repo, commit_of, serve
 
 from manu_jax import hub as hub_names
+from manu_jax import keys, run
+from manu_jax.config import validate_config
 from manu_jax.data import synthetic
 from manu_jax.fingerprint import weights_hash
 from manu_jax.folder import FileHashes
 from manu_jax.models.loaded import load, save_pretrained
+from manu_jax.types import ManuError
 
 WORKER = Path(__file__).with_name("hub_worker.py")
 SECONDS = 240
@@ -225,10 +228,10 @@ def test_offline_the_cache_is_enough(online, hub, home, tmp_path, model_folder):
 
 
 def test_without_network_the_cache_is_enough_and_what_it_lacks_is_told(online, home, tmp_path):
-    requests = [("load", {"name": "org/tiny"}), ("local", {"name": "org/absent"})]
+    requests = [REQUESTS["small"], ("local", {"name": "org/absent"})]
     address = closed_port()
-    whole, absent = ask(tmp_path, requests, environment(home, address))
-    assert whole["value"] == online["whole"]["value"]
+    small, absent = ask(tmp_path, requests, environment(home, address))
+    assert small == online["small"]
     assert f"org/absent: no such folder here, and {address} does not answer" in absent["error"]
     assert "Connection refused" in absent["error"]
 
@@ -284,6 +287,7 @@ def result_folder(folder, model_folder):
 
 def test_a_result_is_pushed_with_its_card(hub, tmp_path, model_folder):
     run = result_folder(tmp_path / "run", model_folder)
+    other = shutil.copytree(run, tmp_path / "other")
     hub.add(
         "model", "org/again", {"model-00001-of-00002.safetensors": b"old", "notes.txt": b"kept"}
     )
@@ -291,31 +295,134 @@ def test_a_result_is_pushed_with_its_card(hub, tmp_path, model_folder):
         ("check_push", {"name": "org/result"}),
         ("push", {"name": "org/result", "run": str(run)}),
         ("push", {"name": "org/result", "run": str(run)}),
+        ("push", {"name": "others/x", "run": str(other)}),
+        ("push", {"name": "org/again", "run": str(other)}),
     ]
-    sent = ask(tmp_path, requests, environment(tmp_path, hub.address, HF_TOKEN=TOKEN))
-    assert sent[0] == {"value": None} and sent[1] == sent[2]
+    given = environment(tmp_path, hub.address, HF_TOKEN=TOKEN)
+    checked, sent, once_more, refused, _ = ask(tmp_path, requests, given)
+    assert checked == {"value": None} and sent == once_more
     repo = hub.repos["model", "org/result"]
     assert repo.is_private and len(repo.commits) == 2  # the empty one, and one push
     files = repo.commits[repo.main]
-    assert sent[1]["value"]["address"] == f"{hub.address}/org/result/commit/{repo.main}"
-    card = files.pop("README.md").decode()
-    assert files == files_of(model_folder)
+    assert sent["value"]["address"] == f"{hub.address}/org/result/commit/{repo.main}"
+    card = files["README.md"].decode()
     assert card.startswith("---\nlibrary_name: transformers\n") and "# org/result" in card
-    (run / "pushed.json").unlink()
-    requests = [("push", {"name": "org/again", "run": str(run)})]
-    ask(tmp_path, requests, environment(tmp_path, hub.address, HF_TOKEN=TOKEN))
-    again = hub.repos["model", "org/again"]
-    assert {*again.commits[again.main]} == {*files, "README.md", "notes.txt"}
-
-
-def test_a_push_that_is_refused_is_one_sentence(hub, tmp_path, model_folder):
-    run = str(result_folder(tmp_path / "run", model_folder))
-    requests = [("check_push", {"name": "org/x"}), ("push", {"name": "others/x", "run": run})]
-    nobody, without = ask(tmp_path, requests, environment(tmp_path, hub.address))
-    assert "push: org/x: nobody is logged in to http" in nobody["error"]
-    assert "others/x: can't be written: " in without["error"]
-    given = environment(tmp_path, hub.address, HF_TOKEN=TOKEN)
-    (refused,) = ask(tmp_path, requests[1:], given)
+    assert {name: files[name] for name in files if name != "README.md"} == files_of(model_folder)
     assert "others/x: can't be written: " in refused["error"] and "403" in refused["error"]
     assert "token that may" in refused["error"]
-    assert not (tmp_path / "run" / "pushed.json").exists()
+    again = hub.repos["model", "org/again"]
+    assert {*again.commits[again.main]} == {*files, "notes.txt"}
+
+
+def test_a_push_of_nobody_is_one_sentence(hub, tmp_path, model_folder):
+    run = result_folder(tmp_path / "run", model_folder)
+    requests = [("check_push", {"name": name}) for name in ("org/x", "x", "org/x@main")]
+    requests.append(("push", {"name": "org/x", "run": str(run)}))
+    nobody, *wrong, sent = ask(tmp_path, requests, environment(tmp_path, hub.address))
+    assert "push: org/x: nobody is logged in to http" in nobody["error"]
+    assert all("expected the name of a repository, org/name" in one["error"] for one in wrong)
+    assert "org/x: can't be written: " in sent["error"] and "hf auth login" in sent["error"]
+    assert not (run / "pushed.json").exists()
+
+
+def test_a_push_that_could_not_begin_stops_the_run_before_its_first_stage(tmp_path, error_of):
+    (tmp_path / "config.yaml").write_text(TRAINED)
+    message = error_of(
+        "--config", tmp_path / "config.yaml", "--output", tmp_path / "run", "push=org/x"
+    )
+    assert "push: org/x: HF_HUB_OFFLINE is set" in message
+    assert not (tmp_path / "run" / "data").exists()
+
+
+def known_at(monkeypatch, commit):
+    """Let this process have found a model at a commit."""
+    monkeypatch.setitem(hub_names._commits, hub_names.Repository("org/tiny", "model"), commit)
+
+
+def test_a_run_folder_belongs_to_one_commit(tmp_path, monkeypatch):
+    config = validate_config({"model": {"path": "org/tiny"}}, "test")
+    known_at(monkeypatch, "a" * 40)
+    keys.settle(tmp_path, config)
+    (tmp_path / "mask.safetensors").write_bytes(b"")
+    keys.settle(tmp_path, config)
+    assert (tmp_path / "mask.safetensors").exists()
+    known_at(monkeypatch, "b" * 40)
+    with pytest.raises(ManuError) as caught:
+        keys.settle(tmp_path, config)
+    told = f"model.path: 'commit {'a' * 40}' there, 'commit {'b' * 40}' now"
+    assert told in str(caught.value)
+
+
+def test_what_was_sent_elsewhere_or_before_is_sent_again(tmp_path):
+    sent = tmp_path / "pushed.json"
+
+    def settle(**values):
+        keys.settle(tmp_path, validate_config({"train": {"steps": 1}} | values, "test"))
+        return sent.exists()
+
+    assert not settle(push="org/a")
+    sent.write_text("to a")
+    assert settle(push="org/a")
+    assert not settle(push="org/b")
+    sent.write_text("to b")
+    assert not settle(push="org/b", evaluate={"new_tokens": 7})
+    assert settle(push="org/a") and sent.read_text() == "to a"
+
+
+TRAINED = """
+seed: 0
+cache: null
+data: {num_people: 6, num_celebrities: 4, num_general: 8, forget: 15}
+model:
+  vision: {image_size: 28, patch_size: 14, width: 16, num_layers: 2, num_heads: 2, num_neurons: 16}
+  text: {width: 16, num_layers: 1, num_heads: 2, num_key_heads: 2, num_neurons: 32, context: 512}
+train: {steps: 2, base_steps: 1, batch_size: 8, memory_gate: 0, retrained: false}
+method: random
+evaluate: {new_tokens: 4, max_people: 2, resamples: 50, tasks: [generation]}
+audit: none
+"""
+NAMED = """
+cache: null
+data: {benchmark: synthetic, path: org/data, forget: 15}
+model: {path: org/vanilla@v1}
+train: {steps: 0}
+method: random
+evaluate: {new_tokens: 4, max_people: 2, resamples: 50, tasks: [generation]}
+audit: none
+push: org/unlearned
+"""
+
+
+@pytest.mark.slow
+def test_a_run_goes_from_names_to_a_name(hub, tmp_path):
+    """The whole command on a model and data of the hub; its result loads by its own name."""
+    (tmp_path / "trained.yaml").write_text(TRAINED)
+    (tmp_path / "named.yaml").write_text(NAMED)
+    made, output = tmp_path / "made", tmp_path / "run"
+    assert run.main(["--config", f"{tmp_path}/trained.yaml", "--output", str(made)]) == 0
+    vanilla = hub.add("model", "org/vanilla", files_of(made / "vanilla"))
+    vanilla.tags["v1"] = vanilla.main
+    hub.add("dataset", "org/data", files_of(made / "data"))
+    command = [sys.executable, "-m", "manu_jax.run", "--config", "named.yaml", "--output", output]
+    given = environment(tmp_path / "home", hub.address, HF_TOKEN=TOKEN)
+    for _ in range(2):  # the second finds all done, and sends nothing
+        done = subprocess.run(command, env=given, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+    files = hub.repos["model", "org/unlearned"]
+    assert len(files.commits) == 2
+    sent = files.commits[files.main]
+    assert sent["model.safetensors"] == (made / "unlearned" / "model.safetensors").read_bytes()
+    card = sent["README.md"].decode()
+    assert "base_model: org/vanilla\n" in card
+    names = [person["name"] for person in load_json(output / "results.json")["request"]["people"]]
+    assert names and not [name for name in names if name in card]
+    answers = ask(tmp_path, [("load", {"name": "org/unlearned"})], given)
+    assert answers[0]["value"] == weights_hash(load(made / "unlearned").model)
+    vanilla.commits["d" * 40] = vanilla.commits[vanilla.main] | {"config.json": b"{}"}
+    moved = [*command, "model.path=org/vanilla@main"]
+    done = subprocess.run(moved, env=given, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+
+
+def load_json(path):
+    return json.loads(path.read_text())
