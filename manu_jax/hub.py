@@ -235,6 +235,11 @@ def _told(named: Repository, what: str) -> Iterator[None]:
                 f"{place}: no such folder here, and no {named.kind} of that name at {page} that "
                 "you may see. Mend the name, or call `hf auth login` where it is private."
             ) from None
+        except errors.HFValidationError as error:
+            raise ManuError(
+                f"{place}: no such folder here, and no name that the hub has ({_reason(error)}). "
+                "Mend the name."
+            ) from None
         except errors.RevisionNotFoundError:
             raise ManuError(
                 f"{place}: {named.name} has no revision {named.revision}. Give a branch, a tag or "

@@ -32,14 +32,16 @@ METADATA = re.compile(r"metadata\.(csv|jsonl|parquet)")
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """How a table is stored. names: of its files. open: (file, empty folder) → what `datasets` has.
+    """How a table is stored. names: of its files. words: what errors call a file.
 
-    words: what errors call a file. of_folder: one file stands for all that is beside it.
+    batches: (file, empty folder) → its columns, and its rows as pyarrow tables of ROWS_AT_ONCE. It
+    raises what `datasets`, pyarrow and the operating system raise. of_folder: one file stands for
+    all that is beside it.
     """
 
     names: re.Pattern[str]
     words: str
-    open: Callable[[Path, str], Any]
+    batches: Callable[[Path, str], tuple[set[str], Iterator[Any]]]
     of_folder: bool = False
 
 
@@ -78,12 +80,8 @@ def are_whole(parts: list[Part]) -> bool:
     return len(totals) == 1 and [part.number for part in parts] == list(range(*totals))
 
 
-def batches_of(part: Part, cache: str) -> tuple[set[str], Iterator[Any]]:
-    """Return the columns of a part and its rows as pyarrow tables of ROWS_AT_ONCE.
-
-    cache: an empty folder. Raises what `datasets`, pyarrow and the operating system raise.
-    """
-    table = part.format.open(part.file, cache)
+def _batches(table: Any) -> tuple[set[str], Iterator[Any]]:
+    """Return the columns and the rows of a data set of `datasets`."""
     batches = iter(table.with_format("arrow").iter(batch_size=ROWS_AT_ONCE))
     columns = table.column_names
     if columns is None:  # not known before the first rows are
@@ -108,48 +106,60 @@ def _matching(folder: Path, kind: Format) -> list[Part]:
     return sorted(parts, key=lambda part: (part.number, part.file.name))
 
 
-def _open_parquet(file: Path, cache: str) -> Any:
+def _parquet(file: Path, cache: str) -> tuple[set[str], Iterator[Any]]:
     from datasets import IterableDataset
+    from pyarrow import parquet
     from pyarrow.dataset import ParquetFragmentScanOptions
 
+    schema = parquet.read_schema(file)
+    if any("map<" in str(field.type) for field in schema):  # a type that `datasets` has not
+        return {*schema.names}, _with_maps(file)
     # Without the first two, pyarrow reads the whole file ahead.
     options = ParquetFragmentScanOptions(
         pre_buffer=False, use_buffered_stream=True, page_checksum_verification=True
     )
-    return IterableDataset.from_parquet(
+    table = IterableDataset.from_parquet(
         glob.escape(str(file)),
         cache_dir=cache,
         batch_size=ROWS_AT_ONCE,
         fragment_scan_options=options,
     )
+    return _batches(table)
 
 
-def _open_json(file: Path, cache: str) -> Any:
+def _with_maps(file: Path) -> Iterator[Any]:
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(file, page_checksum_verification=True) as table:
+        yield from table.iter_batches(batch_size=ROWS_AT_ONCE)
+
+
+def _json(file: Path, cache: str) -> tuple[set[str], Iterator[Any]]:
     from datasets import IterableDataset
 
-    return IterableDataset.from_json(glob.escape(str(file)), cache_dir=cache)
+    return _batches(IterableDataset.from_json(glob.escape(str(file)), cache_dir=cache))
 
 
-def _open_saved(file: Path, cache: str) -> Any:
+def _saved(file: Path, cache: str) -> tuple[set[str], Iterator[Any]]:
     from datasets import Dataset
 
-    return Dataset.load_from_disk(file.parent)
+    return _batches(Dataset.load_from_disk(file.parent))
 
 
-def _open_images(file: Path, cache: str) -> Any:
+def _images(file: Path, cache: str) -> tuple[set[str], Iterator[Any]]:
     from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
     files = f"{glob.escape(str(file.parent))}/**"
     builder = ImageFolder(cache_dir=cache, data_files={"train": [files]})
-    return builder.as_streaming_dataset("train")
+    return _batches(builder.as_streaming_dataset("train"))
 
 
 ROWS_AT_ONCE = 16  # rows of images held while a file is read
 FORMATS = (
-    Format(NUMBERED, "parquet file", _open_parquet),
-    Format(CONVERTED, "parquet file", _open_parquet),
-    Format(JSON_NUMBERED, "JSON file", _open_json),
-    Format(JSON_WHOLE, "JSON file", _open_json),
-    Format(SAVED, "folder of save_to_disk", _open_saved, of_folder=True),
-    Format(METADATA, "image folder", _open_images, of_folder=True),
+    Format(NUMBERED, "parquet file", _parquet),
+    Format(CONVERTED, "parquet file", _parquet),
+    Format(JSON_NUMBERED, "JSON file", _json),
+    Format(JSON_WHOLE, "JSON file", _json),
+    Format(SAVED, "folder of save_to_disk", _saved, of_folder=True),
+    Format(METADATA, "image folder", _images, of_folder=True),
 )

@@ -17,7 +17,7 @@ from typing import Any
 
 from manu_jax.data.cells import is_null, short
 from manu_jax.data.images import decode
-from manu_jax.data.table_files import Part, are_whole, batches_of, sets_of
+from manu_jax.data.table_files import Part, are_whole, sets_of
 from manu_jax.types import ManuError, raise_faults
 
 MOST_FAULTS = 50  # lines in one error
@@ -82,7 +82,7 @@ class TableReader:
 
         try:
             with tempfile.TemporaryDirectory(prefix="manu_jax-") as cache, _quiet():
-                columns, batches = batches_of(part, cache)
+                columns, batches = part.format.batches(part.file, cache)
                 wrong = columns_fault(columns)
                 if wrong:
                     self.faults.append(f"{shown}: {wrong}")
