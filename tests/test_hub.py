@@ -207,21 +207,23 @@ def test_what_the_hub_refuses_is_one_sentence(online, request_name, parts):
     assert "\n" not in message and len(message) < 400
 
 
-def test_offline_the_cache_is_enough(online, hub, home, tmp_path, model_folder):
+def test_offline_the_cache_is_enough(online, hub, home, tmp_path):
     asked = len(hub.asked)
+    data = {"name": "org/bench", "kind": "dataset", "patterns": ["forget_10/*"]}
     requests = [
-        ("load", {"name": "org/tiny"}),
+        ("local", {"name": "org/tiny", "patterns": ["model.safetensors"]}),
         ("fingerprint", {"path": "org/tiny"}),
-        ("benchmark", {"data": DATA}),
+        ("local", data),
         ("local", {"name": "org/tiny", "patterns": ["README.md"]}),
         ("local", {"name": "org/absent"}),
         ("check_push", {"name": "org/result"}),
     ]
     given = environment(home, hub.address, HF_HUB_OFFLINE="1")
     whole, commit, bench, *faults = ask(tmp_path, requests, given)
-    assert whole["value"] == online["whole"]["value"]
+    folder, files = whole["value"]
+    assert folder == online["small"]["value"][0] and "model.safetensors" in files
     assert commit["value"] == online["its commit"]["value"]
-    assert bench == online["benchmark"]
+    assert Path(bench["value"][0], "forget_10", "train-00000-of-00001.parquet").is_file()
     for fault in faults[:2]:
         assert "HF_HUB_OFFLINE is set, and the cache" in fault["error"]
         assert "lacks the model or a part of it" in fault["error"]
@@ -233,7 +235,7 @@ def test_without_network_the_cache_is_enough_and_what_it_lacks_is_told(online, h
     requests = [REQUESTS["small"], ("local", {"name": "org/absent"})]
     address = closed_port()
     small, absent = ask(tmp_path, requests, environment(home, address))
-    assert small == online["small"]
+    assert small["value"][0] == online["small"]["value"][0]
     assert f"org/absent: no such folder here, and {address} does not answer" in absent["error"]
     assert "Connection refused" in absent["error"]
 
@@ -250,13 +252,14 @@ def test_a_cache_that_others_have_laid_out_is_read(tmp_path, model_folder):
         link.symlink_to(f"../../blobs/{name}")
         (repo / "refs" / "main").write_text(commit)
     requests = [
-        ("load", {"name": "org/tiny"}),
+        ("local", {"name": "org/tiny", "patterns": ["model.safetensors"]}),
         ("fingerprint", {"path": "org/tiny"}),
         ("local", {"name": "org/tiny", "patterns": ["*.md"]}),
     ]
     given = environment(tmp_path, closed_port(), HF_HUB_OFFLINE="1")
     whole, found, without = ask(tmp_path, requests, given)
-    assert whole["value"] == weights_hash(load(model_folder).model)
+    folder = Path(whole["value"][0])
+    assert weights_hash(load(folder).model) == weights_hash(load(model_folder).model)
     assert found["value"] == f"commit {commit}"
     assert "holds none of *.md, and HF_HUB_OFFLINE is set" in without["error"]
 
