@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from manu_jax import parallel
+from manu_jax import hub, parallel
 from manu_jax.config import (
     SYSTEM_PROMPT,
     AnyMethod,
@@ -29,7 +29,7 @@ from manu_jax.edits import masks
 from manu_jax.edits.edit import Edit
 from manu_jax.edits.edit import load as load_edit
 from manu_jax.fingerprint import samples_hash
-from manu_jax.folder import expand_path, write_atomic
+from manu_jax.folder import write_atomic
 from manu_jax.importance.job import ScoringJob
 from manu_jax.importance.texts import kept_texts, texts_of
 from manu_jax.models.loaded import Loaded, load
@@ -114,7 +114,9 @@ class Run:
     def read_benchmark(self) -> Benchmark:
         """The sets of people as they are in the files, checked."""
         data = self.config.data
-        path = expand_path(data.path) if data.path else self.directory / "data"
+        path = self.directory / "data"
+        if data.path is not None:
+            path = hub.local(data.path, "dataset", self.benchmark_format.files(data))
         if not (parallel.exists(path) and path.is_dir()):
             remedy = "Mend data.path." if data.path else "Run the stage `data` first."
             raise ManuError(f"{path}: no benchmark there. {remedy}")

@@ -26,6 +26,7 @@ from typing import Any
 
 import yaml
 
+from manu_jax import hub
 from manu_jax.config import (
     SYSTEM_PROMPT,
     MaskMethod,
@@ -51,7 +52,7 @@ logger = logging.getLogger("manu_jax")
 KEYS = "keys.json"
 EARLIER = "earlier"
 # Sections that single parts read. What else a config holds, all parts depend on.
-SECTIONS = (*"train method compare unlearn sweep evaluate audit erase model data".split(),)
+SECTIONS = (*"train method compare unlearn sweep evaluate audit erase push model data".split(),)
 # What may differ between two calls on one folder and changes no number.
 FREE = ("output", "cache", "mesh", "score_batch")
 FREE_TRAIN = ("memory_gate", "retrained", "checkpoint_every")
@@ -90,7 +91,8 @@ def made_from(config: RunConfig, files: FileHashes) -> Reads:
     found |= _named("data", values["data"], without=FREE_DATA)
     found |= _named("model", values["model"], without=("retrained_path",))
     for name in ("data.path", "data.train_path", "model.path"):
-        found[name] = files.of(found[name])
+        kind = "model" if name == "model.path" else "dataset"
+        found[name] = hub.fingerprint(found[name], kind, files)
     return found
 
 
@@ -133,7 +135,11 @@ def parts_of(config: RunConfig, foundation: Reads, files: FileHashes) -> list[Pa
     reads |= {"erase": config.erase, "order of models": list(models), everything.label: foundation}
     reads["data.keep_share"] = config.data.keep_share
     places = {"results.json": "results.json", "report.html": "report.html"}
-    return [*parts, Part("results", places, reads)]
+    parts.append(Part("results", places, reads))
+    if config.push is not None:
+        sent = {"push": config.push, "results": parts[-1].key}
+        parts.append(Part("push", {"pushed.json": "pushed.json"}, sent))
+    return parts
 
 
 def settle(folder: Path, config: RunConfig) -> None:
@@ -200,7 +206,8 @@ def _models(config: RunConfig, everything: Part, files: FileHashes) -> dict[str,
     found = {VANILLA: dataclasses.replace(vanilla, label=VANILLA)}
     given = config.model.retrained_path
     if given is not None:
-        reads = {"model.retrained_path": files.of(given), "model.dtype": config.model.dtype}
+        commit = hub.fingerprint(given, "model", files)
+        reads = {"model.retrained_path": commit, "model.dtype": config.model.dtype}
         found[RETRAINED] = Part(RETRAINED, {}, reads)
     elif config.train.steps and config.train.retrained:
         found[RETRAINED] = Part(RETRAINED, {RETRAINED: RETRAINED}, vanilla.reads)
@@ -336,7 +343,7 @@ def _changes(before: Reads, now: Reads) -> Iterator[str]:
         old, new = before.get(key), now.get(key)
         if json.dumps(old, sort_keys=True) == json.dumps(new, sort_keys=True):
             continue
-        if key.rpartition(".")[2] in PATHS:
+        if key.rpartition(".")[2] in PATHS and not str(new).startswith(hub.COMMIT):
             yield f"{key}: other files there than now"
         else:
             yield f"{key}: {old!r} there, {new!r} now"

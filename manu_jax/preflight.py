@@ -11,18 +11,17 @@ from collections.abc import Collection, Iterator
 import jax.numpy as jnp
 import numpy as np
 
-from manu_jax import parallel
+from manu_jax import hub, parallel
 from manu_jax.config import SYSTEM_PROMPT, MaskMethod, OptimizerSection, UnlearnSection
 from manu_jax.context import Run
 from manu_jax.data import safeeraser
 from manu_jax.data.forms import has_form
 from manu_jax.data.own_answers import lacks_retain
 from manu_jax.evaluation.suite import check_prompts
-from manu_jax.folder import expand_path
 from manu_jax.importance.texts import check_texts
 from manu_jax.leaves import leaves, num_parameters
 from manu_jax.models.families.registry import FAMILIES
-from manu_jax.models.loaded import Loaded, load_without_weights
+from manu_jax.models.loaded import Loaded, fetch, load_without_weights
 from manu_jax.models.stored import DTYPES, read_config
 from manu_jax.selection import eligible_layers
 from manu_jax.training import lora
@@ -43,6 +42,7 @@ from manu_jax.types import KEEP_SETS, MODALITIES, RETRAINED, VANILLA, ManuError,
 STATE_BYTES = 12  # a trained weight and its two moments
 MOST_STATES = 3  # checkpoints at once: two that are kept and one that is written
 GIB = 2**30
+WITHOUT_WEIGHTS = {"data", "report", "push"}  # stages that read none
 
 
 def check(run: Run, stages: Collection[str]) -> None:
@@ -75,11 +75,19 @@ def check(run: Run, stages: Collection[str]) -> None:
             _check_room(run, empty, stages)
         with noted():
             _check_data(run, empty, stages)
-    if run.config.model.retrained_path is not None:
+    given = run.config.model.retrained_path
+    if given is not None:
         with noted():
-            read_config(expand_path(run.config.model.retrained_path))
+            read_config(fetch(given, with_weights=False))
+    if run.config.push is not None and "push" in stages:
+        with noted():
+            hub.check_push(run.config.push)
     if faults:
         raise ManuError("\n".join(faults))
+    if {*stages} - WITHOUT_WEIGHTS:  # weights from the hub come now, and not after hours
+        for path in (run.config.model.path, given):
+            if path is not None:
+                fetch(path)
 
 
 def without_weights(run: Run) -> Loaded:

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def exit_status(action: Callable[[], Any]) -> int:
     """Do a command's work, telling how far it is and how it fails; return its exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("jax", "orbax", "httpx"):
+    for noisy in ("jax", "orbax", "httpx", "httpx2"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # Orbax logs there, with a traceback, what it raises as well.
     logging.getLogger("absl").setLevel(logging.CRITICAL)

@@ -10,6 +10,7 @@
                unlearned/                         the model of the first method, as such a folder
     evaluate   evaluation/, results.json          every model asked everything, and the analyses
     report     report.html
+    push       pushed.json                        unlearned/ sent to the hub, where `push` names it
 
 A stage whose files exist does nothing, so a killed run goes on where it was; before the first one
 keys.py moves away what was made from another config. The first method of the config has its files
@@ -48,6 +49,7 @@ from manu_jax.importance.methods import edit_for, load_scores, save_scores, scor
 from manu_jax.keys import train_key
 from manu_jax.models.loaded import Loaded, save_pretrained
 from manu_jax.preflight import check_questions, without_weights
+from manu_jax.report.card import make_push
 from manu_jax.report.render import render_with_portraits
 from manu_jax.report.results import Kept, write_results
 from manu_jax.training.kept import keep_models, kept_folder, take_models
@@ -188,6 +190,7 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "unlearn": make_unlearned,
     "evaluate": make_evaluation,
     "report": make_report,
+    "push": make_push,
 }
 
 

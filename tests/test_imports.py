@@ -23,7 +23,7 @@ LINES = (
     ("folder", "progress", "faults"),
     ("config",),
     ("arrays", "parallel"),
-    ("checkpoint", "fingerprint"),
+    ("checkpoint", "fingerprint", "hub"),
     ("data", "models", "selection"),
     ("edits",),
     ("importance",),
@@ -48,6 +48,7 @@ HOMES = {
         True,
     ),
     "datasets": (("manu_jax/data/", "manu_jax/models/", "tools/"), True),
+    "huggingface_hub": (("manu_jax/hub.py",), True),
     "torch": ((), True),
     "orbax": (("manu_jax/checkpoint.py",), True),
 }

@@ -58,6 +58,8 @@ class RunConfig(Section):
     sweep: SweepSection = SweepSection()
     evaluate: EvaluateSection = EvaluateSection()
     audit: AuditSection = AuditSection()
+    # A repository of the hub, `org/name`, to which unlearned/ is sent with a model card; None: none
+    push: FilePath | None = None
     # Compiled programs and trained demo models; None: off
     cache: FilePath | None = "~/.cache/manu_jax"
 

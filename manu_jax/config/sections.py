@@ -82,7 +82,8 @@ class ConnectorSize(Section):
 class ModelSection(Section):
     """The model to unlearn from: a folder, or sizes for a tiny one that the run trains itself."""
 
-    path: FilePath | None = None  # a Hugging Face folder, or one of tools/convert/from_hf.py
+    # A Hugging Face folder, one of tools/convert/from_hf.py, or org/name[@revision] on the hub
+    path: FilePath | None = None
     retrained_path: FilePath | None = None  # a model that never saw the forget people
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # None: as on disk
     # What prompts are made of: the folder's chat template (the family's strings where it has none),
@@ -107,7 +108,8 @@ class DataSection(Section):
     """The benchmark. `synthetic` is written into the run's folder and then read like any other."""
 
     benchmark: BenchmarkName = "synthetic"
-    path: FilePath | None = None  # folder of its evaluation sets; None: the run writes them
+    # Folder of its evaluation sets, or a name on the hub; None: the run writes them
+    path: FilePath | None = None
     train_path: FilePath | None = None  # of mllmu: baseline_train_split; None: ft_Data in `path`
     forget: Literal[5, 10, 15] = 10  # percent of the people to forget
     # Share of the retain people that methods are given; the others are evaluated as `unseen`

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from manu_jax import hub
 from manu_jax.config import DataSection
 from manu_jax.data import folder, mllmu, portraits, prompts, synthetic
 from manu_jax.data.record import Benchmark, QuestionPrompt
@@ -27,6 +28,7 @@ class BenchmarkFormat:
     benchmark that the run writes itself where the config gives no path; None for all others.
     portraits: (random, count) → portraits of people who do not exist, like its own; None: it has
     no generator. has_shares: whether `data.forget` says how many of its people are to be forgotten.
+    files: patterns of the files that are fetched of one that is named on the hub.
     """
 
     read: Callable[[Path, DataSection, int], Benchmark]
@@ -34,6 +36,7 @@ class BenchmarkFormat:
     write: Callable[[Path, DataSection, int], object] | None = None
     portraits: Portraits | None = None
     has_shares: bool = True
+    files: Callable[[DataSection], tuple[str, ...]] = lambda section: ("*",)
 
 
 def benchmark_format(name: str) -> BenchmarkFormat:
@@ -44,10 +47,13 @@ def benchmark_format(name: str) -> BenchmarkFormat:
 
 
 def _read_mllmu(folder: Path, section: DataSection, seed: int) -> Benchmark:
+    train_path = section.train_path
+    if train_path is not None:
+        train_path = hub.local(train_path, "dataset", mllmu.training_files(section.forget))
     return mllmu.load_benchmark(
         folder,
         forget=section.forget,
-        train_path=section.train_path,
+        train_path=train_path,
         seed=seed,
         test_images=section.test_images,
     )
@@ -55,6 +61,10 @@ def _read_mllmu(folder: Path, section: DataSection, seed: int) -> Benchmark:
 
 def _read_request(path: Path, section: DataSection, seed: int) -> Benchmark:
     return folder.read_request(path, seed=seed)
+
+
+def _mllmu_files(section: DataSection) -> tuple[str, ...]:
+    return mllmu.files(section.forget, has_train_path=section.train_path is not None)
 
 
 def _write_synthetic(folder: Path, section: DataSection, seed: int) -> Path:
@@ -73,8 +83,12 @@ def _portraits(random: np.random.Generator, count: int) -> list[Any]:
 
 BENCHMARKS: dict[str, BenchmarkFormat] = {
     "synthetic": BenchmarkFormat(
-        _read_mllmu, prompts.question_prompt, _write_synthetic, _portraits
+        _read_mllmu,
+        prompts.question_prompt,
+        _write_synthetic,
+        _portraits,
+        files=_mllmu_files,
     ),
-    "mllmu": BenchmarkFormat(_read_mllmu, prompts.question_prompt),
+    "mllmu": BenchmarkFormat(_read_mllmu, prompts.question_prompt, files=_mllmu_files),
     "folder": BenchmarkFormat(_read_request, prompts.question_prompt, has_shares=False),
 }

@@ -1,12 +1,11 @@
 """Image files to pixels, the one place where a benchmark's images are decoded.
 
-The pixels are those of `datasets` (`Image(mode="RGB")`), through which MLLMU-Bench's own code reads
-them: the first frame, turned upright where the file has an EXIF orientation, then Pillow's own
-conversion to RGB. So a transparent image loses its alpha and shows the colours beneath it, and
-16-bit greys and CMYK become what Pillow makes of them.
+`datasets` decodes them (`Image(mode="RGB")`), as in MLLMU-Bench's own code: the first frame, turned
+upright where the file has an EXIF orientation, then Pillow's own conversion to RGB. So a
+transparent image loses its alpha and shows the colours beneath it, and 16-bit greys and CMYK become
+what Pillow makes of them.
 """
 
-import io
 import struct
 import warnings
 import zlib
@@ -28,17 +27,15 @@ def decode(source: bytes | Path) -> Any:
     Raises ManuError with the reason where it does not decode, and where it has more pixels than
     Pillow's limit (`PIL.Image.MAX_IMAGE_PIXELS`): a small file may claim gigabytes.
     """
-    from PIL import ExifTags, Image, ImageOps
+    import datasets
+    from PIL import Image
 
     try:
+        content = source.read_bytes() if isinstance(source, Path) else source
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on files that decode all the same
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                image.load()
-                if image.getexif().get(ExifTags.Base.Orientation) is not None:
-                    return ImageOps.exif_transpose(image).convert("RGB")
-                return image.convert("RGB")
+            return datasets.Image(mode="RGB").decode_example({"path": None, "bytes": content})
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ManuError(
             f"it has more than {Image.MAX_IMAGE_PIXELS:,} pixels, Pillow's limit. Make it smaller."

@@ -39,6 +39,7 @@ from manu_jax.types import ManuError, Modality
 
 logger = logging.getLogger(__name__)
 
+FACTS, GENERAL, BASE = "ft_Data", "General_Set", "Base_Data"  # folders, beside evaluation sets
 OPEN_TASKS: dict[Task, str] = {"generation": "Generation_Task", "cloze": "Mask_Task"}
 TASK_COLUMNS = ("Classification_Task", "Generation_Task", "Mask_Task")
 EVALUATION = ("ID", "biography", *TASK_COLUMNS)
@@ -79,6 +80,18 @@ def load_benchmark(
     return reader.read()
 
 
+def files(forget: int, *, has_train_path: bool) -> tuple[str, ...]:
+    """Return patterns of the files that are read of the benchmark's own folder."""
+    names = [*_evaluation_folders(forget).values(), GENERAL, BASE]
+    return tuple(f"{name}/*" for name in (*names, *(() if has_train_path else (FACTS,))))
+
+
+def training_files(forget: int) -> tuple[str, ...]:
+    """Return patterns of the files that are read of baseline_train_split."""
+    folders = _evaluation_folders(forget)
+    return f"{folders['forget']}/*", f"{folders['retain']}/*"
+
+
 class _Reader(TableReader):
     """One reading of a benchmark."""
 
@@ -87,23 +100,18 @@ class _Reader(TableReader):
     ):
         super().__init__()
         self.path, self.train_path = path, train_path
-        self.forget_name, self.retain_name = f"forget_{forget}", f"retain_{100 - forget}"
+        self.folders = _evaluation_folders(forget)
         self.seed, self.has_all_images = seed, has_all_images
         self.skipped: Counter[str] = Counter()
         self.places: dict[tuple[str, str], str] = {}  # (set, ID) → the row
 
     def read(self) -> Benchmark:
-        folders = {
-            "forget": self.forget_name,
-            "retain": self.retain_name,
-            "test": "Test_Set",
-            "celebrity": "Retain_Set",
-        }
-        if (self.path / "General_Set").is_dir():
-            folders["general"] = "General_Set"
+        folders = dict(self.folders)
+        if (self.path / GENERAL).is_dir():
+            folders["general"] = GENERAL
         self._check_folders(list(folders.values()))
         pairs = self._read_pairs()
-        base = self.path / "Base_Data"
+        base = self.path / BASE
         base_pairs = self._read_facts(base) if base.is_dir() else {}
         sets: dict[str, tuple[Person, ...]] = {"general": ()}
         forget_ids = None
@@ -127,9 +135,9 @@ class _Reader(TableReader):
     def _check_folders(self, evaluation: list[str]) -> None:
         wanted = [self.path / name for name in evaluation]
         if self.train_path is None:
-            wanted.append(self.path / "ft_Data")
+            wanted.append(self.path / FACTS)
         else:
-            wanted += [self.train_path / self.forget_name, self.train_path / self.retain_name]
+            wanted += [self.train_path / self.folders[name] for name in ("forget", "retain")]
         missing = [str(folder) for folder in wanted if not folder.is_dir()]
         if missing:
             raise ManuError(
@@ -140,9 +148,9 @@ class _Reader(TableReader):
 
     def _read_pairs(self) -> dict[str, tuple[Any, list[tuple[str, str]]]]:
         if self.train_path is None:
-            return self._read_facts(self.path / "ft_Data")
-        forget = self._read_facts(self.train_path / self.forget_name)
-        return forget | self._read_facts(self.train_path / self.retain_name)
+            return self._read_facts(self.path / FACTS)
+        forget = self._read_facts(self.train_path / self.folders["forget"])
+        return forget | self._read_facts(self.train_path / self.folders["retain"])
 
     def _read_facts(self, folder: Path) -> dict[str, tuple[Any, list[tuple[str, str]]]]:
         """Return {ID: (image, [(question, answer), …])} of a folder in the training schema."""
@@ -285,7 +293,7 @@ class _Reader(TableReader):
         for name in ("forget", "retain"):
             for place in self._places(name, ids[name] - set(pairs)):
                 self.faults.append(
-                    f"{place}: no training data for this ID in {self.train_path or 'ft_Data'}. "
+                    f"{place}: no training data for this ID in {self.train_path or FACTS}. "
                     "Give the training files of the same release."
                 )
         for person_id in sorted(ids["forget"] & ids["retain"]):
@@ -301,6 +309,16 @@ class _Reader(TableReader):
 
     def _places(self, name: str, ids: set[str]) -> list[str]:
         return [self.places[name, person_id] for person_id in sorted(ids)]
+
+
+def _evaluation_folders(forget: int) -> dict[str, str]:
+    """Return {set: folder} of the evaluation sets that every release has."""
+    return {
+        "forget": f"forget_{forget}",
+        "retain": f"retain_{100 - forget}",
+        "test": "Test_Set",
+        "celebrity": "Retain_Set",
+    }
 
 
 def _columns_fault(schema: str, folder: Path, columns: set[str]) -> str | None:

@@ -1,32 +1,25 @@
-"""Read folders of parquet files row by row, and keep every fault for one error at the end.
+"""Read tables row by row, and keep every fault for one error at the end.
 
-A folder holds one table, in one set of files, by the names that the hub and `datasets` give them:
-
-    train-00000-of-00002.parquet …, or with a hash: train-00000-of-00001-5f1c2a9b3d4e5f60.parquet
-    0000.parquet, 0001.parquet …                      what the hub converts a dataset to
-
-in the folder itself or below it, in SUBFOLDERS. Files that macOS puts beside them (`._…`) and other
-splits are not read. Each row has an `ID`. Rows are read a few at a time, so that a large file of
-images never lies in memory whole.
+`datasets` reads the files (table_files.py), a few rows at a time, so that a large file of images
+never lies in memory whole. Each row has an `ID`. Images are decoded in images.py.
 """
 
 import contextlib
 import dataclasses
 import hashlib
 import json
-import re
+import logging
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from manu_jax.data.cells import is_null, short
 from manu_jax.data.images import decode
+from manu_jax.data.table_files import Part, are_whole, sets_of
 from manu_jax.types import ManuError, raise_faults
 
-NUMBERED = re.compile(r"train-(?P<number>\d+)-of-(?P<total>\d+)(-[0-9a-f]+)?\.parquet")
-CONVERTED = re.compile(r"(?P<number>\d{4,})\.parquet")
-SUBFOLDERS = (".", "data", "train", "default/train")
-ROWS_AT_ONCE = 16  # rows of images held while a file is read
 MOST_FAULTS = 50  # lines in one error
 
 
@@ -35,6 +28,7 @@ class Row:
     place: str  # "forget_10/train-00000-of-00001.parquet, row 3, ID 007"
     id: str
     cells: Mapping[str, Any]
+    folder: Path | None = None  # where its images may be files
 
 
 class TableReader:
@@ -55,9 +49,9 @@ class TableReader:
         columns_fault: tells what is wrong with a file's columns; such a file is not read.
         """
         seen: dict[str, str] = {}
-        for file in self._files(folder):
-            shown = f"{folder.name}/{file.relative_to(folder).as_posix()}"
-            records = self._records(file, shown, columns_fault, only=only)
+        for part in self._parts(folder):
+            shown = f"{folder.name}/{part.place.relative_to(folder).as_posix()}".removesuffix("/.")
+            records = self._records(part, shown, columns_fault, only=only)
             for number, (row_id, cells) in enumerate(records):
                 place = f"{shown}, row {number}, ID {row_id}"
                 if not isinstance(row_id, str) or not row_id:
@@ -69,11 +63,11 @@ class TableReader:
                 else:
                     seen[row_id] = f"{shown}, row {number}"
                     if cells is not None:
-                        yield Row(place, row_id, cells)
+                        yield Row(place, row_id, cells, part.images)
 
     def _records(
         self,
-        file: Path,
+        part: Part,
         shown: str,
         columns_fault: Callable[[set[str]], str | None],
         *,
@@ -81,36 +75,33 @@ class TableReader:
     ) -> Iterator[tuple[Any, Mapping[str, Any] | None]]:
         """Yield (ID, cells) of a file's rows; no cells where the ID is not in `only`.
 
-        The one place where pyarrow reads: what it raises on damaged files is one fault.
+        The one place where `datasets` reads: what it raises on damaged files is one fault.
         """
         import pyarrow
-        from pyarrow import parquet
+        from datasets.exceptions import DatasetsError
 
         try:
-            with parquet.ParquetFile(file, page_checksum_verification=True) as table:
-                wrong = columns_fault(set(table.schema_arrow.names))
+            with tempfile.TemporaryDirectory(prefix="manu_jax-") as cache, _quiet():
+                columns, batches = part.format.batches(part.file, cache)
+                wrong = columns_fault(columns)
                 if wrong:
                     self.faults.append(f"{shown}: {wrong}")
                     return
-                for batch in table.iter_batches(batch_size=ROWS_AT_ONCE):
+                for batch in batches:
                     for i, row_id in enumerate(batch.column("ID").to_pylist()):
                         is_wanted = only is None or (isinstance(row_id, str) and row_id in only)
                         yield row_id, batch.slice(i, 1).to_pylist()[0] if is_wanted else None
         except (
-            pyarrow.ArrowException, OSError, ValueError, TypeError, LookupError, ArithmeticError,
-            MemoryError,
+            pyarrow.ArrowException, DatasetsError, OSError, ValueError, TypeError, LookupError,
+            ArithmeticError, AttributeError, RuntimeError, MemoryError,
         ) as error:  # fmt: skip
             reason = (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
-            self.faults.append(f"{shown}: not a whole parquet file ({reason}). Download it again.")
+            words = part.format.words
+            self.faults.append(f"{shown}: not a whole {words} ({reason}). Download it again.")
 
-    def _files(self, folder: Path) -> list[Path]:
+    def _parts(self, folder: Path) -> list[Part]:
         """Return the files of a folder's table, in order; a fault where they are not one set."""
-        sets = [
-            found
-            for subfolder in SUBFOLDERS
-            for pattern in (NUMBERED, CONVERTED)
-            if (found := _matching(folder / subfolder, pattern))
-        ]
+        sets = sets_of(folder)
         if not sets:
             self.faults.append(
                 f"{folder}: empty, expected files like train-00000-of-00001.parquet. "
@@ -118,22 +109,20 @@ class TableReader:
             )
             return []
         if len(sets) > 1:
-            firsts = " and ".join(found[0][0].relative_to(folder).as_posix() for found in sets)
+            firsts = " and ".join(found[0].file.relative_to(folder).as_posix() for found in sets)
             self.faults.append(
                 f"{folder}: holds {len(sets)} sets of files, those of {firsts}, which may be the "
                 "same rows twice. Keep one set."
             )
             return []
-        (found,) = sets
-        files = [file for file, _ in found]
-        numbers = [int(match["number"]) for _, match in found]
-        totals = {int(match.groupdict().get("total", len(found))) for _, match in found}
-        if len(totals) > 1 or numbers != list(range(max(totals))):
+        (parts,) = sets
+        if not are_whole(parts):
+            names = ", ".join(part.file.name for part in parts)
             self.faults.append(
-                f"{folder}: has {', '.join(file.name for file in files)}, which are not all parts "
-                "of one set of files. Download the missing parts, or remove those of another set."
+                f"{folder}: has {names}, which are not all parts of one set of files. Download "
+                "the missing parts, or remove those of another set."
             )
-        return files
+        return parts
 
     def image(self, row: Row, cell: Any) -> Any:
         """Return the PIL image (RGB) of a cell, the same object for the same bytes.
@@ -141,6 +130,10 @@ class TableReader:
         None, and a fault, where the cell holds no image that decodes.
         """
         data = cell.get("bytes") if isinstance(cell, dict) else cell
+        if data is None and row.folder is not None and isinstance(cell, dict):
+            data = self._content(row, row.folder, cell.get("path"))
+            if data is None:
+                return None
         if not isinstance(data, bytes):
             self.faults.append(
                 f"{row.place}: an image is a mapping with bytes, got {short(cell)}. "
@@ -152,6 +145,18 @@ class TableReader:
             with self.faults_at(f"{row.place}: the image of {len(data):,} bytes"):
                 self.images[digest] = decode(data)
         return self.images.get(digest)
+
+    def _content(self, row: Row, folder: Path, path: Any) -> bytes | None:
+        """Return what an image file in a row's folder holds; None, and a fault, otherwise."""
+        # Links are not followed: the hub's cache is made of them.
+        name = os.path.relpath(str(path), folder)
+        if not name.startswith(".."):
+            with contextlib.suppress(OSError):
+                return (folder / name).read_bytes()
+        self.faults.append(
+            f"{row.place}: there is no image {name} in {folder}. Add the file, or mend the row."
+        )
+        return None
 
     def json_value(self, row: Row, column: str, kind: type) -> Any:
         """Return the list or mapping of a cell, or of the JSON in it; null and blank are empty."""
@@ -185,10 +190,13 @@ class TableReader:
         raise_faults(self.faults, f"{where}: {count} fault{'s' * (count > 1)}", MOST_FAULTS)
 
 
-def _matching(folder: Path, pattern: re.Pattern[str]) -> list[tuple[Path, re.Match[str]]]:
-    """Return the files of a folder whose whole name matches, in the order of their numbers."""
-    if not folder.is_dir():
-        return []
-    found = [(file, pattern.fullmatch(file.name)) for file in folder.iterdir()]
-    files = [(file, match) for file, match in found if match is not None and file.is_file()]
-    return sorted(files, key=lambda pair: (int(pair[1]["number"]), pair[0].name))
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep `datasets` from logging what it raises as well."""
+    logger = logging.getLogger("datasets")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from manu_jax import checkpoint, parallel
+from manu_jax import checkpoint, hub, parallel
 from manu_jax.config import ModelSection
 from manu_jax.folder import (
     check_replaceable,
@@ -244,14 +244,15 @@ def load(
 ) -> Loaded:
     """Return the model of a Hugging Face folder, or of one made by tools/convert/from_hf.py.
 
-    dtype: "float32", "bfloat16" or "float16"; None: as on disk. mesh: each device reads only the
-    slices that it holds. prompt: "template": prompts are made of the folder's chat template, or of
-    the family's strings where it has none; "benchmark": of the family's strings. Raises ManuError
-    for whatever is missing, damaged or not handled.
+    path: the folder, or a name on the hub, `org/name` or `org/name@revision`. dtype: "float32",
+    "bfloat16" or "float16"; None: as on disk. mesh: each device reads only the slices that it
+    holds. prompt: "template": prompts are made of the folder's chat template, or of the family's
+    strings where it has none; "benchmark": of the family's strings. Raises ManuError for whatever
+    is missing, damaged or not handled.
     """
-    path = expand_path(path)
     if dtype is not None and dtype not in DTYPES:
         raise ManuError(f"dtype {dtype!r}: known: {', '.join(DTYPES)}.")
+    path = fetch(path)
     empty = load_without_weights(path, prompt=prompt)
     family, config, hf_config = empty.family, empty.config, empty.hf_config
     if (path / CHECKPOINT).exists():
@@ -270,11 +271,22 @@ def load(
     return dataclasses.replace(empty, model=model, mesh=mesh)
 
 
+def fetch(path: str | os.PathLike, *, with_weights: bool = True) -> Path:
+    """Return the folder of a model; what it needs of one that is named on the hub is fetched.
+
+    The small files come first, and tell which weights there are.
+    """
+    folder = hub.local(path, "model", files.NEEDED)
+    if with_weights and hub.repository(path, "model") is not None:
+        hub.local(path, "model", files.weight_names(folder))
+    return folder
+
+
 def load_without_weights(path: str | os.PathLike, *, prompt: str = "template") -> Loaded:
     """Return the model of a folder as `load` does, with shapes (float32) in place of weights."""
-    path = expand_path(path)
     if prompt not in PROMPTS:
         raise ManuError(f"prompt {prompt!r}: known: {', '.join(PROMPTS)}.")
+    path = fetch(path, with_weights=False)
     family, config, hf_config = read_config(path)
     processor = processors.load_processor(
         path,

@@ -34,6 +34,7 @@ KEPT = (
     "chat_template.json", "chat_template.jinja", "additional_chat_templates/*.jinja",
     "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
+NEEDED = ("config.json", INDEX, ADAPTER, *KEPT)  # what a model needs of a repository but weights
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -56,6 +57,11 @@ def weight_files(path: Path) -> list[Path]:
     raise ManuError(f"{path}: no {WEIGHTS} and no {INDEX}. {_remedy(path)}")
 
 
+def weight_names(path: Path) -> list[str]:
+    """Return the names that a model's weights may have: of one file, and of those in the index."""
+    return [WEIGHTS, *(_shard_names(path / INDEX) if (path / INDEX).is_file() else ())]
+
+
 def small_files(path: Path) -> Iterator[str]:
     """Yield the names of a folder's files that belong to its model, but config.json and weights."""
     for pattern in KEPT:
@@ -65,7 +71,18 @@ def small_files(path: Path) -> Iterator[str]:
 
 
 def _shards(path: Path) -> list[Path]:
-    index = path / INDEX
+    names = _shard_names(path / INDEX)
+    absent = [name for name in names if not (path / name).is_file()]
+    if absent:
+        raise ManuError(
+            f"{path}: {INDEX} names {len(names)} files, of which are not there: "
+            f"{', '.join(absent)}. Is the download complete?"
+        )
+    return [path / name for name in names]
+
+
+def _shard_names(index: Path) -> list[str]:
+    """Return the names of the files that an index names, in order."""
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         inside = [
@@ -78,13 +95,7 @@ def _shards(path: Path) -> list[Path]:
             f"{index}: not a safetensors index: its weight_map has to name *.safetensors files of "
             f"this folder, and names {', '.join(map(repr, names[:5])) or 'none'}. Get it anew."
         )
-    absent = [name for name in names if not (path / name).is_file()]
-    if absent:
-        raise ManuError(
-            f"{path}: {INDEX} names {len(names)} files, of which are not there: "
-            f"{', '.join(absent)}. Is the download complete?"
-        )
-    return [path / name for name in names]
+    return names
 
 
 def _remedy(path: Path) -> str:
