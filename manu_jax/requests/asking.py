@@ -97,14 +97,15 @@ def rows_of(ledger: Ledger) -> list[Asked]:
 def sentence(row: Asked) -> str:
     """Return a row in words: what is compared, then and now."""
     assert row.then is not None
-    what = "the original answers" if row.set in KEPT else "when it was certified"
+    what = "by the original" if row.set in KEPT else "when it was certified"
     form = "with images" if row.modality == "image" else "as text"
     interval = ""
     if row.difference and row.difference["low"] is not None:
         low, high = (100 * row.difference[key] for key in ("low", "high"))
-        interval = f", difference {low:+.1f} to {high:+.1f}"
+        interval = f", difference {low:+.1f} to {high:+.1f} points".replace("-", "−")
+    who = f"to keep ({row.set})" if row.set in KEPT else f"request {row.request} ({row.set})"
     return (
-        f"request {row.request}, {row.set}, {form}: {100 * row.now['value']:.1f} % right now, "
+        f"{who}, {form}: {100 * row.now['value']:.1f} % right, "
         f"{100 * row.then['value']:.1f} % {what}{interval}"
     )
 

@@ -11,13 +11,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from manu_jax.context import Run
 from manu_jax.data.record import Person
 from manu_jax.folder import FileHashes, expand_path, new_folder, owned_folder
 from manu_jax.requests import certificate, shared
 from manu_jax.requests.asking import ask
 from manu_jax.requests.book import Book, Request
-from manu_jax.requests.making import edit_file, make_edits, publish
+from manu_jax.requests.making import edit_file, make_edits, publish, remove_bases
 from manu_jax.requests.shared import REQUEST, Ledger
 from manu_jax.types import KEEP_SETS, ManuError
 
@@ -102,6 +101,8 @@ def settle(ledger: Ledger) -> None:
     ask(ledger)
     certificate.certify(ledger)
     certificate.mark_revoked(ledger)
+    for number in ledger.book.requests:
+        remove_bases(ledger, number)
 
 
 @contextlib.contextmanager
@@ -137,8 +138,7 @@ def _changes(one: Any, other: Any, above: str = "") -> Iterator[str]:
 
 def _enter(ledger: Ledger, source: Path, *, number: int, digest: str) -> None:
     """Copy a request into the ledger and enter it; ManuError where it contradicts others."""
-    config = ledger.config_of(number, ledger.book.model, data=source)
-    benchmark = Run.begin(config, Path(config.output)).benchmark
+    benchmark = ledger.named(number, data=source)
     forget = benchmark.sets["forget"]
     gone = {
         name: request.number

@@ -29,6 +29,8 @@ from manu_jax.config import (
     validate_config,
 )
 from manu_jax.context import Run
+from manu_jax.data.benchmarks import benchmark_format
+from manu_jax.data.record import Benchmark
 from manu_jax.fingerprint import weights_hash
 from manu_jax.folder import expand_path, write_atomic
 from manu_jax.models.loaded import Loaded
@@ -38,7 +40,7 @@ from manu_jax.yaml12 import read_yaml_text, yaml_text
 
 CONFIG = "config.yaml"
 MODEL, EDIT = "model", "edit.safetensors"
-REQUEST, BASE = "request", "base"  # in a request's folder
+REQUEST = "request"  # in a request's folder
 ANSWERS = "answers"
 
 
@@ -84,15 +86,28 @@ class Ledger:
         """Return the folder of a request's run on the model with the hash `base`."""
         return self.place(number) / f"run-{base}"
 
+    def base_folder(self, number: int, base: str) -> Path:
+        """Return where the model with the hash `base` is while a request's run needs it."""
+        return self.place(number) / f"base-{base}"
+
     def config_of(self, number: int, base: str, *, data: Path | None = None) -> RunConfig:
         """Return the config of that run, on the ledger's model or on one in the request's folder.
 
         data: the request, where it is not yet in its folder.
         """
         place = self.place(number)
-        model = None if base == self.book.model else place / BASE
+        model = None if base == self.book.model else self.base_folder(number, base)
         output = self.run_folder(number, base)
         return _config(self.values, data=data or place / REQUEST, output=output, model=model)
+
+    def named(self, number: int, *, data: Path | None = None) -> Benchmark:
+        """Return a request as its files have it, with all people to keep in `retain`.
+
+        data: the request, where it is not yet in its folder.
+        """
+        config = self.config_of(number, self.book.model, data=data)
+        read = benchmark_format(config.data.benchmark).read
+        return read(expand_path(str(config.data.path)), config.data, config.seed)
 
     def run_of(self, request: Request) -> Run:
         """Return the run that made a request's edit, to read from."""
@@ -130,8 +145,8 @@ def exists(folder: Path) -> bool:
 def shared_values(path: str, overrides: Sequence[str], request: Path) -> dict[str, Any]:
     """Return the values of a config file that the runs of a ledger share.
 
-    Of its methods only the first is used. Raises ManuError for a config that is none of a run, one
-    without a model's path, and a first method that makes no edit.
+    Of its methods only the first is used, and there is no memory gate. Raises ManuError for a
+    config that is none of a run, one without a model's path, and a first method that makes no edit.
     """
     values = read_yaml(path, overrides, kind=RunConfig)
     data = values.get("data")
@@ -148,6 +163,10 @@ def shared_values(path: str, overrides: Sequence[str], request: Path) -> dict[st
         faults.append("mesh.distributed: a ledger is kept by one process")
     if faults:
         raise ManuError(f"config {path}: {'; '.join(faults)}.")
+    # A request is met whatever the model knows of it; the certificate says what it knew.
+    config = config.model_copy(
+        update={"train": config.train.model_copy(update={"memory_gate": 0.0})}
+    )
     shared = config.model_dump(mode="json", exclude={"output": True, "data": {"path"}})
     local = expand_path(str(config.model.path))
     if local.exists():  # a ledger is used from any folder

@@ -67,7 +67,6 @@ def test_every_request_has_its_files_and_the_model_has_both_edits(ledger, room):
     for number in (1, 2):
         names = {path.name for path in (ledger / f"requests/{number:03d}").iterdir()}
         assert names >= {"request", "edit.safetensors", "certificate.json", "certificate.html"}
-        assert not names & {"base"}
     one, two = (
         files.read(ledger / f"requests/{number:03d}/edit.safetensors").edit.as_mask()
         for number in (1, 2)
@@ -207,6 +206,25 @@ def test_what_can_not_be_met_is_refused_and_leaves_no_entry(ledger, room, tmp_pa
     assert not (tmp_path / "new" / "ledger.json").exists()
 
 
+def test_a_request_that_can_not_be_met_stays_pending_until_it_is_revoked(
+    ledger, room, tmp_path, error_of
+):
+    copy = tmp_path / "copy"
+    shutil.copytree(ledger, copy)
+    nobody = write_request(tmp_path / "nobody", [6], retain=())
+    text = error_of(copy, "add", nobody)
+    assert "request 3: no samples" in text and "revoke 3" in text
+    assert "request 3: no samples" in error_of(copy, "check")
+    assert "request 3: no samples" in error_of(copy, "add", room / "c")
+    assert [one.state for one in Book.read(copy).requests.values()] == [
+        "in force", "in force", "pending",
+    ]  # fmt: skip
+    run(copy, "revoke", 3)
+    assert same_weights(copy / "model", ledger / "model")
+    assert "was revoked" in error_of(copy, "revoke", 3)
+    run(copy, "check")
+
+
 def test_another_model_in_the_place_of_the_original_is_refused(ledger, room, tmp_path, error_of):
     copy = tmp_path / "copy"
     shutil.copytree(ledger, copy)
@@ -227,7 +245,7 @@ def test_trained_edits_stand_on_each_other_and_are_made_again(kind, room, tmp_pa
     made = Book.read(both).requests
     assert made[2].made["base"] == made[1].made["result"]
     assert Book.read(both).last("composed")["model"] == made[2].made["result"]
-    assert not (both / "requests/002/base").exists()
+    assert not list(both.glob("requests/*/base-*"))
     run(alone, "add", room / "b", "--config", room / f"{kind}.yaml")
     run(both, "revoke", 1)
     assert same_weights(both / "model", alone / "model")
@@ -262,7 +280,7 @@ def test_a_row_is_a_regression_above_the_margin_and_its_interval():
     alone = rows_of([1, 0], [0, 0], 1, people=("a", "a"))  # one person: no interval
     assert alone.difference["low"] is None and alone.is_regression
     text = asking.sentence(rows_of([1, 1, 1, 1], [0, 0, 0, 0], 1))
-    assert "100.0 % right now, 0.0 % when it was certified, difference +100.0 to +100.0" in text
+    assert "100.0 % right, 0.0 % when it was certified, difference +100.0 to +100.0 points" in text
 
 
 def test_a_regression_is_told_by_check_and_on_the_certificate(room, tmp_path, monkeypatch, capsys):
@@ -272,8 +290,8 @@ def test_a_regression_is_told_by_check_and_on_the_certificate(room, tmp_path, mo
     monkeypatch.setattr(asking, "_is_worse", lambda found, sign: sign > 0)
     keeping.add(folder, room / "b")
     found = certificate(folder, 2)["regressions"]
-    assert found and all("request 1, forget" in text for text in found)
-    assert "Worse than before" in (folder / "requests/002/certificate.html").read_text()
+    assert found and all("request 1 (forget)" in text for text in found)
+    assert "Worse than it was" in (folder / "requests/002/certificate.html").read_text()
     run(folder, "check", status=1)
     assert "regressions" in capsys.readouterr().err
     monkeypatch.setattr(asking, "_is_worse", original)
