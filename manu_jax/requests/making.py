@@ -26,7 +26,7 @@ from manu_jax.importance import statistics
 from manu_jax.importance.by_statistics import statistics_file
 from manu_jax.models.loaded import Loaded, load, save_pretrained
 from manu_jax.requests.book import Request, numbers_of
-from manu_jax.requests.shared import EDIT, MODEL, Ledger
+from manu_jax.requests.shared import AGAIN, ANSWERS, EDIT, MODEL, Ledger, other_model
 from manu_jax.run import run
 from manu_jax.types import KEEP_SETS, MODALITIES, ManuError
 
@@ -72,10 +72,12 @@ def edit_file(ledger: Ledger, request: Request) -> EditFile:
     return files.read(path)
 
 
-def remove_bases(ledger: Ledger, number: int) -> None:
-    """Remove the models that a request's runs began with: its edit is made, or it is revoked."""
-    for folder in ledger.place(number).glob("base-*"):
-        shutil.rmtree(folder, ignore_errors=True)
+def remove_surplus(ledger: Ledger, number: int) -> None:
+    """Remove what a request needs no more: the models that its runs began with and made, for which
+    its edit stands, and the answers of a check, whose rows are kept."""
+    for pattern in ("base-*", "run-*/unlearned", f"{ANSWERS}/*{AGAIN}*"):
+        for folder in ledger.place(number).glob(pattern):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def publish(ledger: Ledger) -> None:
@@ -107,7 +109,7 @@ def published(ledger: Ledger) -> Loaded:
     """Return the model of the ledger's folder; ManuError where it is not the one last written."""
     last = ledger.book.last("composed")
     assert last is not None, "no model was written yet"
-    section = ledger.values["model"]
+    section = ledger.book.config["model"]
     path = ledger.folder / MODEL
     loaded = load(path, section["dtype"], ledger.original.mesh, prompt=section["prompt"])
     found = weights_hash(loaded.model)
@@ -139,11 +141,9 @@ def _make(ledger: Ledger, request: Request, base: str, *, earlier: Sequence[Requ
             f"again, or take it back: python -m manu_jax.ledger {ledger.folder} revoke {number}."
         ) from error
     current = Run.begin(config, folder)
-    if weights_hash(current.vanilla.model) != base:
-        raise ManuError(
-            f"{config.model.path}: the ledger is about the model {base}, this is another one. Put "
-            "the original back, or begin another ledger."
-        )
+    found = weights_hash(current.vanilla.model)
+    if found != base:
+        raise other_model(config.model.path, base, found)
     edit = _edit_of(current)
     own = {"name": config.method.name, "request": number, "data": request.added["hash"]}
     write(edit, place / EDIT, {**own, "model": base, "versions": versions()})
@@ -156,7 +156,7 @@ def _make(ledger: Ledger, request: Request, base: str, *, earlier: Sequence[Requ
         run=folder.name,
         changes=edit.describe(),
     )
-    remove_bases(ledger, number)
+    remove_surplus(ledger, number)
 
 
 def _edit_of(current: Run) -> Edit:
