@@ -1,13 +1,13 @@
 """The certificate of a request: what was asked, what was done, what is answered now, and hashes.
 
-    certificate.json    {"request", "issued", "revoked", "reissued": how often before,
+    certificate.json    {"request", "issued", "revoked",
         "asked": {"added", "benchmark", "subjects", "facts", "hash"},
         "method": {"name", "kind", "settings", "changes", "separable", "on": earlier requests},
         "finding": {"status", "label", "title"},
         "forgotten": [{set, modality, before, after, never_knew, guess}],
-        "kept": [{set, modality, before, after, difference, is_regression}],
+        "kept": [{request, set, modality, then, now, difference, is_regression}],
         "audit": [{modality, word, text, sentence}],  of the request's own run
-        "earlier": [{request, set, modality, then, now, difference, is_regression}],
+        "earlier": [as "kept", of the other requests],
         "regressions": [sentence], "hashes": {…}, "versions": {…}}
     certificate.html    the same, to be read and printed (report/certificate.py)
 
