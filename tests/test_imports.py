@@ -33,7 +33,8 @@ LINES = (
     ("report", "keys", "preflight"),
     ("stages",),
     ("run",),
-    ("compare", "check"),
+    ("compare", "check", "requests"),
+    ("edit", "ledger"),
 )
 # The same inside models/, whose rooms are folders.
 MODEL_LINES = (("inputs", "hf"), ("nn",), ("families",), ("stored",), ("loaded",))

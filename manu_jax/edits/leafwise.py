@@ -174,13 +174,18 @@ def save(
     edit: Any, path: str | os.PathLike, *, loaded: Loaded, made_from: Mapping[str, Any]
 ) -> None:
     """Write an edit; see `LeafEdit.save`."""
+    source = {"model": weights_hash(loaded.model), "versions": versions()}
+    write(edit, path, {**made_from, **source})
+
+
+def write(edit: Any, path: str | os.PathLike, made_from: Mapping[str, Any]) -> None:
+    """Write an edit with all that it was made from, the hash of its model ("model") among it."""
     arrays = {name: np.asarray(a, np.float32) for name, a in leaves(gather(edit)).items()}
-    source = {**made_from, "model": weights_hash(loaded.model), "versions": versions()}
     if is_first_process():
         metadata = {
             "kind": edit.kind,
             "settings": json.dumps(edit.settings(), sort_keys=True),
-            "made_from": json.dumps(source, sort_keys=True),
+            "made_from": json.dumps(dict(made_from), sort_keys=True),
         }
         write_arrays(path, FORMAT, arrays, metadata=metadata)
 
