@@ -4,9 +4,9 @@ import dataclasses
 import functools
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ from manu_jax.config import (
     UnlearnSection,
 )
 from manu_jax.data.benchmarks import BenchmarkFormat, benchmark_format
-from manu_jax.data.forms import forms
+from manu_jax.data.forms import forms, in_text_alone
 from manu_jax.data.record import Benchmark, Fact, Person, split_retain
 from manu_jax.data.strangers import as_stranger, strangers
 from manu_jax.edits import masks
@@ -30,7 +30,8 @@ from manu_jax.edits.edit import load as load_edit
 from manu_jax.fingerprint import samples_hash
 from manu_jax.folder import expand_path, write_atomic
 from manu_jax.importance.job import ScoringJob
-from manu_jax.models.loaded import Loaded, load
+from manu_jax.models.families.family import Family
+from manu_jax.models.loaded import Loaded, family_of, load
 from manu_jax.selection import select
 from manu_jax.types import (
     KEEP_SETS,
@@ -46,6 +47,8 @@ from manu_jax.types import (
 MASK, EDIT = "mask.safetensors", "edit.safetensors"  # in the folder of a method
 OF_METHOD = " of "  # between stage and name, in the times of single methods
 NUM_STRANGERS = 16  # that methods without training are given
+
+SomeMethod = TypeVar("SomeMethod", bound=AnyMethod)
 
 
 @dataclasses.dataclass(eq=False)
@@ -78,14 +81,38 @@ class Run:
     def whole_benchmark(self) -> Benchmark:
         """The sets of people, read and checked, with all retain people in `retain`.
 
-        The vanilla and the retrained model are trained on these.
+        The vanilla and the retrained model are trained on these. For a model that takes no images
+        it is in text alone.
         """
         data = self.config.data
         path = expand_path(data.path) if data.path else self.directory / "data"
         if not (parallel.exists(path) and path.is_dir()):
             remedy = "Mend data.path." if data.path else "Run the stage `data` first."
             raise ManuError(f"{path}: no benchmark there. {remedy}")
-        return self.benchmark_format.read(path, data, self.config.seed)
+        found = self.benchmark_format.read(path, data, self.config.seed)
+        return found if family_of(self.config.model).takes_images else in_text_alone(found)
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """The forms that the facts to forget have: both, or text alone."""
+        return self.benchmark.modalities
+
+    @property
+    def absent(self) -> dict[Modality, str]:
+        """{a form that nothing is asked in: why}; {} where there are both."""
+        if self.modalities == MODALITIES:
+            return {}
+        why = absent_of(family_of(self.config.model))
+        return why or {"image": "the facts to forget have no images"}
+
+    def in_forms(self, method: SomeMethod) -> SomeMethod:
+        """Return a method as this run makes it: in the forms that the facts to forget have."""
+        return in_forms(method, self.absent)
+
+    @property
+    def masks(self) -> tuple[MaskMethod, ...]:
+        """The methods that score neurons and remove some, each in the forms of this run."""
+        return tuple(map(self.in_forms, self.config.masks))
 
     @property
     def benchmark_format(self) -> BenchmarkFormat:
@@ -160,12 +187,11 @@ class Run:
 
     def save_edit(self, name: str, edit: Edit) -> None:
         """Write the edit that a method has made of vanilla, with what it was made from."""
-        samples = self.forget_samples
         made_from = {
             "method": self.method_of(name).model_dump(mode="json", exclude={"name"}),
             "name": name,
             "seed": self.config.seed,
-            "data": samples_hash(samples["image"] + samples["text"]),
+            "data": self.forget_hash,
         }
         edit.save(self.method_folder(name) / EDIT, self.vanilla, made_from)
 
@@ -190,6 +216,11 @@ class Run:
         """{modality: the facts to forget, in that form}."""
         return self._samples("forget")
 
+    @property
+    def forget_hash(self) -> str:
+        """What tells the facts to forget, in all their forms, from others."""
+        return samples_hash([sample for part in self.forget_samples.values() for sample in part])
+
     @functools.cached_property
     def keep_samples(self) -> dict[Modality, tuple[Sample, ...]]:
         """{modality: the facts to keep that methods are given, in that form}."""
@@ -209,7 +240,7 @@ class Run:
         """Return what a method of METHODS is given."""
         return ScoringJob(
             self.vanilla,
-            method,
+            self.in_forms(method),
             self.forget_samples,
             self.keep_samples_of(method),
             batch_size=self.config.score_batch,
@@ -257,7 +288,7 @@ class Run:
 
     def _forms(self, facts: Sequence[Fact]) -> dict[Modality, tuple[Sample, ...]]:
         template = self.vanilla.template
-        return {modality: forms(facts, modality, template) for modality in MODALITIES}
+        return {modality: forms(facts, modality, template) for modality in self.modalities}
 
     def add_time(self, stage: str, seconds: float) -> None:
         """Add to the seconds that a stage has taken, over all calls on this folder."""
@@ -290,6 +321,48 @@ class Run:
             raise ManuError(
                 f"{path}: damaged ({error}). Delete the file and give the command again."
             ) from error
+
+
+def absent_of(family: Family) -> dict[Modality, str]:
+    """Return {a form that models of a family can't be asked in: why}."""
+    if family.takes_images:
+        return {}
+    return {"image": f"the model ({family.name}) takes no images"}
+
+
+def in_forms(method: SomeMethod, absent: Mapping[Modality, str]) -> SomeMethod:
+    """Return a method without the forms that are absent, and the towers that they alone score.
+
+    absent: {form: why}. Raises ManuError where a method is to train in these forms alone.
+    """
+    if not absent:
+        return method
+    if isinstance(method, UnlearnSection):
+        left = tuple(form for form in method.modalities if form not in absent)
+        if not left:
+            others = ", ".join(form for form in MODALITIES if form not in absent)
+            raise ManuError(
+                f"unlearn ({method.name}).modalities: {', '.join(method.modalities)}, but "
+                f"{'; '.join(absent.values())}. Name others: modalities: [{others}]."
+            )
+        return method.model_copy(update={"modalities": left})
+    if not isinstance(method, MaskMethod):
+        return method
+    towers = {form: names for form, names in method.towers.items() if form not in absent}
+    scored = {name for names in towers.values() for name in names}
+    layers = {
+        name: part for name, part in method.layers.items() if "all" in scored or name in scored
+    }
+    return method.model_copy(update={"towers": towers, "layers": layers})
+
+
+def check_goal(config: RunConfig, absent: Mapping[Modality, str]) -> None:
+    """Raise ManuError where the goal of a config is in a form that is absent ({form: why})."""
+    if config.erase == "visual" and "image" in absent:
+        raise ManuError(
+            f"erase: visual forgets where people are shown, but {absent['image']}. Give "
+            "erase: both."
+        )
 
 
 def select_neurons(method: MaskMethod, scores: Neurons, alpha: float) -> Neurons:

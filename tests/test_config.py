@@ -583,6 +583,7 @@ RULES = {  # numbers of UNEVEN
     "qwen2_5_vl": [0, 1],
     "idefics3": [0],
     "smolvlm": [0],
+    "llama": [],
 }
 
 

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-from manu_jax.types import SETS, Modality, PromptTemplate
+from manu_jax.types import MODALITIES, SETS, TEXT_ALONE, Modality, PromptTemplate
 
 Task = Literal["classification", "generation", "cloze"]
 TASKS: tuple[Task, ...] = ("classification", "generation", "cloze")
@@ -25,6 +25,7 @@ class Fact:
     name: of the person; "" where there is none (a general topic) or it is not known.
     attribute: what the fact tells ("residence"); unique within the person.
     image: PIL image (RGB), or None for a fact that has no image. Equal images are one object.
+    strangers: invented names of the same kind; (): any person's name is.
     """
 
     person_id: str
@@ -33,6 +34,7 @@ class Fact:
     answer: str
     attribute: str
     image: Any = None
+    strangers: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -102,6 +104,14 @@ class Benchmark:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sets", {name: self.sets.get(name, ()) for name in SETS})
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """The forms in which something is to be forgotten: text alone, if nothing has an image."""
+        people = (*self.sets["forget"], *self.sets["test"])
+        has_images = any(fact.image is not None for person in people for fact in person.facts)
+        is_shown = any(q.modality == "image" for person in people for q in person.questions)
+        return MODALITIES if has_images or is_shown else TEXT_ALONE
 
     def facts(self, *sets: str) -> tuple[Fact, ...]:
         """Return the facts of the people of these sets, in order."""

@@ -7,6 +7,7 @@ benchmark's own generator, or else of halves of kept people's images.
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -31,10 +32,14 @@ LAST_NAMES = (
 
 @dataclasses.dataclass(frozen=True)
 class Stranger:
-    """An invented person. image: PIL (RGB), or None where nobody has an image."""
+    """An invented person. image: PIL (RGB), or None where nobody has an image.
+
+    number: which of a fact's own strangers stands in for this one, where it has some.
+    """
 
     name: str
     image: Any
+    number: int = 0
 
 
 def strangers(
@@ -54,7 +59,9 @@ def strangers(
     """
     random, names = _drawn_names(forget, keep, count, seed=seed, near=near)
     images = _images(keep, count, random=random, portraits=portraits)
-    return tuple(map(Stranger, names, images))
+    # Those that share names begin from the end, so that the two are others of a fact's own, too.
+    numbers = [-1 - number if near else number for number in range(count)]
+    return tuple(map(Stranger, names, images, numbers))
 
 
 def check_count(
@@ -65,11 +72,20 @@ def check_count(
 
 
 def as_stranger(fact: Fact, stranger: Stranger) -> Fact:
-    """Return the fact with a stranger in the person's place; the answer stays the person's."""
+    """Return the fact with a stranger in the person's place; the answer stays the person's.
+
+    One of the fact's own strangers, if it has some. A question without an image says the name.
+    """
+    name, question = stranger.name, fact.question
+    if fact.strangers:
+        name = fact.strangers[stranger.number % len(fact.strangers)]
+    if fact.image is None and fact.name:
+        question = re.sub(rf"(?<!\w){re.escape(fact.name)}(?!\w)", lambda _: name, question)
     return dataclasses.replace(
         fact,
-        person_id=f"stranger {stranger.name}",
-        name=stranger.name,
+        person_id=f"stranger {name}",
+        name=name,
+        question=question,
         image=None if fact.image is None else stranger.image,
     )
 

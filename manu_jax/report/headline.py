@@ -71,7 +71,7 @@ def headline(results: Results, chance: float | None = None) -> Headline:
             "Whether anything was forgotten was not measured.",
             (asked, ("Missing", "No row of results.json is a share of right answers.")),
         )
-    forget = {m: average(results, ("forget", m), guesses) for m in FORMS}
+    forget = {m: average(results, ("forget", m), guesses) for m in results.modalities}
     missing = [modality for modality, change in forget.items() if change is None]
     measured = {modality: change for modality, change in forget.items() if change is not None}
     changes = _kept_changes(results, guesses)
@@ -90,7 +90,7 @@ def headline(results: Results, chance: float | None = None) -> Headline:
     if status in ("forgotten", "leak") and hidden:
         status = "hidden"
         title = f"{title[:-1]}; but hidden, not gone, {joined(hidden)}."
-    sentences = [asked, *_counting(results, chance)]
+    sentences = [asked, *_absent(results), *_counting(results, chance)]
     sentences += [(_capital(FORMS[m]), _forgetting(change)) for m, change in measured.items()]
     sentences += [(_capital(FORMS[m]), _unmeasured(results, m)) for m in missing]
     if leaks:
@@ -105,7 +105,7 @@ def headline(results: Results, chance: float | None = None) -> Headline:
 
 def _goal(results: Results) -> tuple[str, ...]:
     """Return the forms in which the facts were to be forgotten, as the config declares it."""
-    return ("image",) if results.config.get("erase") == "visual" else tuple(FORMS)
+    return ("image",) if results.config.get("erase") == "visual" else results.modalities
 
 
 def joined(words: Sequence[str]) -> str:
@@ -173,6 +173,14 @@ def _asked(results: Results) -> str:
     size = f"{len(names)} of {request.num_people} people" if request.num_people else _count(names)
     share = f" ({request.share:g}\u202f%)" if request.share is not None else ""
     return f"The model was asked to forget {size}{share}: {listed}."
+
+
+def _absent(results: Results) -> list[tuple[str, str]]:
+    """Return which form there is not, and why; said here alone."""
+    return [
+        (f"No {form} form", f"Asked and judged in text alone, since {why}.")
+        for form, why in results.absent.items()
+    ]
 
 
 def _counting(results: Results, chance: float | None) -> list[tuple[str, str]]:
@@ -335,11 +343,13 @@ def _others(results: Results) -> list[str]:
     for model in results.models:
         if model in (VANILLA, RETRAINED, results.headline):
             continue
-        values = [percent(share_right(results, model, ("forget", modality))) for modality in FORMS]
+        values = [percent(share_right(results, model, ("forget", m))) for m in results.modalities]
         texts.append(f"{model} {' / '.join(values)}")
     if not texts:
         return []
-    return [f"Right on the people to forget, from pictures / by name: {'; '.join(texts)}."]
+    forms = " / ".join(FORMS[modality] for modality in results.modalities)
+    forms = forms.replace("from their", "from")
+    return [f"Right on the people to forget, {forms}: {'; '.join(texts)}."]
 
 
 def _people(results: Results) -> str:

@@ -11,6 +11,7 @@
  "shots": [{set, task, people, left_out}, …],  few-shot: whose questions come first, and how
                                          many of the set's questions are not asked for that
  "prompts": what they are made of,       a chat template, or the strings of a family
+ "absent": {form: why},                  forms that nothing to forget has, and that no row is of
  "config": {…},
  "timings": {stage: seconds, "STAGE of METHOD": seconds}}  of the stages, and what single methods
                                          took of them
@@ -78,7 +79,8 @@ class Kept:
 class Results:
     """The content of results.json. analyses: {name: rows}, of every entry of ANALYSES.
 
-    kept: None in results from before there was a share: methods were given all people to keep.
+    absent: {a form that nothing to forget has: why}. kept: None in results from before there was a
+    share: methods were given all people to keep.
     """
 
     rows: tuple[Row, ...]
@@ -92,6 +94,12 @@ class Results:
     shots: tuple[Mapping[str, Any], ...] = ()
     prompts: str = ""
     kept: Kept | None = None
+    absent: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The forms that facts to forget have."""
+        return tuple(form for form in MODALITIES if form not in self.absent)
 
     @property
     def stage_seconds(self) -> dict[str, float]:
@@ -126,6 +134,7 @@ def write_results(
     shots: Iterable[Mapping[str, Any]] = (),
     prompts: str = "",
     kept: Kept | None = None,
+    absent: Mapping[str, str] = MappingProxyType({}),
     config: Mapping[str, Any],
     timings: Mapping[str, float],
 ) -> Path:
@@ -149,6 +158,7 @@ def write_results(
         "skipped": dict(skipped),
         "shots": [dict(one) for one in shots],
         "prompts": prompts,
+        **({"absent": dict(absent)} if absent else {}),
         "config": dict(config),
         "timings": {stage: float(seconds) for stage, seconds in timings.items()},
     }
@@ -177,7 +187,7 @@ def _parse(content: Any, where: str) -> Results:
     if not isinstance(content, dict):
         raise ManuError(f"{where}: expected a mapping, got {type(content).__name__}.")
     faults = [f"the key {key!r} is missing" for key in REQUIRED if key not in content]
-    known = (*REQUIRED, "kept", "skipped", "shots", "prompts", *ANALYSES)
+    known = (*REQUIRED, "kept", "skipped", "shots", "prompts", "absent", *ANALYSES)
     faults += [
         f"unknown key {key!r}; known: {', '.join(known)}" for key in content if key not in known
     ]
@@ -211,6 +221,9 @@ def _parse(content: Any, where: str) -> Results:
     prompts = content.get("prompts", "")
     if not isinstance(prompts, str):
         faults.append(f"prompts: expected a text, got {prompts!r}")
+    absent = content.get("absent", {})
+    if not isinstance(absent, dict) or not set(absent) < set(MODALITIES):
+        faults.append(f"absent: expected a mapping of some forms to reasons, got {absent!r}")
     timings = content.get("timings")
     if isinstance(timings, dict) and not all(fits(one, float) for one in timings.values()):
         faults.append(f"timings: expected seconds, got {timings!r}")
@@ -236,6 +249,7 @@ def _parse(content: Any, where: str) -> Results:
         shots=tuple(shots),
         prompts=prompts,
         kept=kept,
+        absent=absent,
     )
 
 
