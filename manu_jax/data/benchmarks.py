@@ -17,6 +17,9 @@ from manu_jax.data.strangers import Portraits
 from manu_jax.types import ManuError, PromptTemplate, Sample
 
 
+PEOPLE = ("person", "people")
+
+
 @dataclasses.dataclass(frozen=True)
 class KnownFacts:
     """How a benchmark is made of what the run's model knows by itself.
@@ -39,6 +42,7 @@ class BenchmarkFormat:
     benchmark that the run writes itself where the config gives no path; None for all others.
     portraits: (random, count) → portraits of people who do not exist, like its own; None: it has
     no generator. known: of one that the run makes by asking its model; None for all others.
+    nouns: what its people are called in the report, one and several.
     """
 
     read: Callable[[Path, DataSection, int], Benchmark]
@@ -46,6 +50,7 @@ class BenchmarkFormat:
     write: Callable[[Path, DataSection, int], object] | None = None
     portraits: Portraits | None = None
     known: KnownFacts | None = None
+    nouns: tuple[str, str] = PEOPLE
 
     @property
     def is_made_by_the_run(self) -> bool:
@@ -90,6 +95,9 @@ BENCHMARKS: dict[str, BenchmarkFormat] = {
     ),
     "mllmu": BenchmarkFormat(_read_mllmu, prompts.question_prompt),
     "facts": BenchmarkFormat(
-        facts.read, facts.question_prompt, known=KnownFacts(facts.samples, facts.write)
+        facts.read,
+        facts.question_prompt,
+        known=KnownFacts(facts.samples, facts.write),
+        nouns=("subject", "subjects"),
     ),
 }

@@ -7,6 +7,7 @@ alone, and those that still bring answers back are named.
 import dataclasses
 from collections.abc import Sequence
 
+from manu_jax.data.benchmarks import BENCHMARKS, PEOPLE
 from manu_jax.report import audit
 from manu_jax.report.changes import Change, Guesses, average, change_of
 from manu_jax.report.numbers import (
@@ -170,7 +171,9 @@ def _asked(results: Results) -> str:
     hidden = len(names) - len(shown)
     listed = joined([*shown, f"{hidden} more"] if hidden else shown) if names else "nobody by name"
     request = results.request
-    size = f"{len(names)} of {request.num_people} people" if request.num_people else _count(names)
+    size = _count(results)
+    if request.num_people:
+        size = f"{len(names)} of {request.num_people} {_nouns(results)[1]}"
     share = f" ({request.share:g}\u202f%)" if request.share is not None else ""
     return f"The model was asked to forget {size}{share}: {listed}."
 
@@ -276,7 +279,8 @@ def _unmeasured(results: Results, modality: str) -> str:
 def _leaks(results: Results, guesses: Guesses) -> list[str]:
     """Return a sentence for each kind of question on the forget people that is still answered."""
     sentences = []
-    for where, suffix in (("forget", ""), ("test", ", transformed portraits")):
+    transformed = ", in other words" if results.absent else ", transformed portraits"
+    for where, suffix in (("forget", ""), ("test", transformed)):
         for task, title in TASK_TITLES.items():
             if task == "likelihood":
                 continue
@@ -353,17 +357,24 @@ def _others(results: Results) -> list[str]:
 
 
 def _people(results: Results) -> str:
-    return _capital(_count(results.request.people))
+    return _capital(_count(results))
 
 
 def _the_people(results: Results) -> str:
-    return f"the {_count(results.request.people)}" if results.request.people else "these people"
+    one_and_many = _nouns(results)
+    return f"the {_count(results)}" if results.request.people else f"these {one_and_many[1]}"
 
 
-def _count(people: Sequence[object]) -> str:
-    size = len(people)
+def _count(results: Results) -> str:
+    size = len(results.request.people)
     word = COUNTS[size] if size < len(COUNTS) else str(size)
-    return f"{word} {'person' if size == 1 else 'people'}"
+    return f"{word} {_nouns(results)[size != 1]}"
+
+
+def _nouns(results: Results) -> tuple[str, str]:
+    """Return what the benchmark's people are called, one and several."""
+    name = str((results.config.get("data") or {}).get("benchmark", ""))
+    return BENCHMARKS[name].nouns if name in BENCHMARKS else PEOPLE
 
 
 def _capital(text: str) -> str:
