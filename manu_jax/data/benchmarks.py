@@ -16,7 +16,6 @@ from manu_jax.data.record import Benchmark, QuestionPrompt
 from manu_jax.data.strangers import Portraits
 from manu_jax.types import ManuError, PromptTemplate, Sample
 
-
 PEOPLE = ("person", "people")
 
 
