@@ -62,8 +62,8 @@ def make_data(run: Run) -> None:
     data, made_by, folder = run.config.data, run.benchmark_format, run.directory / "data"
     if data.path is None and not parallel.exists(folder):
         if made_by.write is not None:
-            write, seed = made_by.write, run.config.seed
-            parallel.on_first_process(lambda: write(folder, data, seed))
+            write = made_by.write
+            parallel.on_first_process(lambda: write(folder, data, run.config.seed))
         elif made_by.known is not None:
             write_known(run, folder)
     sizes = ", ".join(f"{name} {len(run.benchmark.sets[name])}" for name in SETS)
@@ -287,11 +287,7 @@ def _write_results(
             unseen=tuple(person.id for person in sets["unseen"]),
         ),
         analyses=analyses,
-        skipped=skipped_items(
-            run.benchmark,
-            people,
-            unmeasured_items(evaluated.records[VANILLA]),
-        ),
+        skipped=skipped_items(run.benchmark, people, unmeasured_items(evaluated.records[VANILLA])),
         shots=shots_of_run(sets, people, section, seed=run.config.seed),
         prompts=run.vanilla.template.source,
         absent=run.absent,

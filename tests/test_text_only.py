@@ -1,6 +1,7 @@
 """A whole run of a model that takes no images: one form, said once, and no row of the other."""
 
 import json
+import logging
 
 import pytest
 
@@ -25,19 +26,20 @@ method: {preset: gradient, rounds: 1, alpha: 0.2, fade: null, keep_per_forget: n
 compare:
   - paper
   - official-code
-  - {preset: learned, steps: 2, batch_forget: 4, batch_keep: 4}
-  - random
-  - {preset: kvw, layers: {}}
-  - ridge
   - {preset: suppress, steps: 1, batch_size: 4, batch_keep: 4, neurons: {count: 4}, strangers: 4}
-  - {preset: erase, steps: 1, batch_size: 4, batch_keep: 4, strangers: 4, kept_strangers: 2}
-unlearn:
-  - {name: NPO, objective: npo, steps: 1, learning_rate: 1e-3}
-  - {name: prompt, objective: system_prompt, prompt: "Do not tell of {names}."}
 sweep: {alphas: [0.3], max_people: 2, null_groups: 2}
 evaluate: {new_tokens: 2, max_people: 2, resamples: 50}
-audit: {level: full, steps: 1, learning_rates: [1e-3]}
+audit: none
 """
+OTHERS = """[
+  {preset: learned, steps: 2, batch_forget: 4, batch_keep: 4},
+  random,
+  {preset: kvw, layers: {}},
+  ridge,
+  {preset: erase, steps: 1, batch_size: 4, batch_keep: 4, strangers: 4, kept_strangers: 2},
+  {kind: trained, name: NPO, objective: npo, steps: 1, learning_rate: 1e-3},
+  {kind: trained, name: prompt, objective: system_prompt, prompt: "Do not tell of {names}."},
+]"""
 WHY = "the model (Llama) takes no images"
 
 
@@ -48,59 +50,68 @@ def config(tmp_path_factory):
     return path
 
 
+class Kept(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def emit(self, record):
+        self.lines.append(record.getMessage())
+
+
 @pytest.fixture(scope="module")
-def finished(config, tmp_path_factory, caplog_module):
+def finished(config, tmp_path_factory):
     """The folder of one whole run, and what it said."""
-    directory = tmp_path_factory.mktemp("runs") / "whole"
-    assert run.main(["--config", str(config), "--output", str(directory)]) == 0
-    return directory, caplog_module.messages()
-
-
-@pytest.fixture(scope="module")
-def caplog_module():
-    """What the package logs, for a fixture of the module."""
-    import logging
-
-    class Kept(logging.Handler):
-        lines: list[str] = []
-
-        def emit(self, record):
-            self.lines.append(record.getMessage())
-
-        def messages(self):
-            return self.lines
-
-    handler = Kept()
+    directory, said = tmp_path_factory.mktemp("runs") / "whole", Kept()
     logger = logging.getLogger("manu_jax")
-    logger.addHandler(handler)
-    yield handler
-    logger.removeHandler(handler)
+    level = logger.level
+    logger.addHandler(said)
+    logger.setLevel(logging.INFO)
+    try:
+        assert run.main(["--config", str(config), "--output", str(directory)]) == 0
+    finally:
+        logger.removeHandler(said)
+        logger.setLevel(level)
+    return directory, said.lines
 
 
-def test_every_method_makes_its_model_and_no_row_is_of_images(finished):
-    directory, _ = finished
-    content = json.loads((directory / "results.json").read_text())
-    names = ["gradient", "paper", "official-code", "learned", "random", "KVW", "ridge"]
-    assert [name.lower() for name in content["models"]] == [
-        "vanilla", *map(str.lower, names), "suppress", "erase", "npo", "prompt", "retrained",
-    ]  # fmt: skip
-    found = {
+def forms_of(content):
+    """The modalities of all rows of all kinds."""
+    return {
         row["modality"]
         for rows in content.values()
         if isinstance(rows, list)
         for row in rows
         if isinstance(row, dict) and "modality" in row
     }
-    assert found == {"text"}
+
+
+def test_no_row_and_no_file_is_of_images(finished):
+    directory, _ = finished
+    content = json.loads((directory / "results.json").read_text())
+    names = ["vanilla", "gradient", "paper", "official-code", "suppress", "retrained"]
+    assert content["models"] == names and forms_of(content) == {"text"}
     assert content["absent"] == {"image": WHY} and content["leakage"] == []
     assert not list((directory / "evaluation").rglob("*.image.*"))
     assert content["skipped"]["questions about an image"] > 0
-    assert {"generation", "cloze", "classification", "likelihood"} == {
-        row["task"] for row in content["rows"]
-    }
+    tasks = {row["task"] for row in content["rows"]}
+    assert tasks == {"generation", "cloze", "classification", "likelihood"}
+    swept = {point["method"] for point in content["alpha_sweep"]}
+    assert swept == {"vanilla", "gradient", "paper", "official-code", "retrained"}
+    assert {row["method"] for row in content["null"]} == {"gradient", "paper", "official-code"}
+
+
+@pytest.mark.slow
+def test_every_other_method_and_attack_does_without_images(config, tmp_path):
+    arguments = ["--config", config, "--output", tmp_path / "run", f"compare={OTHERS}"]
+    audit = "audit={level: full, steps: 1, learning_rates: [1e-3]}"
+    assert run.main([str(one) for one in (*arguments, audit)]) == 0
+    content = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert len(content["models"]) == 10 and forms_of(content) == {"text"}
     attacks = {row["attack"] for row in content["audit"]}
     assert attacks >= {"plain", "asked", "removed", "tuning", "relearning", "membership"}
-    assert {point["method"] for point in content["alpha_sweep"]} >= {"paper", "official-code"}
 
 
 def test_the_absent_form_is_said_once_on_the_console_and_in_the_report(finished):
@@ -120,7 +131,7 @@ def test_masks_and_statistics_are_of_the_text_tower_alone(finished):
         files = {path.name for path in (directory / "statistics" / name).iterdir()}
         assert files == {f"{side}.text.activation.safetensors" for side in ("forget", "keep")}
     current = Run.begin(load_config(directory / "config.yaml"), directory)
-    for name in ("gradient", "paper", "learned"):
+    for name in ("gradient", "paper"):
         assert set(current.load_mask(name)) == {"text"}
     assert {key.partition(".")[0] for key in current.load_mask("official-code")} == {"text"}
 
