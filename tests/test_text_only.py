@@ -3,50 +3,70 @@
 import json
 import logging
 
+import jax
 import pytest
 
 from manu_jax import run
-from manu_jax.config import load_config
+from manu_jax.config import ModelSection, TextSize, load_config
 from manu_jax.context import Run
 from manu_jax.data import facts
 from manu_jax.data.forms import has_form
 from manu_jax.data.known_facts import KINDS
-from manu_jax.models.loaded import load
+from manu_jax.models.loaded import create, load, save_pretrained
 from manu_jax.report.results import load_results
+from manu_jax.training.tokenizer import train_tokenizer
 
+SIZES = ModelSection(
+    family="llama",
+    text=TextSize(width=16, num_layers=3, num_heads=2, num_key_heads=1, num_neurons=32),
+)
 TINY = """
 seed: 0
 cache: null
-data: {num_people: 8, num_celebrities: 4, num_general: 8, forget: 15}
+data: {num_people: 6, num_celebrities: 4, num_general: 8, forget: 15}
+train: {memory_gate: 0.0}
+method: {preset: gradient, rounds: 1, alpha: 0.2, fade: null, keep_per_forget: null}
+compare: [paper, official-code]
+evaluate: {new_tokens: 2, max_people: 1, resamples: 50, tasks: [generation, likelihood]}
+audit: none
+"""
+WHOLE = """
 model:
+  path: null
   family: llama
   text: {width: 16, num_layers: 3, num_heads: 2, num_key_heads: 1, num_neurons: 32, context: 256}
 train: {steps: 2, base_steps: 2, batch_size: 4, memory_gate: 0.0, checkpoint_every: 9}
-method: {preset: gradient, rounds: 1, alpha: 0.2, fade: null, keep_per_forget: null}
 compare:
   - paper
   - official-code
+  - {preset: learned, steps: 2, batch_forget: 4, batch_keep: 4}
+  - random
+  - {preset: kvw, layers: {}}
+  - ridge
   - {preset: suppress, steps: 1, batch_size: 4, batch_keep: 4, neurons: {count: 4}, strangers: 4}
+  - {preset: erase, steps: 1, batch_size: 4, batch_keep: 4, strangers: 4, kept_strangers: 2}
+  - {kind: trained, name: NPO, objective: npo, steps: 1, learning_rate: 1e-3}
+  - {kind: trained, name: prompt, objective: system_prompt, prompt: "Do not tell of {names}."}
 sweep: {alphas: [0.3], max_people: 2, null_groups: 2}
 evaluate: {new_tokens: 2, max_people: 2, resamples: 50}
-audit: none
+audit: {level: full, steps: 1, learning_rates: [1e-3]}
 """
-OTHERS = """[
-  {preset: learned, steps: 2, batch_forget: 4, batch_keep: 4},
-  random,
-  {preset: kvw, layers: {}},
-  ridge,
-  {preset: erase, steps: 1, batch_size: 4, batch_keep: 4, strangers: 4, kept_strangers: 2},
-  {kind: trained, name: NPO, objective: npo, steps: 1, learning_rate: 1e-3},
-  {kind: trained, name: prompt, objective: system_prompt, prompt: "Do not tell of {names}."},
-]"""
 WHY = "the model (Llama) takes no images"
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
+def model(tmp_path_factory):
+    """The folder of a tiny Llama, whose tokenizer knows bytes alone."""
+    folder = tmp_path_factory.mktemp("model") / "llama"
+    words = train_tokenizer(["a person lives in a town"] * 4, 300)
+    save_pretrained(create(SIZES, words, jax.random.key(0)), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, model):
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
-    path.write_text(TINY)
+    path.write_text(f"{TINY}model: {{path: {model}}}\n")
     return path
 
 
@@ -91,25 +111,31 @@ def forms_of(content):
 def test_no_row_and_no_file_is_of_images(finished):
     directory, _ = finished
     content = json.loads((directory / "results.json").read_text())
-    names = ["vanilla", "gradient", "paper", "official-code", "suppress", "retrained"]
-    assert content["models"] == names and forms_of(content) == {"text"}
+    assert content["models"] == ["vanilla", "gradient", "paper", "official-code"]
+    assert forms_of(content) == {"text"}
     assert content["absent"] == {"image": WHY} and content["leakage"] == []
     assert not list((directory / "evaluation").rglob("*.image.*"))
     assert content["skipped"]["questions about an image"] > 0
-    tasks = {row["task"] for row in content["rows"]}
-    assert tasks == {"generation", "cloze", "classification", "likelihood"}
-    swept = {point["method"] for point in content["alpha_sweep"]}
-    assert swept == {"vanilla", "gradient", "paper", "official-code", "retrained"}
-    assert {row["method"] for row in content["null"]} == {"gradient", "paper", "official-code"}
+    assert {row["task"] for row in content["rows"]} == {"generation", "likelihood"}
 
 
 @pytest.mark.slow
-def test_every_other_method_and_attack_does_without_images(config, tmp_path):
-    arguments = ["--config", config, "--output", tmp_path / "run", f"compare={OTHERS}"]
-    audit = "audit={level: full, steps: 1, learning_rates: [1e-3]}"
-    assert run.main([str(one) for one in (*arguments, audit)]) == 0
+def test_every_method_and_attack_does_without_images(config, tmp_path):
+    path = tmp_path / "whole.yaml"
+    kept = [
+        line
+        for line in TINY.splitlines()
+        if line.partition(":")[0] in ("seed", "cache", "data", "method")
+    ]
+    path.write_text("\n".join(kept) + WHOLE)
+    assert run.main(["--config", str(path), "--output", str(tmp_path / "run")]) == 0
     content = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert len(content["models"]) == 10 and forms_of(content) == {"text"}
+    assert len(content["models"]) == 13 and forms_of(content) == {"text"}
+    tasks = {row["task"] for row in content["rows"]}
+    assert tasks == {"generation", "cloze", "classification", "likelihood"}
+    masks = {"gradient", "paper", "official-code", "learned", "random"}
+    assert {point["method"] for point in content["alpha_sweep"]} == {*masks, "vanilla", "retrained"}
+    assert {row["method"] for row in content["null"]} == masks
     attacks = {row["attack"] for row in content["audit"]}
     assert attacks >= {"plain", "asked", "removed", "tuning", "relearning", "membership"}
 
@@ -162,25 +188,22 @@ def all_known(tmp_path_factory):
     return folder
 
 
-def test_a_run_asks_its_model_what_it_knows_and_says_so(finished, tmp_path, error_of, config):
-    directory, _ = finished
+def test_a_run_asks_its_model_what_it_knows_and_says_so(tmp_path, error_of, config):
     arguments = [
-        "--config", config, "--output", tmp_path / "run", "--only", "data",
-        "data.benchmark=facts", f"model.path={directory / 'vanilla'}", "train.steps=0",
+        "--config", config, "--output", tmp_path / "run", "--only", "data", "data.benchmark=facts"
     ]  # fmt: skip
     message = error_of(*arguments)
     assert "too few facts right in all wordings (capital 0, author 0, symbol 0)" in message
     lines = (tmp_path / "run" / "data" / "asked.jsonl").read_text().splitlines()
     assert len(lines) == sum(len(kind.facts) for kind in KINDS.values())
-    message = error_of(*arguments[:-1], "train.steps=1")
+    message = error_of(*arguments, "train.steps=1")
     assert "name the model with model.path, and leave train.steps at 0" in message
 
 
-def test_facts_of_the_world_run_to_the_report(finished, all_known, tmp_path, config):
-    directory, _ = finished
+def test_facts_of_the_world_run_to_the_report(all_known, tmp_path, config):
     arguments = [
         "--config", config, "--output", tmp_path / "run", "data.benchmark=facts",
-        f"data.path={all_known}", f"model.path={directory / 'vanilla'}", "train.steps=0",
+        f"data.path={all_known}",
         "method={preset: suppress, steps: 1, batch_size: 4, neurons: {count: 4}, strangers: 4}",
         "compare=[]", "unlearn=[]", "evaluate.tasks=[generation, classification, likelihood]",
         "audit=none",
