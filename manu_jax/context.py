@@ -37,6 +37,7 @@ from manu_jax.types import (
     KEEP_SETS,
     MODALITIES,
     RETRAINED,
+    SETS,
     VANILLA,
     ManuError,
     Modality,
@@ -90,7 +91,9 @@ class Run:
             remedy = "Mend data.path." if data.path else "Run the stage `data` first."
             raise ManuError(f"{path}: no benchmark there. {remedy}")
         found = self.benchmark_format.read(path, data, self.config.seed)
-        return found if family_of(self.config.model).takes_images else in_text_alone(found)
+        if not found.has_images(*SETS) or family_of(self.config.model).takes_images:
+            return found
+        return in_text_alone(found)
 
     @property
     def modalities(self) -> tuple[Modality, ...]:

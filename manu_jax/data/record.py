@@ -108,10 +108,14 @@ class Benchmark:
     @property
     def modalities(self) -> tuple[Modality, ...]:
         """The forms in which something is to be forgotten: text alone, if nothing has an image."""
-        people = (*self.sets["forget"], *self.sets["test"])
-        has_images = any(fact.image is not None for person in people for fact in person.facts)
-        is_shown = any(q.modality == "image" for person in people for q in person.questions)
-        return MODALITIES if has_images or is_shown else TEXT_ALONE
+        return MODALITIES if self.has_images("forget", "test") else TEXT_ALONE
+
+    def has_images(self, *sets: str) -> bool:
+        """Return whether a fact or a question of these sets has, or is about, an image."""
+        people = [person for name in sets for person in self.sets[name]]
+        return any(fact.image is not None for person in people for fact in person.facts) or any(
+            question.modality == "image" for person in people for question in person.questions
+        )
 
     def facts(self, *sets: str) -> tuple[Fact, ...]:
         """Return the facts of the people of these sets, in order."""

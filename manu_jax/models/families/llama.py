@@ -18,13 +18,13 @@ from manu_jax.models.families.family import Family
 from manu_jax.models.families.tiny import shared_config, text_config
 from manu_jax.models.hf.fields import Fields
 from manu_jax.models.hf.tables import Entry, TensorNames
-from manu_jax.models.inputs.processing import NO_IMAGE_TOKEN, Replacement, TextProcessor
+from manu_jax.models.inputs.processing import Replacement, TextProcessor
 from manu_jax.models.nn.decoder import Decoder, decoder_mlp, decoder_table
 from manu_jax.models.nn.decoder_config import DecoderConfig, decoder_config
 from manu_jax.models.nn.forward import Forward
 from manu_jax.models.nn.mlp import TowerMlp
 from manu_jax.models.nn.multimodal import Multimodal
-from manu_jax.types import Images, Template, VisionInput
+from manu_jax.types import NO_IMAGE_TOKEN, Images, Template, VisionInput
 
 NAMES = TensorNames(
     prefixes={"hub": {"model.": "model.", "lm_head.": "lm_head."}},

@@ -7,8 +7,7 @@ from typing import Any
 
 from manu_jax.folder import ForeignErrors
 from manu_jax.models.hf import files
-from manu_jax.models.inputs.processing import NO_IMAGE_TOKEN
-from manu_jax.types import ManuError
+from manu_jax.types import NO_IMAGE_TOKEN, ManuError
 
 IDS_TRIED = 1000  # of the tokens without a row of the embedding
 

@@ -26,7 +26,6 @@ from manu_jax.types import (
 
 # (start, end, new text) of a part of a text
 Replacement = tuple[int, int, str]
-NO_IMAGE_TOKEN = -1  # the image token of a model that takes no images
 
 
 class FeatureRows(NamedTuple):
