@@ -30,7 +30,8 @@ def distances_view(results: Results) -> dict[str, Any] | None:
 def differences_view(results: Results) -> dict[str, Any] | None:
     """Return the part of the report on paired differences; None where none were measured."""
     table = difference_table(results)
-    title = f"{results.headline} against vanilla and retrained, item by item"
+    against = " and ".join(name for name in (VANILLA, RETRAINED) if name in results.models)
+    title = f"{results.headline} against {against}, item by item"
     return table and {"title": title, "table": table}
 
 
