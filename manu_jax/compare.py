@@ -46,7 +46,7 @@ from manu_jax.config.base import unknown
 from manu_jax.folder import expand_path, write_atomic
 from manu_jax.report.comparison import Cell, compare_cells, to_markdown
 from manu_jax.run import exit_status, run
-from manu_jax.types import MODALITIES, ManuError
+from manu_jax.types import ManuError
 
 logger = logging.getLogger("manu_jax")
 
@@ -279,7 +279,7 @@ def _score(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, float]:
             for row in rows
             if (row["model"], row["set"], row["metric"]) == (name, part, "recall")
         ]
-        if len(values) != len(MODALITIES):
+        if not values or len(values) != len({row["modality"] for row in rows}):
             raise ManuError(f"tuning: {len(values)} values of recall for {name} on {part}.")
         shares[part] = sum(values) / len(values)
     kept = shares["unseen" if has_unseen else "retain"]

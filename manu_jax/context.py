@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from manu_jax import hub, parallel
+from manu_jax.absent import SomeMethod, absent_of, in_forms
 from manu_jax.config import (
     SYSTEM_PROMPT,
     AnyMethod,
@@ -22,7 +23,7 @@ from manu_jax.config import (
 )
 from manu_jax.data import own_answers
 from manu_jax.data.benchmarks import BenchmarkFormat, benchmark_format
-from manu_jax.data.forms import forms
+from manu_jax.data.forms import forms, in_text_alone
 from manu_jax.data.record import Benchmark, Fact, Person, split_retain
 from manu_jax.data.strangers import Portraits, Stranger, as_stranger, strangers
 from manu_jax.edits import masks
@@ -32,12 +33,13 @@ from manu_jax.fingerprint import samples_hash
 from manu_jax.folder import write_atomic
 from manu_jax.importance.job import ScoringJob
 from manu_jax.importance.texts import kept_texts, texts_of
-from manu_jax.models.loaded import Loaded, load
+from manu_jax.models.loaded import Loaded, family_of, load
 from manu_jax.selection import select
 from manu_jax.types import (
     KEEP_SETS,
     MODALITIES,
     RETRAINED,
+    SETS,
     VANILLA,
     ManuError,
     Modality,
@@ -112,7 +114,10 @@ class Run:
 
     @functools.cached_property
     def read_benchmark(self) -> Benchmark:
-        """The sets of people as they are in the files, checked."""
+        """The sets of people as they are in the files, checked.
+
+        For a model that takes no images they are in text alone.
+        """
         data = self.config.data
         path = self.directory / "data"
         if data.path is not None:
@@ -120,7 +125,32 @@ class Run:
         if not (parallel.exists(path) and path.is_dir()):
             remedy = "Mend data.path." if data.path else "Run the stage `data` first."
             raise ManuError(f"{path}: no benchmark there. {remedy}")
-        return self.benchmark_format.read(path, data, self.config.seed)
+        found = self.benchmark_format.read(path, data, self.config.seed)
+        if not found.has_images(*SETS) or family_of(self.config.model).takes_images:
+            return found
+        return in_text_alone(found)
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """The forms that the facts to forget have: both, or text alone."""
+        return self.asked_benchmark.modalities
+
+    @property
+    def absent(self) -> dict[Modality, str]:
+        """{a form that nothing is asked in: why}; {} where there are both."""
+        if self.modalities == MODALITIES:
+            return {}
+        why = absent_of(family_of(self.config.model))
+        return why or {"image": "the facts to forget have no images"}
+
+    def in_forms(self, method: SomeMethod) -> SomeMethod:
+        """Return a method as this run makes it: in the forms that the facts to forget have."""
+        return in_forms(method, self.absent)
+
+    @property
+    def masks(self) -> tuple[MaskMethod, ...]:
+        """The methods that score neurons and remove some, each in the forms of this run."""
+        return tuple(map(self.in_forms, self.config.masks))
 
     @property
     def benchmark_format(self) -> BenchmarkFormat:
@@ -210,12 +240,11 @@ class Run:
 
     def save_edit(self, name: str, edit: Edit) -> None:
         """Write the edit that a method has made of vanilla, with what it was made from."""
-        samples = self.forget_samples
         made_from = {
             "method": self.method_of(name).model_dump(mode="json", exclude={"name"}),
             "name": name,
             "seed": self.config.seed,
-            "data": samples_hash(samples["image"] + samples["text"]),
+            "data": self.forget_hash,
         }
         edit.save(self.method_folder(name) / EDIT, self.vanilla, made_from)
 
@@ -239,6 +268,11 @@ class Run:
     def forget_samples(self) -> dict[Modality, tuple[Sample, ...]]:
         """{modality: the facts to forget, in that form}."""
         return self._samples("forget")
+
+    @property
+    def forget_hash(self) -> str:
+        """What tells the facts to forget, in all their forms, from others."""
+        return samples_hash([sample for part in self.forget_samples.values() for sample in part])
 
     @functools.cached_property
     def keep_samples(self) -> dict[Modality, tuple[Sample, ...]]:
@@ -264,7 +298,7 @@ class Run:
         """Return what a method of METHODS is given."""
         return ScoringJob(
             self.vanilla,
-            method,
+            self.in_forms(method),
             self.forget_samples,
             self.keep_samples_of(method),
             batch_size=self.config.score_batch,
@@ -324,7 +358,7 @@ class Run:
 
     def _forms(self, facts: Sequence[Fact]) -> dict[Modality, tuple[Sample, ...]]:
         template = self.vanilla.template
-        return {modality: forms(facts, modality, template) for modality in MODALITIES}
+        return {modality: forms(facts, modality, template) for modality in self.modalities}
 
     def add_time(self, stage: str, seconds: float) -> None:
         """Add to the seconds that a stage has taken, over all calls on this folder."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from manu_jax import hub, parallel
+from manu_jax.absent import absent_of, check_goal, in_forms
 from manu_jax.config import SYSTEM_PROMPT, MaskMethod, OptimizerSection, UnlearnSection
 from manu_jax.context import Run
 from manu_jax.data import safeeraser
@@ -37,7 +38,7 @@ from manu_jax.training.unlearner import (
     recipe_of,
     reference_of,
 )
-from manu_jax.types import KEEP_SETS, MODALITIES, RETRAINED, VANILLA, ManuError, Neurons
+from manu_jax.types import KEEP_SETS, RETRAINED, VANILLA, ManuError, Neurons
 
 STATE_BYTES = 12  # a trained weight and its two moments
 MOST_STATES = 3  # checkpoints at once: two that are kept and one that is written
@@ -56,9 +57,12 @@ def check(run: Run, stages: Collection[str]) -> None:
     noted = functools.partial(_noted, faults)
     with noted():
         empty = without_weights(run)
+        absent = absent_of(empty.family)  # what else is absent the data say
+        with noted():
+            check_goal(run.config, absent)
         for method in run.config.masks:
             with noted():
-                _check_method(empty, method)
+                _check_method(empty, in_forms(method, absent))
         for where, section in _trained(run):
             with noted():
                 check_loss(empty, section, where)
@@ -153,6 +157,7 @@ def _trained(run: Run) -> Iterator[tuple[str, OptimizerSection]]:
 def _check_trained(run: Run, section: UnlearnSection, empty: Loaded) -> None:
     config, recipe = run.config, recipe_of(section)
     num_steps_of(recipe, section, num_forget=1, num_keep=1)
+    in_forms(section, absent_of(empty.family))
     if recipe.masked:
         check_no_adapters(section)
     if recipe.depth is not None:
@@ -177,7 +182,7 @@ def _check_data(run: Run, empty: Loaded, stages: Collection[str]) -> None:
     lacking = [
         f"{name}, {modality} form"
         for name, parts in sets.items()
-        for modality in MODALITIES
+        for modality in run.modalities
         if not any(has_form(fact, modality) for fact in run.asked_benchmark.facts(*parts))
     ]
     faults: list[str] = []
@@ -198,7 +203,7 @@ def _check_data(run: Run, empty: Loaded, stages: Collection[str]) -> None:
         with _noted(faults):
             asked = run.asked_benchmark
             forget, keep = asked.facts("forget"), asked.facts(*KEEP_SETS)
-            check_facts(section, forget=forget, keep=keep, seed=config.seed)
+            check_facts(run.in_forms(section), forget=forget, keep=keep, seed=config.seed)
     if config.model.path is not None and "evaluate" in stages:
         with _noted(faults):
             check_questions(run, empty)

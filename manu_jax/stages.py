@@ -24,10 +24,11 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from manu_jax import parallel
-from manu_jax.config import SYSTEM_PROMPT, MaskMethod, MethodSettings, UnlearnSection
+from manu_jax.absent import SomeMethod, check_goal
+from manu_jax.config import SYSTEM_PROMPT, MaskMethod, UnlearnSection
 from manu_jax.context import EDIT, MASK, Run, select_neurons
 from manu_jax.data import safeeraser
 from manu_jax.edits import masks
@@ -35,6 +36,7 @@ from manu_jax.edits.edit import Edit
 from manu_jax.evaluation.alpha import choice_of
 from manu_jax.evaluation.analyses.analysis import Evaluated
 from manu_jax.evaluation.analyses.registry import ANALYSES
+from manu_jax.evaluation.known import write_known
 from manu_jax.evaluation.memory import check_memory
 from manu_jax.evaluation.own_answers import answer_own_questions
 from manu_jax.evaluation.shots import shots_of_run
@@ -44,7 +46,6 @@ from manu_jax.evaluation.suite import (
     skipped_items,
     unmeasured_items,
 )
-from manu_jax.fingerprint import samples_hash
 from manu_jax.importance.methods import edit_for, load_scores, save_scores, scores_for
 from manu_jax.keys import train_key
 from manu_jax.models.loaded import Loaded, save_pretrained
@@ -59,17 +60,21 @@ from manu_jax.types import KEEP_SETS, RETRAINED, SETS, VANILLA, Sample
 
 logger = logging.getLogger(__name__)
 
-SomeMethod = TypeVar("SomeMethod", bound=MethodSettings)
-
 
 def make_data(run: Run) -> None:
     """Write the benchmark if the run makes its own; read it either way."""
-    data = run.config.data
-    write, folder = run.benchmark_format.write, run.directory / "data"
-    if write is not None and data.path is None and not parallel.exists(folder):
-        parallel.on_first_process(functools.partial(write, folder, data, run.config.seed))
+    data, made_by, folder = run.config.data, run.benchmark_format, run.directory / "data"
+    if data.path is None and not parallel.exists(folder):
+        if made_by.write is not None:
+            write = made_by.write
+            parallel.on_first_process(lambda: write(folder, data, run.config.seed))
+        elif made_by.known is not None:
+            write_known(run, folder)
     sizes = ", ".join(f"{name} {len(run.asked_benchmark.sets[name])}" for name in SETS)
     logger.info("data: people (topics) in each set: %s", sizes)
+    check_goal(run.config, run.absent)
+    for form, why in run.absent.items():
+        logger.info("data: the %s form is absent, since %s", form, why)
 
 
 def make_models(run: Run) -> None:
@@ -108,7 +113,7 @@ def make_models(run: Run) -> None:
 
 def make_scores(run: Run) -> None:
     """Score the neurons by every method of the config that removes some."""
-    without = _methods_without(run, run.config.masks, "scores.safetensors", stage="scores")
+    without = _methods_without(run, run.masks, "scores.safetensors", stage="scores")
     for method, folder in without:
         logger.info("scores: %s", method.name)
         scores = scores_for(run.job_of(method))
@@ -118,7 +123,7 @@ def make_scores(run: Run) -> None:
 
 def make_masks(run: Run) -> None:
     """Make the mask or the edit of every method of the config that trains nothing."""
-    for method, folder in _methods_without(run, run.config.masks, MASK, stage="masks"):
+    for method, folder in _methods_without(run, run.masks, MASK, stage="masks"):
         scores, _ = load_scores(folder / "scores.safetensors")
         choice = choice_of(run, method, scores)
         alpha = method.scored_alpha if choice is None else choice.alpha
@@ -129,7 +134,7 @@ def make_masks(run: Run) -> None:
             run.vanilla,
             preset=method.name,
             alpha=alpha,
-            data=samples_hash(run.forget_samples["image"] + run.forget_samples["text"]),
+            data=run.forget_hash,
             choice=None if choice is None else choice.plain(),
         )
         for line in masks.describe(mask):
@@ -223,7 +228,7 @@ def _train(run: Run, section: UnlearnSection) -> None:
         begun = time.monotonic()
         made = unlearn(
             run.vanilla,
-            section,
+            run.in_forms(section),
             forget=run.benchmark.facts("forget"),
             keep=run.benchmark.facts(*KEEP_SETS),
             directory=checkpoints,
@@ -289,14 +294,11 @@ def _write_results(
             unseen=tuple(person.id for person in sets["unseen"]),
         ),
         analyses=analyses,
-        skipped=skipped_items(
-            run.benchmark,
-            people,
-            unmeasured_items(evaluated.records[VANILLA]),
-        ),
+        skipped=skipped_items(run.benchmark, people, unmeasured_items(evaluated.records[VANILLA])),
         shots=shots_of_run(sets, people, section, seed=run.config.seed),
         prompts=run.vanilla.template.source,
         notes=run.benchmark.notes,
+        absent=run.absent,
         config=run.config.model_dump(mode="json"),
         timings=timings,
     )

@@ -30,6 +30,8 @@ Neurons = dict[str, Array]
 Modality = Literal["image", "text"]
 Signal = Literal["activation", "gradient"]
 MODALITIES: tuple[Modality, ...] = ("image", "text")
+TEXT_ALONE: tuple[Modality, ...] = ("text",)  # the forms where nothing has an image
+NO_IMAGE_TOKEN = -1  # the image token of a model that takes no images
 
 # The sets of people. `test` are the people to forget, with transformed images. `unseen` are people
 # to keep as those of `retain`, but no method is given them: they tell what keeping is worth.

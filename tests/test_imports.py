@@ -27,6 +27,7 @@ LINES = (
     ("data", "models", "selection"),
     ("edits",),
     ("importance",),
+    ("absent",),
     ("context",),
     ("training",),
     ("evaluation",),  # the audit trains

@@ -126,9 +126,13 @@ class MaskMethod(MethodSettings):
     layers: dict[str, Layers] = {}  # tower → range; a tower not named: all its layers
 
     def scored_towers(
-        self, known: Iterable[str], forms: Iterable[Modality] = ("image", "text")
+        self, known: Iterable[str], forms: Iterable[Modality] | None = None
     ) -> list[str]:
-        """Return the towers that these forms of the facts score, of a model that has `known`."""
+        """Return the towers that these forms of the facts score, of a model that has `known`.
+
+        forms: None: all that the method's `towers` name.
+        """
+        forms = self.towers if forms is None else forms
         names = {name for form in forms for name in self.towers[form]}
         return sorted(names - {"all"} | (set(known) if "all" in names else set()))
 

@@ -87,9 +87,15 @@ class RunConfig(Section):
                 "(model.path=/path/to/llava-1.5-7b-hf) or let the run train its own model"
             )
         # The default benchmark is written by the run; nothing is loaded to find that out.
-        lacks_path = self.data.path is None and "benchmark" in self.data.model_fields_set
-        if lacks_path and registry(BENCHMARKS)[self.data.benchmark].write is None:
-            raise ValueError(f"data.path is not set: the folder of {self.data.benchmark}")
+        if self.data.path is None and "benchmark" in self.data.model_fields_set:
+            chosen = registry(BENCHMARKS)[self.data.benchmark]
+            if not chosen.is_made_by_the_run:
+                raise ValueError(f"data.path is not set: the folder of {self.data.benchmark}")
+            if chosen.known is not None and (self.model.path is None or self.train.steps):
+                raise ValueError(
+                    f"data.benchmark: {self.data.benchmark} is what a model knows by itself: name "
+                    "the model with model.path, and leave train.steps at 0"
+                )
         return self
 
     @property

@@ -4,7 +4,7 @@ A benchmark is one file, with its reader and the wording of its questions, and o
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,24 @@ import numpy as np
 
 from manu_jax import hub
 from manu_jax.config import DataSection
-from manu_jax.data import folder, mllmu, portraits, prompts, synthetic
+from manu_jax.data import facts, folder, mllmu, portraits, prompts, synthetic
 from manu_jax.data.record import Benchmark, QuestionPrompt
 from manu_jax.data.strangers import Portraits
-from manu_jax.types import ManuError
+from manu_jax.types import ManuError, PromptTemplate, Sample
+
+PEOPLE = ("person", "people")
+
+
+@dataclasses.dataclass(frozen=True)
+class KnownFacts:
+    """How a benchmark is made of what the run's model knows by itself.
+
+    samples: facts with their answers, as a template asks them. write: (new folder, whether the
+    model recalled each of them) writes the benchmark.
+    """
+
+    samples: Callable[[PromptTemplate], Sequence[Sample]]
+    write: Callable[[Path, Sequence[bool]], object]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,16 +41,25 @@ class BenchmarkFormat:
     ManuError. question_prompt: the wording. write: (new folder, data section, seed), for a
     benchmark that the run writes itself where the config gives no path; None for all others.
     portraits: (random, count) → portraits of people who do not exist, like its own; None: it has
-    no generator. has_shares: whether `data.forget` says how many of its people are to be forgotten.
-    files: patterns of the files that are fetched of one that is named on the hub.
+    no generator. known: of one that the run makes by asking its model; None for all others.
+    nouns: what its people are called in the report, one and several. has_shares: whether
+    `data.forget` says how many of its people are to be forgotten. files: patterns of the files that
+    are fetched of one that is named on the hub.
     """
 
     read: Callable[[Path, DataSection, int], Benchmark]
     question_prompt: QuestionPrompt
     write: Callable[[Path, DataSection, int], object] | None = None
     portraits: Portraits | None = None
+    known: KnownFacts | None = None
+    nouns: tuple[str, str] = PEOPLE
     has_shares: bool = True
     files: Callable[[DataSection], tuple[str, ...]] = lambda section: ("*",)
+
+    @property
+    def is_made_by_the_run(self) -> bool:
+        """Whether the run makes the benchmark where the config gives no path."""
+        return self.write is not None or self.known is not None
 
 
 def benchmark_format(name: str) -> BenchmarkFormat:
@@ -90,5 +113,11 @@ BENCHMARKS: dict[str, BenchmarkFormat] = {
         files=_mllmu_files,
     ),
     "mllmu": BenchmarkFormat(_read_mllmu, prompts.question_prompt, files=_mllmu_files),
+    "facts": BenchmarkFormat(
+        facts.read,
+        facts.question_prompt,
+        known=KnownFacts(facts.samples, facts.write),
+        nouns=("subject", "subjects"),
+    ),
     "folder": BenchmarkFormat(_read_request, prompts.question_prompt, has_shares=False),
 }

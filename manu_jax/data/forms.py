@@ -11,13 +11,15 @@ Differs: "in the image" and the like are dropped where they follow the person, s
 has no image; the authors' code leaves them.
 """
 
+import dataclasses
 import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from manu_jax.data.record import Fact
+from manu_jax.data.record import Benchmark, Fact
 from manu_jax.types import Modality, PromptTemplate, Sample, Template, question_sample
 
 _NOUN = r"(?:(?:this|the)\s+(?:person|individual)|this\s+profile)"
@@ -118,6 +120,35 @@ def question_and_answer(fact: Fact, modality: Modality) -> tuple[str, str]:
     if fact.name:
         question, answer = (with_name(text, fact.name) for text in (question, answer))
     return fact.text_question or question, answer
+
+
+def in_text_alone(benchmark: Benchmark) -> Benchmark:
+    """Return a benchmark as a model without a vision tower can be asked it: nothing has an image.
+
+    Facts are in the words of their text form, and questions are those asked by name. What has no
+    text form is left out, and counted in `skipped`.
+    """
+    left_out: Counter[str] = Counter()
+    sets = {}
+    for name, people in benchmark.sets.items():
+        found = []
+        for person in people:
+            facts = []
+            for fact in person.facts:
+                if has_form(fact, "text"):
+                    question, answer = question_and_answer(fact, "text")
+                    facts.append(
+                        dataclasses.replace(fact, question=question, answer=answer, image=None)
+                    )
+            questions = tuple(one for one in person.questions if one.modality == "text")
+            left_out["facts that have no text form"] += len(person.facts) - len(facts)
+            left_out["questions about an image"] += len(person.questions) - len(questions)
+            found.append(
+                dataclasses.replace(person, images=(), facts=tuple(facts), questions=questions)
+            )
+        sets[name] = tuple(found)
+    counts = {what: count for what, count in left_out.items() if count}
+    return dataclasses.replace(benchmark, sets=sets, skipped={**benchmark.skipped, **counts})
 
 
 def jitter(image: Any, seed: int, *, strength: float = 1.0) -> Any:

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-from manu_jax.types import SETS, Modality, PromptTemplate
+from manu_jax.types import MODALITIES, SETS, TEXT_ALONE, Modality, PromptTemplate
 
 Task = Literal["classification", "generation", "cloze"]
 TASKS: tuple[Task, ...] = ("classification", "generation", "cloze")
@@ -26,7 +26,8 @@ class Fact:
     attribute: what the fact tells ("residence"); unique within the person.
     image: PIL image (RGB), or None for a fact that has no image. Equal images are one object.
     text_question: the question of the text form, which then holds `name`; None: made by the rules
-    of forms.py; "": the fact has no text form.
+    of forms.py; "": the fact has no text form. strangers: invented names of the same kind; (): any
+    person's name is.
     """
 
     person_id: str
@@ -36,6 +37,7 @@ class Fact:
     attribute: str
     image: Any = None
     text_question: str | None = None
+    strangers: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -108,6 +110,18 @@ class Benchmark:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sets", {name: self.sets.get(name, ()) for name in SETS})
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """The forms in which something is to be forgotten: text alone, if nothing has an image."""
+        return MODALITIES if self.has_images("forget", "test") else TEXT_ALONE
+
+    def has_images(self, *sets: str) -> bool:
+        """Return whether a fact or a question of these sets has, or is about, an image."""
+        people = [person for name in sets for person in self.sets[name]]
+        return any(fact.image is not None for person in people for fact in person.facts) or any(
+            question.modality == "image" for person in people for question in person.questions
+        )
 
     def facts(self, *sets: str) -> tuple[Fact, ...]:
         """Return the facts of the people of these sets, in order."""

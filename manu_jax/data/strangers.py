@@ -32,10 +32,14 @@ LAST_NAMES = (
 
 @dataclasses.dataclass(frozen=True)
 class Stranger:
-    """An invented person. image: PIL (RGB), or None where nobody has an image."""
+    """An invented person. image: PIL (RGB), or None where nobody has an image.
+
+    number: which of a fact's own strangers stands in for this one, where it has some.
+    """
 
     name: str
     image: Any
+    number: int = 0
 
 
 def strangers(
@@ -55,7 +59,9 @@ def strangers(
     """
     random, names = _drawn_names(forget, keep, count, seed=seed, near=near)
     images = _images(keep, count, random=random, portraits=portraits)
-    return tuple(map(Stranger, names, images))
+    # Those that share names begin from the end, so that the two are others of a fact's own, too.
+    numbers = [-1 - number if near else number for number in range(count)]
+    return tuple(map(Stranger, names, images, numbers))
 
 
 def check_count(
@@ -66,25 +72,32 @@ def check_count(
 
 
 def as_stranger(fact: Fact, stranger: Stranger) -> Fact:
-    """Return the fact with a stranger in the person's place; the answer stays the person's."""
-    asked = dataclasses.replace(
-        fact,
-        person_id=f"stranger {stranger.name}",
-        name=stranger.name,
-        image=None if fact.image is None else stranger.image,
-    )
-    if fact.text_question is None or not fact.name:
-        return asked
+    """Return the fact with a stranger in the person's place; the answer stays the person's.
+
+    One of the fact's own strangers, if it has some. Where questions say the name, they say the
+    stranger's.
+    """
+    name, question, in_text = stranger.name, fact.question, fact.text_question
+    if fact.strangers:
+        name = fact.strangers[stranger.number % len(fact.strangers)]
+    if fact.name and (fact.image is None or in_text is not None):
+        question = _renamed(question, fact.name, name)
+    if fact.name and in_text is not None:
+        in_text = _renamed(in_text, fact.name, name)
     return dataclasses.replace(
-        asked,
-        question=_renamed(fact.question, fact.name, stranger.name),
-        text_question=_renamed(fact.text_question, fact.name, stranger.name),
+        fact,
+        person_id=f"stranger {name}",
+        name=name,
+        question=question,
+        text_question=in_text,
+        image=None if fact.image is None else stranger.image,
     )
 
 
 def _renamed(text: str, old: str, new: str) -> str:
     """Return a text with one name in place of another, whatever the case of its letters."""
-    return re.sub(re.escape(old), lambda _: new, text, flags=re.IGNORECASE)
+    pattern = rf"(?<!\w){re.escape(old)}(?!\w)"
+    return re.sub(pattern, lambda _: new, text, flags=re.IGNORECASE)
 
 
 def _drawn_names(

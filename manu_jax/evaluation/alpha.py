@@ -91,17 +91,19 @@ def choose_alpha(
 ) -> AlphaChoice:
     """Return the α of a method with `alpha: auto`.
 
-    forget: the facts to forget. keep: facts of people to keep whom the scores know nothing of.
+    forget: the facts to forget. keep: facts of people to keep whom the scores know nothing of. A
+    form that neither has is absent.
     erase: "visual" forgets in the image form alone, and keeps the text form of all. Where no α is
     within the bound, the one that loses least is chosen and `is_within` is False; the log says so.
     Raises ManuError where a form of either has no facts, or α is not "auto".
     """
     if method.auto is None:
         raise ManuError(f'method "{method.name}": alpha is {method.alpha}. Give alpha: auto.')
+    asked_forms = [form for form in MODALITIES if form in forget or form in keep]
     samples: dict[Place, Sequence[Sample]] = {
         (name, modality): forms.get(modality, ())
         for name, forms in (("forget", forget), ("retain", keep))
-        for modality in MODALITIES
+        for modality in asked_forms or MODALITIES
     }
     empty = [f"{name}, {modality} form" for (name, modality), asked in samples.items() if not asked]
     if empty:
@@ -155,8 +157,8 @@ def best(
     keep_drop: how much smaller the share of kept facts may be than the vanilla model's, in each
     form. Where none is within it, the smallest α of those that lose least.
     """
-    erased: list[Place] = [("forget", modality) for modality in MODALITIES]
-    kept: list[Place] = [("retain", modality) for modality in MODALITIES]
+    erased = [place for place in vanilla.values if place[0] == "forget"]
+    kept = [place for place in vanilla.values if place[0] == "retain"]
     if erase == "visual":
         erased, kept = erased[:1], [*kept, *erased[1:]]
 

@@ -166,7 +166,7 @@ def skipped_items(
     num_people = sum(len(benchmark.sets[name]) for name in evaluated)
     people = [person for part in evaluated.values() for person in part]
     counts = {"people beyond evaluate.max_people": num_people - len(people)}
-    for modality in MODALITIES:
+    for modality in benchmark.modalities:
         counts[f"facts that have no {modality} form"] = sum(
             not has_form(fact, modality) for person in people for fact in person.facts
         )
@@ -249,6 +249,8 @@ def _files(
                 files.append(file)
     if faults:
         raise ManuError("\n".join(faults))
+    asked_forms = {file.modality for file in files}
+    empty = [name for name in empty if name.rpartition(".")[2] in asked_forms]
     if empty:
         logger.info("evaluate: no items for %s", ", ".join(empty))
     return files

@@ -52,15 +52,19 @@ def score_round(job: ScoringJob[StatisticsMethod], gates: Neurons | None = None)
 
 def round_statistics(
     job: ScoringJob[StatisticsMethod], gates: Neurons | None = None
-) -> tuple[AnyStatistics, ...]:
+) -> tuple[AnyStatistics | None, ...]:
     """Return the statistics that a round scores by: of forget and of keep, image and text each.
 
-    They are read from the job's directory where they stand there. gates: as in `score_round`.
+    None: of a form that is absent. They are read from the job's directory where they stand there.
+    gates: as in `score_round`.
     """
     method = job.method
-    found = []
+    found: list[AnyStatistics | None] = []
     for name, forms in (("forget", job.forget), ("keep", job.keep)):
         for modality in MODALITIES:
+            if modality not in job.modalities:
+                found.append(None)
+                continue
             samples = forms[modality]
             if name == "keep" and method.keep_per_forget is not None:
                 number = round(method.keep_per_forget * len(job.forget[modality]))

@@ -23,16 +23,19 @@ from manu_jax.folder import expand_path
 from manu_jax.importance import statistics as files
 from manu_jax.importance.by_statistics import statistics_file
 from manu_jax.importance.functions import Pair, contrast, statistics_method
-from manu_jax.importance.statistics import PositionStatistics, Statistics
+from manu_jax.importance.statistics import AnyStatistics, Statistics
 from manu_jax.selection import Ranking, rank
-from manu_jax.types import ManuError, Neurons, Signal
+from manu_jax.types import MODALITIES, ManuError, Modality, Neurons, Signal
 
 KEPT = 4  # scores and rankings that are not made again for the next mask
 
 
 @dataclasses.dataclass(frozen=True)
 class SetStatistics:
-    """What one round of scoring measures: the facts to forget and to keep, (image, text) each."""
+    """What one round of scoring measures: the facts to forget and to keep, (image, text) each.
+
+    None stands for a form that is absent.
+    """
 
     forget: Pair
     keep: Pair
@@ -45,21 +48,26 @@ class SetStatistics:
         """
         place = expand_path(folder)
 
-        def read(name: str) -> Statistics | PositionStatistics:
-            return _read(place / name)
+        found = {
+            form: [
+                (place / statistics_file(name, form, signal)).exists()
+                for name in ("forget", "keep")
+            ]
+            for form in MODALITIES
+        }
+        is_text_alone = all(found["text"]) and not any(found["image"])
+
+        def read(name: str, modality: Modality) -> AnyStatistics | None:
+            if modality == "image" and is_text_alone:
+                return None
+            return _read(place / statistics_file(name, modality, signal))
 
         if (place / "round_00").exists():
             raise ManuError(
                 f"{folder}: statistics of several rounds. What a round measures depends on what "
                 "the rounds before removed: score with rounds: 1."
             )
-        forget, keep = (
-            (
-                read(statistics_file(name, "image", signal)),
-                read(statistics_file(name, "text", signal)),
-            )
-            for name in ("forget", "keep")
-        )
+        forget, keep = ((read(name, "image"), read(name, "text")) for name in ("forget", "keep"))
         return cls(forget, keep)
 
 
@@ -136,7 +144,7 @@ def _check(method: StatisticsMethod, statistics: SetStatistics) -> None:
         raise ManuError(
             f'method "{method.name}": alpha: auto asks the model. Give alpha as a number.'
         )
-    found = statistics.forget[0]
+    found = statistics.forget[1]
     if isinstance(found, Statistics) and found.threshold != method.threshold:
         raise ManuError(
             f'method "{method.name}": its threshold is {method.threshold}, that of the statistics '
@@ -144,7 +152,7 @@ def _check(method: StatisticsMethod, statistics: SetStatistics) -> None:
         )
 
 
-def _read(path: Path) -> Statistics | PositionStatistics:
+def _read(path: Path) -> AnyStatistics:
     if not path.exists():
         raise ManuError(f"{path}: no statistics there. Run the stage `scores` first.")
     return files.load(path)[0]

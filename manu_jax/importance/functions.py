@@ -4,6 +4,10 @@ Each function compares a neuron on the image form (multi) with the text form of 
 arithmetic is in float64 on the host, from the sums of `statistics.py`: no model, no device. With
 attributions in place of activations the same functions apply.
 
+Where a form is absent there is nothing to compare with, and each function is what it compares: the
+mean |z|, the share above τ, the spread, the root mean square (FUNCTIONS_OF_ONE_FORM), as in the
+authors' code, which scores each tower by one form.
+
 A tower that text alone never runs has z_text = 0 for every neuron: there I_abs, I_freq and I_rms
 are nearly 1 for all, and only I_var tells neurons apart.
 """
@@ -72,54 +76,68 @@ FUNCTIONS: dict[str, Callable[[Moments, Moments, StatisticsMethod], np.ndarray]]
     "variance": variance,
     "rms": rms,
 }
+# What takes their places where one form is absent.
+FUNCTIONS_OF_ONE_FORM: dict[str, Callable[[Moments, StatisticsMethod], np.ndarray]] = {
+    "absolute": lambda found, method: found.absolute_LF,
+    "frequency": lambda found, method: found.above_LF * _scale(found, method),
+    "variance": lambda found, method: np.sqrt(_spread(found)),
+    "rms": lambda found, method: np.sqrt(found.squared_LF * _scale(found, method)),
+}
 # What PositionStatistics hold of each matrix, in their order.
 POSITION_FUNCTIONS = ("absolute", "frequency", "variance", "rms")
 
 
 def importance(
-    image: AnyStatistics, text: AnyStatistics, method: StatisticsMethod
+    image: AnyStatistics | None, text: AnyStatistics | None, method: StatisticsMethod
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Return {function: {tower: [L, F]}} of one set from its two forms.
+    """Return {function: {tower: [L, F]}} of one set from its two forms, or from one of them.
 
     Position statistics hold the functionals of each matrix already, in the order of
     POSITION_FUNCTIONS: image inputs give those of the towers they score, text inputs those of
     theirs. ManuError where the method has another function.
     """
-    if isinstance(image, PositionStatistics) and isinstance(text, PositionStatistics):
+    present = _present((image, text))
+    if all(isinstance(one, PositionStatistics) for one in present):
         missing = sorted(set(method.functions) - set(POSITION_FUNCTIONS))
         if missing:
             raise ManuError(
                 f'method "{method.name}": statistics by position have no {", ".join(missing)}; '
                 f"they have {', '.join(POSITION_FUNCTIONS)}."
             )
-        means = {**image.means(), **text.means()}
+        means = {key: values for one in present for key, values in one.means().items()}
         return {
             function: {key: values[:, i] for key, values in means.items()}
             for i, function in enumerate(POSITION_FUNCTIONS)
             if function in method.functions
         }
-    if not isinstance(image, Statistics) or not isinstance(text, Statistics):
+    if not all(isinstance(one, Statistics) for one in present):
         raise ManuError("contrast: expected statistics of one kind, got samples and positions.")
-    towers = sorted({*image.towers, *text.towers})
-    moments = {tower: (_moments(image, tower), _moments(text, tower)) for tower in towers}
+    if len(present) == 1:
+        return _importance_of_one_form(present[0], method)
+    towers = sorted({tower for one in present for tower in one.towers})
+    moments = {tower: [_moments(one, tower) for one in present] for tower in towers}
     return {
-        function: {tower: FUNCTIONS[function](*pair, method) for tower, pair in moments.items()}
+        function: {
+            tower: FUNCTIONS[function](multi, text, method)
+            for tower, (multi, text) in moments.items()
+        }
         for function in method.functions
     }
 
 
 def contrast(
-    forget_image: AnyStatistics,
-    forget_text: AnyStatistics,
-    keep_image: AnyStatistics,
-    keep_text: AnyStatistics,
+    forget_image: AnyStatistics | None,
+    forget_text: AnyStatistics | None,
+    keep_image: AnyStatistics | None,
+    keep_text: AnyStatistics | None,
     *,
     preset: str | MethodSettings = "paper",
 ) -> Neurons:
     """Return one score per neuron, high where it serves what is to be forgotten: {tower: [L, F]}.
 
-    preset: a method of the kind "statistics", or the preset of one; its `combine` names the rule in
-    COMBINATIONS. float32; ManuError where a value is not finite.
+    None: the form is absent, of both sets. preset: a method of the kind "statistics", or the preset
+    of one; its `combine` names the rule in COMBINATIONS. float32; ManuError where a value is not
+    finite.
     """
     method = statistics_method(preset)
     statistics_by_name = {
@@ -129,7 +147,8 @@ def contrast(
         "keep, text": keep_text,
     }
     for name, statistics in statistics_by_name.items():
-        check_statistics(statistics, f"statistics of {name}")
+        if statistics is not None:
+            check_statistics(statistics, f"statistics of {name}")
     scores = COMBINATIONS[method.combine](
         (forget_image, forget_text), (keep_image, keep_text), method
     )
@@ -148,7 +167,8 @@ def statistics_method(preset: str | MethodSettings) -> StatisticsMethod:
     return method
 
 
-Pair = tuple[AnyStatistics, AnyStatistics]  # image form, text form
+# Image form, text form; None: absent
+Pair = tuple[AnyStatistics | None, AnyStatistics | None]
 
 
 def _ratio(forget: Pair, keep: Pair, method: StatisticsMethod) -> dict[str, np.ndarray]:
@@ -173,18 +193,19 @@ def _relative(forget: Pair, keep: Pair, method: StatisticsMethod) -> dict[str, n
 def _gain_minus_harm(forget: Pair, keep: Pair, method: StatisticsMethod) -> dict[str, np.ndarray]:
     """S = mean attribution on forget − harm_weight · positive part of the mean on what is kept.
 
-    Both over the two forms; the text form of forget facts weighs `text_weight`. With attributions
-    g = ∂ objective / ∂ gate, a neuron's removal lowers the objective by g to first order: the first
-    term is what forgetting gains, the second what keeping loses.
+    Both over the forms that are there; the text form of forget facts weighs `text_weight`. With
+    attributions g = ∂ objective / ∂ gate, a neuron's removal lowers the objective by g to first
+    order: the first term is what forgetting gains, the second what keeping loses.
     """
-    weights = (1.0, method.text_weight)
-    gains = [_signed(statistics) for statistics in forget]
-    harms = [_signed(statistics) for statistics in keep]
+    pairs = zip((1.0, method.text_weight), forget, strict=True)
+    weights = [weight for weight, statistics in pairs if statistics is not None]
+    gains = [_signed(statistics) for statistics in _present(forget)]
+    harms = [_signed(statistics) for statistics in _present(keep)]
     scores = {}
-    for tower in sorted({*gains[0], *gains[1]}):
+    for tower in sorted({tower for gain in gains for tower in gain}):
         gain = sum(w * g.get(tower, 0.0) for w, g in zip(weights, gains, strict=True))
         harm = sum(np.maximum(h.get(tower, 0.0), 0.0) for h in harms)
-        scores[tower] = gain / sum(weights) - method.harm_weight * harm / 2
+        scores[tower] = gain / sum(weights) - method.harm_weight * harm / len(harms)
     return scores
 
 
@@ -193,6 +214,34 @@ COMBINATIONS: dict[str, Callable[[Pair, Pair, StatisticsMethod], dict[str, np.nd
     "relative": _relative,
     "gain_minus_harm": _gain_minus_harm,
 }
+
+
+def _present(pair: Pair) -> list[AnyStatistics]:
+    """Return the statistics of the forms that are there; ManuError where there are none."""
+    found = [statistics for statistics in pair if statistics is not None]
+    if not found:
+        raise ManuError("contrast: no statistics of any form. Give those of the text form.")
+    return found
+
+
+def _importance_of_one_form(
+    statistics: AnyStatistics, method: StatisticsMethod
+) -> dict[str, dict[str, np.ndarray]]:
+    assert isinstance(statistics, Statistics)
+    missing = sorted(set(method.functions) - set(FUNCTIONS_OF_ONE_FORM))
+    if missing:
+        raise ManuError(
+            f'method "{method.name}": the facts have one form alone, in which {", ".join(missing)} '
+            f"compares nothing; known: {', '.join(FUNCTIONS_OF_ONE_FORM)}."
+        )
+    moments = {tower: _moments(statistics, tower) for tower in sorted(statistics.towers)}
+    return {
+        function: {
+            tower: FUNCTIONS_OF_ONE_FORM[function](found, method)
+            for tower, found in moments.items()
+        }
+        for function in method.functions
+    }
 
 
 def _weighted_sum(
@@ -221,7 +270,11 @@ def _moments(statistics: Statistics, tower: str) -> Moments:
 
 
 def _scales(multi: Moments, text: Moments, method: StatisticsMethod) -> tuple[float, float]:
-    return (1.0, 1.0) if method.normalise else (multi.count, text.count)
+    return _scale(multi, method), _scale(text, method)
+
+
+def _scale(moments: Moments, method: StatisticsMethod) -> float:
+    return 1.0 if method.normalise else moments.count
 
 
 def _contrast(a: np.ndarray, b: np.ndarray, epsilon: float) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from manu_jax.config import MaskMethod, MethodSettings
 from manu_jax.models.loaded import Loaded
-from manu_jax.types import Modality, Neurons, Sample
+from manu_jax.types import MODALITIES, Modality, Neurons, Sample
 
 Forms = Mapping[Modality, Sequence[Sample]]  # the samples of a set in each form
 SomeSettings = TypeVar("SomeSettings", bound=MethodSettings)
@@ -18,7 +18,8 @@ class ScoringJob(Generic[SomeSettings]):
     """A model, what it is to forget and to keep, and how it is to forget.
 
     forget, keep: the facts to forget, and those to keep (retain, celebrity and general), in both
-    forms. batch_size: samples a step, where the method does not say. seed: of every draw.
+    forms; a form that neither has is absent, and methods do without it. batch_size: samples a step,
+    where the method does not say. seed: of every draw.
     directory: where statistics are kept, so that a killed run goes on from there; None: nowhere.
     strangers: the facts to forget, asked about people of whom the model knows nothing.
     """
@@ -31,6 +32,11 @@ class ScoringJob(Generic[SomeSettings]):
     seed: int = 0
     directory: Path | None = None
     strangers: Forms = dataclasses.field(default_factory=dict)
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """The forms that are not absent."""
+        return tuple(form for form in MODALITIES if form in self.forget or form in self.keep)
 
 
 @dataclasses.dataclass(frozen=True)

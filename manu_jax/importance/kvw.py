@@ -25,7 +25,7 @@ from manu_jax.importance.job import ScoringJob
 from manu_jax.importance.passes import run_over, weights_at_answers
 from manu_jax.importance.statistics import Statistics, check_statistics
 from manu_jax.models.loaded import Loaded
-from manu_jax.types import MODALITIES, Batch, Capture, ManuError, Sample
+from manu_jax.types import Batch, Capture, ManuError, Sample
 
 TOWER = "text"
 EPSILON = 1e-12
@@ -68,8 +68,8 @@ def weaken(job: ScoringJob[KvwMethod]) -> GateEdit:
             f"has layers 0 to {num_layers - 1}. Give others: layers: {{text: {{first: 0}}}}."
         )
     is_chosen_L1 = np.isin(np.arange(num_layers), chosen)[:, None]
-    forget = [sample for modality in MODALITIES for sample in job.forget[modality]]
-    keep = [sample for modality in MODALITIES for sample in job.keep[modality]]
+    forget = [sample for modality in job.modalities for sample in job.forget[modality]]
+    keep = [sample for modality in job.modalities for sample in job.keep[modality]]
     kept_LF = _mean_sizes(loaded, keep, batch_size=job.batch_size, title="kvw: kept facts")
     if not method.sequential:
         found_LF = _mean_sizes(loaded, forget, batch_size=job.batch_size, title="kvw: forgetting")

@@ -27,7 +27,7 @@ from manu_jax.models.nn.answers import logits_at_answers
 from manu_jax.models.nn.layers import Remat
 from manu_jax.progress import Progress
 from manu_jax.selection import count, eligible_layers
-from manu_jax.types import MODALITIES, Batch, BatchShape, Modality, Neurons
+from manu_jax.types import Batch, BatchShape, Modality, Neurons
 
 LENGTH_MULTIPLE = 8  # tokens
 NOTE_EVERY = 20  # steps
@@ -75,7 +75,7 @@ def learn_gates(job: ScoringJob[LearnedMethod]) -> Neurons:
         method.price,
         method.remat,
     )
-    streams = {modality: _Stream(job, modality) for modality in MODALITIES}
+    streams = {modality: _Stream(job, modality) for modality in job.modalities}
     with parallel.on_mesh(loaded.mesh), Progress("learning gates", method.steps) as progress:
         scores = parallel.put_replicated(scores, loaded.mesh)
         state, note = learning.optimizer().init(scores), ""

@@ -74,7 +74,7 @@ def _check_samples(job: ScoringJob[Any]) -> None:
     empty = [
         f"{name}, {modality} form"
         for name, forms in (("forget", job.forget), ("keep", job.keep))
-        for modality in MODALITIES
+        for modality in job.modalities or MODALITIES
         if not forms.get(modality)
     ]
     if empty:

@@ -80,11 +80,16 @@ def masks_of_groups(
             modality=modality,
             batch_size=method.batch_size or job.batch_size,
         )
-        for modality in MODALITIES
+        for modality in job.modalities
     }
     for group in groups:
-        forget, keep = [], []
+        forget: list[Statistics | None] = []
+        keep: list[Statistics | None] = []
         for modality, total in totals.items():
+            if total is None:
+                forget.append(None)
+                keep.append(None)
+                continue
             assert isinstance(total, Statistics)
             part = found[modality].of(group)
             forget.append(part)

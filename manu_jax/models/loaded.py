@@ -305,6 +305,13 @@ def load_without_weights(path: str | os.PathLike, *, prompt: str = "template") -
     return Loaded(model, processor, family, config, hf_config, path, chat=chat, generation=rules)
 
 
+def family_of(section: ModelSection) -> Family:
+    """Return the family of a run's model, by its config.json or the section alone."""
+    if section.path is None:
+        return FAMILIES[section.family]
+    return read_config(expand_path(section.path))[0]
+
+
 def save_pretrained(loaded: Loaded, path: str | os.PathLike) -> None:
     """Write a Hugging Face folder that `transformers` loads, by the export names; all or nothing.
 

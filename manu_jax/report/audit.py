@@ -41,7 +41,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One measure in all forms; None where it was not made."""
+    """One measure in all forms that facts have; None where it was not made."""
 
     title: str
     metric: str
@@ -80,6 +80,7 @@ def view(results: Results) -> dict[str, Any] | None:
     shown = models[0]
     curves = _curves([row for row in rows if row.model == shown])
     return {
+        "forms": [FORMS[modality].lower() for modality in results.modalities],
         "audits": [_model_audit(results, name) for name in models],
         "curves_of": shown,
         "curves": curves,
@@ -130,7 +131,8 @@ def _model_audit(results: Results, model: str) -> ModelAudit:
     for name, attack in ATTACKS.items():
         of_attack = [row for row in rows if row.attack == name]
         if of_attack:
-            groups.append((attack.title, attack.finds, tuple(_lines(of_attack))))
+            lines = tuple(_lines(of_attack, results.modalities))
+            groups.append((attack.title, attack.finds, lines))
         elif attack.full:
             left_out.append(f"{attack.title}: made by audit: full.")
         elif attack.left_out:
@@ -147,8 +149,11 @@ def _model_audit(results: Results, model: str) -> ModelAudit:
     return ModelAudit(model, model == results.headline, told, tuple(groups), tuple(left_out))
 
 
-def _lines(rows: Iterable[AuditRow]) -> list[Line]:
-    """Return a line for each variant and metric of one attack; a curve is one line."""
+def _lines(rows: Iterable[AuditRow], forms: Sequence[str]) -> list[Line]:
+    """Return a line for each variant and metric of one attack, with a cell for each form.
+
+    A curve is one line.
+    """
     cells: dict[tuple[str, str], dict[str, Cell]] = {}
     for row in strongest(rows):
         cells.setdefault((row.variant, row.metric), {})[row.modality] = _cell(row)
@@ -156,7 +161,7 @@ def _lines(rows: Iterable[AuditRow]) -> list[Line]:
         Line(
             variant,
             "" if metric == ANSWERED else AUDIT_METRICS[metric].title,
-            tuple(by_form.get(modality) for modality in MODALITIES),
+            tuple(by_form.get(modality) for modality in forms),
         )
         for (variant, metric), by_form in cells.items()
     ]

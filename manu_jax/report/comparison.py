@@ -241,10 +241,11 @@ def _table(compared: Mapping[str, Any], share: int) -> list[str]:
         return next((one for one in compared[name] if wanted <= one.items()), None)
 
     def forms(show: Callable[[Any], str], name: str, **where: Any) -> str:
-        found = [of(name, modality=modality, **where) for modality in MODALITIES]
+        found = [of(name, modality=modality, **where) for modality in shown]
         return " / ".join(map(show, found)) if any(found) else NONE
 
     own = [row for row in compared["rows"] if row["share"] == share]
+    shown = [form for form in MODALITIES if any(row["modality"] == form for row in own)]
     sets = [name for name in SETS_SHOWN if any(row["set"] == name for row in own)]
     titles = {name: SET_TITLES[name].lower() for name in sets}
     scores = {one["model"]: one for one in compared["scores"] if one["share"] == share}
@@ -277,7 +278,7 @@ def _table(compared: Mapping[str, Any], share: int) -> list[str]:
         for name in sets
     }
     counts = ", ".join(f"{title} n = {sizes[name]}" for name, title in titles.items())
-    return [*lines, "", _note(compared, share, counts, is_unseen=kept == "unseen"), ""]
+    return [*lines, "", _note(compared, share, counts, is_unseen=kept == "unseen", forms=shown), ""]
 
 
 def _ranked(models: Sequence[str], scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -292,18 +293,25 @@ def _ranked(models: Sequence[str], scores: Mapping[str, Mapping[str, Any]]) -> l
     return [*given, *methods]
 
 
-def _note(compared: Mapping[str, Any], share: int, counts: str, *, is_unseen: bool) -> str:
+def _note(
+    compared: Mapping[str, Any],
+    share: int,
+    counts: str,
+    *,
+    is_unseen: bool,
+    forms: Sequence[str],
+) -> str:
     given = "Methods were given all people of retain: keeping was not measured on others."
     if is_unseen:
         given = "No method was given the people of retain (unseen)."
     return (
-        f"{share} % to forget, seeds {', '.join(map(str, compared['seeds']))}; cells are image / "
-        f"text. Free answers that hold the truth in %, {counts} in each form; multiple choice in "
-        "%; 95 % intervals by bootstrap over the people of all seeds. Rows are sorted by the "
-        "second column, in points, mean of both forms. KL in nats; area: facts that relearning "
-        "brings back in %, mean over its variants (retrained: the floor); seconds of scoring or "
-        "training, with compiling. These three are means over the seeds, with the range. "
-        f"Audit: the verdicts, and in how many runs where they differ. {given}"
+        f"{share} % to forget, seeds {', '.join(map(str, compared['seeds']))}; cells are "
+        f"{' / '.join(forms)}. Free answers that hold the truth in %, {counts} in each form; "
+        "multiple choice in %; 95 % intervals by bootstrap over the people of all seeds. Rows are "
+        "sorted by the second column, in points, mean over the forms. KL in nats; area: facts that "
+        "relearning brings back in %, mean over its variants (retrained: the floor); seconds of "
+        "scoring or training, with compiling. These three are means over the seeds, with the "
+        f"range. Audit: the verdicts, and in how many runs where they differ. {given}"
     )
 
 

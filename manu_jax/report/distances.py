@@ -77,11 +77,12 @@ def difference_table(results: Results) -> SimpleTable | None:
     places = list(dict.fromkeys((where, task) for where, task, _, _ in found))
     if not places:
         return None
-    heads = tuple((f"− {name}", modality) for name in against for modality in MODALITIES)
+    forms = [form for form in MODALITIES if any(key[2] == form for key in found)]
+    heads = tuple((f"− {name}", modality) for name in against for modality in forms)
     lines = []
     for where, task in places:
         differences = (
-            found.get((where, task, modality, name)) for name in against for modality in MODALITIES
+            found.get((where, task, modality, name)) for name in against for modality in forms
         )
         cells = tuple(
             ("–", "") if d is None else (_signed(d.value, d.metric), _range(d)) for d in differences

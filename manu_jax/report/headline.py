@@ -7,6 +7,7 @@ alone, and those that still bring answers back are named.
 import dataclasses
 from collections.abc import Sequence
 
+from manu_jax.data.benchmarks import BENCHMARKS, PEOPLE
 from manu_jax.report import audit
 from manu_jax.report.changes import Change, Guesses, average, change_of
 from manu_jax.report.numbers import (
@@ -71,7 +72,7 @@ def headline(results: Results, chance: float | None = None) -> Headline:
             "Whether anything was forgotten was not measured.",
             (asked, ("Missing", "No row of results.json is a share of right answers.")),
         )
-    forget = {m: average(results, ("forget", m), guesses) for m in FORMS}
+    forget = {m: average(results, ("forget", m), guesses) for m in results.modalities}
     missing = [modality for modality, change in forget.items() if change is None]
     measured = {modality: change for modality, change in forget.items() if change is not None}
     changes = _kept_changes(results, guesses)
@@ -91,7 +92,7 @@ def headline(results: Results, chance: float | None = None) -> Headline:
         status = "hidden"
         title = f"{title[:-1]}; but hidden, not gone, {joined(hidden)}."
     notes = [("Note", note) for note in results.notes]
-    sentences = [asked, *notes, *_counting(results, chance)]
+    sentences = [asked, *_absent(results), *notes, *_counting(results, chance)]
     sentences += [(_capital(FORMS[m]), _forgetting(change)) for m, change in measured.items()]
     sentences += [(_capital(FORMS[m]), _unmeasured(results, m)) for m in missing]
     if leaks:
@@ -106,7 +107,7 @@ def headline(results: Results, chance: float | None = None) -> Headline:
 
 def _goal(results: Results) -> tuple[str, ...]:
     """Return the forms in which the facts were to be forgotten, as the config declares it."""
-    return ("image",) if results.config.get("erase") == "visual" else tuple(FORMS)
+    return ("image",) if results.config.get("erase") == "visual" else results.modalities
 
 
 def joined(words: Sequence[str]) -> str:
@@ -171,9 +172,19 @@ def _asked(results: Results) -> str:
     hidden = len(names) - len(shown)
     listed = joined([*shown, f"{hidden} more"] if hidden else shown) if names else "nobody by name"
     request = results.request
-    size = f"{len(names)} of {request.num_people} people" if request.num_people else _count(names)
+    size = _count(results)
+    if request.num_people:
+        size = f"{len(names)} of {request.num_people} {_nouns(results)[1]}"
     share = f" ({request.share:g}\u202f%)" if request.share is not None else ""
     return f"The model was asked to forget {size}{share}: {listed}."
+
+
+def _absent(results: Results) -> list[tuple[str, str]]:
+    """Return which form there is not, and why; said here alone."""
+    return [
+        (f"No {form} form", f"Asked and judged in text alone, since {why}.")
+        for form, why in results.absent.items()
+    ]
 
 
 def _counting(results: Results, chance: float | None) -> list[tuple[str, str]]:
@@ -269,7 +280,8 @@ def _unmeasured(results: Results, modality: str) -> str:
 def _leaks(results: Results, guesses: Guesses) -> list[str]:
     """Return a sentence for each kind of question on the forget people that is still answered."""
     sentences = []
-    for where, suffix in (("forget", ""), ("test", ", transformed portraits")):
+    transformed = ", in other words" if results.absent else ", transformed portraits"
+    for where, suffix in (("forget", ""), ("test", transformed)):
         for task, title in TASK_TITLES.items():
             if task == "likelihood":
                 continue
@@ -336,25 +348,34 @@ def _others(results: Results) -> list[str]:
     for model in results.models:
         if model in (VANILLA, RETRAINED, results.headline):
             continue
-        values = [percent(share_right(results, model, ("forget", modality))) for modality in FORMS]
+        values = [percent(share_right(results, model, ("forget", m))) for m in results.modalities]
         texts.append(f"{model} {' / '.join(values)}")
     if not texts:
         return []
-    return [f"Right on the people to forget, from pictures / by name: {'; '.join(texts)}."]
+    forms = " / ".join(FORMS[modality] for modality in results.modalities)
+    forms = forms.replace("from their", "from")
+    return [f"Right on the people to forget, {forms}: {'; '.join(texts)}."]
 
 
 def _people(results: Results) -> str:
-    return _capital(_count(results.request.people))
+    return _capital(_count(results))
 
 
 def _the_people(results: Results) -> str:
-    return f"the {_count(results.request.people)}" if results.request.people else "these people"
+    one_and_many = _nouns(results)
+    return f"the {_count(results)}" if results.request.people else f"these {one_and_many[1]}"
 
 
-def _count(people: Sequence[object]) -> str:
-    size = len(people)
+def _count(results: Results) -> str:
+    size = len(results.request.people)
     word = COUNTS[size] if size < len(COUNTS) else str(size)
-    return f"{word} {'person' if size == 1 else 'people'}"
+    return f"{word} {_nouns(results)[size != 1]}"
+
+
+def _nouns(results: Results) -> tuple[str, str]:
+    """Return what the benchmark's people are called, one and several."""
+    name = str((results.config.get("data") or {}).get("benchmark", ""))
+    return BENCHMARKS[name].nouns if name in BENCHMARKS else PEOPLE
 
 
 def _capital(text: str) -> str:

@@ -43,8 +43,13 @@ class GridLine:
     cells: tuple[tuple[str, State, bool] | None, ...]
 
 
-def view(results: Results) -> dict[str, Any]:
-    """Return what the section shows: the finding, a bar for each model, the headline's facts."""
+def view(results: Results) -> dict[str, Any] | None:
+    """Return what the section shows: the finding, a bar for each model, the headline's facts.
+
+    None where facts have one form: there is no other path.
+    """
+    if results.absent:
+        return None
     leakage = {row.model: row.found for row in results.analyses.get("leakage", ())}
     found = leakage.get(results.headline)
     attributes, lines = grid(found, dict(results.request.people))

@@ -7,7 +7,6 @@ from manu_jax.evaluation.analyses.null import DAMAGE, NO_BETTER, PEOPLE, NullRow
 from manu_jax.report.distances import SimpleTable
 from manu_jax.report.numbers import SET_TITLES, percent, signed
 from manu_jax.report.results import Results
-from manu_jax.types import MODALITIES
 
 Cell = tuple[str, str]
 
@@ -29,7 +28,7 @@ def choice_view(results: Results) -> dict[str, Any] | None:
     rows: tuple[AlphaShare, ...] = results.analyses.get("alpha_choice", ())
     if not rows:
         return None
-    places = [(name, modality) for name in ("forget", "retain") for modality in MODALITIES]
+    places = [(name, form) for name in ("forget", "retain") for form in results.modalities]
     found = {(row.method, row.alpha, row.set, row.modality): row for row in rows}
     lines = []
     for method, alpha in dict.fromkeys((row.method, row.alpha) for row in rows):

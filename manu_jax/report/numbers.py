@@ -36,6 +36,7 @@ SET_TITLES = {
     "celebrity": "Celebrities",
     "general": "General",
 }
+ASKED = {"image": "asked with the portrait", "text": "asked by name"}
 MODEL_NOTES = {VANILLA: "before", RETRAINED: "never saw them", "random": "same size"}
 
 
@@ -220,7 +221,7 @@ def tiles(results: Results) -> list[Tile]:
     return [
         Tile(
             title=title,
-            subtitle=form,
+            subtitle=ASKED[modality],
             before=share_right(results, VANILLA, (where, modality)),
             after=after((where, modality)),
             reference=share_right(results, RETRAINED, (where, modality)),
@@ -230,7 +231,7 @@ def tiles(results: Results) -> list[Tile]:
             ("forget", "Right on people to forget"),
             (kept, f"Right on {'unseen ' if kept == 'unseen' else ''}people to keep"),
         )
-        for modality, form in (("image", "asked with the portrait"), ("text", "asked by name"))
+        for modality in results.modalities
     ]
 
 
@@ -379,8 +380,7 @@ def _cell(row: Row | None, column: Column) -> Cell | None:
 
 
 def _was_compared(results: Results, place: tuple[str, str, str], metric: str) -> bool:
-    models = (VANILLA, results.headline)
-    return all(results.row(model, place, metric) for model in models)
+    return all(results.row(model, place, metric) for model in (VANILLA, results.headline))
 
 
 def _means(parts: Sequence[tuple[Sequence[Item], str]]) -> dict[str, tuple[float, int]]:

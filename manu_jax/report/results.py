@@ -12,6 +12,7 @@
                                          many of the set's questions are not asked for that
  "prompts": what they are made of,       a chat template, or the strings of a family
  "notes": [sentence, …],                 on what was asked, and what stands in for what is lacking
+ "absent": {form: why},                  forms that nothing to forget has, and that no row is of
  "config": {…},
  "timings": {stage: seconds, "STAGE of METHOD": seconds}}  of the stages, and what single methods
                                          took of them
@@ -79,7 +80,8 @@ class Kept:
 class Results:
     """The content of results.json. analyses: {name: rows}, of every entry of ANALYSES.
 
-    kept: None in results from before there was a share: methods were given all people to keep.
+    absent: {a form that nothing to forget has: why}. kept: None in results from before there was a
+    share: methods were given all people to keep.
     """
 
     rows: tuple[Row, ...]
@@ -94,6 +96,12 @@ class Results:
     prompts: str = ""
     kept: Kept | None = None
     notes: tuple[str, ...] = ()
+    absent: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The forms that facts to forget have."""
+        return tuple(form for form in MODALITIES if form not in self.absent)
 
     @property
     def stage_seconds(self) -> dict[str, float]:
@@ -129,6 +137,7 @@ def write_results(
     prompts: str = "",
     kept: Kept | None = None,
     notes: Sequence[str] = (),
+    absent: Mapping[str, str] = MappingProxyType({}),
     config: Mapping[str, Any],
     timings: Mapping[str, float],
 ) -> Path:
@@ -153,6 +162,7 @@ def write_results(
         "shots": [dict(one) for one in shots],
         "prompts": prompts,
         **({"notes": list(notes)} if notes else {}),
+        **({"absent": dict(absent)} if absent else {}),
         "config": dict(config),
         "timings": {stage: float(seconds) for stage, seconds in timings.items()},
     }
@@ -181,7 +191,7 @@ def _parse(content: Any, where: str) -> Results:
     if not isinstance(content, dict):
         raise ManuError(f"{where}: expected a mapping, got {type(content).__name__}.")
     faults = [f"the key {key!r} is missing" for key in REQUIRED if key not in content]
-    known = (*REQUIRED, "kept", "skipped", "shots", "prompts", "notes", *ANALYSES)
+    known = (*REQUIRED, "kept", "skipped", "shots", "prompts", "notes", "absent", *ANALYSES)
     faults += [
         f"unknown key {key!r}; known: {', '.join(known)}" for key in content if key not in known
     ]
@@ -218,6 +228,9 @@ def _parse(content: Any, where: str) -> Results:
     notes = content.get("notes", [])
     if not isinstance(notes, list) or not all(isinstance(one, str) for one in notes):
         faults.append(f"notes: expected a list of sentences, got {notes!r}")
+    absent = content.get("absent", {})
+    if not isinstance(absent, dict) or not set(absent) < set(MODALITIES):
+        faults.append(f"absent: expected a mapping of some forms to reasons, got {absent!r}")
     timings = content.get("timings")
     if isinstance(timings, dict) and not all(fits(one, float) for one in timings.values()):
         faults.append(f"timings: expected seconds, got {timings!r}")
@@ -244,6 +257,7 @@ def _parse(content: Any, where: str) -> Results:
         prompts=prompts,
         kept=kept,
         notes=tuple(notes),
+        absent=absent,
     )
 
 

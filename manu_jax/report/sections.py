@@ -111,7 +111,10 @@ def _neurons(material: Material) -> dict[str, Any]:
 
 def _examples(material: Material) -> dict[str, Any]:
     shown = examples.examples(material.results, material.items, material.names)
-    return {"examples": shown, "rule": examples.RULE, "pictures": material.portraits}
+    rule = examples.RULE
+    if material.results.absent:
+        rule = rule.replace(", kinds of question and both forms", " and kinds of question")
+    return {"examples": shown, "rule": rule, "pictures": material.portraits}
 
 
 def _glossary(material: Material) -> dict[str, Any]:

@@ -64,8 +64,7 @@ class StrangerRows:
         seed: int,
     ):
         self._vanilla, self._section, self._seed = vanilla, section, seed
-        first = [fact for fact in forget if fact.person_id == forget[0].person_id]
-        invented = [as_stranger(fact, one) for one in kept for fact in first]
+        invented = [as_stranger(fact, one) for one in kept for fact in _asked_of_strangers(forget)]
         self._first_layer = lowest_layer(vanilla, section)
         common = {
             "section": section,
@@ -264,6 +263,17 @@ def _without_weight(batch: Batch) -> Batch:
         example_weights_B=batch.example_weights_B * 0,
         loss_weights_BT=batch.loss_weights_BT * 0,
     )
+
+
+def _asked_of_strangers(forget: Sequence[Fact]) -> list[Fact]:
+    """Return the facts that are kept about invented people: those of the first person to forget.
+
+    Where facts have strangers of their own kind: the first fact of each attribute.
+    """
+    kinds = {fact.attribute: fact for fact in reversed(forget) if fact.strangers}
+    return list(kinds.values())[::-1] or [
+        fact for fact in forget if fact.person_id == forget[0].person_id
+    ]
 
 
 def _drawn(count: int, step: int, size: int, *, seed: Sequence[int]) -> np.ndarray:

@@ -108,3 +108,17 @@ def test_people_who_are_set_apart_are_not_given_to_the_method():
         assert set(tuning) == {fact.key for person in apart for fact in person.facts}
     with pytest.raises(ManuError, match="auto.people sets 4 retain people apart, and there are 4"):
         run_of(people=4).set_apart(run_of(people=4).config.method)
+
+
+def test_alpha_is_chosen_by_the_text_form_where_there_is_no_other():
+    found = {place: 1.0 for place in VANILLA.values if place[1] == "text"}
+    vanilla = Shares(0.0, found)
+    shares = [Shares(0.1, {**found, ("forget", "text"): 0.2}), Shares(0.2, dict.fromkeys(found, 0))]
+    choice = best(vanilla, shares, 0.03, counts=dict.fromkeys(found, 3))
+    assert choice.alpha == 0.1 and choice.is_within
+    random = np.random.default_rng(0)
+    scores = {"text": random.random(tiny.loaded().towers["text"])}
+    method = named_method("paper", alpha="auto", auto={"alphas": [0.5], "keep_drop": 0.9})
+    alone = {"forget": {"text": FORGET["text"]}, "keep": {"text": KEEP["text"]}}
+    chosen = choose_alpha(tiny.loaded(), method, scores, batch_size=4, **alone)
+    assert set(chosen.counts) == {("forget", "text"), ("retain", "text")}

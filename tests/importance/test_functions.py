@@ -64,6 +64,44 @@ def test_normalised_counts_bear_unequal_numbers_of_samples():
     np.testing.assert_allclose(raw["frequency"]["text"], 1 / 3, rtol=1e-6)
 
 
+def test_without_the_image_form_each_function_is_what_it_compares():
+    """By hand: z of four samples of one neuron is −2, 0, 1, 3, and τ 0.1."""
+    z = np.asarray([-2.0, 0.0, 1.0, 3.0], np.float32)
+    text = Statistics.zero({"text": (1, 1)}, 0.1).add({"text": z.reshape(1, 4, 1)}, np.ones(4))
+    expected = {
+        "absolute": 1.5,  # (2 + 0 + 1 + 3) / 4
+        "frequency": 0.75,
+        "variance": np.sqrt(14 / 4 - 2 * 1.5 * 0.5 + 1.5**2),  # about the mean of |z|
+        "rms": np.sqrt(14 / 4),
+    }
+    found = importance(None, text, PAPER)
+    assert {name: values["text"].item() for name, values in found.items()} == pytest.approx(
+        expected
+    )
+    raw = importance(None, text, StatisticsMethod(normalise=False))
+    assert raw["frequency"]["text"].item() == 3 and raw["rms"]["text"].item() ** 2 == 14
+
+
+def test_without_the_image_form_scores_are_of_the_text_form_alone():
+    forget, keep = (statistics_of(samples(seed, 20, ("text",))) for seed in (0, 1))
+    for name, weight in (("paper", None), ("gradient", 2.0)):
+        scores = contrast(None, forget, None, keep, preset=name)
+        assert set(scores) == {"text"} and scores["text"].std() > 0
+        if weight is not None:
+            gain, harm = (one.means("signed", "text") for one in (forget, keep))
+            expected = gain - weight * np.maximum(harm, 0)
+            np.testing.assert_allclose(scores["text"], expected, rtol=1e-5)
+    with pytest.raises(ManuError, match="no statistics of any form"):
+        contrast(None, None, None, None)
+
+
+def test_a_function_that_only_compares_is_refused_without_the_image_form(monkeypatch):
+    monkeypatch.setitem(FUNCTIONS, "mean", lambda multi, text, method: multi.signed_LF)
+    text = statistics_of(samples(0, 20, ("text",)))
+    with pytest.raises(ManuError, match="one form alone, in which mean compares nothing; known"):
+        importance(None, text, named_method("paper", functions={"mean": 1.0}))
+
+
 def test_a_tower_that_text_never_runs_carries_a_signal_in_the_variance_alone():
     multi, text = samples(0, 20), samples(1, 20, ("text",))
     result = importance(statistics_of(multi), statistics_of(text), PAPER)

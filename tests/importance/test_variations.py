@@ -89,3 +89,27 @@ def test_what_statistics_do_not_tell_is_an_error(folder, tmp_path):
     (tmp_path / "round_00").mkdir()
     with pytest.raises(ManuError, match="several rounds"):
         SetStatistics.load(tmp_path)
+
+
+def test_statistics_of_text_alone_are_read_as_such(folder, tmp_path):
+    for name in ("forget", "keep"):
+        file = f"{name}.text.activation.safetensors"
+        (tmp_path / file).write_bytes((folder / "paper" / file).read_bytes())
+    statistics = SetStatistics.load(tmp_path)
+    assert statistics.forget[0] is None and statistics.keep[0] is None
+    ((method, mask),) = masks_of(statistics, [named_method("paper", alpha=0.2)])
+    job = ScoringJob(
+        tiny.loaded(),
+        method,
+        {"text": FORGET["text"]},
+        {"text": KEEP["text"]},
+        batch_size=4,
+        directory=tmp_path,
+    )
+    expected = select(scores_for(job), 0.2)
+    assert set(mask) == {"text"}
+    np.testing.assert_array_equal(mask["text"], expected["text"])
+    file = "forget.image.activation.safetensors"  # one of the two: something is missing
+    (tmp_path / file).write_bytes((folder / "paper" / file).read_bytes())
+    with pytest.raises(ManuError, match="keep.image.activation.safetensors: no statistics there"):
+        SetStatistics.load(tmp_path)

@@ -18,6 +18,7 @@ import torch
 from gemma3_cases import cases as gemma3
 from idefics2_cases import cases as idefics2
 from idefics3_cases import cases as idefics3
+from llama_cases import cases as llama
 from llava_next_cases import cases as llava_next
 from llava_onevision_cases import cases as llava_onevision
 from paligemma_cases import cases as paligemma
@@ -35,10 +36,12 @@ from manu_jax.types import Capture, Sample
 
 FAMILIES = {"idefics2": idefics2, "qwen-vl": qwen, "idefics3": idefics3, "paligemma": paligemma}
 FAMILIES |= {"gemma3": gemma3, "llava-next": llava_next, "llava-onevision": llava_onevision}
+FAMILIES |= {"llama": llama}
 CASES = [(name, case) for name, cases in FAMILIES.items() for case in cases.CASES]
 FIRST = [("idefics2", "whole-images"), ("qwen-vl", "2.5"), ("qwen-vl", "2")]
 FIRST += [("idefics3", "idefics3-split"), ("paligemma", "gemma"), ("paligemma", "gemma2")]
 FIRST += [("gemma3", "one-key-head"), ("llava-next", "vicuna"), ("llava-onevision", "interpolated")]
+FIRST += [("llama", "grouped-tied")]
 
 # Of the variants the logits are compared always, the rest in `pytest -m slow` (and so in CI).
 ALL = [pytest.param(*case, marks=[] if case in FIRST else [pytest.mark.slow]) for case in CASES]
@@ -47,6 +50,10 @@ ALL = [pytest.param(*case, marks=[] if case in FIRST else [pytest.mark.slow]) fo
 ALWAYS = [("idefics2", "whole-images"), ("qwen-vl", "2.5"), ("llava-onevision", "interpolated")]
 BY_VISION_INPUTS = [
     pytest.param(*case, marks=[] if case in ALWAYS else [pytest.mark.slow]) for case in FIRST
+]
+WITH_IMAGES = [case for case in FIRST if case[0] != "llama"]
+SIZES_BY_VISION_INPUTS = [
+    pytest.param(*case, marks=[] if case in ALWAYS else [pytest.mark.slow]) for case in WITH_IMAGES
 ]
 
 
@@ -208,7 +215,7 @@ def test_names_in_memory_load_as_well(made, tmp_path, name, case):
     assert all(np.array_equal(one, other) for one, other in pairs)
 
 
-@pytest.mark.parametrize(("name", "case"), FIRST)
+@pytest.mark.parametrize(("name", "case"), WITH_IMAGES)
 def test_features_in_place_of_patches_give_the_same_logits(made, name, case):
     cases, _, _, loaded = made(name, case)
     batch = loaded.batch(cases.PROMPTS, cases.image_lists())
@@ -239,7 +246,7 @@ def test_a_mesh_gives_the_numbers_of_one_device(made, name, case):
         np.testing.assert_allclose(found.activations[tower], expected.activations[tower], atol=2e-5)
 
 
-@pytest.mark.parametrize(("name", "case"), BY_VISION_INPUTS)
+@pytest.mark.parametrize(("name", "case"), SIZES_BY_VISION_INPUTS)
 def test_images_of_many_sizes_go_through_the_tower_once(made, monkeypatch, name, case):
     cases, _, _, loaded = made(name, case)
     lists = cases.image_lists()

@@ -1,5 +1,6 @@
 """The words follow the numbers: success, failure, a leak on one path, damage, and gaps."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -57,6 +58,22 @@ def test_success_names_both_forms_and_the_cost():
     assert "forget 2 of 20 people (10\u202f%): Marlo Venn and Ines Okafor." in text(found)
     assert "100.0\u202f% right before, 25.0\u202f% after" in text(found)
     assert "a model that never saw them gets 25.0\u202f%. Forgotten." in text(found)
+
+
+def test_without_the_image_form_nothing_is_said_of_pictures_but_that_there_are_none():
+    why = "the model (Llama) takes no images"
+    given = dataclasses.replace(
+        results((0.0, 0.25), modalities=("text",)),
+        absent={"image": why},
+        config={"data": {"benchmark": "facts"}},
+    )
+    found = headline(given)
+    assert found.title == "Two subjects forgotten by name, at a small cost."
+    assert "forget 2 of 20 subjects (10\u202f%)" in text(found)
+    assert text(found).count(why) == 1 and "picture" not in text(found)
+    # Where the form is there and was not measured, that is said.
+    missing = headline(dataclasses.replace(given, absent={}))
+    assert missing.title.endswith("; from their pictures not measured.")
 
 
 def test_failure_is_said_plainly():

@@ -91,7 +91,7 @@ def _kl_rows(evaluated: Evaluated) -> Iterator[Distance]:
             if not people:
                 continue
             facts = [fact for person in people[: section.max_people] for fact in person.facts]
-            for modality in MODALITIES:
+            for modality in run.modalities:
                 samples = forms(facts, modality, run.vanilla.template)
                 values = answer_kl(model, reference, samples, batch_size=section.batch_size)
                 yield _kl_row(evaluated, name, RETRAINED, (part, modality), samples, values)

@@ -218,4 +218,10 @@ def _interval_of(value: Any) -> Interval | None:
     return Interval(float(value["value"]), *bounds, n=value["n"])
 
 
-ANALYSIS = Analysis(ModelLeakage, measure, plain=plain, parse=parse)
+ANALYSIS = Analysis(
+    ModelLeakage,
+    measure,
+    applies=lambda run: not run.absent,  # one form alone has no other to give a fact away
+    plain=plain,
+    parse=parse,
+)

@@ -30,7 +30,7 @@ from manu_jax.importance.null import (
     overlap,
     random_masks,
 )
-from manu_jax.types import MODALITIES, Modality, Neurons, Sample
+from manu_jax.types import Modality, Neurons, Sample
 
 DAMAGE, OVERLAP = "damage", "overlap"
 PEOPLE, RANDOM = "people", "random"
@@ -98,7 +98,7 @@ def measure(evaluated: Evaluated) -> Iterator[NullRow]:
     }
     found: dict[str, list[Neurons]] = {}
     nulls: dict[str, str] = {}
-    for method in run.config.masks:
+    for method in run.masks:
         mask, made_from = masks.load(run.method_folder(method.name) / "mask.safetensors")
         nulls[method.name], null_masks = _null_masks(run, method, mask, made_from["alpha"], asked)
         found[method.name] = [mask, *null_masks]
@@ -137,7 +137,7 @@ def check(row: NullRow) -> Iterable[str]:
 def _facts(run: Run, people: Sequence[Person]) -> dict[Modality, tuple[Sample, ...]]:
     """Return at most `null_facts` of people's facts in each form, drawn by the seed."""
     found = {}
-    for modality in MODALITIES:
+    for modality in run.modalities:
         samples = forms(
             [fact for person in people for fact in person.facts], modality, run.vanilla.template
         )
@@ -173,7 +173,7 @@ def _null_masks(
     groups = draw_groups([person.id for person in drawn], size=size, count=count, seed=seed)
     facts = [fact for person in drawn for fact in person.facts]
     samples: Forms = {
-        modality: forms(facts, modality, run.vanilla.template) for modality in MODALITIES
+        modality: forms(facts, modality, run.vanilla.template) for modality in run.modalities
     }
     return PEOPLE, list(masks_of_groups(job, groups, alpha, people=samples))
 
@@ -185,7 +185,7 @@ def _damages(
 
     With erase: visual the facts to forget are asked in the image form alone.
     """
-    erased = ("image",) if run.config.erase == "visual" else MODALITIES
+    erased = ("image",) if run.config.erase == "visual" else run.modalities
     places = {
         (name, modality): samples
         for name, by_form in facts.items()

@@ -15,7 +15,7 @@ from manu_jax.data.strangers import as_stranger, strangers
 from manu_jax.evaluation.analyses.analysis import Analysis, Evaluated
 from manu_jax.evaluation.generate import greedy
 from manu_jax.models.loaded import Loaded
-from manu_jax.types import KEEP_SETS, MODALITIES, VANILLA, Modality, question_sample
+from manu_jax.types import KEEP_SETS, VANILLA, Modality, question_sample
 
 NUM_PEOPLE = 3
 NUM_STRANGERS = 4
@@ -49,8 +49,9 @@ def measure(evaluated: Evaluated) -> Iterator[StrangerAnswer]:
     settings = {"seed": run.config.seed, "portraits": run.portraits}
     known = strangers(forget, keep, NUM_STRANGERS, **settings)
     for fact in _facts(run):
-        for modality in MODALITIES:
-            asked = [(VANILLA, one.name, as_stranger(fact, one)) for one in known]
+        for modality in run.modalities:
+            invented = [as_stranger(fact, one) for one in known]
+            asked = [(VANILLA, one.name, one) for one in invented]
             asked += [(name, PERSON, fact) for name in models]
             for model, loaded in models.items():
                 mine = [(about, one) for name, about, one in asked if name == model]
@@ -68,11 +69,11 @@ def measure(evaluated: Evaluated) -> Iterator[StrangerAnswer]:
 
 
 def _facts(run: Run) -> list[Fact]:
-    """Return a fact of each of the first people to forget, which has both forms; each another."""
+    """Return a fact of each of the first people to forget, which has all forms; each another."""
     found: list[Fact] = []
     for person in run.benchmark.sets["forget"][:NUM_PEOPLE]:
-        both = [fact for fact in person.facts if all(has_form(fact, m) for m in MODALITIES)]
-        found += both[len(found) % len(both) :][:1] if both else []
+        usable = [f for f in person.facts if all(has_form(f, m) for m in run.modalities)]
+        found += usable[len(found) % len(usable) :][:1] if usable else []
     return found
 
 

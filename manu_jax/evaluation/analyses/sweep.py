@@ -48,7 +48,7 @@ def measure(evaluated: Evaluated) -> Iterator[SweepPoint]:
             run.vanilla.template,
         )
         for name in people
-        for modality in MODALITIES
+        for modality in run.modalities
     }
     samples = [sample for asked in questions.values() for sample in asked]
     settings = {"batch_size": run.config.evaluate.batch_size}
@@ -60,7 +60,7 @@ def measure(evaluated: Evaluated) -> Iterator[SweepPoint]:
 
     yield from points(VANILLA, 0.0, log_likelihoods(run.vanilla, samples, **settings).recalled_N)
     candidates: dict[tuple[str, float], Neurons] = {}
-    for method in run.config.masks:
+    for method in run.masks:
         scores, _ = load_scores(run.method_folder(method.name) / "scores.safetensors")
         ranking = rank(scores, method.scope, layers=method.layers)
         for alpha in run.config.sweep.alphas:

@@ -39,6 +39,7 @@ class Family:
     - template_of: the prompt strings, given the tokenizer, if the models of the family differ in
       them; it may return None for `template`.
     - prompt_sees_ahead: the tokens before an answer attend to each other in both directions.
+    - takes_images: whether there is a vision tower; without one there is no placeholder.
     - tiny_config: the `config.json` of a model that the run trains from scratch, given its sizes
       and its processor's tokenizer. tiny_processor: its processor, given its sizes and a tokenizer.
     - check_sizes: what is wrong with such sizes, a sentence each.
@@ -64,6 +65,7 @@ class Family:
     rope_positions: Callable[[np.ndarray, Sequence[VisionInput], Any], np.ndarray] | None = None
     template_of: Callable[[Any], Template | None] | None = None
     prompt_sees_ahead: bool = False
+    takes_images: bool = True
 
     def abstract(self, config: Any, dtype: Any = jnp.float32) -> Any:
         """Return the model with shapes in place of arrays; nothing is computed or allocated."""

@@ -4,6 +4,7 @@ from manu_jax.models.families import (
     gemma3,
     idefics2,
     idefics3,
+    llama,
     llava,
     llava_next,
     llava_onevision,
@@ -21,5 +22,6 @@ _FAMILIES = (
     idefics2.FAMILY,
     *qwen_vl.FAMILIES,
     *idefics3.FAMILIES,
+    llama.FAMILY,
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _FAMILIES}

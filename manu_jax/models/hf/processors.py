@@ -7,7 +7,7 @@ from typing import Any
 
 from manu_jax.folder import ForeignErrors
 from manu_jax.models.hf import files
-from manu_jax.types import ManuError
+from manu_jax.types import NO_IMAGE_TOKEN, ManuError
 
 IDS_TRIED = 1000  # of the tokens without a row of the embedding
 
@@ -17,18 +17,23 @@ def load_processor(
 ) -> Any:
     """Return the processor that `load` makes of a folder.
 
-    image_token, vocabulary (rows of the embedding): as config.json has them. Raises ManuError where
+    image_token, vocabulary (rows of the embedding): as config.json has them; NO_IMAGE_TOKEN: only a
+    tokenizer is needed. Raises ManuError where
     a file is missing, damaged or not understood, and where the tokenizer is another model's.
     """
     _check_json(path)
+    of_images = ", preprocessor_config.json (or processor_config.json)"
+    of_images = "" if image_token == NO_IMAGE_TOKEN else of_images
     with ForeignErrors(
         str(path),
         "its tokenizer or image processor can't be loaded",
-        "The folder needs tokenizer.json, tokenizer_config.json, preprocessor_config.json (or "
-        "processor_config.json) as they came with the model; if they are whole, they may need a "
-        "newer version of transformers and tokenizers.",
+        f"The folder needs tokenizer.json, tokenizer_config.json{of_images} as they came with the "
+        "model; if they are whole, they may need a newer version of transformers and tokenizers.",
     ):
         processor = load(path)
+    if image_token == NO_IMAGE_TOKEN:
+        _check_vocabulary(path, processor.tokenizer, image_token, vocabulary)
+        return processor
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise ManuError(
             f"{path}: it has a {type(processor).__name__} alone; the folder needs the files of "

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from manu_jax.folder import ForeignErrors
-from manu_jax.types import MODALITIES, ManuError, Modality
+from manu_jax.types import MODALITIES, TEXT_ALONE, ManuError, Modality
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,8 @@ REMEDY = (
 class ChatTemplate:
     """A chat template as a `types.PromptTemplate`.
 
-    text: Jinja. file: where it came from, for messages. placeholder: what stands for an image.
+    text: Jinja. file: where it came from, for messages. placeholder: what stands for an image; "":
+    the model takes none.
     image: an image's mark in a message of plain text. in_parts: messages are lists of parts, which
     the templates of image models take; otherwise plain text. before_answer: stands between a prompt
     and the answer. end: ends an answer in training. system: the user's own system prompt.
@@ -94,7 +95,7 @@ class ChatTemplate:
         text = self._rendered(messages, is_prompt=True)
         num_images = (len(answered) + 1) * (modality == "image")
         given = [question, self.system, *(part for pair in answered for part in pair)]
-        found = text.count(self.placeholder) - sum(one.count(self.placeholder) for one in given)
+        found = self._count(text) - sum(map(self._count, given))
         if found != num_images:
             raise ManuError(
                 f"{self.file}: the chat template writes {found} times {self.placeholder!r} for "
@@ -110,7 +111,7 @@ class ChatTemplate:
 
     def probed(self) -> "ChatTemplate":
         """Return the template with what it writes around an answer; ManuError where it fails."""
-        for modality in MODALITIES:
+        for modality in MODALITIES if self.placeholder else TEXT_ALONE:
             prompt = self.prompt(QUESTION, modality)
             if prompt.count(QUESTION) != 1 or "'type'" in prompt:
                 raise ManuError(
@@ -134,6 +135,9 @@ class ChatTemplate:
                 f"before an answer, and not at the end of a prompt. {REMEDY}"
             )
         return dataclasses.replace(self, before_answer=between, end=self._end(after))
+
+    def _count(self, text: str) -> int:
+        return text.count(self.placeholder) if self.placeholder else 0
 
     def _message(self, role: str, text: str, modality: Modality = "text") -> dict[str, Any]:
         if not self.in_parts:

@@ -52,6 +52,17 @@ class Processor:
         self.tokenizer.save_pretrained(folder)
 
 
+@dataclasses.dataclass(frozen=True)
+class TextProcessor:
+    """A tokenizer alone: the processor of a model that takes no images."""
+
+    tokenizer: Any
+    image_token: str = ""
+
+    def save_pretrained(self, folder: Any) -> None:
+        self.tokenizer.save_pretrained(folder)
+
+
 def whole_processor(path: Any) -> Any:
     """Return the processor of a Hugging Face folder."""
     from transformers import AutoProcessor
@@ -70,7 +81,9 @@ def processor_without_videos(path: Any, image_token: str) -> Processor:
 
 
 def placeholders(text: str, placeholder: str) -> list[tuple[int, int]]:
-    """Return where each placeholder of an image begins and ends."""
+    """Return where each placeholder of an image begins and ends; "": there are none."""
+    if not placeholder:
+        return []
     return [found.span() for found in re.finditer(re.escape(placeholder), text)]
 
 
@@ -136,6 +149,11 @@ def encode(
     where images and placeholders differ in number, the prompt is longer than the context, or a
     token or a feature has no row: on a device a gather would take another one's.
     """
+    if sample.images and not placeholder:
+        raise ManuError(
+            f"prompt {name_of(sample)}: it has {len(sample.images)} images, and the model takes "
+            "none. Ask in text alone, or use a model with a vision tower."
+        )
     num_placeholders = len(placeholders(sample.text, placeholder))
     if num_placeholders != len(sample.images):
         raise ManuError(
