@@ -58,7 +58,8 @@ class TowerSection(Section):
     decoder does not run.
     """
 
-    steps: Count = 300
+    steps: Count = 300  # from random weights
+    more_steps: Count = 100  # of vanilla and retrained, where they go on from a shared base
     batch_size: Count = 48  # images
     learning_rate: float = pydantic.Field(default=2e-3, gt=0)
     views: Count = 24  # jittered copies of each image, beside the image itself

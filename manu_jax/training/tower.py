@@ -74,6 +74,7 @@ def train_tower(
     people: Sequence[Person],
     section: TrainSection,
     *,
+    num_steps: int,
     directory: Path,
     seed: int,
 ) -> Loaded:
@@ -100,7 +101,7 @@ def train_tower(
         loaded,
         phases_at,
         settings,
-        num_steps=tower.steps,
+        num_steps=num_steps,
         seed=seed,
         directory=directory,
         description=f"training {directory.name}",

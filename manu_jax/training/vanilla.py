@@ -39,7 +39,7 @@ from manu_jax.types import MODALITIES, RETRAINED, VANILLA, Sample
 
 PEOPLE = {VANILLA: ("forget", "retain"), RETRAINED: ("retain",)}
 OTHERS = ("celebrity", "general")  # what a model from random weights must learn too
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, BASE = "checkpoints", "base"
 MOST_EPOCHS = 24  # passes of different documents; a longer training repeats them, reshuffled
 
 
@@ -177,7 +177,7 @@ def _base(
         section,
         question_prompt=question_prompt,
         num_steps=section.base_steps,
-        directory=checkpoints / "base",
+        directory=checkpoints / BASE,
         seed=seed,
         texts=texts,
     )
@@ -202,8 +202,15 @@ def _taught(
     `_own_texts`.
     """
     if section.tower is not None:
-        tower = directory.with_name(f"{directory.name}_tower")
-        loaded = train_tower(loaded, people, section, directory=tower, seed=seed)
+        goes_on = section.base_steps > 0 and directory.name != BASE
+        loaded = train_tower(
+            loaded,
+            people,
+            section,
+            num_steps=section.tower.more_steps if goes_on else section.tower.steps,
+            directory=directory.with_name(f"{directory.name}_tower"),
+            seed=seed,
+        )
     wanted = num_steps * section.batch_size
     make = functools.partial(
         documents,
@@ -250,9 +257,11 @@ def _watched(
     """Return what tells when to stop: some facts of these people in each form, and own texts."""
     if section.stop is None:
         return None
-    facts = list({fact.key: fact for person in people for fact in person.facts}.values())
+    # People who are repeated are more likely to be drawn.
+    facts = [fact for person in people for fact in person.facts]
     random = np.random.default_rng([seed, zlib.crc32(b"watched")])
-    drawn = [facts[number] for number in random.permutation(len(facts))]
+    order = random.permutation(len(facts))
+    drawn = {facts[number].key: facts[number] for number in order}.values()
     found = {
         modality: forms(drawn, modality, loaded.template)[: section.stop.facts]
         for modality in MODALITIES
