@@ -107,7 +107,8 @@ def teach(
         if repeated is None or section.replay is None:
             return [(cross_entropy_on_answers, batch)]
         also = parallel.put_batch(repeated.batch_at(step), loaded.mesh)
-        return [(cross_entropy_with_replay, Taught(batch, also, np.float32(section.replay.weight)))]
+        weight = np.asarray(section.replay.weight, np.float32)
+        return [(cross_entropy_with_replay, Taught(batch, also, weight))]
 
     share = 1.0 if section.interpolation is None else section.interpolation
     ends = None

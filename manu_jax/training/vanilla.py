@@ -35,7 +35,7 @@ from manu_jax.training.teaching import Watched, teach
 from manu_jax.training.tokenizer import train_tokenizer
 from manu_jax.training.tower import train_tower
 from manu_jax.training.trainer import train
-from manu_jax.types import MODALITIES, RETRAINED, VANILLA, Sample
+from manu_jax.types import MODALITIES, RETRAINED, VANILLA, Modality, Sample
 
 PEOPLE = {VANILLA: ("forget", "retain"), RETRAINED: ("retain",)}
 OTHERS = ("celebrity", "general")  # what a model from random weights must learn too
@@ -262,7 +262,7 @@ def _watched(
     random = np.random.default_rng([seed, zlib.crc32(b"watched")])
     order = random.permutation(len(facts))
     drawn = {facts[number].key: facts[number] for number in order}.values()
-    found = {
+    found: dict[Modality, Sequence[Sample]] = {
         modality: forms(drawn, modality, loaded.template)[: section.stop.facts]
         for modality in MODALITIES
     }
