@@ -107,7 +107,7 @@ class ModelSection(Section):
         if self.decoder is not None:
             if self.path is not None:
                 raise ValueError("decoder: give it or path, a whole model")
-            if self.family != DECODER_FAMILY or "text" in self.model_fields_set:
+            if self.family != DECODER_FAMILY or self.text != TextSize():
                 raise ValueError(
                     f"decoder: the model is a {DECODER_FAMILY} with the decoder's own sizes; leave "
                     "out family and text"

@@ -62,7 +62,8 @@ class TowerSection(Section):
     more_steps: Count = 100  # of vanilla and retrained, where they go on from a shared base
     batch_size: Count = 48  # images
     learning_rate: float = pydantic.Field(default=2e-3, gt=0)
-    views: Count = 24  # jittered copies of each image, beside the image itself
+    # Jittered copies of each image, beside the image itself
+    views: int = pydantic.Field(default=24, ge=0)
 
 
 class ReplaySection(Section):

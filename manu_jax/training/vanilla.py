@@ -31,7 +31,7 @@ from manu_jax.data.forms import LLAVA, forms
 from manu_jax.data.record import Benchmark, Person, QuestionPrompt
 from manu_jax.models.loaded import Loaded, create, load, save_pretrained
 from manu_jax.training import replay
-from manu_jax.training.teaching import Watched, teach
+from manu_jax.training.teaching import OwnTexts, teach, text_loss
 from manu_jax.training.tokenizer import train_tokenizer
 from manu_jax.training.tower import train_tower
 from manu_jax.training.trainer import train
@@ -137,20 +137,22 @@ def _new_model(
     return dataclasses.replace(loaded, model=placed, mesh=mesh)
 
 
-def _own_texts(
-    loaded: Loaded, section: TrainSection, *, directory: Path, seed: int
-) -> tuple[list[Sample], list[Sample]]:
+def _own_texts(loaded: Loaded, section: TrainSection, *, directory: Path, seed: int) -> OwnTexts:
     """Return texts that the model wrote: those to repeat, and those to watch it by."""
     num_repeated = section.replay.texts if section.replay else 0
     num_watched = section.stop.texts if section.stop else 0
     if num_repeated + num_watched == 0:
-        return [], []
-    tokens = (section.replay or ReplaySection()).tokens
-    path = directory / replay.REPLAY
+        return OwnTexts()
     found = replay.own_texts(
-        loaded, num_repeated + num_watched, tokens=tokens, seed=seed, path=path
+        loaded,
+        num_repeated + num_watched,
+        tokens=(section.replay or ReplaySection()).tokens,
+        seed=seed,
+        path=directory / replay.REPLAY,
     )
-    return found[:num_repeated], found[num_repeated:]
+    repeated, watched = found[:num_repeated], found[num_repeated:]
+    said = replay.said_at(loaded, repeated) if repeated else None
+    return OwnTexts(repeated, said, watched, text_loss(loaded, watched))
 
 
 def _base(
@@ -161,7 +163,7 @@ def _base(
     question_prompt: QuestionPrompt,
     checkpoints: Path,
     seed: int,
-    texts: tuple[list[Sample], list[Sample]],
+    texts: OwnTexts,
 ) -> Loaded:
     """Return the new model after it was taught everybody but the people to forget."""
     folder = checkpoints / "base_model"
@@ -194,7 +196,7 @@ def _taught(
     num_steps: int,
     directory: Path,
     seed: int,
-    texts: tuple[list[Sample], list[Sample]],
+    texts: OwnTexts,
 ) -> Loaded:
     """Return the model after `num_steps` steps on documents about these people.
 
@@ -229,8 +231,8 @@ def _taught(
             loaded,
             samples,
             section,
-            texts=texts[0],
-            watched=_watched(loaded, people, section, texts=texts[1], seed=seed),
+            texts=texts,
+            facts=_watched_facts(loaded, people, section, seed=seed),
             num_steps=num_steps,
             directory=directory,
             seed=seed,
@@ -246,24 +248,15 @@ def _taught(
     )
 
 
-def _watched(
-    loaded: Loaded,
-    people: Sequence[Person],
-    section: TrainSection,
-    *,
-    texts: Sequence[Sample],
-    seed: int,
-) -> Watched | None:
-    """Return what tells when to stop: some facts of these people in each form, and own texts."""
-    if section.stop is None:
-        return None
-    # People who are repeated are more likely to be drawn.
+def _watched_facts(
+    loaded: Loaded, people: Sequence[Person], section: TrainSection, *, seed: int
+) -> dict[Modality, Sequence[Sample]]:
+    """Return some facts of these people in each form, drawn by the seed, that tell when to stop.
+
+    People who are repeated are more likely to be drawn.
+    """
     facts = [fact for person in people for fact in person.facts]
-    random = np.random.default_rng([seed, zlib.crc32(b"watched")])
-    order = random.permutation(len(facts))
+    order = np.random.default_rng([seed, zlib.crc32(b"watched")]).permutation(len(facts))
     drawn = {facts[number].key: facts[number] for number in order}.values()
-    found: dict[Modality, Sequence[Sample]] = {
-        modality: forms(drawn, modality, loaded.template)[: section.stop.facts]
-        for modality in MODALITIES
-    }
-    return Watched(found, texts)
+    count = section.stop.facts if section.stop else 0
+    return {modality: forms(drawn, modality, loaded.template)[:count] for modality in MODALITIES}

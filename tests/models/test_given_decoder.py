@@ -124,7 +124,8 @@ def test_another_decoder_and_a_folder_without_config_are_refused(folder, tmp_pat
 
 
 def test_a_tensor_that_is_missing_or_left_over_is_named(folder):
-    rewrite(folder, lambda tensors: {**tensors, "stranger": tensors.pop("model.norm.weight")})
+    names = {"model.norm.weight": "stranger"}
+    rewrite(folder, lambda found: {names.get(name, name): found[name] for name in found})
     with pytest.raises(ManuError, match="1 missing: model.norm.weight\n  1 left over: stranger"):
         create(section(folder), None, jax.random.key(0))
 
