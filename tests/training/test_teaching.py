@@ -7,8 +7,12 @@ import tiny_llava
 
 from manu_jax.config import ReplaySection, StopSection, TrainSection
 from manu_jax.leaves import leaves
-from manu_jax.models.nn.answers import answer_cross_entropy, logits_at_answers
-from manu_jax.training import teaching, trainer
+from manu_jax.models.nn.answers import (
+    answer_cross_entropy,
+    logits_at_answers,
+    targets_at_answers,
+)
+from manu_jax.training import replay, teaching, trainer
 from manu_jax.types import ManuError, Sample
 
 SECTION = TrainSection(
@@ -28,7 +32,12 @@ def taught(directory, section=SECTION, *, num_steps=4, texts=(), facts=0):
         loaded,
         [*tiny_llava.samples("image"), *tiny_llava.samples("text")],
         section,
-        texts=teaching.OwnTexts(texts, TEXTS, teaching.text_loss(loaded, TEXTS)),
+        texts=teaching.OwnTexts(
+            texts,
+            replay.said_at(loaded, texts) if texts else None,
+            TEXTS,
+            teaching.text_loss(loaded, TEXTS),
+        ),
         facts={form: tiny_llava.samples(form)[:facts] for form in ("image", "text")},
         num_steps=num_steps,
         directory=directory,
@@ -89,30 +98,38 @@ def test_something_has_to_learn(tmp_path):
         taught(tmp_path, changed(SECTION, frozen=parts))
 
 
-def test_the_loss_is_that_of_documents_and_of_texts_by_their_weight():
-    batch = tiny_llava.batch("text", 4)
+def kl_on_texts(model):
+    """KL(before ‖ now), mean over the tokens of TEXTS, from whole distributions."""
     encoder = tiny_llava.loaded()
     texts = encoder.collate([encoder.encode(text) for text in TEXTS])
-    model = encoder.model
-    parts = [answer_cross_entropy(*logits_at_answers(model, one)) for one in (batch, texts)]
-    data = teaching.Taught(batch, texts, np.float32(0.5))
-    found = teaching.cross_entropy_with_replay(model, data, "none")
-    assert float(found) == pytest.approx(float(parts[0]) + 0.5 * float(parts[1]), rel=1e-6)
+    log_p_BAV, log_q_BAV = (
+        jax.nn.log_softmax(logits_at_answers(one, texts)[0]) for one in (encoder.model, model)
+    )
+    weights_BA = np.asarray(targets_at_answers(texts).weights_BT)
+    kl_BA = np.asarray((np.exp(log_p_BAV) * (log_p_BAV - log_q_BAV)).sum(-1))
+    return float((kl_BA * weights_BA).sum() / weights_BA.sum())
 
 
-def test_texts_that_are_repeated_stay_likelier(plain, tmp_path):
+def test_the_loss_is_that_of_documents_and_what_is_said_of_texts_by_its_weight(monkeypatch):
+    monkeypatch.setattr(replay, "MOST_TOKENS", 10**6)  # the whole distribution
+    loaded = tiny_llava.loaded()
+    batch = tiny_llava.batch("text", 4)
+    repeated = replay.Repeated(loaded, TEXTS, replay.said_at(loaded, TEXTS), batch_size=4, seed=0)
+    data = teaching.Taught(batch, *repeated.at(0), np.float32(0.5))
+    moved = jax.tree.map(lambda leaf: leaf * 1.1, loaded.model)
+    for model in (loaded.model, moved):
+        alone = float(answer_cross_entropy(*logits_at_answers(model, batch)))
+        found = float(teaching.cross_entropy_with_replay(model, data, "none"))
+        assert found == pytest.approx(alone + 0.5 * kl_on_texts(model), rel=1e-4, abs=1e-4)
+    assert kl_on_texts(loaded.model) == 0 and kl_on_texts(moved) > 0.01
+
+
+def test_texts_that_are_repeated_are_said_as_before(plain, tmp_path):
     section = changed(SECTION, replay=REPLAY.model_copy(update={"weight": 3.0}))
     found = taught(tmp_path, section, texts=TEXTS)
-    encoder = tiny_llava.loaded()
-    texts = encoder.collate([encoder.encode(text) for text in TEXTS])
-    without = jax.tree.unflatten(
-        jax.tree.structure(found.model), [plain[4][name] for name in leaves(found.model)]
-    )
-    losses = [
-        float(answer_cross_entropy(*logits_at_answers(model, texts)))
-        for model in (found.model, without)
-    ]
-    assert losses[0] < losses[1] - 0.1
+    values = [plain[4][name] for name in leaves(found.model)]
+    without = jax.tree.unflatten(jax.tree.structure(found.model), values)
+    assert kl_on_texts(found.model) < 0.8 * kl_on_texts(without)
 
 
 def test_of_the_decoder_s_change_a_share_is_kept_and_of_the_tower_s_all(plain, tmp_path):

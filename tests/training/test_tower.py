@@ -25,7 +25,7 @@ def people(facts=tiny_llava.facts):
     return [Person(fact.person_id, fact.name, (fact.image,), {}, (fact,), ()) for fact in facts()]
 
 
-def trained(directory, num_steps=60, of=None):
+def trained(directory, num_steps=200, of=None):
     return tower.train_tower(
         tiny_llava.loaded(),
         people() if of is None else of,
