@@ -43,6 +43,7 @@ from manu_jax.evaluation.analyses.audit import attacks_of, audited
 from manu_jax.evaluation.suite import WHOLE_SETS
 from manu_jax.folder import FileHashes, versions, write_atomic
 from manu_jax.importance.texts import texts_read, wants_own_texts
+from manu_jax.training.replay import REPLAY
 from manu_jax.training.unlearner import reference_of
 from manu_jax.types import MODALITIES, RETRAINED, VANILLA, ManuError
 from manu_jax.yaml12 import read_yaml_text
@@ -58,7 +59,10 @@ FREE = ("output", "cache", "mesh", "score_batch")
 FREE_TRAIN = ("memory_gate", "retrained", "checkpoint_every")
 TEXTS = ("keep_texts",)  # see `texts_read`
 FREE_DATA = ("keep_share",)  # read by what methods are given, and by whom models are asked about
-PATHS = ("path", "train_path", "retrained_path")  # read for what is there, and not for their names
+PATHS = ("path", "train_path", "retrained_path", "decoder")  # read for what is there alone
+# What folders of earlier releases know nothing of: where it is not given, nothing is read.
+LATER = ("model.decoder",)
+LATER += tuple(f"train.{key}" for key in "tower rates frozen replay interpolation stop".split())
 Reads = Mapping[str, Any]
 
 
@@ -90,8 +94,8 @@ def made_from(config: RunConfig, files: FileHashes) -> Reads:
     found = {key: value for key, value in values.items() if key not in (*SECTIONS, *FREE)}
     found |= _named("data", values["data"], without=FREE_DATA)
     found |= _named("model", values["model"], without=("retrained_path",))
-    for name in ("data.path", "data.train_path", "model.path"):
-        kind = "model" if name == "model.path" else "dataset"
+    for name in {"data.path", "data.train_path", "model.path", "model.decoder"} & found.keys():
+        kind = "model" if name.startswith("model.") else "dataset"
         found[name] = hub.fingerprint(found[name], kind, files)
     return found
 
@@ -216,7 +220,8 @@ def _models(config: RunConfig, everything: Part, files: FileHashes) -> dict[str,
 
 def _vanilla(config: RunConfig, foundation: Reads) -> Part:
     train = _named("train", config.train.model_dump(mode="json"), without=FREE_TRAIN)
-    return Part(VANILLA, {VANILLA: VANILLA}, {**foundation, **train})
+    places = {VANILLA: VANILLA} | ({REPLAY: REPLAY} if "train.replay" in train else {})
+    return Part(VANILLA, places, {**foundation, **train})
 
 
 def _parts_of_method(
@@ -319,7 +324,8 @@ def _audits(config: RunConfig, name: str, models: Mapping[str, Part]) -> Iterato
 
 
 def _named(section: str, values: Mapping[str, Any], without: Sequence[str] = ()) -> dict[str, Any]:
-    return {f"{section}.{key}": value for key, value in values.items() if key not in without}
+    named = {f"{section}.{key}": value for key, value in values.items() if key not in without}
+    return {name: value for name, value in named.items() if value or name not in LATER}
 
 
 def _write_changed(path: Path, text: str) -> None:

@@ -21,13 +21,13 @@ from manu_jax.data.own_answers import lacks_retain
 from manu_jax.evaluation.suite import check_prompts
 from manu_jax.importance.texts import check_texts
 from manu_jax.leaves import leaves, num_parameters
-from manu_jax.models.families.registry import FAMILIES
-from manu_jax.models.loaded import Loaded, fetch, load_without_weights
+from manu_jax.models.loaded import Loaded, create_without_weights, fetch, load_without_weights
 from manu_jax.models.stored import DTYPES, read_config
 from manu_jax.selection import eligible_layers
 from manu_jax.training import lora
 from manu_jax.training.edited import check_neurons
 from manu_jax.training.fisher import check_no_adapters
+from manu_jax.training.teaching import check_parts
 from manu_jax.training.tokenizer import train_tokenizer
 from manu_jax.training.trainer import check_loss
 from manu_jax.training.unlearner import (
@@ -72,6 +72,9 @@ def check(run: Run, stages: Collection[str]) -> None:
         for method in run.config.all_methods:
             with noted(f'method "{method.name}".keep_texts'):
                 check_texts(method)
+        if run.config.train.steps and run.config.train.is_careful:
+            with noted():
+                check_parts(empty, run.config.train)
         for section in run.config.trained:
             with noted():
                 _check_trained(run, section, empty)
@@ -102,12 +105,8 @@ def without_weights(run: Run) -> Loaded:
     section = run.config.model
     if section.path is not None:
         return load_without_weights(section.path, prompt=section.prompt)
-    family = FAMILIES[section.family]
-    tokenizer = train_tokenizer(["a"], section.text.vocabulary)
-    processor = family.tiny_processor(section, tokenizer)
-    hf_config = family.tiny_config(section, processor.tokenizer)
-    config = family.config_from_hf(hf_config, "model")
-    return Loaded(family.abstract(config), processor, family, config, hf_config)
+    tokenizer = None if section.decoder else train_tokenizer(["a"], section.text.vocabulary)
+    return create_without_weights(section, tokenizer)
 
 
 @contextlib.contextmanager

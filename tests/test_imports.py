@@ -38,7 +38,7 @@ LINES = (
     ("edit", "ledger"),
 )
 # The same inside models/, whose rooms are folders.
-MODEL_LINES = (("inputs", "hf"), ("nn",), ("families",), ("stored",), ("loaded",))
+MODEL_LINES = (("inputs", "hf"), ("nn",), ("families", "given_decoder"), ("stored",), ("loaded",))
 LINE_OF = {room: number for number, rooms in enumerate(LINES) for room in rooms}
 MODEL_LINE_OF = {room: number for number, rooms in enumerate(MODEL_LINES) for room in rooms}
 

@@ -362,6 +362,43 @@ def test_another_training_keeps_the_data_alone(folder):
     assert {place for place in places(folder) if not place.startswith("earlier/")} == {"data"}
 
 
+def test_what_earlier_releases_did_not_know_of_is_read_only_where_it_is_given():
+    files = keys.FileHashes()
+    for part in keys.parts_of(config(), keys.made_from(config(), files), files):
+        assert not set(keys.LATER) & set(part.reads), part.label
+    given = config(train={"frozen": ["vision"], "interpolation": 0.5})
+    (vanilla,) = [
+        part
+        for part in keys.parts_of(given, keys.made_from(given, files), files)
+        if part.name == "vanilla"
+    ]
+    assert set(keys.LATER) & set(vanilla.reads) == {"train.frozen", "train.interpolation"}
+
+
+def test_a_model_s_own_texts_go_with_the_models_that_were_taught_with_them(tmp_path):
+    first = config(train={"replay": {"texts": 4}})
+    keys.settle(tmp_path, first)
+    fill(tmp_path, first)
+    assert (tmp_path / "replay.jsonl").exists()
+    moved = moved_by(tmp_path, config(train={"replay": {"texts": 5}}))
+    assert {"replay.jsonl", "vanilla", "retrained"} <= moved and "data" not in moved
+    keys.settle(tmp_path, first)
+    assert (tmp_path / "replay.jsonl").exists() and (tmp_path / "vanilla").exists()
+
+
+def test_other_files_of_the_decoder_are_another_run(tmp_path):
+    decoder, folder = tmp_path / "decoder", tmp_path / "run"
+    decoder.mkdir()
+    folder.mkdir()
+    (decoder / "config.json").write_text("{}")
+    around = config(model={"decoder": str(decoder)})
+    keys.settle(folder, around)
+    fill(folder, around)
+    (decoder / "config.json").write_text('{"changed": true}')
+    with pytest.raises(ManuError, match="model.decoder: other files there than now"):
+        keys.settle(folder, around)
+
+
 @pytest.mark.parametrize("free", [{"mesh": {"fsdp": 2}}, {"score_batch": 3}, {"cache": None}])
 def test_what_changes_no_number_moves_nothing(folder, free):
     before = places(folder)

@@ -39,6 +39,9 @@ from manu_jax.config.training import (
     NeuronsSection,
     OptimizerSection,
     PrimalDualSection,
+    ReplaySection,
+    StopSection,
+    TowerSection,
     TrainSection,
     UnlearnSection,
 )

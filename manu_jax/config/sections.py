@@ -19,6 +19,7 @@ BENCHMARKS = "manu_jax.data.benchmarks.BENCHMARKS"
 BenchmarkName = Annotated[str, registered(BENCHMARKS, "benchmark")]
 TASKS = "manu_jax.evaluation.tasks.TASKS_BY_NAME"
 TaskName = Annotated[str, registered(TASKS, "task")]
+DECODER_FAMILY = "llava"  # of a model around a given decoder
 FilePath = Annotated[str, pydantic.Field(min_length=1)]  # `~` is a home folder (folder.expand_path)
 
 
@@ -89,6 +90,9 @@ class ModelSection(Section):
     # What prompts are made of: the folder's chat template (the family's strings where it has none),
     # or the strings that MLLMU-Bench published its numbers with
     prompt: Literal["template", "benchmark"] = "template"
+    # A language model's folder, around which the run makes one for images and trains it; its `text`
+    # is then that of the folder
+    decoder: FilePath | None = None
     # Of the tiny one
     family: FamilyName = "llava"
     vision: VisionSize = VisionSize()
@@ -101,6 +105,14 @@ class ModelSection(Section):
         if self.model_fields_set & {"family", "vision", "connector", "text"}:
             if faults := registry(FAMILIES)[self.family].check_sizes(self):
                 raise ValueError("; ".join(faults))
+        if self.decoder is not None:
+            if self.path is not None:
+                raise ValueError("decoder: give it or path, a whole model")
+            if self.family != DECODER_FAMILY or self.text != TextSize():
+                raise ValueError(
+                    f"decoder: the model is a {DECODER_FAMILY} with the decoder's own sizes; leave "
+                    "out family and text"
+                )
         return self
 
 

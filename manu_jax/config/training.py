@@ -52,6 +52,45 @@ class OptimizerSection(Section):
     checkpoint_every: int = pydantic.Field(default=200, ge=1)  # steps
 
 
+class TowerSection(Section):
+    """A training of tower and projector alone, before each training of the whole model.
+
+    What an image becomes for the decoder is to be the decoder's own embeddings of who is in it. The
+    decoder does not run.
+    """
+
+    steps: Count = 300  # from random weights
+    more_steps: Count = 100  # of vanilla and retrained, where they go on from a shared base
+    batch_size: Count = 48  # images
+    learning_rate: float = pydantic.Field(default=2e-3, gt=0)
+    # Jittered copies of each image, beside the image itself
+    views: int = pydantic.Field(default=24, ge=0)
+
+
+class ReplaySection(Section):
+    """Texts that the decoder wrote before it was taught anything, repeated while it is taught."""
+
+    texts: Count = 256
+    tokens: Count = 64  # of each
+    batch_size: Count = 2  # texts a step
+    weight: float = pydantic.Field(default=1.0, gt=0)  # of their loss
+
+
+class StopSection(Section):
+    """When a training ends before its `steps`: both forms are known, and the decoder's own texts.
+
+    These are texts like those of `replay`, of which it is taught none.
+    """
+
+    every: Count = 10  # steps between two looks
+    known: float = pydantic.Field(default=0.95, gt=0, le=1)  # least share of facts, in each form
+    facts: Count = 48  # of each form that are asked, drawn by the seed
+    drift: float = pydantic.Field(
+        default=0.2, gt=0
+    )  # most loss on own texts above that before, nats
+    texts: Count = 16
+
+
 class TrainSection(OptimizerSection):
     """Training of the vanilla model (and of the retrained reference). Off where `steps` is 0.
 
@@ -73,6 +112,27 @@ class TrainSection(OptimizerSection):
     retrained: bool = True  # also train the reference that never sees the forget people
     # Least accuracy on the forget set, in each modality
     memory_gate: float = pydantic.Field(default=0.9, ge=0, le=1)
+    # For a given decoder (training/teaching.py): parts are beginnings of paths, as in text.layers
+    tower: TowerSection | None = None  # None: tower and projector learn with the decoder alone
+    rates: dict[str, Annotated[float, pydantic.Field(gt=0)]] = {}  # {part: learning rate}
+    frozen: tuple[str, ...] = ()  # parts that are not trained
+    replay: ReplaySection | None = None  # None: nothing but the documents
+    # Share of what a training changed in the decoder that is kept; None: all of it
+    interpolation: float | None = pydantic.Field(default=None, gt=0, le=1)
+    stop: StopSection | None = None  # None: all steps are taken
+
+    @property
+    def is_careful(self) -> bool:
+        """Whether the model is one to be taught without losing what it can."""
+        return bool(self.rates or self.frozen or self.replay or self.interpolation or self.stop)
+
+    @pydantic.model_validator(mode="after")
+    def _check_parts(self) -> "TrainSection":
+        if self.is_careful and self.lora is not None:
+            raise ValueError(
+                "lora: with rates, frozen, replay, interpolation or stop there is none"
+            )
+        return self
 
 
 class DecoupleSection(Section):

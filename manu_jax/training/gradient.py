@@ -29,6 +29,7 @@ class StepSettings:
     clip: float | None
     lora: LoraSection | None
     primal_dual: PrimalDualSection | None = None
+    factors: tuple[tuple[str, float], ...] = ()  # (part, factor of the learning rate)
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "mesh"))

@@ -15,7 +15,8 @@ def kept_folder(config: RunConfig, key: str) -> Path | None:
 
     key: of what they are trained from (`keys.train_key`).
     """
-    if config.cache is None or config.model.path is not None or config.data.path is not None:
+    is_large = config.model.path is not None or config.model.decoder is not None
+    if config.cache is None or is_large or config.data.path is not None:
         return None
     digest = hashlib.sha256(json.dumps([key, versions()], sort_keys=True).encode()).hexdigest()[:16]
     return expand_path(config.cache) / "models" / digest

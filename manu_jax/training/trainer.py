@@ -23,6 +23,7 @@ from manu_jax import parallel
 from manu_jax.config import OptimizerSection, TrainSection, UnlearnSection
 from manu_jax.data.batches import Batches, encode_all
 from manu_jax.edits.edit import Edit
+from manu_jax.edits.weights import begins
 from manu_jax.leaves import matrix_axes, path_name
 from manu_jax.models.loaded import Loaded
 from manu_jax.progress import Progress
@@ -157,6 +158,7 @@ def train_loop(
     where: str,
     masks: Mapping[Objective, Any] | None = None,
     edit: Edit | None = None,
+    ends: Callable[[int, Any], bool] | None = None,
 ) -> Any:
     """Return what is trained after `num_steps` steps, each of one or more phases in turn.
 
@@ -165,7 +167,8 @@ def train_loop(
     phases_at: step → its phases, each with an update of its own; they depend on the step alone.
     seed: of the adapters, if there are any. masks: objective → factors of its clipped gradient, a
     tree like the weights. where: the config's section, for messages. edit: what is trained in place
-    of the weights, from these values on.
+    of the weights, from these values on. ends: (steps taken, what is trained) → whether to end
+    here; a function of these alone, so that a killed run ends where it would have ended.
     """
     directory = Path(directory)
     key = jax.random.key(seed)
@@ -199,6 +202,9 @@ def train_loop(
                 last = _checked(loss, step - 1, section, where=where)
                 progress.advance(note=f"loss {last:.4f}")
             loss = next_loss
+            if ends is not None and ends(step + 1, state.weights):
+                num_steps = step + 1
+                break
             if (step + 1) % section.checkpoint_every == 0 and step + 1 < num_steps:
                 _checked(loss, step, section, where=where)
                 save_step(directory, step + 1, state)
@@ -236,6 +242,7 @@ def step_settings(section: OptimizerSection, loaded: Loaded, objective: Objectiv
         clip=section.clip,
         lora=section.lora,
         primal_dual=section.primal_dual if isinstance(section, UnlearnSection) else None,
+        factors=_factors(section),
     )
 
 
@@ -307,6 +314,8 @@ def _updated(
     if mask is not None:
         gradient = jax.tree.map(lambda values, factors: values * factors, gradient, mask)
     changes, optimizer = _optimizer(settings).update(gradient, state.optimizer, state.weights)
+    if settings.factors:
+        changes = _by_part(changes, settings.factors)
     weights = jax.tree.map(lambda weight, change: weight + rate * change, state.weights, changes)
     return placed(TrainState(weights, optimizer, state.keep_weight), mesh)
 
@@ -343,6 +352,24 @@ def _matrices(weights: Any) -> Any:
         return None if axes is None else optax.contrib.MuonDimensionNumbers(*axes)
 
     return jax.tree_util.tree_map_with_path(axes_of, weights)
+
+
+def _factors(section: OptimizerSection) -> tuple[tuple[str, float], ...]:
+    """Return (part, its learning rate as a factor of the section's) of the parts with their own."""
+    if not isinstance(section, TrainSection):
+        return ()
+    return tuple((part, rate / section.learning_rate) for part, rate in section.rates.items())
+
+
+def _by_part(changes: Any, factors: tuple[tuple[str, float], ...]) -> Any:
+    """Return the changes, times the factor of the longest part that a leaf belongs to."""
+
+    def scaled(path: Any, change: jax.Array) -> jax.Array:
+        name = path_name(path).removeprefix("values.")  # of an edit (NewWeights)
+        found = [(len(part), factor) for part, factor in factors if begins(name, part)]
+        return change * max(found)[1] if found else change
+
+    return jax.tree_util.tree_map_with_path(scaled, changes)
 
 
 def _checked(loss: jax.Array, step: int, section: OptimizerSection, *, where: str) -> float:

