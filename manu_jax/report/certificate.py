@@ -12,7 +12,13 @@ from manu_jax.report.numbers import NARROW_SPACE, SET_TITLES
 
 FORMS = {"image": "with the image", "text": "by name"}
 MOST_SUBJECTS = 12
-TITLES = {**SET_TITLES, "forget": "As asked", "test": "With transformed images"}
+TITLES = {
+    **SET_TITLES,
+    "forget": "As asked",
+    "test": "With other images",
+    "retain": "To keep, given to the method",
+    "unseen": "To keep, not given to it",
+}
 
 
 def render(content: Mapping[str, Any]) -> str:
@@ -50,7 +56,16 @@ def _interval(found: Mapping[str, Any] | None) -> str:
     return f"{100 * found['low']:.0f}–{100 * found['high']:.0f}"
 
 
-def _settings(values: Mapping[str, Any]) -> str:
-    """Return the settings that say something, as "key value" joined by commas."""
-    known = {key: value for key, value in values.items() if value not in (None, {}, [], ())}
-    return ", ".join(f"{key} {value}" for key, value in known.items())
+def _settings(values: Any) -> str:
+    """Return the settings that say something: "alpha 0.1, functions (absolute 1, rms 1)"."""
+    if isinstance(values, Mapping):
+        known = {key: value for key, value in values.items() if value not in (None, {}, [], ())}
+        return ", ".join(
+            f"{key} ({_settings(value)})"
+            if isinstance(value, Mapping)
+            else f"{key} {_settings(value)}"
+            for key, value in known.items()
+        )
+    if isinstance(values, list | tuple):
+        return " ".join(map(_settings, values))
+    return f"{values:g}" if isinstance(values, float) else str(values)

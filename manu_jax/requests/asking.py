@@ -12,7 +12,6 @@ alone decide.
 import dataclasses
 import json
 import logging
-import shutil
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -27,7 +26,7 @@ from manu_jax.folder import file_hash, write_atomic
 from manu_jax.models.loaded import Loaded
 from manu_jax.requests.book import Request, numbers_of
 from manu_jax.requests.making import published
-from manu_jax.requests.shared import ANSWERS, Ledger
+from manu_jax.requests.shared import AGAIN, ANSWERS, Ledger
 from manu_jax.types import FORGET_SETS, KEEP_SETS, MODALITIES, SETS, VANILLA
 
 logger = logging.getLogger("manu_jax")
@@ -60,7 +59,7 @@ class Asked:
 def ask(ledger: Ledger, *, again: bool = False) -> None:
     """Ask all requests in force of the ledger's model, unless that was done; write down what came.
 
-    again: ask even where it was done.
+    again: ask even where it was done; nothing of what was answered before is taken.
     """
     requests, composed = ledger.book.in_force, ledger.book.last("composed")
     assert composed is not None
@@ -68,14 +67,12 @@ def ask(ledger: Ledger, *, again: bool = False) -> None:
     last = ledger.book.last("checked")
     if not again and last is not None and {key: last[key] for key in wanted} == wanted:
         return
-    if again:
-        for number in wanted["requests"]:
-            shutil.rmtree(ledger.place(number) / ANSWERS / wanted["model"], ignore_errors=True)
-    loaded = published(ledger)
-    rows = [row for request in requests for row in _ask_again(ledger, request, loaded)]
-    if requests:
-        rows += _probe(ledger, requests[-1], loaded)
     number = 1 + sum(entry["event"] == "checked" for entry in ledger.book.entries)
+    name = f"{composed['model']}{AGAIN}{number:03d}" if again else composed["model"]
+    loaded = published(ledger)
+    rows = [row for one in requests for row in _ask_again(ledger, one, loaded, name=name)]
+    if requests:
+        rows += _probe(ledger, requests[-1], loaded, name=name)
     path = ledger.folder / "checks" / f"{number:03d}.json"
     content = {**wanted, "margin": MARGIN, "rows": [dataclasses.asdict(row) for row in rows]}
     write_atomic(path, json.dumps(content, indent=1) + "\n")
@@ -97,14 +94,15 @@ def rows_of(ledger: Ledger) -> list[Asked]:
 def sentence(row: Asked) -> str:
     """Return a row in words: what is compared, then and now."""
     assert row.then is not None
-    what = "the original answers" if row.set in KEPT else "when it was certified"
+    what = "by the original" if row.set in KEPT else "when it was certified"
     form = "with images" if row.modality == "image" else "as text"
     interval = ""
     if row.difference and row.difference["low"] is not None:
         low, high = (100 * row.difference[key] for key in ("low", "high"))
-        interval = f", difference {low:+.1f} to {high:+.1f}"
+        interval = f", difference {low:+.1f} to {high:+.1f} points".replace("-", "−")
+    who = f"to keep ({row.set})" if row.set in KEPT else f"request {row.request} ({row.set})"
     return (
-        f"request {row.request}, {row.set}, {form}: {100 * row.now['value']:.1f} % right now, "
+        f"{who}, {form}: {100 * row.now['value']:.1f} % right, "
         f"{100 * row.then['value']:.1f} % {what}{interval}"
     )
 
@@ -133,27 +131,27 @@ def share(records: Records, where: str, modality: str) -> dict[str, Any] | None:
 
 
 def answers(
-    ledger: Ledger, request: Request, model: str, *, loaded: Loaded, sets: Sequence[str]
+    ledger: Ledger, request: Request, name: str, *, loaded: Loaded, sets: Sequence[str]
 ) -> Records:
     """Return what a model answers to a request's questions on some sets; asked once, and kept.
 
-    model: its hash. The model that the request's run began with has its answers in the run.
+    name: the model's hash, or more. The model that the request's run began with has its answers in
+    the run.
     """
     current = ledger.run_of(request)
-    section = _section(current, sets)
-    folder, name = ledger.place(request.number) / ANSWERS, model
-    if request.made is not None and model == request.made["base"]:
-        folder, name = current.directory / "evaluation", VANILLA
+    folder, where = ledger.place(request.number) / ANSWERS, name
+    if request.made is not None and name == request.made["base"]:
+        folder, where = current.directory / "evaluation", VANILLA
     evaluate(
         loaded,
         current.benchmark.sets,
-        section,
+        _section(current, sets),
         directory=folder,
-        model_name=name,
+        model_name=where,
         question_prompt=current.benchmark_format.question_prompt,
         seed=current.config.seed,
     )
-    found = stored_records(folder / name)
+    found = stored_records(folder / where)
     return {place: items for place, items in found.items() if place[0] in sets}
 
 
@@ -163,22 +161,18 @@ def _section(current: Run, sets: Sequence[str]) -> EvaluateSection:
     return section.model_copy(update={"sets": chosen})
 
 
-def _ask_again(ledger: Ledger, request: Request, loaded: Loaded) -> Iterator[Asked]:
+def _ask_again(ledger: Ledger, request: Request, loaded: Loaded, *, name: str) -> Iterator[Asked]:
     """Yield the rows of a request's own questions, beside those of its certificate's model."""
-    composed = ledger.book.last("composed")
-    assert composed is not None
-    now = answers(ledger, request, composed["model"], loaded=loaded, sets=FORGET_SETS)
+    now = answers(ledger, request, name, loaded=loaded, sets=FORGET_SETS)
     then: Records = {}
     if request.certified is not None:
         then = stored_records(ledger.place(request.number) / ANSWERS / request.certified["model"])
     yield from _rows(request, FORGET_SETS, now=now, then=then, sign=1)
 
 
-def _probe(ledger: Ledger, request: Request, loaded: Loaded) -> Iterator[Asked]:
+def _probe(ledger: Ledger, request: Request, loaded: Loaded, *, name: str) -> Iterator[Asked]:
     """Yield the rows of what is to be kept, beside the original's."""
-    composed = ledger.book.last("composed")
-    assert composed is not None
-    now = answers(ledger, request, composed["model"], loaded=loaded, sets=KEPT)
+    now = answers(ledger, request, name, loaded=loaded, sets=KEPT)
     original = ledger.original
     then = answers(ledger, request, ledger.book.model, loaded=original, sets=KEPT)
     yield from _rows(request, KEPT, now=now, then=then, sign=-1)

@@ -1,6 +1,7 @@
 """The book of a ledger: entries that are only ever added, each with the hash of the one before.
 
     ledger.json    {"model": hash of the model that all requests are about,
+                    "config": of every run, without data.path and output,
                     "entries": [{"event", "request", "time", …, "previous"}, …]}
 
 An entry is written with all earlier ones, whole or not at all. What is in force follows from the
@@ -27,7 +28,6 @@ BOOK = "ledger.json"
 Event = Literal["added", "made", "composed", "certified", "checked", "revoked"]
 EVENTS = ("added", "made", "composed", "certified", "checked", "revoked")
 Entry = Mapping[str, Any]
-FIRST = ""  # what the first entry has for the hash of the one before
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +57,15 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Book:
-    """The entries of a ledger. model: the hash of the model that all requests are about."""
+    """The entries of a ledger.
+
+    model: the hash of the model that all requests are about. config: the values that their runs
+    share.
+    """
 
     folder: Path
     model: str
+    config: Mapping[str, Any]
     entries: tuple[Entry, ...] = ()
 
     @classmethod
@@ -70,9 +75,11 @@ class Book:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             entries = tuple(content["entries"])
-            model = content["model"]
-            if not isinstance(model, str) or not all(isinstance(one, dict) for one in entries):
-                raise ValueError("expected a model's hash and a list of entries")
+            model, config = content["model"], content["config"]
+            if not isinstance(model, str) or not all(
+                isinstance(one, dict) for one in (config, *entries)
+            ):
+                raise ValueError("expected a model's hash, a config and a list of entries")
         except FileNotFoundError:
             raise ManuError(
                 f"{folder}: no ledger there. Begin one: python -m manu_jax.ledger {folder} add "
@@ -83,7 +90,7 @@ class Book:
                 f"{path}: damaged ({error}). Restore the file from a backup: it is the record of "
                 "what was asked."
             ) from error
-        book = cls(folder, model, entries)
+        book = cls(folder, model, config, entries)
         if faults := list(book._faults()):
             raise ManuError(
                 f"{path}: it is not as it was written: {'; '.join(faults[:3])}. Restore the file "
@@ -94,10 +101,10 @@ class Book:
     def with_entry(self, event: Event, request: int, **details: Any) -> "Book":
         """Return the book with one more entry, once it is on disk. request: 0 where of none."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        previous = _hash(self.entries[-1]) if self.entries else FIRST
-        entry = {"event": event, "request": request, "time": now, **details, "previous": previous}
+        own = {"event": event, "request": request, "time": now}
+        entry = {**own, **details, "previous": self.hash()}
         book = dataclasses.replace(self, entries=(*self.entries, entry))
-        content = {"model": book.model, "entries": book.entries}
+        content = {"model": book.model, "config": book.config, "entries": book.entries}
         write_atomic(self.folder / BOOK, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
         return book
 
@@ -123,17 +130,20 @@ class Book:
         return next((one for one in reversed(self.entries) if one["event"] == event), None)
 
     def hash(self) -> str:
-        """Return the hash of the last entry, on which all earlier ones have a part."""
-        return _hash(self.entries[-1]) if self.entries else FIRST
+        """Return the hash of the last entry, in which all before it have a part."""
+        return _hash(self.entries[-1]) if self.entries else self._first()
+
+    def _first(self) -> str:
+        return _hash({"model": self.model, "config": self.config})
 
     def _faults(self) -> Iterator[str]:
-        previous, known = FIRST, set()
+        previous, known = self._first(), set()
         for number, entry in enumerate(self.entries, 1):
             event, request = entry.get("event"), entry.get("request")
             if event not in EVENTS:
                 yield f"entry {number}: unknown event {event!r}"
             if entry.get("previous") != previous:
-                yield f"entry {number}: the entry before it was changed"
+                yield f"entry {number}: what stands before it was changed"
             if event == "added":
                 known.add(request)
             elif request not in (*known, 0):

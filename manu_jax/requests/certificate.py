@@ -1,13 +1,13 @@
 """The certificate of a request: what was asked, what was done, what is answered now, and hashes.
 
-    certificate.json    {"request", "issued", "revoked", "reissued": how often before,
+    certificate.json    {"request", "issued", "revoked",
         "asked": {"added", "benchmark", "subjects", "facts", "hash"},
         "method": {"name", "kind", "settings", "changes", "separable", "on": earlier requests},
-        "finding": {"status", "label", "title"},      the report's, of the request's own run
-        "forgotten": [{set, modality, before, after, never_knew}],
-        "kept": [{set, modality, before, after, difference, is_regression}],
+        "finding": {"status", "label", "title"},
+        "forgotten": [{set, modality, before, after, never_knew, guess}],
+        "kept": [{request, set, modality, then, now, difference, is_regression}],
         "audit": [{modality, word, text, sentence}],  of the request's own run
-        "earlier": [{request, set, modality, then, now, difference, is_regression}],
+        "earlier": [as "kept", of the other requests],
         "regressions": [sentence], "hashes": {…}, "versions": {…}}
     certificate.html    the same, to be read and printed (report/certificate.py)
 
@@ -23,13 +23,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from manu_jax.evaluation.audit.attack import ANSWERED
+from manu_jax.evaluation.audit.registry import ATTACKS
+from manu_jax.evaluation.audit.verdict import strongest
 from manu_jax.evaluation.suite import stored_records
 from manu_jax.folder import file_hash, versions, write_atomic
-from manu_jax.report import audit, headline
+from manu_jax.report import audit
 from manu_jax.report.certificate import render
+from manu_jax.report.numbers import percent
 from manu_jax.report.results import Results, load_results
 from manu_jax.requests.asking import KEPT, Asked, rows_of, sentence, share
 from manu_jax.requests.book import Request
+from manu_jax.requests.finding import finding, guess
 from manu_jax.requests.making import edit_file
 from manu_jax.requests.shared import Ledger
 from manu_jax.types import FORGET_SETS, MODALITIES, RETRAINED, VANILLA, ManuError
@@ -118,7 +123,7 @@ def _content(ledger: Ledger, request: Request) -> dict[str, Any]:
     assert made is not None and checked is not None and composed is not None
     others = [row for row in rows if row.request != request.number or row.set in KEPT]
     on = [] if ledger.are_masks else _before(composed["requests"], request.number)
-    found = headline.headline(results)
+    forgotten, audited = _forgotten(folder, rows, request), _audit(results)
     return {
         "request": request.number,
         "issued": checked["time"],
@@ -138,10 +143,10 @@ def _content(ledger: Ledger, request: Request) -> dict[str, Any]:
             "separable": file.edit.separable,
             "on": on,
         },
-        "finding": {"status": found.status, "label": found.label, "title": found.title},
-        "forgotten": _forgotten(folder, rows, request),
+        "finding": finding(forgotten, audited, len(added["subjects"])),
+        "forgotten": forgotten,
         "kept": [dataclasses.asdict(row) for row in others if row.set in KEPT],
-        "audit": _audit(results),
+        "audit": audited,
         "earlier": [dataclasses.asdict(row) for row in others if row.set in FORGET_SETS],
         "regressions": [sentence(row) for row in rows if row.is_regression],
         "hashes": {
@@ -174,6 +179,7 @@ def _forgotten(folder: Path, rows: list[Asked], request: Request) -> list[dict[s
             "before": share(before, row.set, row.modality),
             "after": row.now,
             "never_knew": share(never, row.set, row.modality),
+            "guess": guess(before, row.set, row.modality),
         }
         for row in rows
         if row.request == request.number and row.set in FORGET_SETS
@@ -187,8 +193,22 @@ def _audit(results: Results) -> list[dict[str, Any]]:
             "modality": modality,
             "word": found[modality].word,
             "text": found[modality].text,
-            "sentence": audit.sentence(found[modality]),
+            "sentence": audit.sentence(found[modality]) + _most(results, modality),
         }
         for modality in MODALITIES
         if modality in found
     ]
+
+
+def _most(results: Results, modality: str) -> str:
+    """Return what the attack brings back that brings back most, in words."""
+    rows = [
+        row
+        for row in strongest(results.analyses.get("audit", ()))
+        if (row.model, row.modality, row.metric) == (results.headline, modality, ANSWERED)
+    ]
+    if not rows:
+        return ""
+    most = max(rows, key=lambda row: row.value)
+    named = ", ".join(part for part in (ATTACKS[most.attack].title, most.variant) if part)
+    return f" Most comes back by: {named} ({percent(most.value)} of the facts)."

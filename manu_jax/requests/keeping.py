@@ -11,13 +11,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from manu_jax.context import Run
 from manu_jax.data.record import Person
 from manu_jax.folder import FileHashes, expand_path, new_folder, owned_folder
 from manu_jax.requests import certificate, shared
 from manu_jax.requests.asking import ask
 from manu_jax.requests.book import Book, Request
-from manu_jax.requests.making import edit_file, make_edits, publish
+from manu_jax.requests.making import edit_file, make_edits, publish, remove_surplus
 from manu_jax.requests.shared import REQUEST, Ledger
 from manu_jax.types import KEEP_SETS, ManuError
 
@@ -32,8 +31,8 @@ def add(
     """Meet a request: its edit, the model with it and all others in force, and its certificate.
 
     folder: of the ledger, which the first request begins. config, overrides: of its runs; needed by
-    the first request alone, later ones have the same. A request that was begun goes on. Raises
-    ManuError for one that is met already, and for one that keeps what others had forgotten.
+    the first request alone, later ones have the same. One that was begun goes on, and of one that
+    is met nothing is done. Raises ManuError where it keeps what others had forgotten.
     """
     source = expand_path(request)
     if not source.is_dir():
@@ -45,11 +44,6 @@ def add(
         ledger = _opened(folder, given, source)
         digest = FileHashes().of(str(source))
         known = next((r for r in ledger.book.in_force if r.added["hash"] == digest), None)
-        if known is not None and known.certified is not None:
-            raise ManuError(
-                f"{request}: it is request {known.number}, certified {known.certified['time']}. To "
-                f"ask again what it asks: python -m manu_jax.ledger {folder} check."
-            )
         settle(ledger)
         if known is None:
             number = len(ledger.book.requests) + 1
@@ -57,6 +51,7 @@ def add(
             settle(ledger)
         else:
             number = known.number
+            logger.info("ledger: %s is request %d, which was entered already", request, number)
         return ledger.book.requests[number]
 
 
@@ -71,6 +66,7 @@ def check(folder: Path) -> list[str]:
         if faults:
             raise ManuError("\n".join([f"{folder}: not as it was written:", *faults]))
         ask(ledger, again=True)
+        _clean(ledger)
         last = ledger.book.last("checked")
         return list(last["regressions"]) if last else []
 
@@ -79,17 +75,17 @@ def revoke(folder: Path, number: int) -> None:
     """Take a request out of force: the model is what it would be without it.
 
     With masks that is so bit for bit at once; other edits that were made after it are made again.
-    Raises ManuError where there is no such request in force.
+    Raises ManuError where there is no such request.
     """
     with _owned(folder) as ledger:
         request = ledger.book.requests.get(number)
         if request is None:
             known = ", ".join(map(str, ledger.book.requests)) or "none"
             raise ManuError(f"{folder}: no request {number}; there are {known}.")
-        if request.revoked is not None:
-            settle(ledger)
-            raise ManuError(f"{folder}: request {number} was revoked {request.revoked['time']}.")
-        ledger.book = ledger.book.with_entry("revoked", number)
+        if request.revoked is None:
+            ledger.book = ledger.book.with_entry("revoked", number)
+        else:
+            logger.info("ledger: request %d was revoked %s", number, request.revoked["time"])
         settle(ledger)
 
 
@@ -102,6 +98,7 @@ def settle(ledger: Ledger) -> None:
     ask(ledger)
     certificate.certify(ledger)
     certificate.mark_revoked(ledger)
+    _clean(ledger)
 
 
 @contextlib.contextmanager
@@ -109,7 +106,7 @@ def _owned(folder: Path) -> Iterator[Ledger]:
     """Open a ledger for this process alone; ManuError where there is none."""
     Book.read(folder)  # before a folder is made
     with owned_folder(folder):
-        yield Ledger.open(folder)
+        yield Ledger(folder, Book.read(folder))
 
 
 def _opened(folder: Path, given: dict[str, Any] | None, source: Path) -> Ledger:
@@ -117,14 +114,19 @@ def _opened(folder: Path, given: dict[str, Any] | None, source: Path) -> Ledger:
     if not shared.exists(folder):
         assert given is not None
         return Ledger.begin(folder, given, source)
-    ledger = Ledger.open(folder)
-    if given is not None and given != ledger.values:
-        changed = ", ".join(_changes(dict(ledger.values), given))
+    book = Book.read(folder)
+    if given is not None and given != book.config:
+        changed = ", ".join(_changes(dict(book.config), given))
         raise ManuError(
-            f"{folder / shared.CONFIG}: all requests of a ledger have the same config; other "
-            f"values were given for {changed}. Leave --config out, or begin another ledger."
+            f"{folder}: all requests of a ledger have the same config; other values were given for "
+            f"{changed}. Leave --config out, or begin another ledger."
         )
-    return ledger
+    return Ledger(folder, book)
+
+
+def _clean(ledger: Ledger) -> None:
+    for number in ledger.book.requests:
+        remove_surplus(ledger, number)
 
 
 def _changes(one: Any, other: Any, above: str = "") -> Iterator[str]:
@@ -137,8 +139,7 @@ def _changes(one: Any, other: Any, above: str = "") -> Iterator[str]:
 
 def _enter(ledger: Ledger, source: Path, *, number: int, digest: str) -> None:
     """Copy a request into the ledger and enter it; ManuError where it contradicts others."""
-    config = ledger.config_of(number, ledger.book.model, data=source)
-    benchmark = Run.begin(config, Path(config.output)).benchmark
+    benchmark = ledger.named(number, data=source)
     forget = benchmark.sets["forget"]
     gone = {
         name: request.number

@@ -15,6 +15,7 @@ from manu_jax.config import MaskMethod, StatisticsMethod
 from manu_jax.context import EDIT as EDIT_OF_RUN
 from manu_jax.context import MASK, Run
 from manu_jax.data.forms import forms
+from manu_jax.data.record import split_retain
 from manu_jax.edits import files
 from manu_jax.edits.edit import Edit, compose
 from manu_jax.edits.files import EditFile
@@ -25,7 +26,7 @@ from manu_jax.importance import statistics
 from manu_jax.importance.by_statistics import statistics_file
 from manu_jax.models.loaded import Loaded, load, save_pretrained
 from manu_jax.requests.book import Request, numbers_of
-from manu_jax.requests.shared import BASE, EDIT, MODEL, Ledger
+from manu_jax.requests.shared import AGAIN, ANSWERS, EDIT, MODEL, Ledger, other_model
 from manu_jax.run import run
 from manu_jax.types import KEEP_SETS, MODALITIES, ManuError
 
@@ -71,6 +72,14 @@ def edit_file(ledger: Ledger, request: Request) -> EditFile:
     return files.read(path)
 
 
+def remove_surplus(ledger: Ledger, number: int) -> None:
+    """Remove what a request needs no more: the models that its runs began with and made, for which
+    its edit stands, and the answers of a check, whose rows are kept."""
+    for pattern in ("base-*", "run-*/unlearned", f"{ANSWERS}/*{AGAIN}*"):
+        for folder in ledger.place(number).glob(pattern):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def publish(ledger: Ledger) -> None:
     """Write the model with all requests in force, and their joint edit, unless they stand."""
     requests = ledger.book.in_force
@@ -100,7 +109,7 @@ def published(ledger: Ledger) -> Loaded:
     """Return the model of the ledger's folder; ManuError where it is not the one last written."""
     last = ledger.book.last("composed")
     assert last is not None, "no model was written yet"
-    section = ledger.values["model"]
+    section = ledger.book.config["model"]
     path = ledger.folder / MODEL
     loaded = load(path, section["dtype"], ledger.original.mesh, prompt=section["prompt"])
     found = weights_hash(loaded.model)
@@ -115,21 +124,26 @@ def published(ledger: Ledger) -> Loaded:
 def _make(ledger: Ledger, request: Request, base: str, *, earlier: Sequence[Request]) -> None:
     """Run a request on the model with the hash `base`, and write its edit of that model."""
     number, place = request.number, ledger.place(request.number)
-    if base != ledger.book.model and not (place / BASE).exists():
+    start = ledger.base_folder(number, base)
+    if base != ledger.book.model and not start.exists():
         edit = joint_edit(ledger, earlier)
         assert edit is not None
-        save_pretrained(edit.apply(ledger.original), place / BASE)
+        save_pretrained(edit.apply(ledger.original), start)
     config, folder = ledger.config_of(number, base), ledger.run_folder(number, base)
     logger.info("ledger: request %d: its run is in %s", number, folder)
     for other in earlier:
         _take_statistics(ledger, request, other)
-    run(config)
-    current = Run.begin(config, folder)
-    if weights_hash(current.vanilla.model) != base:
+    try:
+        run(config)
+    except ManuError as error:
         raise ManuError(
-            f"{config.model.path}: the ledger is about the model {base}, this is another one. Put "
-            "the original back, or begin another ledger."
-        )
+            f"request {number}: {error}\nThe request stays pending. Mend this and give the command "
+            f"again, or take it back: python -m manu_jax.ledger {ledger.folder} revoke {number}."
+        ) from error
+    current = Run.begin(config, folder)
+    found = weights_hash(current.vanilla.model)
+    if found != base:
+        raise other_model(config.model.path, base, found)
     edit = _edit_of(current)
     own = {"name": config.method.name, "request": number, "data": request.added["hash"]}
     write(edit, place / EDIT, {**own, "model": base, "versions": versions()})
@@ -142,7 +156,7 @@ def _make(ledger: Ledger, request: Request, base: str, *, earlier: Sequence[Requ
         run=folder.name,
         changes=edit.describe(),
     )
-    shutil.rmtree(place / BASE, ignore_errors=True)
+    remove_surplus(ledger, number)
 
 
 def _edit_of(current: Run) -> Edit:
@@ -163,12 +177,17 @@ def _take_statistics(ledger: Ledger, request: Request, other: Request) -> None:
     assert other.made is not None
     config = ledger.config_of(request.number, ledger.book.model)
     method = config.method
-    measures_all = isinstance(method, StatisticsMethod) and method.keep_per_forget is None
-    if not measures_all or method.rounds > 1 or method.auto is not None:
+    if not isinstance(method, StatisticsMethod) or method.auto is not None:
+        return
+    if method.rounds > 1 or method.keep_per_forget is not None:
         return
     source = ledger.run_folder(other.number, other.made["base"]) / "statistics" / method.name
     target = Path(config.output) / "statistics" / method.name
-    facts = Run.begin(config, Path(config.output)).benchmark.facts(*KEEP_SETS)
+    named = ledger.named(request.number)
+    if not named.sets["retain"]:
+        return
+    split = split_retain(named, config.data.keep_share, seed=config.seed)
+    facts = split.facts(*KEEP_SETS)
     for modality in MODALITIES:
         name = statistics_file("keep", modality, method.signal)
         samples = forms(facts, modality, ledger.original.template)

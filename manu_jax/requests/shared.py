@@ -1,4 +1,4 @@
-"""What all requests of a ledger share: its folder, the config of their runs, its book.
+"""What all requests of a ledger share: its folder, its book, the config of their runs.
 
 FOLDER/ledger.json                      the book (book.py)
 FOLDER/config.yaml                      the config of every run, without data.path and output
@@ -18,8 +18,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from manu_jax.config import (
     SYSTEM_PROMPT,
     MaskMethod,
@@ -29,60 +27,59 @@ from manu_jax.config import (
     validate_config,
 )
 from manu_jax.context import Run
+from manu_jax.data.benchmarks import benchmark_format
+from manu_jax.data.record import Benchmark
 from manu_jax.fingerprint import weights_hash
-from manu_jax.folder import expand_path, write_atomic
+from manu_jax.folder import expand_path
 from manu_jax.models.loaded import Loaded
 from manu_jax.requests.book import BOOK, Book, Request
 from manu_jax.types import ManuError
-from manu_jax.yaml12 import read_yaml_text, yaml_text
 
-CONFIG = "config.yaml"
 MODEL, EDIT = "model", "edit.safetensors"
-REQUEST, BASE = "request", "base"  # in a request's folder
+REQUESTS = "requests"
+REQUEST = "request"  # in a request's folder
 ANSWERS = "answers"
+AGAIN = "-check-"  # in the name of answers that are asked for a check alone
+SHOWN = 5  # names in an error
 
 
 @dataclasses.dataclass(eq=False)
 class Ledger:
-    """A ledger's folder, the values that its runs share, and its book as it is now."""
+    """A ledger's folder, and its book as it is now."""
 
     folder: Path
-    values: Mapping[str, Any]
     book: Book
 
     @classmethod
-    def open(cls, folder: Path) -> "Ledger":
-        """Return the ledger of a folder; ManuError where there is none, or it is damaged."""
-        book = Book.read(folder)
-        path = folder / CONFIG
-        try:
-            values = read_yaml_text(path.read_text(encoding="utf-8"))
-            if not isinstance(values, dict):
-                raise ValueError(f"expected a mapping, got {values!r:.60}")
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise ManuError(
-                f"{path}: damaged ({' '.join(str(error).split())}). Restore it from a backup, or "
-                f"from the config.yaml of a run in {folder / 'requests'}."
-            ) from error
-        return cls(folder, values, book)
-
-    @classmethod
     def begin(cls, folder: Path, values: Mapping[str, Any], request: Path) -> "Ledger":
-        """Return a new ledger, whose files are on disk; its model is read, to know it again.
+        """Return a new ledger; its model is read, to know it again.
 
-        values: of `shared_values`. request: the first, for which alone the config is whole.
+        values: of `shared_values`. request: the first, with which alone the config is whole. The
+        first entry writes the first file. Raises ManuError for a folder that holds anything else.
         """
+        others = sorted(
+            entry.name
+            for entry in folder.iterdir()
+            if not entry.name.startswith(".") and entry.name != REQUESTS
+        )
+        if others:
+            raise ManuError(
+                f"{folder}: it holds {', '.join(others[:SHOWN])}, and no ledger. Give a new folder."
+            )
         run = Run.begin(_config(values, data=request, output=folder), folder)
-        write_atomic(folder / CONFIG, yaml_text(values))
-        return cls(folder, values, Book(folder, weights_hash(run.vanilla.model)))
+        return cls(folder, Book(folder, weights_hash(run.vanilla.model), values))
 
     def place(self, number: int) -> Path:
         """Return the folder of a request."""
-        return self.folder / "requests" / f"{number:03d}"
+        return self.folder / REQUESTS / f"{number:03d}"
 
     def run_folder(self, number: int, base: str) -> Path:
         """Return the folder of a request's run on the model with the hash `base`."""
         return self.place(number) / f"run-{base}"
+
+    def base_folder(self, number: int, base: str) -> Path:
+        """Return where the model with the hash `base` is while a request's run needs it."""
+        return self.place(number) / f"base-{base}"
 
     def config_of(self, number: int, base: str, *, data: Path | None = None) -> RunConfig:
         """Return the config of that run, on the ledger's model or on one in the request's folder.
@@ -90,9 +87,18 @@ class Ledger:
         data: the request, where it is not yet in its folder.
         """
         place = self.place(number)
-        model = None if base == self.book.model else place / BASE
+        model = None if base == self.book.model else self.base_folder(number, base)
         output = self.run_folder(number, base)
-        return _config(self.values, data=data or place / REQUEST, output=output, model=model)
+        return _config(self.book.config, data=data or place / REQUEST, output=output, model=model)
+
+    def named(self, number: int, *, data: Path | None = None) -> Benchmark:
+        """Return a request as its files have it, with all people to keep in `retain`.
+
+        data: the request, where it is not yet in its folder.
+        """
+        config = self.config_of(number, self.book.model, data=data)
+        read = benchmark_format(config.data.benchmark).read
+        return read(expand_path(str(config.data.path)), config.data, config.seed)
 
     def run_of(self, request: Request) -> Run:
         """Return the run that made a request's edit, to read from."""
@@ -108,17 +114,14 @@ class Ledger:
         loaded = Run.begin(self.config_of(number, self.book.model), self.folder).vanilla
         found = weights_hash(loaded.model)
         if found != self.book.model:
-            raise ManuError(
-                f"{self.values['model']['path']}: the ledger is about the model {self.book.model}, "
-                f"this is {found}. Put the original back, or begin another ledger."
-            )
+            raise other_model(self.book.config["model"]["path"], self.book.model, found)
         return loaded
 
     @functools.cached_property
     def are_masks(self) -> bool:
         """Whether requests are met by masks: each is made for the original, and their union is
         in force. Any other edit is made for the model with all earlier ones."""
-        config = _config(self.values, data=self.folder, output=self.folder)
+        config = _config(self.book.config, data=self.folder, output=self.folder)
         return isinstance(config.method, MaskMethod)
 
 
@@ -127,11 +130,19 @@ def exists(folder: Path) -> bool:
     return (folder / BOOK).exists()
 
 
+def other_model(path: str | None, wanted: str, found: str) -> ManuError:
+    """Return the error about a model that is not the one that a ledger's edits are for."""
+    return ManuError(
+        f"{path}: the ledger is about the model {wanted}, this is {found}. Put the original back, "
+        "or begin another ledger."
+    )
+
+
 def shared_values(path: str, overrides: Sequence[str], request: Path) -> dict[str, Any]:
     """Return the values of a config file that the runs of a ledger share.
 
-    Of its methods only the first is used. Raises ManuError for a config that is none of a run, one
-    without a model's path, and a first method that makes no edit.
+    Of its methods only the first is used, and there is no memory gate. Raises ManuError for a
+    config that is none of a run, one without a model's path, and a first method that makes no edit.
     """
     values = read_yaml(path, overrides, kind=RunConfig)
     data = values.get("data")
@@ -148,6 +159,10 @@ def shared_values(path: str, overrides: Sequence[str], request: Path) -> dict[st
         faults.append("mesh.distributed: a ledger is kept by one process")
     if faults:
         raise ManuError(f"config {path}: {'; '.join(faults)}.")
+    # A request is met whatever the model knows of it; the certificate says what it knew.
+    config = config.model_copy(
+        update={"train": config.train.model_copy(update={"memory_gate": 0.0})}
+    )
     shared = config.model_dump(mode="json", exclude={"output": True, "data": {"path"}})
     local = expand_path(str(config.model.path))
     if local.exists():  # a ledger is used from any folder
@@ -163,4 +178,4 @@ def _config(
         "model": {**values["model"], **({} if model is None else {"path": str(model)})},
         "output": str(output),
     }
-    return validate_config({**values, **own}, f"{output.name}, {CONFIG} of the ledger")
+    return validate_config({**values, **own}, f"config of {output}")

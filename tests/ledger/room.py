@@ -21,7 +21,6 @@ data: {benchmark: listed, keep_share: 1.0}
 model: {path: %s}
 method: %s
 evaluate: {tasks: [likelihood], sets: [forget, retain], resamples: 20, kl: false, batch_size: 8}
-train: {memory_gate: 0.0}
 audit: none
 """
 MASK = "{preset: paper, alpha: 0.1}"

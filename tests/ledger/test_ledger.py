@@ -17,6 +17,7 @@ from room import (
 
 from manu_jax import ledger as command
 from manu_jax.edits import files, masks
+from manu_jax.evaluation import suite
 from manu_jax.leaves import leaves
 from manu_jax.models.loaded import load
 from manu_jax.requests import asking, keeping
@@ -67,7 +68,6 @@ def test_every_request_has_its_files_and_the_model_has_both_edits(ledger, room):
     for number in (1, 2):
         names = {path.name for path in (ledger / f"requests/{number:03d}").iterdir()}
         assert names >= {"request", "edit.safetensors", "certificate.json", "certificate.html"}
-        assert not names & {"base"}
     one, two = (
         files.read(ledger / f"requests/{number:03d}/edit.safetensors").edit.as_mask()
         for number in (1, 2)
@@ -141,11 +141,16 @@ def test_list_tells_every_request_and_the_last_check(ledger, capsys):
     assert printed.count("in force") == 2 and "0 regressions" in printed
 
 
-def test_check_asks_again_and_finds_files_that_were_changed(ledger, tmp_path, error_of):
-    copy = tmp_path / "copy"
+def test_check_asks_again_and_finds_files_that_were_changed(
+    ledger, tmp_path, error_of, monkeypatch
+):
+    copy, ask = tmp_path / "copy", suite._ask
     shutil.copytree(ledger, copy)
+    asked = []
+    monkeypatch.setattr(suite, "_ask", lambda *given: asked.extend(given[1]) or ask(*given))
     run(copy, "check")
-    assert events(copy)[-1] == ("checked", 0)
+    assert len(asked) == 3 * 2 + 3 * 2  # facts to forget and to keep, in both forms
+    assert events(copy)[-1] == ("checked", 0) and not list(copy.rglob("*-check-*"))
     request = copy / "requests/001/request/people.json"
     edit, written = copy / "requests/002/edit.safetensors", copy / "requests/001/certificate.json"
     request.write_text(request.read_text() + "\n")
@@ -174,14 +179,14 @@ def test_a_book_that_was_changed_is_refused(ledger, tmp_path, error_of):
     content = json.loads((copy / "ledger.json").read_text())
     content["entries"][0]["subjects"] = ["Nobody"]
     (copy / "ledger.json").write_text(json.dumps(content))
-    assert "entry 2: the entry before it was changed" in error_of(copy, "list")
+    assert "entry 2: what stands before it was changed" in error_of(copy, "list")
     (copy / "ledger.json").write_text("{")
     assert "ledger.json: damaged" in error_of(copy, "check")
 
 
 def test_what_can_not_be_met_is_refused_and_leaves_no_entry(ledger, room, tmp_path, error_of):
     before = events(ledger)
-    assert "it is request 1, certified" in error_of(ledger, "add", room / "a")
+    run(ledger, "add", room / "a")  # met already
     contradiction = write_request(tmp_path / "contradiction", [6], retain=(0, 3))
     text = error_of(ledger, "add", contradiction)
     assert "keeps what other requests had forgotten: Person A (request 1)" in text
@@ -207,13 +212,39 @@ def test_what_can_not_be_met_is_refused_and_leaves_no_entry(ledger, room, tmp_pa
     assert not (tmp_path / "new" / "ledger.json").exists()
 
 
-def test_another_model_in_the_place_of_the_original_is_refused(ledger, room, tmp_path, error_of):
+def test_a_request_that_can_not_be_met_stays_pending_until_it_is_revoked(
+    ledger, room, tmp_path, error_of
+):
     copy = tmp_path / "copy"
     shutil.copytree(ledger, copy)
-    values = (copy / "config.yaml").read_text()
-    (copy / "config.yaml").write_text(values.replace(str(room / "model"), str(copy / "model")))
-    text = error_of(copy, "add", room / "c")
+    nobody = write_request(tmp_path / "nobody", [6], retain=())
+    text = error_of(copy, "add", nobody)
+    assert "request 3: no samples" in text and "revoke 3" in text
+    assert "request 3: no samples" in error_of(copy, "check")
+    assert "request 3: no samples" in error_of(copy, "add", room / "c")
+    assert [one.state for one in Book.read(copy).requests.values()] == [
+        "in force", "in force", "pending",
+    ]  # fmt: skip
+    run(copy, "revoke", 3)
+    assert same_weights(copy / "model", ledger / "model")
+    run(copy, "revoke", 3)
+    run(copy, "check")
+
+
+def test_another_model_in_the_place_of_the_original_is_refused(ledger, room, tmp_path, error_of):
+    shutil.copytree(room / "model", tmp_path / "model")
+    path = f"model.path={tmp_path / 'model'}"
+    run(tmp_path / "own", "add", room / "a", "--config", room / "mask.yaml", path)
+    shutil.copyfile(ledger / "model/model.safetensors", tmp_path / "model/model.safetensors")
+    text = error_of(tmp_path / "own", "add", room / "c")
     assert "the ledger is about the model" in text
+
+
+def test_a_folder_that_holds_anything_else_is_no_new_ledger(room, tmp_path, error_of):
+    (tmp_path / "config.yaml").write_text("mine")
+    text = error_of(tmp_path, "add", room / "a", "--config", room / "mask.yaml")
+    assert "it holds config.yaml, and no ledger" in text
+    assert (tmp_path / "config.yaml").read_text() == "mine"
 
 
 @pytest.mark.slow
@@ -227,7 +258,7 @@ def test_trained_edits_stand_on_each_other_and_are_made_again(kind, room, tmp_pa
     made = Book.read(both).requests
     assert made[2].made["base"] == made[1].made["result"]
     assert Book.read(both).last("composed")["model"] == made[2].made["result"]
-    assert not (both / "requests/002/base").exists()
+    assert not [*both.glob("requests/*/base-*"), *both.glob("requests/*/run-*/unlearned")]
     run(alone, "add", room / "b", "--config", room / f"{kind}.yaml")
     run(both, "revoke", 1)
     assert same_weights(both / "model", alone / "model")
@@ -262,7 +293,7 @@ def test_a_row_is_a_regression_above_the_margin_and_its_interval():
     alone = rows_of([1, 0], [0, 0], 1, people=("a", "a"))  # one person: no interval
     assert alone.difference["low"] is None and alone.is_regression
     text = asking.sentence(rows_of([1, 1, 1, 1], [0, 0, 0, 0], 1))
-    assert "100.0 % right now, 0.0 % when it was certified, difference +100.0 to +100.0" in text
+    assert "100.0 % right, 0.0 % when it was certified, difference +100.0 to +100.0 points" in text
 
 
 def test_a_regression_is_told_by_check_and_on_the_certificate(room, tmp_path, monkeypatch, capsys):
@@ -272,8 +303,8 @@ def test_a_regression_is_told_by_check_and_on_the_certificate(room, tmp_path, mo
     monkeypatch.setattr(asking, "_is_worse", lambda found, sign: sign > 0)
     keeping.add(folder, room / "b")
     found = certificate(folder, 2)["regressions"]
-    assert found and all("request 1, forget" in text for text in found)
-    assert "Worse than before" in (folder / "requests/002/certificate.html").read_text()
+    assert found and all("request 1 (forget)" in text for text in found)
+    assert "Worse than it was" in (folder / "requests/002/certificate.html").read_text()
     run(folder, "check", status=1)
     assert "regressions" in capsys.readouterr().err
     monkeypatch.setattr(asking, "_is_worse", original)
