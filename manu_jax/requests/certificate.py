@@ -138,7 +138,7 @@ def _content(ledger: Ledger, request: Request) -> dict[str, Any]:
         "method": {
             "name": method.name,
             "kind": method.kind,
-            "settings": method.model_dump(mode="json", exclude={"name", "kind"}),
+            "settings": method.model_dump(mode="json", exclude={"name", "kind", "prompt"}),
             "changes": made["changes"],
             "separable": file.edit.separable,
             "on": on,
