@@ -22,9 +22,8 @@ import functools
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from manu_jax import parallel
 from manu_jax.absent import SomeMethod, check_goal
@@ -39,20 +38,16 @@ from manu_jax.evaluation.analyses.registry import ANALYSES
 from manu_jax.evaluation.known import write_known
 from manu_jax.evaluation.memory import check_memory
 from manu_jax.evaluation.own_answers import answer_own_questions
-from manu_jax.evaluation.shots import shots_of_run
 from manu_jax.evaluation.suite import (
     evaluate,
-    evaluated_people,
-    skipped_items,
-    unmeasured_items,
 )
 from manu_jax.importance.methods import edit_for, load_scores, save_scores, scores_for
-from manu_jax.keys import train_key
 from manu_jax.models.loaded import Loaded, save_pretrained
+from manu_jax.parts import train_key
 from manu_jax.preflight import check_questions, without_weights
 from manu_jax.report.card import make_push
+from manu_jax.report.of_run import write_results_of
 from manu_jax.report.render import render_with_portraits
-from manu_jax.report.results import Kept, write_results
 from manu_jax.training.kept import keep_models, kept_folder, take_models
 from manu_jax.training.unlearner import reference_of, unlearn
 from manu_jax.training.vanilla import remove_checkpoints, train_models
@@ -177,7 +172,7 @@ def make_evaluation(run: Run) -> None:
     analyses = {name: analysis.rows_of(evaluated) for name, analysis in ANALYSES.items()}
     times = run.times()
     times["evaluate"] = times.get("evaluate", 0.0) + round(time.monotonic() - begun, 2)
-    write = functools.partial(_write_results, evaluated, rows, analyses, timings=times)
+    write = functools.partial(write_results_of, evaluated, rows, analyses, timings=times)
     parallel.on_first_process(write)
 
 
@@ -265,40 +260,3 @@ def _decouple_samples(run: Run, section: UnlearnSection) -> tuple[Sample, ...]:
     if section.decouple is None:
         return ()
     return safeeraser.decouple_samples(section.decouple.path, run.vanilla.template)
-
-
-def _write_results(
-    evaluated: Evaluated,
-    rows: Sequence[Mapping[str, Any]],
-    analyses: Mapping[str, Sequence[Any]],
-    *,
-    timings: Mapping[str, float],
-) -> None:
-    """Write results.json: what was measured, of whom, and what was left out."""
-    run = evaluated.run
-    sets, section = run.benchmark.sets, run.config.evaluate
-    people = {name: evaluated_people(sets, name, section) for name in section.sets}
-    write_results(
-        run.directory,
-        rows,
-        models=evaluated.models,
-        headline=run.config.method.name,
-        request={
-            "people": [{"id": person.id, "name": person.name} for person in sets["forget"]],
-            "share": run.config.data.forget if run.benchmark_format.has_shares else None,
-            "num_people": run.num_people,
-        },
-        kept=Kept(
-            run.config.data.keep_share,
-            used=tuple(person.id for person in sets["retain"]),
-            unseen=tuple(person.id for person in sets["unseen"]),
-        ),
-        analyses=analyses,
-        skipped=skipped_items(run.benchmark, people, unmeasured_items(evaluated.records[VANILLA])),
-        shots=shots_of_run(sets, people, section, seed=run.config.seed),
-        prompts=run.vanilla.template.source,
-        notes=run.benchmark.notes,
-        absent=run.absent,
-        config=run.config.model_dump(mode="json"),
-        timings=timings,
-    )

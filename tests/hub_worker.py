@@ -36,13 +36,13 @@ def load(name):
 
 def benchmark(data):
     """How many people each set of a run's benchmark has, and what the run is made from."""
-    from manu_jax import keys
+    from manu_jax import parts
     from manu_jax.context import Run
 
     config = validate_config({"data": data, "train": {"steps": 1}}, "worker")
     run = Run.begin(config, Path("nowhere"))
     sizes = {name: len(people) for name, people in run.whole_benchmark.sets.items()}
-    return [sizes, keys.made_from(config, FileHashes())]
+    return [sizes, parts.made_from(config, FileHashes())]
 
 
 def check_push(name):

@@ -31,6 +31,7 @@ LINES = (
     ("context",),
     ("training",),
     ("evaluation",),  # the audit trains
+    ("parts",),
     ("report", "keys", "preflight"),
     ("stages",),
     ("run",),

@@ -99,13 +99,13 @@ def choose_alpha(
     """
     if method.auto is None:
         raise ManuError(f'method "{method.name}": alpha is {method.alpha}. Give alpha: auto.')
-    asked_forms = [form for form in MODALITIES if form in forget or form in keep]
+    asked: list[Modality] = [form for form in MODALITIES if form in forget or form in keep]
     samples: dict[Place, Sequence[Sample]] = {
         (name, modality): forms.get(modality, ())
         for name, forms in (("forget", forget), ("retain", keep))
-        for modality in asked_forms or MODALITIES
+        for modality in asked or MODALITIES
     }
-    empty = [f"{name}, {modality} form" for (name, modality), asked in samples.items() if not asked]
+    empty = [f"{name}, {modality} form" for (name, modality), ours in samples.items() if not ours]
     if empty:
         raise ManuError(
             f'method "{method.name}", alpha: auto: no facts to ask ({"; ".join(empty)}). '
