@@ -6,9 +6,8 @@ What the content is: requests/certificate.py. The page asks the network for noth
 from collections.abc import Mapping
 from typing import Any
 
-import jinja2
-
 from manu_jax.report.numbers import NARROW_SPACE, SET_TITLES
+from manu_jax.report.render import environment
 
 FORMS = {"image": "with the image", "text": "by name"}
 MOST_SUBJECTS = 12
@@ -23,15 +22,8 @@ TITLES = {
 
 def render(content: Mapping[str, Any]) -> str:
     """Return the page of a certificate."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("manu_jax.report", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     subjects = content["asked"]["subjects"]
-    return environment.get_template("certificate.html.jinja").render(
+    return environment().get_template("certificate.html.jinja").render(
         certificate=content,
         forms=FORMS,
         titles=TITLES,
