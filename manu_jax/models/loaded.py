@@ -305,7 +305,7 @@ def family_of(section: ModelSection) -> Family:
     """Return the family of a run's model, by its config.json or the section alone."""
     if section.path is None:
         return FAMILIES[section.family]
-    return read_config(expand_path(section.path))[0]
+    return read_config(fetch(section.path, with_weights=False))[0]
 
 
 def save_pretrained(loaded: Loaded, path: str | os.PathLike) -> None:
