@@ -390,7 +390,7 @@ NAMED = """
 cache: null
 data: {benchmark: synthetic, path: org/data, forget: 15}
 model: {path: org/vanilla@v1}
-train: {steps: 0}
+train: {steps: 0, memory_gate: 0}
 method: random
 evaluate: {new_tokens: 4, max_people: 2, resamples: 50, tasks: [generation]}
 audit: none
@@ -423,10 +423,11 @@ def test_a_run_goes_from_names_to_a_name(hub, tmp_path):
     assert names and not [name for name in names if name in card]
     answers = ask(tmp_path, [("load", {"name": "org/unlearned"})], given)
     assert answers[0]["value"] == weights_hash(load(made / "unlearned").model)
-    vanilla.commits["d" * 40] = vanilla.commits[vanilla.main] | {"config.json": b"{}"}
+    vanilla.commits["d" * 40] = vanilla.commits[vanilla.main] | {"LICENSE": b"new"}
     moved = [*command, "model.path=org/vanilla@main"]
     done = subprocess.run(moved, env=given, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"'commit {'d' * 40}' now" in done.stderr
 
 
 def load_json(path):
