@@ -89,10 +89,9 @@ class ModelSection(Section):
     # What prompts are made of: the folder's chat template (the family's strings where it has none),
     # or the strings that MLLMU-Bench published its numbers with
     prompt: Literal["template", "benchmark"] = "template"
-    # A language model's folder, around which the run makes one for images and trains it; its `text`
-    # is then that of the folder
+    # Without a path, the model that the run trains itself: around the language model of a folder, or
+    # of random weights and these sizes
     decoder: FilePath | None = None
-    # Of the tiny one
     family: FamilyName = "llava"
     vision: VisionSize = VisionSize()
     connector: ConnectorSize = ConnectorSize()
@@ -104,14 +103,11 @@ class ModelSection(Section):
         if self.model_fields_set & {"family", "vision", "connector", "text"}:
             if faults := registry(FAMILIES)[self.family].check_sizes(self):
                 raise ValueError("; ".join(faults))
-        if self.decoder is not None:
-            if self.path is not None:
-                raise ValueError("decoder: give it or path, a whole model")
-            if self.family != DECODER_FAMILY or self.text != TextSize():
-                raise ValueError(
-                    f"decoder: the model is a {DECODER_FAMILY} with the decoder's own sizes; leave "
-                    "out family and text"
-                )
+        if self.decoder is not None and (self.family, self.text) != (DECODER_FAMILY, TextSize()):
+            raise ValueError(
+                f"decoder: the model is a {DECODER_FAMILY} with the decoder's own sizes; leave out "
+                "family and text"
+            )
         return self
 
 
