@@ -89,8 +89,8 @@ class ModelSection(Section):
     # What prompts are made of: the folder's chat template (the family's strings where it has none),
     # or the strings that MLLMU-Bench published its numbers with
     prompt: Literal["template", "benchmark"] = "template"
-    # Without a path, the model that the run trains itself: around the language model of a folder, or
-    # of random weights and these sizes
+    # Without a path, what the run trains itself: a model around the language model of a folder, or
+    # one of random weights and these sizes
     decoder: FilePath | None = None
     family: FamilyName = "llava"
     vision: VisionSize = VisionSize()
