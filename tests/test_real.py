@@ -70,19 +70,26 @@ def four_layers(smollm2, tmp_path_factory):
 
 
 def test_the_conversion_equals_transformers_own(smollm2):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     file = gguf_of_package()
-    theirs = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+    config = LlamaConfig(**load_gguf_checkpoint(str(file))["config"])
+    with torch.device("meta"):  # its names alone
+        empty = LlamaForCausalLM(config)
+    read = load_gguf_checkpoint(str(file), return_tensors=True, model_to_load=empty)
     ours = load_file(smollm2 / "model.safetensors")
-    expected = theirs.state_dict()
-    assert set(expected) - set(ours) == {"lm_head.weight"}  # tied
+    assert set(read["tensors"]) == set(ours)
     for name, array in ours.items():
-        np.testing.assert_array_equal(array, expected[name].numpy(), err_msg=name)
+        np.testing.assert_array_equal(array, read["tensors"][name].numpy(), err_msg=name)
+    own = json.loads((smollm2 / "config.json").read_text())
+    for name in ("hidden_size", "num_hidden_layers", "num_key_value_heads", "intermediate_size"):
+        assert own[name] == getattr(config, name), name
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    own = AutoTokenizer.from_pretrained(smollm2, local_files_only=True)
+    converted = AutoTokenizer.from_pretrained(smollm2, local_files_only=True)
     for text in TEXTS:
-        assert own(text)["input_ids"] == tokenizer(text)["input_ids"], text
+        assert converted(text)["input_ids"] == tokenizer(text)["input_ids"], text
 
 
 def test_a_model_around_the_decoder_agrees_with_transformers(smollm2, tmp_path):

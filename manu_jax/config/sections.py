@@ -90,10 +90,9 @@ class ModelSection(Section):
     # What prompts are made of: the folder's chat template (the family's strings where it has none),
     # or the strings that MLLMU-Bench published its numbers with
     prompt: Literal["template", "benchmark"] = "template"
-    # A language model's folder, around which the run makes one for images and trains it; its `text`
-    # is then that of the folder
+    # Without a path, what the run trains itself: a model around the language model of a folder, or
+    # one of random weights and these sizes
     decoder: FilePath | None = None
-    # Of the tiny one
     family: FamilyName = "llava"
     vision: VisionSize = VisionSize()
     connector: ConnectorSize = ConnectorSize()
@@ -105,14 +104,11 @@ class ModelSection(Section):
         if self.model_fields_set & {"family", "vision", "connector", "text"}:
             if faults := registry(FAMILIES)[self.family].check_sizes(self):
                 raise ValueError("; ".join(faults))
-        if self.decoder is not None:
-            if self.path is not None:
-                raise ValueError("decoder: give it or path, a whole model")
-            if self.family != DECODER_FAMILY or self.text != TextSize():
-                raise ValueError(
-                    f"decoder: the model is a {DECODER_FAMILY} with the decoder's own sizes; leave "
-                    "out family and text"
-                )
+        if self.decoder is not None and (self.family, self.text) != (DECODER_FAMILY, TextSize()):
+            raise ValueError(
+                f"decoder: the model is a {DECODER_FAMILY} with the decoder's own sizes; leave out "
+                "family and text"
+            )
         return self
 
 

@@ -133,7 +133,6 @@ def test_a_tensor_that_is_missing_or_left_over_is_named(folder):
 @pytest.mark.parametrize(
     "values, told",
     [
-        ({"path": "x"}, "decoder: give it or path"),
         ({"family": "paligemma"}, "leave out family and text"),
         ({"text": {"width": 64}}, "leave out family and text"),
     ],
