@@ -99,11 +99,11 @@ def choose_alpha(
     """
     if method.auto is None:
         raise ManuError(f'method "{method.name}": alpha is {method.alpha}. Give alpha: auto.')
-    asked_forms = [form for form in MODALITIES if form in forget or form in keep]
+    asked_forms: list[Modality] = [form for form in MODALITIES if form in forget or form in keep]
     samples: dict[Place, Sequence[Sample]] = {
         (name, modality): forms.get(modality, ())
         for name, forms in (("forget", forget), ("retain", keep))
-        for modality in asked_forms or MODALITIES
+        for modality in asked_forms or list(MODALITIES)
     }
     empty = [f"{name}, {modality} form" for (name, modality), asked in samples.items() if not asked]
     if empty:

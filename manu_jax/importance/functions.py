@@ -97,25 +97,27 @@ def importance(
     theirs. ManuError where the method has another function.
     """
     present = _present((image, text))
-    if all(isinstance(one, PositionStatistics) for one in present):
+    positions = [one for one in present if isinstance(one, PositionStatistics)]
+    if len(positions) == len(present):
         missing = sorted(set(method.functions) - set(POSITION_FUNCTIONS))
         if missing:
             raise ManuError(
                 f'method "{method.name}": statistics by position have no {", ".join(missing)}; '
                 f"they have {', '.join(POSITION_FUNCTIONS)}."
             )
-        means = {key: values for one in present for key, values in one.means().items()}
+        means = {key: values for one in positions for key, values in one.means().items()}
         return {
             function: {key: values[:, i] for key, values in means.items()}
             for i, function in enumerate(POSITION_FUNCTIONS)
             if function in method.functions
         }
-    if not all(isinstance(one, Statistics) for one in present):
+    of_samples = [one for one in present if isinstance(one, Statistics)]
+    if positions:
         raise ManuError("contrast: expected statistics of one kind, got samples and positions.")
-    if len(present) == 1:
-        return _importance_of_one_form(present[0], method)
-    towers = sorted({tower for one in present for tower in one.towers})
-    moments = {tower: [_moments(one, tower) for one in present] for tower in towers}
+    if len(of_samples) == 1:
+        return _importance_of_one_form(of_samples[0], method)
+    towers = sorted({tower for one in of_samples for tower in one.towers})
+    moments = {tower: [_moments(one, tower) for one in of_samples] for tower in towers}
     return {
         function: {
             tower: FUNCTIONS[function](multi, text, method)
@@ -225,9 +227,8 @@ def _present(pair: Pair) -> list[AnyStatistics]:
 
 
 def _importance_of_one_form(
-    statistics: AnyStatistics, method: StatisticsMethod
+    statistics: Statistics, method: StatisticsMethod
 ) -> dict[str, dict[str, np.ndarray]]:
-    assert isinstance(statistics, Statistics)
     missing = sorted(set(method.functions) - set(FUNCTIONS_OF_ONE_FORM))
     if missing:
         raise ManuError(

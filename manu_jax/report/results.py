@@ -32,7 +32,7 @@ from manu_jax.evaluation.metrics import METRICS
 from manu_jax.evaluation.plain import fits, from_plain, to_plain
 from manu_jax.evaluation.tasks import TASKS_BY_NAME
 from manu_jax.folder import write_atomic
-from manu_jax.types import MODALITIES, SETS, ManuError
+from manu_jax.types import MODALITIES, SETS, ManuError, Modality
 
 REQUIRED = ("rows", "models", "headline", "request", "config", "timings")
 MAX_FAULTS = 20  # that one error lists; the rest are counted
@@ -134,7 +134,7 @@ def write_results(
     shots: Iterable[Mapping[str, Any]] = (),
     prompts: str = "",
     kept: Kept | None = None,
-    absent: Mapping[str, str] = MappingProxyType({}),
+    absent: Mapping[Modality, str] = MappingProxyType({}),
     config: Mapping[str, Any],
     timings: Mapping[str, float],
 ) -> Path:
