@@ -227,9 +227,8 @@ def _present(pair: Pair) -> list[AnyStatistics]:
 
 
 def _importance_of_one_form(
-    statistics: AnyStatistics, method: StatisticsMethod
+    statistics: Statistics, method: StatisticsMethod
 ) -> dict[str, dict[str, np.ndarray]]:
-    assert isinstance(statistics, Statistics)
     missing = sorted(set(method.functions) - set(FUNCTIONS_OF_ONE_FORM))
     if missing:
         raise ManuError(
