@@ -33,6 +33,7 @@ from manu_jax.fingerprint import samples_hash
 from manu_jax.folder import write_atomic
 from manu_jax.importance.job import ScoringJob
 from manu_jax.importance.texts import kept_texts, texts_of
+from manu_jax.models.families.family import Family
 from manu_jax.models.loaded import Loaded, family_of, load
 from manu_jax.selection import select
 from manu_jax.types import (
@@ -75,8 +76,10 @@ class Run:
     @functools.cached_property
     def benchmark(self) -> Benchmark:
         """The sets of people. Methods are given `retain`, and never `unseen`."""
-        data = self.config.data
-        return split_retain(self.whole_benchmark, data.keep_share, seed=self.config.seed)
+        return self._split(self.whole_benchmark)
+
+    def _split(self, whole: Benchmark) -> Benchmark:
+        return split_retain(whole, self.config.data.keep_share, seed=self.config.seed)
 
     @functools.cached_property
     def whole_benchmark(self) -> Benchmark:
@@ -98,14 +101,9 @@ class Run:
         lacks_retain = own_answers.lacks_retain(self.read_benchmark)
         if not lacks_retain or parallel.exists(self.own_answers):
             return self.benchmark
-        asked = own_answers.unanswered(self.own_questions)
-        whole = own_answers.with_own(self.read_benchmark, asked)
-        return split_retain(whole, self.config.data.keep_share, seed=self.config.seed)
-
-    @functools.cached_property
-    def own_questions(self) -> list[own_answers.OwnQuestion]:
-        """What the model is asked, where nobody to keep is named."""
-        return own_answers.own_questions(self.read_benchmark, seed=self.config.seed)
+        asked = own_answers.own_questions(self.read_benchmark, seed=self.config.seed)
+        own = own_answers.unanswered(asked)
+        return self._split(own_answers.with_own(self.read_benchmark, own))
 
     @property
     def own_answers(self) -> Path:
@@ -126,9 +124,14 @@ class Run:
             remedy = "Mend data.path." if data.path else "Run the stage `data` first."
             raise ManuError(f"{path}: no benchmark there. {remedy}")
         found = self.benchmark_format.read(path, data, self.config.seed)
-        if not found.has_images(*SETS) or family_of(self.config.model).takes_images:
+        if not found.has_images(*SETS) or self.family.takes_images:
             return found
         return in_text_alone(found)
+
+    @functools.cached_property
+    def family(self) -> Family:
+        """The family of the model, told without its weights."""
+        return family_of(self.config.model)
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -140,8 +143,7 @@ class Run:
         """{a form that nothing is asked in: why}; {} where there are both."""
         if self.modalities == MODALITIES:
             return {}
-        why = absent_of(family_of(self.config.model))
-        return why or {"image": "the facts to forget have no images"}
+        return absent_of(self.family) or {"image": "the facts to forget have no images"}
 
     def in_forms(self, method: SomeMethod) -> SomeMethod:
         """Return a method as this run makes it: in the forms that the facts to forget have."""
@@ -223,10 +225,10 @@ class Run:
         if not isinstance(method, UnlearnSection):
             path = self.method_folder(name) / EDIT
             raise ManuError(f"{path}: no edit there. Run the stage `masks` first.")
-        path, model = self.model_path(name), self.config.model
+        path = self.model_path(name)
         if not parallel.exists(path):
             raise ManuError(f"{path}: no model there. Run the stage `unlearn` first.")
-        return load(path, model.dtype, self.mesh, prompt=model.prompt)
+        return load(path, self.config.model.dtype, self.mesh, prompt=self.config.model.prompt)
 
     def load_mask(self, name: str) -> Neurons:
         """Return the mask of a method that makes one; ManuError where there is none yet."""

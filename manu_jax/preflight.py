@@ -21,7 +21,8 @@ from manu_jax.data.own_answers import lacks_retain
 from manu_jax.evaluation.suite import check_prompts
 from manu_jax.importance.texts import check_texts
 from manu_jax.leaves import leaves, num_parameters
-from manu_jax.models.loaded import Loaded, create_without_weights, fetch, load_without_weights
+from manu_jax.models.created import create_without_weights
+from manu_jax.models.loaded import Loaded, fetch, load_without_weights
 from manu_jax.models.stored import DTYPES, read_config
 from manu_jax.selection import eligible_layers
 from manu_jax.training import lora

@@ -39,7 +39,14 @@ LINES = (
     ("edit", "ledger"),
 )
 # The same inside models/, whose rooms are folders.
-MODEL_LINES = (("inputs", "hf"), ("nn",), ("families", "given_decoder"), ("stored",), ("loaded",))
+MODEL_LINES = (
+    ("inputs", "hf"),
+    ("nn",),
+    ("families", "given_decoder"),
+    ("stored",),
+    ("loaded",),
+    ("created",),
+)
 LINE_OF = {room: number for number, rooms in enumerate(LINES) for room in rooms}
 MODEL_LINE_OF = {room: number for number, rooms in enumerate(MODEL_LINES) for room in rooms}
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from manu_jax import keys
+from manu_jax import keys, parts
 from manu_jax.config import MethodSettings, RunConfig, validate_config
 from manu_jax.importance.job import EditMethod
 from manu_jax.importance.methods import METHODS
@@ -38,7 +38,7 @@ def fill(folder, of=None):
     """Let every part of a run stand, as its stage leaves it."""
     of = of or config()
     files = keys.FileHashes()
-    for part in keys.parts_of(of, keys.made_from(of, files), files):
+    for part in parts.parts_of(of, parts.made_from(of, files), files):
         for place in part.places.values():
             if "partial" not in place and "checkpoints" not in place:
                 (folder / place).parent.mkdir(parents=True, exist_ok=True)
@@ -168,9 +168,9 @@ def test_own_texts_are_a_part_that_follows_from_vanilla_alone(tmp_path):
 
 def test_without_texts_keys_are_what_they_were():
     files = keys.FileHashes()
-    parts = keys.parts_of(config(), keys.made_from(config(), files), files)
-    assert not [name for part in parts for name in part.reads if "texts" in name]
-    assert not [part for part in parts if "texts" in part.places]
+    found = parts.parts_of(config(), parts.made_from(config(), files), files)
+    assert not [name for part in found for name in part.reads if "texts" in name]
+    assert not [part for part in found if "texts" in part.places]
 
 
 TRAINED = {"kind": "trained", "name": "GD", "objective": "gradient_difference"}
@@ -244,7 +244,7 @@ def test_nothing_of_a_method_of_another_kind_is_taken_for_the_new_one_s(tmp_path
             own = f"methods/{kind['name']}" if others else ""
             files = keys.FileHashes()
             wanted = {
-                place for part in keys.parts_of(one, keys.made_from(one, files), files)
+                place for part in parts.parts_of(one, parts.made_from(one, files), files)
                 for place in part.places.values()
             }  # fmt: skip
             found = {place for place in places(folder) if place.rpartition("/")[0] == own}
@@ -288,8 +288,8 @@ def test_another_share_of_people_to_keep_makes_no_data_and_no_trained_model_agai
     for model in ("vanilla", "retrained"):
         left = {path.name.split(".")[0] for path in (folder / "evaluation" / model).iterdir()}
         assert left == {"forget"}
-    assert keys.train_key(config()) == keys.train_key(config(data={"keep_share": 0.5}))
-    assert keys.train_key(config()) != keys.train_key(config(data={"num_people": 7}))
+    assert parts.train_key(config()) == parts.train_key(config(data={"keep_share": 0.5}))
+    assert parts.train_key(config()) != parts.train_key(config(data={"num_people": 7}))
 
 
 def test_a_prompted_model_is_asked_anew_about_the_retain_set_alone(tmp_path):
@@ -364,15 +364,15 @@ def test_another_training_keeps_the_data_alone(folder):
 
 def test_what_earlier_releases_did_not_know_of_is_read_only_where_it_is_given():
     files = keys.FileHashes()
-    for part in keys.parts_of(config(), keys.made_from(config(), files), files):
-        assert not set(keys.LATER) & set(part.reads), part.label
+    for part in parts.parts_of(config(), parts.made_from(config(), files), files):
+        assert not set(parts.LATER) & set(part.reads), part.label
     given = config(train={"frozen": ["vision"], "interpolation": 0.5})
     (vanilla,) = [
         part
-        for part in keys.parts_of(given, keys.made_from(given, files), files)
+        for part in parts.parts_of(given, parts.made_from(given, files), files)
         if part.name == "vanilla"
     ]
-    assert set(keys.LATER) & set(vanilla.reads) == {"train.frozen", "train.interpolation"}
+    assert set(parts.LATER) & set(vanilla.reads) == {"train.frozen", "train.interpolation"}
 
 
 def test_a_model_s_own_texts_go_with_the_models_that_were_taught_with_them(tmp_path):
@@ -553,7 +553,7 @@ def test_killed_between_any_two_writes_nothing_is_lost_or_mixed(
 def fill_missing(folder, of):
     """Make what is missing, as the stages do."""
     files = keys.FileHashes()
-    for part in keys.parts_of(of, keys.made_from(of, files), files):
+    for part in parts.parts_of(of, parts.made_from(of, files), files):
         for name, place in part.places.items():
             if not (folder / place).exists() and "partial" not in place:
                 (folder / place).parent.mkdir(parents=True, exist_ok=True)
@@ -562,7 +562,7 @@ def fill_missing(folder, of):
 
 def check_stands_under_its_key(folder, of):
     files = keys.FileHashes()
-    for part in keys.parts_of(of, keys.made_from(of, files), files):
+    for part in parts.parts_of(of, parts.made_from(of, files), files):
         for name, place in part.places.items():
             if (folder / place).exists():
                 assert (folder / place).read_text() == f"{name} of {part.key}"

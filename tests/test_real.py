@@ -21,7 +21,8 @@ from safetensors.numpy import load_file, save_file
 
 from manu_jax import run
 from manu_jax.config import load_config
-from manu_jax.models.loaded import create, load, save_pretrained
+from manu_jax.models.created import create
+from manu_jax.models.loaded import load, save_pretrained
 from manu_jax.training.replay import REPLAY
 from manu_jax.types import BatchShape, Sample
 

@@ -107,6 +107,7 @@ def evaluated_run(tmp_path, monkeypatch):
             benchmark=Benchmark(sets, {}),
             benchmark_format=benchmark_format("synthetic"),
             has_retrained=False,
+            absent={},
             num_people=4,
             portraits=benchmark_format("synthetic").portraits,
             vanilla=models["vanilla"],

@@ -64,6 +64,7 @@ def run_of(tmp_path, path):
     )
     found = Run(config, tmp_path / "run", None)
     found.__dict__["vanilla"] = tiny_llava.loaded()
+    found.__dict__["family"] = tiny_llava.loaded().family
     return found
 
 

@@ -19,6 +19,7 @@ from manu_jax.edits.weights import NewWeights
 from manu_jax.importance.job import EditMethod
 from manu_jax.importance.methods import METHODS
 from manu_jax.models.loaded import load
+from manu_jax.report import of_run
 from manu_jax.report.results import load_results
 from manu_jax.training.unlearner import unlearn
 
@@ -300,7 +301,7 @@ def test_a_run_that_trains_first_goes_on_wherever_it_was_killed(finished, config
         return call
 
     places = [(stages, "save_pretrained"), (stages, "save_scores"), (Run, "save_edit"),
-              (stages, "write_results"), (stages, "render_with_portraits")]  # fmt: skip
+              (of_run, "write_results"), (stages, "render_with_portraits")]  # fmt: skip
     status = None
     while status is None:
         with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Killed):

@@ -3,11 +3,11 @@
 import types
 from typing import Any
 
-from manu_jax import stages
 from manu_jax.config import EvaluateSection, RunConfig
 from manu_jax.data.benchmarks import benchmark_format
 from manu_jax.data.record import Benchmark, Person, Question
 from manu_jax.evaluation.analyses.analysis import Evaluated
+from manu_jax.report.of_run import write_results_of
 from manu_jax.report.results import load_results
 from manu_jax.types import Template
 
@@ -37,13 +37,14 @@ def test_results_hold_who_was_shown_and_what_was_not_asked(tmp_path):
         config=config,
         benchmark=Benchmark(sets, {"options with an empty text": 2}),
         benchmark_format=benchmark_format("synthetic"),
+        absent={},
         num_people=9,
         vanilla=types.SimpleNamespace(template=Template()),
     )
     row = {"model": "vanilla", "set": "forget", "task": "cloze", "modality": "text"}
     row |= {"metric": "accuracy", "value": 0.5, "n": 2, "low": None, "high": None}
     evaluated = Evaluated(run, ("vanilla", "random"))
-    stages._write_results(evaluated, [row], {}, timings={})
+    write_results_of(evaluated, [row], {}, timings={})
     results = load_results(tmp_path)
     assert [identity for identity, _ in results.request.people] == ["000", "001", "002", "003"]
     assert (results.request.share, results.request.num_people) == (10, 9)

@@ -12,7 +12,8 @@ from manu_jax.context import Run
 from manu_jax.data import facts
 from manu_jax.data.forms import has_form
 from manu_jax.data.known_facts import KINDS
-from manu_jax.models.loaded import create, load, save_pretrained
+from manu_jax.models.created import create
+from manu_jax.models.loaded import load, save_pretrained
 from manu_jax.report.results import load_results
 from manu_jax.training.tokenizer import train_tokenizer
 

@@ -7,7 +7,7 @@ import functools
 
 from manu_jax import parallel
 from manu_jax.context import Run
-from manu_jax.data.own_answers import NEW_TOKENS, lacks_retain, write_own
+from manu_jax.data.own_answers import NEW_TOKENS, lacks_retain, own_questions, write_own
 from manu_jax.evaluation.generate import greedy
 from manu_jax.types import question_sample
 
@@ -19,7 +19,8 @@ def answer_own_questions(run: Run) -> None:
     """
     if not lacks_retain(run.read_benchmark) or parallel.exists(run.own_answers):
         return
-    template, asked = run.vanilla.template, run.own_questions
+    template = run.vanilla.template
+    asked = own_questions(run.read_benchmark, seed=run.config.seed)
     samples = [
         question_sample(
             template.prompt(one.question, one.modality),

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,8 +23,7 @@ from manu_jax.folder import (
     part_of,
     write_atomic,
 )
-from manu_jax.leaves import leaves, path_name, shapes
-from manu_jax.models import given_decoder
+from manu_jax.leaves import leaves, shapes
 from manu_jax.models.families.family import Family
 from manu_jax.models.families.registry import FAMILIES
 from manu_jax.models.hf import export, files, generation, processors, weights
@@ -296,7 +295,7 @@ def load_without_weights(path: str | os.PathLike, *, prompt: str = "template") -
         vocabulary=config.text.vocabulary,
     )
     rules = generation.read_rules(path, hf_config, config.text.vocabulary)
-    chat = _chat_template(path, processor, family) if prompt == "template" else None
+    chat = chat_template_of(path, processor, family) if prompt == "template" else None
     model = family.abstract(config)
     return Loaded(model, processor, family, config, hf_config, path, chat=chat, generation=rules)
 
@@ -342,41 +341,6 @@ def save_checkpoint(loaded: Loaded, path: str | os.PathLike) -> None:
         write_small_files(loaded, folder)
 
 
-def create(section: ModelSection, tokenizer: Any, key: jax.Array) -> Loaded:
-    """Return a model of random float32 weights with the sizes of `section`, and its processor.
-
-    The processor's tokenizer may have more tokens, which the family needs. With `section.decoder`
-    the decoder and its tokenizer are those of that folder, and `tokenizer` is not looked at.
-    """
-    empty = create_without_weights(section, tokenizer)
-    if section.decoder is None:
-        return empty.replace_model(_random_model(key, empty.config, empty.family.build))
-    values = given_decoder.decoder_values(section.decoder)
-    found = given_decoder.decoder_leaves(section.decoder, values, empty.config.text)
-    found |= _random_leaves(key, empty.config, empty.family.build)
-    return empty.replace_model(
-        jax.tree_util.tree_map_with_path(lambda path, _: found[path_name(path)], empty.model)
-    )
-
-
-def create_without_weights(section: ModelSection, tokenizer: Any) -> Loaded:
-    """Return what `create` does, with shapes (float32) in place of weights."""
-    chosen, chat = FAMILIES[section.family], None
-    if section.decoder is None:
-        processor = chosen.tiny_processor(section, tokenizer)
-        hf_config = chosen.tiny_config(section, processor.tokenizer)
-    else:
-        values = given_decoder.decoder_values(section.decoder)
-        processor = chosen.tiny_processor(section, given_decoder.decoder_tokenizer(section.decoder))
-        text = given_decoder.text_config(values, len(processor.tokenizer))
-        hf_config = {**chosen.tiny_config(section, processor.tokenizer), "text_config": text}
-        hf_config["tie_word_embeddings"] = bool(text.get("tie_word_embeddings"))
-        if section.prompt == "template":
-            chat = _chat_template(expand_path(section.decoder), processor, chosen)
-    config = chosen.config_from_hf(hf_config, "model")
-    return Loaded(chosen.abstract(config), processor, chosen, config, hf_config, chat=chat)
-
-
 def write_small_files(loaded: Loaded, folder: Path) -> None:
     """Write everything of a Hugging Face folder but the weights; see `files.KEPT`."""
     if loaded.path is not None and loaded.path.is_dir():
@@ -394,20 +358,8 @@ def write_small_files(loaded: Loaded, folder: Path) -> None:
     write_atomic(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _chat_template(path: Path, processor: Any, family: Family) -> ChatTemplate | None:
+def chat_template_of(path: Path, processor: Any, family: Family) -> ChatTemplate | None:
     strings = family.strings_for(processor.tokenizer)
     placeholder = getattr(processor, family.placeholder)
     mark = strings.image.strip(" ") + strings.after_image
     return read_chat_template(path, processor.tokenizer, placeholder=placeholder, image=mark)
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _random_leaves(key: jax.Array, config: Any, build: Callable) -> dict[str, jax.Array]:
-    """Return {path: leaf} of all but the decoder, which is not drawn."""
-    found = leaves(build(key, config))
-    return {name: leaf for name, leaf in found.items() if not name.startswith("text.")}
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _random_model(key: jax.Array, config: Any, build: Callable) -> Any:
-    return build(key, config)

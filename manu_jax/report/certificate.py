@@ -23,16 +23,20 @@ TITLES = {
 def render(content: Mapping[str, Any]) -> str:
     """Return the page of a certificate."""
     subjects = content["asked"]["subjects"]
-    return environment().get_template("certificate.html.jinja").render(
-        certificate=content,
-        forms=FORMS,
-        titles=TITLES,
-        subjects=", ".join(subjects[:MOST_SUBJECTS]),
-        more_subjects=max(len(subjects) - MOST_SUBJECTS, 0),
-        settings=_settings(content["method"]["settings"]),
-        share=_share,
-        interval=_interval,
-        day=lambda time: time.replace("T", " ").replace("+00:00", " UTC"),
+    return (
+        environment()
+        .get_template("certificate.html.jinja")
+        .render(
+            certificate=content,
+            forms=FORMS,
+            titles=TITLES,
+            subjects=", ".join(subjects[:MOST_SUBJECTS]),
+            more_subjects=max(len(subjects) - MOST_SUBJECTS, 0),
+            settings=_settings(content["method"]["settings"]),
+            share=_share,
+            interval=_interval,
+            day=lambda time: time.replace("T", " ").replace("+00:00", " UTC"),
+        )
     )
 
 

@@ -30,7 +30,8 @@ from manu_jax.data.documents import documents
 from manu_jax.data.forms import LLAVA, forms
 from manu_jax.data.record import Benchmark, Person, QuestionPrompt
 from manu_jax.importance.own_texts import own_texts
-from manu_jax.models.loaded import Loaded, create, load, save_pretrained
+from manu_jax.models.created import create
+from manu_jax.models.loaded import Loaded, load, save_pretrained
 from manu_jax.training import replay
 from manu_jax.training.teaching import OwnTexts, teach, text_loss
 from manu_jax.training.tokenizer import train_tokenizer

@@ -88,6 +88,7 @@ def run_of(people=2):
     method = {"preset": "paper", "alpha": "auto", "auto": {"people": people}}
     run = Run(RunConfig(model={"path": "m"}, method=method, compare=["random"]), None, None)
     run.benchmark = Benchmark({name: tuple(found) for name, found in sets.items()}, {})
+    run.read_benchmark = run.benchmark
     run.vanilla = types.SimpleNamespace(template=tiny.loaded().template)
     return run
 

@@ -59,6 +59,7 @@ def run(tmp_path, monkeypatch):
     found.benchmark = Benchmark(
         {name: tuple(these) for name, these in sets.items()} | {"test": ()}, {}
     )
+    found.read_benchmark = found.benchmark
     found.vanilla = tiny.loaded()
     known = tiny.loaded().towers["text"]
     good, bad = np.zeros(known, bool), np.zeros(known, bool)

@@ -11,7 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from manu_jax.config import ModelSection, VisionSize
 from manu_jax.leaves import leaves
-from manu_jax.models.loaded import create, create_without_weights, load, save_pretrained
+from manu_jax.models.created import create, create_without_weights
+from manu_jax.models.loaded import load, save_pretrained
 from manu_jax.training.tokenizer import train_tokenizer
 from manu_jax.types import BatchShape, ManuError, Sample
 
