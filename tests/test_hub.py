@@ -290,6 +290,7 @@ def result_folder(folder, model_folder):
     return folder
 
 
+@pytest.mark.slow
 def test_a_result_is_pushed_with_its_card(hub, tmp_path, model_folder):
     run = result_folder(tmp_path / "run", model_folder)
     other = shutil.copytree(run, tmp_path / "other")

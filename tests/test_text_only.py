@@ -201,6 +201,7 @@ def test_a_run_asks_its_model_what_it_knows_and_says_so(tmp_path, error_of, conf
     assert "name the model with model.path, and leave train.steps at 0" in message
 
 
+@pytest.mark.slow
 def test_facts_of_the_world_run_to_the_report(all_known, tmp_path, config):
     arguments = [
         "--config", config, "--output", tmp_path / "run", "data.benchmark=facts",

@@ -321,6 +321,7 @@ def test_file_that_is_damaged_or_of_another_model_is_an_error(tmp_path):
         list(tuning.measure(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)])
 def test_an_attack_on_a_mesh_is_the_one_on_a_single_device(sizes):
     found = []

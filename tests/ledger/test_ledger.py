@@ -217,7 +217,7 @@ def test_a_request_that_can_not_be_met_stays_pending_until_it_is_revoked(
 ):
     copy = tmp_path / "copy"
     shutil.copytree(ledger, copy)
-    nobody = write_request(tmp_path / "nobody", [6], retain=())
+    nobody = write_request(tmp_path / "nobody", [])
     text = error_of(copy, "add", nobody)
     assert "request 3: no samples" in text and "revoke 3" in text
     assert "request 3: no samples" in error_of(copy, "check")

@@ -93,6 +93,7 @@ def test_rmu_keeps_hidden_states_of_texts():
     assert float(added) == pytest.approx(OF_TEXTS * float(on_texts), rel=1e-3) and added > 0
 
 
+@pytest.mark.slow
 def test_the_loss_of_suppress_and_erase_takes_texts_once_for_both_forms():
     model, reference = models()
     given = test_stranger_loss.data(hidden=False)
@@ -140,7 +141,7 @@ LIKE_STRANGERS = {"batch_size": 2, "batch_keep": 2, "views": 1, "keep_views": 1,
     ("objective", "values"),
     [
         ("kl_minimisation", {"learning_rate": 1e-2, "modalities": ["text"], "clip": None}),
-        ("suppress", LIKE_STRANGERS),
+        pytest.param("suppress", LIKE_STRANGERS, marks=pytest.mark.slow),
     ],
 )
 def test_a_training_moves_less_on_texts_that_it_keeps(objective, values, tmp_path):

@@ -165,6 +165,7 @@ def test_one_form_is_relearned_and_the_other_asked():
     assert np.isfinite(loss)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", [True, False])
 def test_layers_below_the_written_ones_run_once(tmp_path, monkeypatch, stored):
     """A layer below what training changes gives the same every time: the edit is the same."""
@@ -272,6 +273,7 @@ def test_a_low_rank_edit_is_the_second_form_of_suppress(tmp_path):
         section("erase", lora=lora)
 
 
+@pytest.mark.slow
 def test_erase_changes_the_mlps_of_the_decoder_alone(tmp_path):
     vanilla, edit = tiny_llava.loaded(), trained(tmp_path, "erase")
     assert isinstance(edit, NewWeights)
@@ -280,6 +282,7 @@ def test_erase_changes_the_mlps_of_the_decoder_alone(tmp_path):
     assert changed == {f"text.layers.mlp.{n}" for n in ("gate_LDF", "up_LDF", "down_LFD")}
 
 
+@pytest.mark.slow
 def test_another_objective_may_take_the_target_and_the_data(tmp_path):
     loaded = tiny_llava.loaded()
     given = section(
@@ -345,7 +348,13 @@ def test_a_killed_training_goes_on_to_the_same_bits(tmp_path, monkeypatch, objec
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("objective", ["suppress", pytest.param("erase", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "objective",
+    [
+        pytest.param("suppress", marks=pytest.mark.slow),
+        pytest.param("erase", marks=pytest.mark.slow),
+    ],
+)
 def test_a_mesh_gives_the_edit_of_one_device(tmp_path, objective):
     """Two devices: of eight CPU devices, XLA's collectives wait for each other now and then."""
     found = []

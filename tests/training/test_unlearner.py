@@ -368,6 +368,7 @@ def test_primal_dual_needs_a_joint_loss():
             section(objective, steps=None, primal_dual={"bound": 1.0})
 
 
+@pytest.mark.slow
 def test_a_mesh_gives_the_weights_of_one_device(tmp_path):
     """RMU: hidden states, a drawn direction, and the distance to vanilla.
 
