@@ -8,6 +8,7 @@ import pytest
 import tiny_llava
 
 from manu_jax.config import ModelSection
+from manu_jax.models import created
 from manu_jax.models import loaded as loading
 from manu_jax.models.families import llava
 from manu_jax.models.families.registry import FAMILIES
@@ -58,7 +59,7 @@ def test_the_config_knows_a_family_from_outside(dummy, monkeypatch):
 
 def test_a_tiny_model_of_a_family_from_outside_is_made_saved_and_loaded(dummy, tmp_path):
     tokenizer = tiny_llava.loaded().processor.tokenizer
-    made = loading.create(section("dummy"), tokenizer, jax.random.key(0))
+    made = created.create(section("dummy"), tokenizer, jax.random.key(0))
     assert isinstance(made.model, DummyModel)
     assert made.towers == {"text": (2, 40), "vision": (2, 24)}
     loading.save_pretrained(made, tmp_path / "dummy")

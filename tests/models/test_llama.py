@@ -11,6 +11,7 @@ from PIL import Image
 from manu_jax import leaves as leaf_names
 from manu_jax.config import ModelSection
 from manu_jax.leaves import num_parameters
+from manu_jax.models import created
 from manu_jax.models import loaded as loading
 from manu_jax.models.families.llama import FAMILY
 from manu_jax.types import ManuError, question_sample
@@ -104,7 +105,7 @@ def test_a_tiny_one_is_made_without_sizes_of_a_tower(folder):
     sizes = {"width": 16, "num_layers": 2, "num_heads": 2, "num_key_heads": 1, "num_neurons": 24}
     section = ModelSection(family="llama", text=sizes)
     words = transformers.AutoTokenizer.from_pretrained(folder)
-    made = loading.create(section, words, jax.random.key(0))
+    made = created.create(section, words, jax.random.key(0))
     assert made.towers == {"text": (2, 24)}
     batch = made.batch(["Where?"])
     assert np.isfinite(made.model(batch).logits_BTV).all()
