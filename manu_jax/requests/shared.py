@@ -31,7 +31,7 @@ from manu_jax.data.benchmarks import benchmark_format
 from manu_jax.data.record import Benchmark
 from manu_jax.fingerprint import weights_hash
 from manu_jax.folder import expand_path
-from manu_jax.models.loaded import Loaded
+from manu_jax.models.loaded import Loaded, family_of
 from manu_jax.requests.book import BOOK, Book, Request
 from manu_jax.types import ManuError
 
@@ -105,7 +105,10 @@ class Ledger:
         assert request.made is not None, f"request {request.number} has no edit yet"
         base = request.made["base"]
         config = self.config_of(request.number, base)
-        return Run.begin(config, self.run_folder(request.number, base))
+        found = Run.begin(config, self.run_folder(request.number, base))
+        # The model that the run began with may be gone; it is of the original's family.
+        found.family = family_of(self.config_of(request.number, self.book.model).model)
+        return found
 
     @functools.cached_property
     def original(self) -> Loaded:
