@@ -210,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file")
     parser.add_argument("--output", metavar="DIR", help="the folder (default: the config's)")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
 
     def action() -> None:
         config = load_compare_config(options.config, options.overrides)

@@ -26,7 +26,7 @@ logger = logging.getLogger("manu_jax")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0 done, 1 a named problem, 130 stopped."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)
 
     def action() -> None:
         config = load_config(options.config, options.overrides)

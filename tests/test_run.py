@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from manu_jax import folder, run
+from manu_jax.config import load_config
 from manu_jax.edits import masks
 from manu_jax.models.families.registry import FAMILIES
 from manu_jax.models.loaded import load
@@ -193,6 +194,12 @@ def test_stage_before_its_turn_names_the_one_to_run(config, tmp_path, error_of):
     assert "Run the stage `data` first" in error_of(*arguments, "scores")
     assert run.main([str(argument) for argument in (*arguments, "data")]) == 0
     assert "Run the stage `train` first" in error_of(*arguments, "scores")
+
+
+def test_values_and_options_stand_in_any_order(config, tmp_path):
+    arguments = ["--config", config, "seed=3", "--output", tmp_path / "x", "cache=null"]
+    assert run.main([str(one) for one in (*arguments, "--only", "data")]) == 0
+    assert load_config(tmp_path / "x" / "config.yaml").seed == 3
 
 
 def test_folder_of_another_config_is_one_error(config, tmp_path, error_of):
