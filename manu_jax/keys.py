@@ -23,11 +23,7 @@ from typing import Any
 import yaml
 
 from manu_jax import hub
-from manu_jax.config import (
-    RunConfig,
-    stored_config,
-    to_yaml,
-)
+from manu_jax.config import RunConfig, stored_config, to_yaml
 from manu_jax.folder import FileHashes, versions, write_atomic
 from manu_jax.parts import PATHS, Part, Reads, made_from, parts_of
 from manu_jax.types import ManuError

@@ -38,9 +38,7 @@ from manu_jax.evaluation.analyses.registry import ANALYSES
 from manu_jax.evaluation.known import write_known
 from manu_jax.evaluation.memory import check_memory
 from manu_jax.evaluation.own_answers import answer_own_questions
-from manu_jax.evaluation.suite import (
-    evaluate,
-)
+from manu_jax.evaluation.suite import evaluate
 from manu_jax.importance.methods import edit_for, load_scores, save_scores, scores_for
 from manu_jax.models.loaded import Loaded, save_pretrained
 from manu_jax.parts import train_key

@@ -61,20 +61,11 @@ class EncodedRows:
         shape = dataclasses.replace(self.shape, batch_size=len(mine))
         batch = self.loaded.collate(own or chosen[:1], shape)
         if not own:
-            batch = dataclasses.replace(
-                batch,
-                example_weights_B=np.zeros_like(batch.example_weights_B),
-                loss_weights_BT=np.zeros_like(batch.loss_weights_BT),
-            )
-        return self._put(batch, own)
-
-    def _put(self, batch: Batch, own: Sequence[Encoded]) -> Batch:
-        """Return a batch of `own` samples on the devices, with all that was computed before."""
-        if self._features and batch.images is not None:
-            batch = with_features(self.loaded, batch, own, features=self._features)
+            batch = without_weight(batch)
+        batch = self._with_features(batch, own)
         if self._entering:
             one_TD = next(iter(self._entering.values()))
-            entering_BTD = np.zeros((len(batch.token_ids_BT), *one_TD.shape), one_TD.dtype)
+            entering_BTD = np.zeros((len(mine), *one_TD.shape), one_TD.dtype)
             for row, sample in enumerate(own):
                 entering_BTD[row] = self._entering[id(sample)]
             batch = dataclasses.replace(batch, entering_BTD=entering_BTD)
@@ -89,12 +80,16 @@ class EncodedRows:
         rows = parallel.batch_rows(self.loaded.mesh, filled)
         chosen = [samples[min(row, len(samples) - 1)] for row in rows]
         shape = dataclasses.replace(self.shape, batch_size=len(rows))
-        batch = self.loaded.collate(chosen, shape)
-        if self._features and batch.images is not None:
-            batch = with_features(self.loaded, batch, chosen, features=self._features)
+        batch = self._with_features(self.loaded.collate(chosen, shape), chosen)
         entering = self._entering_of(parallel.put_batch(batch, self.loaded.mesh))
         found_BTD = parallel.gather(entering)
         return {id(sample): h_TD for sample, h_TD in zip(samples, found_BTD, strict=False)}
+
+    def _with_features(self, batch: Batch, own: Sequence[Encoded]) -> Batch:
+        """Return a batch of `own` samples with features in place of patches, where they stand."""
+        if not self._features or batch.images is None:
+            return batch
+        return with_features(self.loaded, batch, own, features=self._features)
 
     def _entering_of(self, batch: Batch) -> jax.Array:
         with parallel.on_mesh(self.loaded.mesh):
@@ -132,6 +127,15 @@ class EncodedRows:
     def _filled(self, size: int) -> int:
         multiple = parallel.batch_multiple(self.loaded.mesh)
         return -(-size // multiple) * multiple
+
+
+def without_weight(batch: Batch) -> Batch:
+    """Return the batch with rows that count for nothing."""
+    return dataclasses.replace(
+        batch,
+        example_weights_B=batch.example_weights_B * 0,
+        loss_weights_BT=batch.loss_weights_BT * 0,
+    )
 
 
 @functools.partial(jax.jit, static_argnames="first_layer")

@@ -21,7 +21,7 @@ from manu_jax.data.rewordings import with_views
 from manu_jax.data.strangers import Stranger, as_stranger
 from manu_jax.models.loaded import Loaded
 from manu_jax.training.edited import lowest_layer
-from manu_jax.training.encoded_rows import EncodedRows
+from manu_jax.training.encoded_rows import EncodedRows, without_weight
 from manu_jax.training.stranger_loss import ForgetRows, FormRows, StrangerData
 from manu_jax.training.strangers_target import (
     StrangerTarget,
@@ -29,7 +29,7 @@ from manu_jax.training.strangers_target import (
     stranger_sample,
     stranger_target,
 )
-from manu_jax.types import Batch, Encoded, Modality, Sample
+from manu_jax.types import Encoded, Modality, Sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,9 +213,9 @@ class _Form:
         relearned = self._forget.batch(trained, len(trained))
         asked = self._forget_rows(random.choice(outside, size), random)
         if lesson.form is not None and lesson.form != self._modality:
-            relearned = _without_weight(relearned)
+            relearned = without_weight(relearned)
         if lesson.form == self._modality:
-            asked = dataclasses.replace(asked, batch=_without_weight(asked.batch))
+            asked = dataclasses.replace(asked, batch=without_weight(asked.batch))
         return dataclasses.replace(rows, relearned=relearned, asked=asked)
 
     def _split(self, lesson: Lesson) -> tuple[np.ndarray, np.ndarray]:
@@ -254,15 +254,6 @@ class _Form:
         )
         differs = parallel.put_batch(self._forget.mine(differs_BT), self._forget.loaded.mesh)
         return ForgetRows(batch, target, strangers, differs)
-
-
-def _without_weight(batch: Batch) -> Batch:
-    """Return the batch with rows that count for nothing."""
-    return dataclasses.replace(
-        batch,
-        example_weights_B=batch.example_weights_B * 0,
-        loss_weights_BT=batch.loss_weights_BT * 0,
-    )
 
 
 def _asked_of_strangers(forget: Sequence[Fact]) -> list[Fact]:
