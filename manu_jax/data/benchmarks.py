@@ -13,6 +13,7 @@ import numpy as np
 from manu_jax import hub
 from manu_jax.config import DataSection
 from manu_jax.data import facts, folder, mllmu, portraits, prompts, synthetic
+from manu_jax.data.probes import PublishedProtocol
 from manu_jax.data.record import Benchmark, QuestionPrompt
 from manu_jax.data.strangers import Portraits
 from manu_jax.types import ManuError, PromptTemplate, Sample
@@ -44,7 +45,8 @@ class BenchmarkFormat:
     no generator. known: of one that the run makes by asking its model; None for all others.
     nouns: what its people are called in the report, one and several. has_shares: whether
     `data.forget` says how many of its people are to be forgotten. files: patterns of the files that
-    are fetched of one that is named on the hub.
+    are fetched of one that is named on the hub. published: its authors' own protocol, whose probes
+    `read` makes; None: the project's tasks follow it already.
     """
 
     read: Callable[[Path, DataSection, int], Benchmark]
@@ -55,6 +57,7 @@ class BenchmarkFormat:
     nouns: tuple[str, str] = PEOPLE
     has_shares: bool = True
     files: Callable[[DataSection], tuple[str, ...]] = lambda section: ("*",)
+    published: PublishedProtocol | None = None
 
     @property
     def is_made_by_the_run(self) -> bool:

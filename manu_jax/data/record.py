@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+from manu_jax.data.probes import Probe
 from manu_jax.types import MODALITIES, SETS, TEXT_ALONE, Modality, PromptTemplate
 
 Task = Literal["classification", "generation", "cloze"]
@@ -102,11 +103,13 @@ class Benchmark:
     A set that the benchmark does not have is (), and may be left out; the forget and the retain set
     always have people. As a benchmark is read, `retain` are all people to keep and `unseen` is ();
     `split_retain` sets some of them apart. notes: sentences on what it is, for the report.
+    probes: what its own published protocol asks; () where it has none beside the questions.
     """
 
     sets: Mapping[str, tuple[Person, ...]]
     skipped: Mapping[str, int]
     notes: tuple[str, ...] = ()
+    probes: tuple[Probe, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sets", {name: self.sets.get(name, ()) for name in SETS})
@@ -153,4 +156,11 @@ def split_retain(benchmark: Benchmark, keep_share: float, *, seed: int) -> Bench
         "retain": tuple(person for person in people if person.id in used),
         "unseen": tuple(person for person in people if person.id not in used),
     }
-    return dataclasses.replace(benchmark, sets={**benchmark.sets, **parts})
+    apart = {person.id for person in parts["unseen"]}
+    probes = tuple(
+        dataclasses.replace(probe, set="unseen")
+        if probe.set == "retain" and probe.person in apart
+        else probe
+        for probe in benchmark.probes
+    )
+    return dataclasses.replace(benchmark, sets={**benchmark.sets, **parts}, probes=probes)
