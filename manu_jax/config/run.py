@@ -87,8 +87,12 @@ class RunConfig(Section):
                 "(model.path=/path/to/llava-1.5-7b-hf) or let the run train its own model"
             )
         # The default benchmark is written by the run; nothing is loaded to find that out.
+        if not self.data.model_fields_set & {"benchmark", "forget", "subset"}:
+            return self
+        chosen = registry(BENCHMARKS)[self.data.benchmark]
+        if faults := chosen.faults(self.data):
+            raise ValueError("; ".join(faults))
         if self.data.path is None and "benchmark" in self.data.model_fields_set:
-            chosen = registry(BENCHMARKS)[self.data.benchmark]
             if not chosen.is_made_by_the_run:
                 raise ValueError(f"data.path is not set: the folder of {self.data.benchmark}")
             if chosen.known is not None and (self.model.path is None or self.train.steps):

@@ -119,7 +119,10 @@ class DataSection(Section):
     # Folder of its evaluation sets, or a name on the hub; None: the run writes them
     path: FilePath | None = None
     train_path: FilePath | None = None  # of mllmu: baseline_train_split; None: ft_Data in `path`
-    forget: Literal[5, 10, 15] = 10  # percent of the people to forget
+    # Percent of the people to forget; a benchmark may have but some of these splits
+    forget: Literal[1, 5, 10, 15] = 10
+    # Which part of a benchmark that has several; None: its first
+    subset: Annotated[str, pydantic.Field(min_length=1)] | None = None
     # Share of the retain people that methods are given; the others are evaluated as `unseen`
     keep_share: float = pydantic.Field(default=0.67, gt=0, le=1)
     # The transformed images of a person in Test_Set that questions are asked with: one, chosen by

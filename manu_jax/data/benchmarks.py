@@ -43,10 +43,11 @@ class BenchmarkFormat:
     benchmark that the run writes itself where the config gives no path; None for all others.
     portraits: (random, count) → portraits of people who do not exist, like its own; None: it has
     no generator. known: of one that the run makes by asking its model; None for all others.
-    nouns: what its people are called in the report, one and several. has_shares: whether
-    `data.forget` says how many of its people are to be forgotten. files: patterns of the files that
-    are fetched of one that is named on the hub. published: its authors' own protocol, whose probes
-    `read` makes; None: the project's tasks follow it already.
+    nouns: what its people are called in the report, one and several. shares: the values of
+    `data.forget` that it has; () where its files say who is to be forgotten. subsets: the values of
+    `data.subset` that it has, the default first; () where it is whole. files: patterns of the files
+    that are fetched of one that is named on the hub. published: its authors' own protocol, whose
+    probes `read` makes; None: the project's tasks follow it already.
     """
 
     read: Callable[[Path, DataSection, int], Benchmark]
@@ -55,7 +56,8 @@ class BenchmarkFormat:
     portraits: Portraits | None = None
     known: KnownFacts | None = None
     nouns: tuple[str, str] = PEOPLE
-    has_shares: bool = True
+    shares: tuple[int, ...] = (5, 10, 15)
+    subsets: tuple[str, ...] = ()
     files: Callable[[DataSection], tuple[str, ...]] = lambda section: ("*",)
     published: PublishedProtocol | None = None
 
@@ -63,6 +65,17 @@ class BenchmarkFormat:
     def is_made_by_the_run(self) -> bool:
         """Whether the run makes the benchmark where the config gives no path."""
         return self.write is not None or self.known is not None
+
+    def faults(self, section: DataSection) -> list[str]:
+        """Return what of a data section the benchmark does not have, a clause each."""
+        faults = []
+        if self.shares and section.forget not in self.shares:
+            known = ", ".join(map(str, self.shares))
+            faults.append(f"data.forget: {section.benchmark} has {known}, got {section.forget}")
+        if section.subset is not None and section.subset not in self.subsets:
+            known = ", ".join(self.subsets) or "none: leave it out"
+            faults.append(f"data.subset: {section.benchmark} has {known}, got {section.subset!r}")
+        return faults
 
 
 def benchmark_format(name: str) -> BenchmarkFormat:
@@ -122,5 +135,5 @@ BENCHMARKS: dict[str, BenchmarkFormat] = {
         known=KnownFacts(facts.samples, facts.write),
         nouns=("subject", "subjects"),
     ),
-    "folder": BenchmarkFormat(_read_request, prompts.question_prompt, has_shares=False),
+    "folder": BenchmarkFormat(_read_request, prompts.question_prompt, shares=()),
 }
