@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from manu_jax.data.sentences import faults_of
 from manu_jax.evaluation.analyses.ability import (
     CHAT_KL,
     COMPLETED,
@@ -13,7 +14,6 @@ from manu_jax.evaluation.analyses.ability import (
     SENTENCES,
     Ability,
 )
-from manu_jax.evaluation.sentences import faults_of
 from manu_jax.report.distances import SimpleTable
 from manu_jax.report.numbers import percent, signed
 from manu_jax.report.results import Results

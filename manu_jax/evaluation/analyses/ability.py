@@ -5,7 +5,7 @@
                  first choice at every token
     chat_kl      KL(vanilla ‖ model) at the tokens of vanilla's own answers to chat prompts, nats
     sentences    share of the model's answers to these prompts that are still sentences
-                 (evaluation/sentences.py)
+                 (data/sentences.py)
     chat         a prompt, the model's answer to it, and its KL
 
 Intervals are over passages, completions and prompts. Changes are from vanilla, on the same ones.
@@ -22,6 +22,7 @@ import numpy as np
 from manu_jax.context import Run
 from manu_jax.data.ability import CHAT, COMPLETIONS, english_passages, english_source
 from manu_jax.data.batches import encode_all
+from manu_jax.data.sentences import is_sentence
 from manu_jax.data.texts import text_samples
 from manu_jax.evaluation.analyses.analysis import Analysis, Evaluated
 from manu_jax.evaluation.distance import answer_kl
@@ -29,7 +30,6 @@ from manu_jax.evaluation.generate import greedy
 from manu_jax.evaluation.likelihood import log_likelihoods
 from manu_jax.evaluation.metrics import bootstrap, paired_bootstrap
 from manu_jax.evaluation.plain import plain_interval
-from manu_jax.evaluation.sentences import is_sentence
 from manu_jax.models.loaded import Loaded
 from manu_jax.types import VANILLA, Sample, question_sample
 

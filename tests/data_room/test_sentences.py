@@ -2,7 +2,7 @@
 
 import pytest
 
-from manu_jax.evaluation.sentences import faults_of, is_sentence
+from manu_jax.data.sentences import faults_of, is_sentence
 
 SENTENCES = (
     "The sky is blue because air scatters blue light more than red light.",
