@@ -7,6 +7,7 @@ MIN_LETTERS = 0.7  # share of the characters but white space that are letters
 MIN_DIFFERENT = 0.35  # share of the words that differ from each other
 MOST_IN_A_ROW = 3  # times that the same one to four words follow each other
 LONGEST_WORD = 30  # letters
+FEW_WORDS = "hardly any words"
 
 
 def faults_of(answer: str) -> list[str]:
@@ -19,7 +20,7 @@ def faults_of(answer: str) -> list[str]:
     shown = "".join(answer.split())
     faults = []
     if len(words) < MIN_WORDS:
-        faults.append("hardly any words")
+        faults.append(FEW_WORDS)
     if shown and sum(map(str.isalpha, shown)) < MIN_LETTERS * len(shown):
         faults.append("hardly any letters")
     if any(len(word) > LONGEST_WORD for word in words):
