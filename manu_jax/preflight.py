@@ -15,7 +15,7 @@ from manu_jax import hub, parallel
 from manu_jax.absent import absent_of, check_goal, in_forms
 from manu_jax.config import SYSTEM_PROMPT, MaskMethod, OptimizerSection, UnlearnSection
 from manu_jax.context import Run
-from manu_jax.data import safeeraser
+from manu_jax.data.benchmarks import decouple_samples
 from manu_jax.data.forms import has_form
 from manu_jax.data.own_answers import lacks_retain
 from manu_jax.evaluation.suite import check_prompts
@@ -170,7 +170,7 @@ def _check_trained(run: Run, section: UnlearnSection, empty: Loaded) -> None:
             "people to keep alone. Set train.retrained or model.retrained_path."
         )
     if section.decouple is not None:
-        safeeraser.decouple_samples(section.decouple.path, empty.template)
+        decouple_samples(config.data, section.decouple.path, empty.template)
 
 
 def _check_data(run: Run, empty: Loaded, stages: Collection[str]) -> None:

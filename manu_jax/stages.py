@@ -29,7 +29,7 @@ from manu_jax import parallel
 from manu_jax.absent import SomeMethod, check_goal
 from manu_jax.config import SYSTEM_PROMPT, MaskMethod, UnlearnSection
 from manu_jax.context import EDIT, MASK, Run, select_neurons
-from manu_jax.data import safeeraser
+from manu_jax.data.benchmarks import decouple_samples
 from manu_jax.edits import masks
 from manu_jax.edits.edit import Edit
 from manu_jax.evaluation.alpha import choice_of
@@ -257,4 +257,4 @@ def _reference(run: Run, section: UnlearnSection) -> Loaded | None:
 def _decouple_samples(run: Run, section: UnlearnSection) -> tuple[Sample, ...]:
     if section.decouple is None:
         return ()
-    return safeeraser.decouple_samples(section.decouple.path, run.vanilla.template)
+    return decouple_samples(run.config.data, section.decouple.path, run.vanilla.template)

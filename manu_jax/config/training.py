@@ -138,7 +138,9 @@ class TrainSection(OptimizerSection):
 class DecoupleSection(Section):
     """SafeEraser's Prompt-Decouple loss, added to the loss that forgets."""
 
-    path: FilePath  # SafeEraser's JSON file of records; the images are in its folder
+    # SafeEraser's JSON file of records; the images are in its folder. None: data.benchmark is
+    # safeeraser, and the pairs are its own
+    path: FilePath | None = None
     weight: float = pydantic.Field(default=1.0, gt=0)  # the paper: 0.5 with GA and GD, 1 with KL
 
 

@@ -12,7 +12,16 @@ import numpy as np
 
 from manu_jax import hub
 from manu_jax.config import DataSection
-from manu_jax.data import facts, folder, mllmu, portraits, prompts, synthetic
+from manu_jax.data import (
+    facts,
+    folder,
+    mllmu,
+    portraits,
+    prompts,
+    safeeraser,
+    safeeraser_protocol,
+    synthetic,
+)
 from manu_jax.data.probes import PublishedProtocol
 from manu_jax.data.record import Benchmark, QuestionPrompt
 from manu_jax.data.strangers import Portraits
@@ -47,7 +56,8 @@ class BenchmarkFormat:
     `data.forget` that it has; () where its files say who is to be forgotten. subsets: the values of
     `data.subset` that it has, the default first; () where it is whole. files: patterns of the files
     that are fetched of one that is named on the hub. published: its authors' own protocol, whose
-    probes `read` makes; None: the project's tasks follow it already.
+    probes `read` makes; None: the project's tasks follow it already. decouple: (folder, template) →
+    the samples of a Prompt-Decouple loss of its own; None: it has none.
     """
 
     read: Callable[[Path, DataSection, int], Benchmark]
@@ -60,6 +70,7 @@ class BenchmarkFormat:
     subsets: tuple[str, ...] = ()
     files: Callable[[DataSection], tuple[str, ...]] = lambda section: ("*",)
     published: PublishedProtocol | None = None
+    decouple: Callable[[Path, PromptTemplate], Sequence[Sample]] | None = None
 
     @property
     def is_made_by_the_run(self) -> bool:
@@ -83,6 +94,24 @@ def benchmark_format(name: str) -> BenchmarkFormat:
     if name not in BENCHMARKS:
         raise ManuError(f"data.benchmark: unknown {name!r}; known: {', '.join(BENCHMARKS)}.")
     return BENCHMARKS[name]
+
+
+def decouple_samples(
+    section: DataSection, path: str | None, template: PromptTemplate
+) -> tuple[Sample, ...]:
+    """Return the samples of a Prompt-Decouple loss: of a file of SafeEraser's, or the benchmark's.
+
+    path: of the file; None: the benchmark of the data section has them, or it is a ManuError.
+    """
+    if path is not None:
+        return safeeraser.decouple_samples(path, template)
+    own = benchmark_format(section.benchmark)
+    if own.decouple is None or section.path is None:
+        raise ManuError(
+            f"decouple.path: the benchmark {section.benchmark} has no pairs of its own. Name "
+            "SafeEraser's JSON file."
+        )
+    return tuple(own.decouple(hub.local(section.path, "dataset", own.files(section)), template))
 
 
 def _read_mllmu(folder: Path, section: DataSection, seed: int) -> Benchmark:
@@ -136,4 +165,12 @@ BENCHMARKS: dict[str, BenchmarkFormat] = {
         nouns=("subject", "subjects"),
     ),
     "folder": BenchmarkFormat(_read_request, prompts.question_prompt, shares=()),
+    "safeeraser": BenchmarkFormat(
+        safeeraser.read,
+        safeeraser.question_prompt,
+        nouns=("image", "images"),
+        shares=(),
+        published=safeeraser_protocol.PUBLISHED,
+        decouple=safeeraser.own_decouple_samples,
+    ),
 }

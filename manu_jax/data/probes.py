@@ -130,13 +130,32 @@ class Aggregate:
 
 
 @dataclasses.dataclass(frozen=True)
+class JudgeQuestion:
+    """What a judge, if the config names one (`evaluate.judge`), is asked of each answer.
+
+    prompt: (record, answer) → the message. verdict: what it said → the value; None where it says
+    nothing that counts: the value is then 0, and the answer is counted as unread. Empty answers
+    are not judged. title, unit, tasks: as of ProbeMetric. by: a key of the records' details whose
+    values have rows of their own; "": none.
+    """
+
+    prompt: Callable[[ProbeRecord, str], str]
+    verdict: Callable[[str], float | None]
+    title: str
+    unit: str
+    higher_is_better: bool
+    tasks: tuple[str, ...]
+    by: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class PublishedProtocol:
     """A benchmark's own protocol: how its probes are worded, and what is made of the answers.
 
     prompt: the text that a model reads, up to where the answer begins, in the template's turns.
     metrics, aggregates: by the names that results.json gives them, in the order of the tables.
     source: paper, repository and commit that it follows, for the report. differs: sentences on
-    where it does not.
+    where it does not. judged: what a judge is asked, by the names that results.json gives it.
     """
 
     prompt: Callable[[Probe, PromptTemplate], str]
@@ -144,3 +163,4 @@ class PublishedProtocol:
     source: str
     aggregates: Mapping[str, Aggregate] = dataclasses.field(default_factory=dict)
     differs: tuple[str, ...] = ()
+    judged: Mapping[str, JudgeQuestion] = dataclasses.field(default_factory=dict)
