@@ -17,6 +17,8 @@ from manu_jax.data import (
     folder,
     mllmu,
     portraits,
+    ppu,
+    ppu_protocol,
     prompts,
     safeeraser,
     safeeraser_protocol,
@@ -172,5 +174,13 @@ BENCHMARKS: dict[str, BenchmarkFormat] = {
         shares=(),
         published=safeeraser_protocol.PUBLISHED,
         decouple=safeeraser.own_decouple_samples,
+    ),
+    "ppu": BenchmarkFormat(
+        ppu.read,
+        prompts.question_prompt,
+        shares=ppu.SHARES,
+        subsets=ppu.SUBSETS,
+        files=ppu.files,
+        published=ppu_protocol.PUBLISHED,
     ),
 }

@@ -202,8 +202,8 @@ def _parquet(file: Path, shown: str, faults: list[str]) -> Iterator[tuple[str, M
         table = datasets.load_dataset(
             "parquet", data_files=[str(file)], split="train", streaming=True
         )
-        rows = [_plain(row) for row in table.decode(False)]
-    yield from ((f"{shown}, row {number}", row) for number, row in enumerate(rows, 1))
+        for number, row in enumerate(table.decode(False), 1):
+            yield f"{shown}, row {number}", _plain(row)
 
 
 def _saved(folder: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
