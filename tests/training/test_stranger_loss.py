@@ -203,7 +203,7 @@ def gradients(peer):
     }
 
 
-@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("hidden", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_loss_is_that_of_pytorch(hidden):
     given = data(hidden=hidden)
     loss, gradient = torch_peer.loss_and_gradient(
