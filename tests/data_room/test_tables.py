@@ -95,7 +95,7 @@ def test_a_flipped_byte_gives_the_same_rows_or_the_fault(copy):
     whole, expected = file.read_bytes(), content()
     random = np.random.default_rng(0)
     num_faults = 0
-    for _ in range(40):
+    for _ in range(20):
         data = bytearray(whole)
         data[random.integers(len(data))] ^= 1 << random.integers(8)
         file.write_bytes(bytes(data))
@@ -104,4 +104,4 @@ def test_a_flipped_byte_gives_the_same_rows_or_the_fault(copy):
         except ManuError as error:
             num_faults += 1
             assert f"forget_10/{SHARD}" in str(error)
-    assert num_faults > 10  # the others hit what is not read
+    assert num_faults > 5  # the others hit what is not read
