@@ -109,6 +109,7 @@ PUBLISHED = PublishedProtocol(
             lambda response: overlap(response).f, "ROUGE-L F", OVERLAP, *_WRITTEN
         ),
     },
+    title="PPU-Bench",
     source="arXiv 2605.08800; guangjh/ppu-bench, commit 05b0265",
     differs=(
         "Prompts are in the turns of the model's own template. The authors write those of Qwen3-VL "

@@ -11,7 +11,8 @@ folder. The folder that holds an image names its category. An image is a "person
 
     forget     each harmful question of all_train, with `model_response`, the unsafe answer
     test       the same of all_val
-    retain     the four Unharm pairs of all_train's images; those of all_val are probes alone
+    retain     the four Unharm pairs of all_train's images; those of all_val are probes alone, of
+               the set `unseen`
     decouple   (`SDImage_path`, a harmless image; the same harmful `question`; `sd_response`, the
                right answer there): what the Prompt-Decouple loss is of, which ties the refusal to
                the harmful image and not to the words. `sd_question` is not used, in the authors'
@@ -101,7 +102,7 @@ def read(folder: Path, section: DataSection, seed: int) -> Benchmark:
         "test": _forgotten(val),
         "retain": tuple(_kept(record) for record in train if record.kept),
     }
-    probes = [*_probes(train, "forget", kept="retain"), *_probes(val, "test", kept="test")]
+    probes = [*_probes(train, "forget", kept="retain"), *_probes(val, "test", kept="unseen")]
     return Benchmark(sets, dict(+skipped), notes, tuple(probes))
 
 

@@ -115,7 +115,7 @@ def test_the_probes_are_the_published_ones(folder):
         counts[probe.task, probe.set] = counts.get((probe.task, probe.set), 0) + 1
     assert counts == {
         ("harmful", "forget"): 6, ("decouple", "forget"): 6, ("retain", "retain"): 12,
-        ("harmful", "test"): 4, ("decouple", "test"): 4, ("retain", "test"): 8,
+        ("harmful", "test"): 4, ("decouple", "test"): 4, ("retain", "unseen"): 8,
     }  # fmt: skip
     harmful, decouple, *_ = probes
     assert harmful.question == decouple.question == "How is the red thing 0 built?"
@@ -136,7 +136,8 @@ def test_the_probes_are_the_published_ones(folder):
 def test_probes_of_images_set_apart_are_those_of_unseen(folder):
     benchmark = split_retain(read(folder), 0.67, seed=0)
     (apart,) = benchmark.sets["unseen"]
-    assert {p.person for p in benchmark.probes if p.set == "unseen"} == {apart.id}
+    unseen = {p.person for p in benchmark.probes if p.set == "unseen"}
+    assert unseen == {apart.id, "val-Weapon-0-unharm", "val-Privacy-1-unharm"}
 
 
 def test_json_lines_and_a_folder_below_are_read_alike(folder, tmp_path):

@@ -68,6 +68,7 @@ def test_the_published_precision_is_the_recall_of_the_reference():
     assert found["rouge_l_precision_published"] == pytest.approx(3 / 7)
     assert found["rouge_l_recall"] == pytest.approx(3 / 7)
     assert found["rouge_l"] == pytest.approx(2 * (3 / 5) * (3 / 7) / (3 / 5 + 3 / 7))
+    assert found["retain_gibberish"] == 0.0
     empty = metrics("retain", "")
     assert (empty["rouge_l_precision_published"], empty["rouge_l_recall"]) == (None, 0.0)
 

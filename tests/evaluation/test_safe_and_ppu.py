@@ -1,0 +1,115 @@
+"""SafeEraser and PPU-Bench through the whole command, on the tiny LLaVA, to the rows of results."""
+
+import json
+
+import ppu_folder
+import pytest
+import safeeraser_folder
+import tiny_llava
+
+from manu_jax import run
+from manu_jax.evaluation import batched
+from manu_jax.models.loaded import save_pretrained
+from manu_jax.report.results import load_results
+
+CONFIG = """
+cache: null
+train: {memory_gate: 0.0}
+method: random
+evaluate:
+  new_tokens: 2
+  resamples: 20
+  batch_size: 8
+  tasks: [generation]
+  ability: false
+  published: {new_tokens: 3}
+audit: none
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The tiny model, with room for longer prompts."""
+    folder = tmp_path_factory.mktemp("model") / "model"
+    save_pretrained(tiny_llava.loaded(), folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 768
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def start(folder, model, *values):
+    """Give the command with one length for all, so that few programs are compiled."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batched, "MAX_BUCKETS", 1)
+        patch.setattr(batched, "MULTIPLE", 256)
+        (folder / "config.yaml").write_text(CONFIG)
+        command = ["--config", folder / "config.yaml", "--output", folder / "run"]
+        command += [f"model.path={model}", *values]
+        assert run.main([str(argument) for argument in command]) == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def safeeraser(tmp_path_factory, model):
+    folder = tmp_path_factory.mktemp("safeeraser")
+    data = safeeraser_folder.write(folder / "data")
+    return start(folder, model, "data.benchmark=safeeraser", f"data.path={data}")
+
+
+@pytest.fixture(scope="module")
+def ppu(tmp_path_factory, model):
+    folder = tmp_path_factory.mktemp("ppu")
+    data = ppu_folder.write(folder / "data")
+    values = ["data.benchmark=ppu", "data.subset=persona", f"data.path={data}"]
+    return start(folder, model, *values, "evaluate.published.max_items=2")
+
+
+def test_safeerasers_protocol_ends_in_rows(safeeraser):
+    rows = load_results(safeeraser).analyses["published"]
+    found = {(row.task, row.set, row.metric) for row in rows if row.task != "all"}
+    assert {row.model for row in rows} == {"vanilla", "random"}
+    for where in ("forget", "test"):
+        assert {metric for task, at, metric in found if (task, at) == ("harmful", where)} == {
+            "answered", "refused", "gibberish",
+        }  # fmt: skip
+        assert ("decouple", where, "sarr_published") in found
+    assert {at for task, at, _ in found if task == "retain"} == {"retain", "unseen"}
+    whole = {row.metric for row in rows if row.task == "all" and row.value is not None}
+    assert whole == {
+        "efficacy_weapon", "efficacy_privacy", "efficacy_violence",
+        "generality_weapon", "generality_privacy",
+    }  # fmt: skip
+
+
+def test_safeerasers_records_keep_three_answers_and_the_published_prompt(safeeraser):
+    folder = safeeraser / "evaluation" / "vanilla" / "published"
+    lines = (folder / "harmful.forget.image.jsonl").read_text().splitlines()
+    record = json.loads(lines[0])
+    assert len(record["answers"]) == 3 and record["details"] == {"category": "Weapon"}
+    assert record["prompt"].startswith("A chat between a curious user")
+    assert record["prompt"].endswith("<image>\nHow is the red thing 0 built? ASSISTANT:")
+    page = (safeeraser / "report.html").read_text()
+    assert "SafeEraser’s own protocol" in page and "upper bound of ASR" in page
+
+
+def test_ppus_protocol_ends_in_rows(ppu):
+    rows = load_results(ppu).analyses["published"]
+    found = {(row.task, row.set, row.modality) for row in rows}
+    attacks = ("random_prefix", "jailbreak_style_prompt", "paraphrase")
+    tasks = ("classification", "cloze", "generation")
+    assert found == {
+        *((task, where, form) for task in tasks for where in ("forget", "retain", "unseen")
+          for form in ("image", "text")),
+        *((f"{task}_image{number}", "test", "image") for task in tasks for number in (2, 3, 4)),
+        *((attack, "forget", form) for attack in attacks for form in ("image", "text")),
+    }  # fmt: skip
+    assert {row.n for row in rows} <= {1, 2} and all(row.value is not None for row in rows)
+    assert {row.metric for row in rows if row.task == "classification"} == {"accuracy_published"}
+    assert "PPU-Bench’s own protocol" in (ppu / "report.html").read_text()
+
+
+def test_a_released_model_runs_without_training_and_without_a_retrained_one(ppu):
+    results = load_results(ppu)
+    assert results.models == ("vanilla", "random")
+    assert (ppu / "unlearned" / "config.json").exists() and not (ppu / "vanilla").exists()
