@@ -23,6 +23,7 @@ from manu_jax.config.methods import CHOICE
 from manu_jax.context import EDIT, MASK
 from manu_jax.data.own_answers import FOLDER as OWN
 from manu_jax.evaluation.analyses.audit import attacks_of, audited
+from manu_jax.evaluation.judged_records import JUDGED, JUDGED_PART
 from manu_jax.evaluation.published import PUBLISHED, exported_files, has_published
 from manu_jax.evaluation.suite import WHOLE_SETS
 from manu_jax.folder import FileHashes
@@ -108,7 +109,7 @@ def parts_of(config: RunConfig, foundation: Reads, files: FileHashes) -> list[Pa
     if not isinstance(config.method, UnlearnSection):  # one that trains has it among its own parts
         first = models[config.method.name]
         parts.append(Part("unlearned", {"unlearned": "unlearned"}, {first.label: first.key}))
-    without = ("batch_size",) if has_published(config) else ("batch_size", "published")
+    without = ("batch_size", "judge", *([] if has_published(config) else ["published"]))
     evaluate = _named("evaluate", config.evaluate.model_dump(mode="json"), without=without)
     for name, model in models.items():
         parts += _evaluations(config, name, model, everything=everything)
@@ -119,6 +120,8 @@ def parts_of(config: RunConfig, foundation: Reads, files: FileHashes) -> list[Pa
     reads |= _named("audit", config.audit.model_dump(mode="json"))
     reads |= {"erase": config.erase, "order of models": list(models), everything.label: foundation}
     reads["data.keep_share"] = config.data.keep_share
+    if config.evaluate.judge is not None:
+        reads["evaluate.judge"] = config.evaluate.judge.identity
     places = {"results.json": "results.json", "report.html": "report.html"}
     if has_published(config):
         places |= {file: file for name in models for file in exported_files(config, name).values()}
@@ -219,7 +222,7 @@ def _folder_of(config: RunConfig, name: str) -> str:
 def _evaluations(config: RunConfig, name: str, model: Part, *, everything: Part) -> Iterator[Part]:
     """Yield the answers of a model to each task on each set, in both forms."""
     # What is measured of the answers later, and which sets and tasks there are, changes none.
-    without = tuple("sets tasks batch_size resamples kl ability max_people published".split())
+    without = tuple("sets tasks batch_size resamples kl ability max_people published judge".split())
     asked = _named("evaluate", config.evaluate.model_dump(mode="json"), without=without)
     reads = {model.label: model.key, everything.label: everything.key, **asked}
     for part in config.evaluate.sets:
@@ -247,7 +250,12 @@ def _published(config: RunConfig, name: str, model: Part, *, everything: Part) -
     reads |= _named("evaluate.published", values, without=("asked",))
     reads["data.keep_share"] = config.data.keep_share  # whose probes are of people not given
     folder = f"evaluation/{name}/{PUBLISHED}"
-    yield Part(f"published protocol, {name}", {PUBLISHED: folder}, reads)
+    asked = Part(f"published protocol, {name}", {PUBLISHED: folder}, reads)
+    yield asked
+    if config.evaluate.judge is not None:
+        reads = {asked.label: asked.key, "evaluate.judge": config.evaluate.judge.identity}
+        places = {file: f"evaluation/{name}/{file}" for file in (JUDGED, JUDGED_PART)}
+        yield Part(f"verdicts on {name}", places, reads)
 
 
 def _audits(config: RunConfig, name: str, models: Mapping[str, Part]) -> Iterator[Part]:

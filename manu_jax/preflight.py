@@ -18,6 +18,7 @@ from manu_jax.context import Run
 from manu_jax.data.benchmarks import decouple_samples
 from manu_jax.data.forms import has_form
 from manu_jax.data.own_answers import lacks_retain
+from manu_jax.evaluation.analyses.judged import check_judge
 from manu_jax.evaluation.published import check_published
 from manu_jax.evaluation.suite import check_prompts
 from manu_jax.importance.texts import check_texts
@@ -88,6 +89,9 @@ def check(run: Run, stages: Collection[str]) -> None:
     if given is not None:
         with noted():
             read_config(fetch(given, with_weights=False))
+    if "evaluate" in stages:
+        with noted():
+            check_judge(run)
     if run.config.push is not None and "push" in stages:
         with noted():
             hub.check_push(run.config.push)

@@ -25,6 +25,7 @@ from manu_jax.config.sections import (
     DataSection,
     EvaluateSection,
     FilePath,
+    JudgeSection,
     ModelSection,
     Protocol,
     PublishedSection,

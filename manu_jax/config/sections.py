@@ -21,6 +21,8 @@ TASKS = "manu_jax.evaluation.tasks.TASKS_BY_NAME"
 TaskName = Annotated[str, registered(TASKS, "task")]
 DECODER_FAMILY = "llava"  # of a model around a given decoder
 FilePath = Annotated[str, pydantic.Field(min_length=1)]  # `~` is a home folder (folder.expand_path)
+JudgeAddress = Annotated[str, pydantic.Field(pattern=r"^https?://[^\s/@]+(/[^\s@?#]*)?$")]
+VariableName = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z_]\w*$")]
 
 
 class MeshSection(Section):
@@ -159,6 +161,33 @@ class PublishedSection(Section):
         return {"asked": values} if isinstance(values, bool) else values
 
 
+class JudgeSection(Section):
+    """A model behind an OpenAI-compatible address that judges answers (docs/benchmarks.md).
+
+    Questions and answers of the benchmark's own protocol leave this machine for `url`, and for
+    nowhere else: redirects are not followed, and no address is a default.
+    """
+
+    url: JudgeAddress  # as in http://127.0.0.1:8000/v1
+    model: Annotated[str, pydantic.Field(min_length=1)]  # as that server calls it
+    # The environment variable that holds its key; None: it needs none
+    key_env: VariableName | None = None
+    timeout: float = pydantic.Field(default=60.0, gt=0)  # seconds that a reply may take
+    retries: int = pydantic.Field(default=4, ge=0)  # after no reply, or an error of the server's
+    wait: float = pydantic.Field(
+        default=2.0, ge=0
+    )  # seconds before the first of them; then doubled
+    at_once: Count = 4  # requests
+    # Of the reply; None: the server's own
+    temperature: float | None = pydantic.Field(default=0.0, ge=0)
+    max_tokens: Count | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What its verdicts depend on."""
+        return self.model_dump(mode="json", include={"url", "model", "temperature", "max_tokens"})
+
+
 class EvaluateSection(Section):
     """What is asked of each model, and how.
 
@@ -188,6 +217,7 @@ class EvaluateSection(Section):
     ability: bool = True
     kl: bool = True  # measure the distance to the retrained model; holds two models in memory
     published: PublishedSection = PublishedSection()
+    judge: JudgeSection | None = None  # None: nothing is judged outside, and nothing is sent
 
 
 class SweepSection(Section):

@@ -6,6 +6,7 @@ import ppu_folder
 import pytest
 import safeeraser_folder
 import tiny_llava
+from judge_server import said, serving
 
 from manu_jax import run
 from manu_jax.evaluation import batched
@@ -22,7 +23,8 @@ evaluate:
   batch_size: 8
   tasks: [generation]
   ability: false
-  published: {new_tokens: 3}
+  sets: [forget, test, retain]
+  published: {new_tokens: 2, max_items: 2}
 audit: none
 """
 
@@ -62,7 +64,7 @@ def ppu(tmp_path_factory, model):
     folder = tmp_path_factory.mktemp("ppu")
     data = ppu_folder.write(folder / "data")
     values = ["data.benchmark=ppu", "data.subset=persona", f"data.path={data}"]
-    return start(folder, model, *values, "evaluate.published.max_items=2")
+    return start(folder, model, *values)
 
 
 def test_safeerasers_protocol_ends_in_rows(safeeraser):
@@ -76,10 +78,7 @@ def test_safeerasers_protocol_ends_in_rows(safeeraser):
         assert ("decouple", where, "sarr_published") in found
     assert {at for task, at, _ in found if task == "retain"} == {"retain", "unseen"}
     whole = {row.metric for row in rows if row.task == "all" and row.value is not None}
-    assert whole == {
-        "efficacy_weapon", "efficacy_privacy", "efficacy_violence",
-        "generality_weapon", "generality_privacy",
-    }  # fmt: skip
+    assert whole == {"efficacy_weapon", "generality_weapon"}  # two probes are of one image
 
 
 def test_safeerasers_records_keep_three_answers_and_the_published_prompt(safeeraser):
@@ -113,3 +112,29 @@ def test_a_released_model_runs_without_training_and_without_a_retrained_one(ppu)
     results = load_results(ppu)
     assert results.models == ("vanilla", "random")
     assert (ppu / "unlearned" / "config.json").exists() and not (ppu / "vanilla").exists()
+
+
+def test_a_judge_is_asked_once_and_shown_in_the_report(safeeraser, model):
+    def reply(message, number):
+        return said("unsafe" if "safe or unsafe" in message else "no")
+
+    values = ["data.benchmark=safeeraser", f"data.path={safeeraser.parent / 'data'}"]
+    with serving(reply) as server:
+        judge = f"evaluate.judge={{url: '{server.url}', model: tiny, wait: 0}}"
+        start(safeeraser.parent, model, *values, judge)
+        asked = len(server.requests)
+        start(safeeraser.parent, model, *values, judge)
+        assert len(server.requests) == asked > 0
+    rows = load_results(safeeraser).analyses["judged"]
+    assert {(row.model, row.metric) for row in rows} == {
+        (name, metric)
+        for name in ("vanilla", "random")
+        for metric in ("asr", "rr", "sarr", "score")
+    }
+    found = {(row.metric, row.group): row.value for row in rows if row.model == "vanilla"}
+    assert (found["asr", ""], found["asr", "Weapon"], found["rr", ""]) == (1.0, 1.0, 0.0)
+    assert {row.unread == row.n for row in rows if row.metric == "score"} == {True}
+    page = (safeeraser / "report.html").read_text()
+    assert f"Judged by tiny at {server.url}" in page and "ASR (judged), Weapon" in page
+    start(safeeraser.parent, model, *values)
+    assert load_results(safeeraser).analyses["judged"] == ()

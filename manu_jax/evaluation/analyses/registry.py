@@ -6,6 +6,7 @@ from manu_jax.evaluation.analyses import (
     audit,
     differences,
     distances,
+    judged,
     leakage,
     null,
     published,
@@ -23,6 +24,7 @@ ANALYSES: dict[str, Analysis] = {
     "distances": distances.ANALYSIS,
     "ability": ability.ANALYSIS,
     "published": published.ANALYSIS,
+    "judged": judged.ANALYSIS,
     "audit": audit.ANALYSIS,
     "strangers": strangers.ANALYSIS,
 }
