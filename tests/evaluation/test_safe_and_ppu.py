@@ -1,6 +1,7 @@
 """SafeEraser and PPU-Bench through the whole command, on the tiny LLaVA, to the rows of results."""
 
 import json
+from pathlib import Path
 
 import ppu_folder
 import pytest
@@ -12,6 +13,7 @@ from manu_jax import run
 from manu_jax.evaluation import batched
 from manu_jax.models.loaded import save_pretrained
 from manu_jax.report.results import load_results
+from manu_jax.yaml12 import read_yaml_text
 
 CONFIG = """
 cache: null
@@ -40,13 +42,13 @@ def model(tmp_path_factory):
     return folder
 
 
-def start(folder, model, *values):
+def start(folder, model, *values, config=None):
     """Give the command with one length for all, so that few programs are compiled."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batched, "MAX_BUCKETS", 1)
         patch.setattr(batched, "MULTIPLE", 256)
         (folder / "config.yaml").write_text(CONFIG)
-        command = ["--config", folder / "config.yaml", "--output", folder / "run"]
+        command = ["--config", config or folder / "config.yaml", "--output", folder / "run"]
         command += [f"model.path={model}", *values]
         assert run.main([str(argument) for argument in command]) == 0
     return folder / "run"
@@ -138,3 +140,47 @@ def test_a_judge_is_asked_once_and_shown_in_the_report(safeeraser, model):
     assert f"Judged by tiny at {server.url}" in page and "ASR (judged), Weapon" in page
     start(safeeraser.parent, model, *values)
     assert load_results(safeeraser).analyses["judged"] == ()
+
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+TINY = (
+    "cache=null",
+    "model.dtype=null",
+    "evaluate.new_tokens=2",
+    "evaluate.resamples=20",
+    "evaluate.batch_size=8",
+    "evaluate.ability=false",
+    "evaluate.published={new_tokens: 2, max_items: 1}",
+)
+
+
+def shipped(name, **steps):
+    """Return the values that give each method of a shipped config but a few steps."""
+    values = read_yaml_text((CONFIGS / f"{name}.yaml").read_text())
+    methods = {key: values[key] for key in ("method", "compare", "unlearn") if key in values}
+    for found in methods.values():
+        for one in found if isinstance(found, list) else [found]:
+            if one.get("preset") not in ("paper", None) or "objective" in one:
+                one.pop("epochs", None)
+                one |= steps
+    return [f"{key}={json.dumps(found)}" for key, found in methods.items()]
+
+
+@pytest.mark.slow
+def test_the_config_of_safeeraser_trains_the_four_published_losses(tmp_path, model):
+    data = safeeraser_folder.write(tmp_path / "data")
+    values = [f"data.path={data}", *TINY, *shipped("safeeraser", steps=1, batch_size=2)]
+    folder = start(tmp_path, model, *values, config=CONFIGS / "safeeraser.yaml")
+    results = load_results(folder)
+    assert results.models == ("vanilla", "GD-PD", "GA-PD", "KL-PD", "IDK-PD", "GD")
+    rows = results.analyses["published"]
+    assert {row.model for row in rows if row.metric == "sarr"} == set(results.models)
+
+
+@pytest.mark.slow
+def test_the_config_of_ppu_runs_on_a_model_as_it_is(tmp_path, model):
+    data = ppu_folder.write(tmp_path / "data")
+    values = [f"data.path={data}", f"data.train_path={data / 'split'}", *TINY]
+    few = {"steps": 1, "batch_size": 2}
+    folder = start(tmp_path, model, *values, *shipped("ppu", **few), config=CONFIGS / "ppu.yaml")
+    assert load_results(folder).models == ("vanilla", "erase", "suppress", "paper", "GradDiff")
