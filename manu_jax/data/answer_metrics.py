@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from manu_jax.data.probes import AnswerTokens, ProbeRecord, ProbeResponse
+from manu_jax.data.probes import AnswerTokens, ProbeMetric, ProbeRecord, ProbeResponse
 
 SMALLEST = 1e-10  # that open-unlearning adds to what it divides by
 LARGEST = 700.0  # nats; exp of more is no float
@@ -144,6 +144,30 @@ def true_is_better(ratio: float) -> float:
 def true_is_better_inverse(ratio: float) -> float:
     """Return max(0, 1 − 1 / r) of an inverse truth ratio."""
     return max(0.0, 1 - 1 / max(ratio, SMALLEST))
+
+
+def open_unlearning(tasks: tuple[str, ...]) -> dict[str, ProbeMetric]:
+    """Return what open-unlearning measures of given answers, for the protocol of a benchmark.
+
+    Beside the benchmark's own metrics, and under these names. tasks: whose probes have likelihoods.
+    """
+    return {
+        "exact_memorisation": ProbeMetric(
+            exact_memorisation, "exact memorisation", "share of tokens", True, tasks
+        ),
+        "extraction_strength": ProbeMetric(
+            extraction_strength, "extraction strength", "share of the answer", True, tasks
+        ),
+        "open_unlearning_truth_ratio": ProbeMetric(
+            truth_ratio, "truth ratio (open-unlearning)", "wrong / right", False, tasks
+        ),
+        "tofu_truth_ratio": ProbeMetric(
+            paper_truth_ratio, "truth ratio (TOFU’s paper)", "wrong / right", False, tasks
+        ),
+        "probability_of_right": ProbeMetric(
+            probability_of_right, "right of right and wrong", "0 to 1", True, tasks
+        ),
+    }
 
 
 def transformed(
