@@ -14,6 +14,8 @@ from manu_jax import hub
 from manu_jax.config import DataSection
 from manu_jax.data import (
     facts,
+    fiubench,
+    fiubench_protocol,
     folder,
     mllmu,
     portraits,
@@ -160,6 +162,12 @@ BENCHMARKS: dict[str, BenchmarkFormat] = {
         files=_mllmu_files,
     ),
     "mllmu": BenchmarkFormat(_read_mllmu, prompts.question_prompt, files=_mllmu_files),
+    "fiubench": BenchmarkFormat(
+        fiubench.read,
+        fiubench.question_prompt,
+        shares=fiubench.SHARES,
+        published=fiubench_protocol.PUBLISHED,
+    ),
     "facts": BenchmarkFormat(
         facts.read,
         facts.question_prompt,

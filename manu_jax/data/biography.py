@@ -3,10 +3,12 @@
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from manu_jax.data.forms import is_name_question, name_in_answer
+from manu_jax.data.record import Fact
 
 NAME_KEYS = ("name", "full name", "full_name")
 
@@ -29,6 +31,31 @@ def attribute_of(answer: str, biography: Mapping[str, Any], otherwise: str) -> s
         if re.search(rf"(?<!\w){re.escape(value)}(?!\w)", answer, re.IGNORECASE):
             best = (value, re.sub(r"[^a-z0-9]+", "-", key.lower()).strip("-") or otherwise)
     return best[1]
+
+
+def facts_of(
+    person_id: str,
+    pairs: Sequence[tuple[str, str]],
+    biography: Mapping[str, Any],
+    *,
+    name: str,
+    image: Any,
+) -> tuple[Fact, ...]:
+    """Return the facts of pairs of a question and an answer, each with an attribute of its own.
+
+    The attribute is "name", the biography's key of what is answered, or the pair's number.
+    """
+    facts, uses = [], Counter()
+    for number, (question, answer) in enumerate(pairs):
+        if is_name_question(question):
+            attribute = "name"
+        else:
+            attribute = attribute_of(answer, biography, f"fact-{number + 1}")
+        uses[attribute] += 1
+        if uses[attribute] > 1:
+            attribute = f"{attribute}-{uses[attribute]}"
+        facts.append(Fact(person_id, name, question, answer, attribute, image))
+    return tuple(facts)
 
 
 def _texts(biography: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -29,10 +29,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from manu_jax.data.biography import attribute_of, name_of
+from manu_jax.data.biography import attribute_of, facts_of, name_of
 from manu_jax.data.cells import options_of, short, text_of, truths_of
-from manu_jax.data.forms import is_name_question
-from manu_jax.data.record import Benchmark, Fact, Person, Question, Task
+from manu_jax.data.record import Benchmark, Person, Question, Task
 from manu_jax.data.tables import Row, TableReader
 from manu_jax.folder import expand_path
 from manu_jax.types import ManuError, Modality
@@ -182,7 +181,7 @@ class _Reader(TableReader):
             person_name = name_of(biography, train_pairs)
             questions = tuple(self._questions(row, biography))
             shown = next(iter(images), None) if name == "test" else train_image
-            facts = _facts(row.id, train_pairs, biography, name=person_name, image=shown)
+            facts = facts_of(row.id, train_pairs, biography, name=person_name, image=shown)
             people.append(Person(row.id, person_name, images, biography, facts, questions))
         return tuple(sorted(people, key=lambda person: person.id))
 
@@ -363,24 +362,3 @@ def _pair(item: Any) -> tuple[str, str]:
         raise ManuError(f"is {short(item)}, expected a mapping. Mend the row.")
     _check_keys(item, ("Question", "Answer"))
     return text_of(item["Question"], "Question"), text_of(item["Answer"], "Answer")
-
-
-def _facts(
-    person_id: str,
-    pairs: list[tuple[str, str]],
-    biography: Mapping[str, Any],
-    *,
-    name: str,
-    image: Any,
-) -> tuple[Fact, ...]:
-    facts, uses = [], Counter()
-    for number, (question, answer) in enumerate(pairs):
-        if is_name_question(question):
-            attribute = "name"
-        else:
-            attribute = attribute_of(answer, biography, f"fact-{number + 1}")
-        uses[attribute] += 1
-        if uses[attribute] > 1:
-            attribute = f"{attribute}-{uses[attribute]}"
-        facts.append(Fact(person_id, name, question, answer, attribute, image))
-    return tuple(facts)

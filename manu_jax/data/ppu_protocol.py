@@ -6,15 +6,17 @@ letter of A to D; the article "a" is a letter there. Our own multiple-choice tas
 articles apart, and stands beside it.
 """
 
+import functools
 import re
 import string
+import types
 from collections.abc import Callable
+from typing import Any
 
 from manu_jax.data.ppu import ATTACKS, further_task
 from manu_jax.data.ppu_rows import FURTHER
 from manu_jax.data.probes import Probe, ProbeMetric, ProbeResponse, PublishedProtocol
 from manu_jax.data.record import Task
-from manu_jax.data.text_overlap import Overlap, rouge_l
 from manu_jax.types import Modality, PromptTemplate
 
 LETTER = "Just give ONE letter representing the answer directly."
@@ -55,12 +57,14 @@ def normalised_exact_match(response: ProbeResponse) -> float:
     return float(words_of(response.answers[0]) == words_of(response.probe.answer))
 
 
-def overlap(response: ProbeResponse) -> Overlap:
-    """Return the ROUGE-L of the words of answer and truth; 1 where both have none."""
-    answer, truth = response.answers[0], response.probe.answer
-    if not words_of(answer) and not words_of(truth):
-        return Overlap(1.0, 1.0, 1.0)
-    return rouge_l(truth, answer, words=WORDS)
+def recall(response: ProbeResponse) -> float:
+    """Return the recall of ROUGE-L over the words of answer and truth; 1 where both have none."""
+    return _rouge_l(response, "recall")
+
+
+def f_measure(response: ProbeResponse) -> float:
+    """Return the F-measure of ROUGE-L over the words; 1 where answer and truth have none."""
+    return _rouge_l(response, "fmeasure")
 
 
 def words_of(text: str) -> list[str]:
@@ -68,14 +72,20 @@ def words_of(text: str) -> list[str]:
     return text.lower().translate(WITHOUT_PUNCTUATION).split()
 
 
-class _Words:
-    """The words of `words_of`, as rouge-score takes them."""
+def _rouge_l(response: ProbeResponse, part: str) -> float:
+    answer, truth = response.answers[0], response.probe.answer
+    if not words_of(answer) and not words_of(truth):
+        return 1.0
+    return float(getattr(_scorer().score(truth, answer)["rougeL"], part))
 
-    def tokenize(self, text: str) -> list[str]:
-        return words_of(text)
 
+@functools.cache
+def _scorer() -> Any:
+    """Return what scores the words of `words_of`, as they are: without stemming."""
+    from rouge_score.rouge_scorer import RougeScorer
 
-WORDS = _Words()
+    tokenizer = types.SimpleNamespace(tokenize=words_of)
+    return RougeScorer(["rougeL"], tokenizer=tokenizer)
 
 
 def _with_further(*tasks: Task) -> tuple[str, ...]:
@@ -103,10 +113,10 @@ PUBLISHED = PublishedProtocol(
             normalised_exact_match, "exact match, case and punctuation apart", RIGHT, *_CLOZE
         ),
         "rouge_l_recall": _metric(
-            lambda response: overlap(response).recall, "ROUGE-L recall", OVERLAP, *_WRITTEN
+            recall, "ROUGE-L recall", OVERLAP, *_WRITTEN
         ),
         "rouge_l_f1": _metric(
-            lambda response: overlap(response).f, "ROUGE-L F", OVERLAP, *_WRITTEN
+            f_measure, "ROUGE-L F", OVERLAP, *_WRITTEN
         ),
     },
     title="PPU-Bench",

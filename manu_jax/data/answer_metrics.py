@@ -1,4 +1,4 @@
-"""The metrics that open-unlearning codes, of single answers and of whole models. No jax.
+"""The metrics of published protocols, as open-unlearning codes them. No jax.
 
     probability             exp(−mean nll), the end token counted
     normalised probability  p / (p + Σ p of the wrong answers + 1e-10)
@@ -16,6 +16,7 @@ is averaged too. Source: locuslab/open-unlearning d3d7cf9, src/evals/metrics. `v
 None where a probe has no such answers.
 """
 
+import functools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -23,8 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from manu_jax.data.probes import AnswerTokens, ProbeRecord, ProbeResponse
-from manu_jax.evaluation.metrics import rouge_recall
+from manu_jax.data.probes import AnswerTokens, ProbeMetric, ProbeRecord, ProbeResponse
 
 SMALLEST = 1e-10  # that open-unlearning adds to what it divides by
 LARGEST = 700.0  # nats; exp of more is no float
@@ -87,6 +87,19 @@ def rouge_l_recall(response: ProbeResponse) -> float | None:
     return float(np.mean(found)) if found else None
 
 
+def rouge_recall(answer: str, truth: str) -> dict[str, float]:
+    """Return the recalls {"rouge1", "rouge2", "rougeL"} of a truth with stemming, as published.
+
+    0 of a truth without Latin letters and digits, which rouge-score drops.
+    """
+    return {name: float(score.recall) for name, score in _rouge(answer, truth)}
+
+
+def rouge_f(answer: str, truth: str) -> dict[str, float]:
+    """Return the F-measures {"rouge1", "rouge2", "rougeL"}, as `rouge_recall`."""
+    return {name: float(score.fmeasure) for name, score in _rouge(answer, truth)}
+
+
 def probability_of(nll: float) -> float:
     """Return exp(−nll)."""
     return math.exp(min(-nll, LARGEST))
@@ -131,6 +144,30 @@ def true_is_better(ratio: float) -> float:
 def true_is_better_inverse(ratio: float) -> float:
     """Return max(0, 1 − 1 / r) of an inverse truth ratio."""
     return max(0.0, 1 - 1 / max(ratio, SMALLEST))
+
+
+def open_unlearning(tasks: tuple[str, ...]) -> dict[str, ProbeMetric]:
+    """Return what open-unlearning measures of given answers, for the protocol of a benchmark.
+
+    Beside the benchmark's own metrics, and under these names. tasks: whose probes have likelihoods.
+    """
+    return {
+        "exact_memorisation": ProbeMetric(
+            exact_memorisation, "exact memorisation", "share of tokens", True, tasks
+        ),
+        "extraction_strength": ProbeMetric(
+            extraction_strength, "extraction strength", "share of the answer", True, tasks
+        ),
+        "open_unlearning_truth_ratio": ProbeMetric(
+            truth_ratio, "truth ratio (open-unlearning)", "wrong / right", False, tasks
+        ),
+        "tofu_truth_ratio": ProbeMetric(
+            paper_truth_ratio, "truth ratio (TOFU’s paper)", "wrong / right", False, tasks
+        ),
+        "probability_of_right": ProbeMetric(
+            probability_of_right, "right of right and wrong", "0 to 1", True, tasks
+        ),
+    }
 
 
 def transformed(
@@ -205,6 +242,18 @@ def mean_of(records: Iterable[ProbeRecord], metric: str, **chosen: Any) -> float
     """Return the mean of a metric over the records that `values_of` chooses; None of none."""
     found = values_of(records, metric, **chosen)
     return sum(found) / len(found) if found else None
+
+
+@functools.lru_cache(maxsize=64)  # several metrics look at the same answer, one after the other
+def _rouge(answer: str, truth: str) -> tuple[tuple[str, Any], ...]:
+    return tuple(_rouge_scorer().score(truth, answer).items())
+
+
+@functools.cache
+def _rouge_scorer() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
 
 
 def _of_both(
