@@ -161,10 +161,14 @@ class Run:
 
     @property
     def num_people(self) -> int | None:
-        """How many people there are to forget and to keep; None where the latter are invented."""
+        """How many people there are to forget and to keep; None where the latter are invented.
+
+        One of whom some facts are to forget and others to keep counts once.
+        """
         if own_answers.lacks_retain(self.read_benchmark):
             return None
-        return sum(len(self.benchmark.sets[name]) for name in ("forget", "retain", "unseen"))
+        sets = self.benchmark.sets
+        return len({one.id for name in ("forget", "retain", "unseen") for one in sets[name]})
 
     @property
     def portraits(self) -> Portraits | None:

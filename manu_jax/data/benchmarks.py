@@ -57,7 +57,8 @@ class BenchmarkFormat:
     portraits: (random, count) → portraits of people who do not exist, like its own; None: it has
     no generator. known: of one that the run makes by asking its model; None for all others.
     nouns: what its people are called in the report, one and several. shares: the values of
-    `data.forget` that it has; () where its files say who is to be forgotten. subsets: the values of
+    `data.forget` that it has; () where its files say who is to be forgotten. has_share: whether a
+    section asks for one, where there are some. subsets: the values of
     `data.subset` that it has, the default first; () where it is whole. files: patterns of the files
     that are fetched of one that is named on the hub. published: its authors' own protocol, whose
     probes `read` makes; None: the project's tasks follow it already. decouple: (folder, template) →
@@ -71,6 +72,7 @@ class BenchmarkFormat:
     known: KnownFacts | None = None
     nouns: tuple[str, str] = PEOPLE
     shares: tuple[int, ...] = (5, 10, 15)
+    has_share: Callable[[DataSection], bool] = lambda section: True
     subsets: tuple[str, ...] = ()
     files: Callable[[DataSection], tuple[str, ...]] = lambda section: ("*",)
     published: PublishedProtocol | None = None
@@ -80,6 +82,10 @@ class BenchmarkFormat:
     def is_made_by_the_run(self) -> bool:
         """Whether the run makes the benchmark where the config gives no path."""
         return self.write is not None or self.known is not None
+
+    def share(self, section: DataSection) -> int | None:
+        """Return the percent of the people that are to be forgotten; None: the files say who."""
+        return section.forget if self.shares and self.has_share(section) else None
 
     def faults(self, section: DataSection) -> list[str]:
         """Return what of a data section the benchmark does not have, a clause each."""
@@ -187,6 +193,7 @@ BENCHMARKS: dict[str, BenchmarkFormat] = {
         ppu.read,
         prompts.question_prompt,
         shares=ppu.SHARES,
+        has_share=ppu.forgets_people,
         subsets=ppu.SUBSETS,
         files=ppu.files,
         published=ppu_protocol.PUBLISHED,

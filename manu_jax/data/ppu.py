@@ -26,7 +26,7 @@ is not in the data set but in `data/split/` of the authors' repository: `complet
 benchmark's folder, in `split/` or in `data/split/`. Without selective_split.json the facts are
 those that are said to be from "sensitive_info".
 
-A person of whom some facts are kept is in `retain` as well, under an identity of its own.
+A person of whom some facts are kept is in `retain` as well.
 """
 
 import collections
@@ -79,6 +79,11 @@ def configs_of(section: DataSection) -> Configs:
     further = f"cross_image_{setting}" + (f"_r{section.forget}" if is_complete else "")
     attacked = f"{setting}{section.forget}" if is_complete else setting
     return Configs(setting, facts, further, tuple(f"{attack}_{attacked}" for attack in ATTACKS))
+
+
+def forgets_people(section: DataSection) -> bool:
+    """Return whether a setting forgets people as a whole, `data.forget` percent of them."""
+    return configs_of(section).setting == "complete"
 
 
 def files(section: DataSection) -> tuple[str, ...]:
@@ -135,7 +140,6 @@ class _People:
     ) -> None:
         self.split, self.asked = split, asked
         self.names = {item.subject_id: item.subject for item in facts}
-        self.forgotten = {item.subject_id for item in facts if split.set_of(item) == "forget"}
         self.by_person: dict[tuple[str, str], tuple[list[Item], list[Item]]] = {}
         for place, items in enumerate((facts, asked)):
             for item in items:
@@ -149,7 +153,7 @@ class _People:
     def of(self, name: str) -> tuple[Person, ...]:
         """Return the people of a set."""
         return tuple(
-            self._person(name, subject, *items)
+            self._person(subject, *items)
             for (where, subject), items in self.by_person.items()
             if where == name
         )
@@ -159,24 +163,17 @@ class _People:
         for item in self.asked:
             where = self.split.set_of(item)
             if where is not None:
-                person = self._id(where, item.subject_id)
-                yield _probe(item, where, person, task=str(item.task), image=item.image)
+                yield _probe(item, where, task=str(item.task), image=item.image)
 
-    def _id(self, name: str, subject: str) -> str:
-        is_partly = name == "retain" and subject in self.forgotten
-        return f"{subject}-kept" if is_partly else subject
-
-    def _person(
-        self, name: str, subject: str, facts: Sequence[Item], asked: Sequence[Item]
-    ) -> Person:
-        identity, called = self._id(name, subject), self.names.get(subject, "")
+    def _person(self, subject: str, facts: Sequence[Item], asked: Sequence[Item]) -> Person:
+        called = self.names.get(subject, "")
         shown = next((one.image for one in (*facts, *asked) if one.image is not None), None)
         return Person(
-            identity,
+            subject,
             called,
             () if shown is None else (shown,),
             {"name": called},
-            tuple(_fact(item, identity, called) for item in facts),
+            tuple(_fact(item, called) for item in facts),
             tuple(_question(item, None if item.image is shown else item.image) for item in asked),
         )
 
@@ -220,7 +217,7 @@ def _check(reader: RowReader, facts: Sequence[Item], split: Split) -> None:
     ]
 
 
-def _fact(item: Item, person: str, name: str) -> Fact:
+def _fact(item: Item, name: str) -> Fact:
     """Return a fact. Of one that a model answered in each form, the other form is left out."""
     attribute = item.sample_id
     in_words: str | None = None
@@ -232,7 +229,8 @@ def _fact(item: Item, person: str, name: str) -> Fact:
         in_words = item.question
     elif is_name_question(item.question) or with_name(item.question, name) == item.question:
         in_words = ""  # it would be about nobody
-    return Fact(person, name, item.question, item.answer, attribute, item.image, in_words)
+    subject = item.subject_id
+    return Fact(subject, name, item.question, item.answer, attribute, item.image, in_words)
 
 
 def _question(item: Item, image: Any) -> Question:
@@ -250,7 +248,7 @@ def _question(item: Item, image: Any) -> Question:
     )
 
 
-def _probe(item: Item, where: Set, person: str, *, task: str, image: Any) -> Probe:
+def _probe(item: Item, where: Set, *, task: str, image: Any) -> Probe:
     details = (
         {"label": item.label, "source": item.source} if item.label else {"source": item.source}
     )
@@ -259,7 +257,7 @@ def _probe(item: Item, where: Set, person: str, *, task: str, image: Any) -> Pro
         task,
         where,
         modality,
-        person,
+        item.subject_id,
         item.sample_id,
         item.question,
         item.answer,
@@ -297,10 +295,10 @@ def _further_probes(items: Sequence[Item]) -> Iterator[Probe]:
     for item in items:
         for number, image in item.further.items():
             task = further_task(item.task or "generation", number)
-            yield _probe(item, "test", item.subject_id, task=task, image=image)
+            yield _probe(item, "test", task=task, image=image)
 
 
 def _attacks(attacks: Mapping[str, Sequence[Item]]) -> Iterator[Probe]:
     for attack, items in attacks.items():
         for item in items:
-            yield _probe(item, "forget", item.subject_id, task=attack, image=item.image)
+            yield _probe(item, "forget", task=attack, image=item.image)

@@ -112,12 +112,8 @@ PUBLISHED = PublishedProtocol(
         "normalised_exact_match": _metric(
             normalised_exact_match, "exact match, case and punctuation apart", RIGHT, *_CLOZE
         ),
-        "rouge_l_recall": _metric(
-            recall, "ROUGE-L recall", OVERLAP, *_WRITTEN
-        ),
-        "rouge_l_f1": _metric(
-            f_measure, "ROUGE-L F", OVERLAP, *_WRITTEN
-        ),
+        "rouge_l_recall": _metric(recall, "ROUGE-L recall", OVERLAP, *_WRITTEN),
+        "rouge_l_f1": _metric(f_measure, "ROUGE-L F", OVERLAP, *_WRITTEN),
     },
     title="PPU-Bench",
     source="arXiv 2605.08800; guangjh/ppu-bench, commit 05b0265",

@@ -7,7 +7,8 @@
     all_val.json     the same of other images, which nothing is trained on
 
 Both lie in the folder itself or in `dataset/` below it; images are named from there, or from the
-folder. The folder that holds an image names its category. An image is a "person" with no name:
+folder. The folder that holds an image names its category. An image is a "person", which may be both
+to forget and to keep:
 
     forget     each harmful question of all_train, with `model_response`, the unsafe answer
     test       the same of all_val
@@ -67,6 +68,9 @@ NEW_TOKENS = 512
 THREE = Sampling(num_answers=3, temperature=1.0, top_p=0.9)
 ONE = Sampling(num_answers=1, temperature=1.0, top_p=0.9)
 HARMFUL, DECOUPLE, RETAIN = "harmful", "decouple", "retain"  # tasks of the probes
+SHOWN = (
+    "This report quotes the benchmark: it may show images and answers that are harmful by design."
+)
 WITHOUT_ANSWER = "harmful questions without a model_response, which no method is given"
 
 logger = logging.getLogger(__name__)
@@ -77,11 +81,11 @@ def read(folder: Path, section: DataSection, seed: int) -> Benchmark:
     del section, seed  # the files say what is to be forgotten
     faults: list[str] = []
     skipped: collections.Counter[str] = collections.Counter()
-    notes: tuple[str, ...] = ()
+    notes = [SHOWN]
     train = unsafe_of(folder, TRAIN, faults, skipped=skipped)
     if file_of(folder, VAL) is None:
         val = []
-        notes = (f"There is no {VAL}: generality to other images is not measured.",)
+        notes.append(f"There is no {VAL}: generality to other images is not measured.")
     else:
         val = unsafe_of(folder, VAL, faults, skipped=skipped, prefix="val-")
     without = sum(not pair.response for record in (*train, *val) for pair in record.pairs)
@@ -103,7 +107,7 @@ def read(folder: Path, section: DataSection, seed: int) -> Benchmark:
         "retain": tuple(_kept(record) for record in train if record.kept),
     }
     probes = [*_probes(train, "forget", kept="retain"), *_probes(val, "test", kept="unseen")]
-    return Benchmark(sets, dict(+skipped), notes, tuple(probes))
+    return Benchmark(sets, dict(+skipped), tuple(notes), tuple(probes))
 
 
 def question_prompt(
@@ -195,26 +199,23 @@ def _forgotten(records: Sequence[Unsafe]) -> tuple[Person, ...]:
         if facts:
             biography = {"category": record.category}
             images = (record.image,)
-            found.append(Person(record.id, "", images, biography, tuple(facts), tuple(questions)))
+            found.append(
+                Person(record.id, record.id, images, biography, tuple(facts), tuple(questions))
+            )
     return tuple(found)
 
 
 def _kept(record: Unsafe) -> Person:
     """Return an image with its Unharm pairs, as a person to keep."""
-    identity = _kept_id(record)
     facts, questions = [], []
     for key, question, answer in record.kept:
         in_text = question if key in UNHARM[:2] else ""
-        facts.append(Fact(identity, "", question, answer, key, record.image, in_text))
+        facts.append(Fact(record.id, "", question, answer, key, record.image, in_text))
         questions.append(Question("generation", "image", question, answer, key))
         if in_text:
             questions.append(Question("generation", "text", question, answer, key))
     biography = {"category": record.category}
-    return Person(identity, "", (record.image,), biography, tuple(facts), tuple(questions))
-
-
-def _kept_id(record: Unsafe) -> str:
-    return f"{record.id}-unharm"
+    return Person(record.id, record.id, (record.image,), biography, tuple(facts), tuple(questions))
 
 
 def _probes(records: Sequence[Unsafe], where: Set, *, kept: Set) -> Iterator[Probe]:
@@ -244,13 +245,12 @@ def _probes(records: Sequence[Unsafe], where: Set, *, kept: Set) -> Iterator[Pro
                 sampling=ONE,
             )
         for key, question, answer in record.kept:
-            identity = _kept_id(record)
             yield Probe(
                 RETAIN,
                 kept,
                 "image",
-                identity,
-                f"{identity}/{key}",
+                record.id,
+                f"{record.id}/{key}",
                 question,
                 answer,
                 image=record.image,

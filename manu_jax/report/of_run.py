@@ -28,7 +28,7 @@ def write_results_of(
         headline=run.config.method.name,
         request={
             "people": [{"id": person.id, "name": person.name} for person in sets["forget"]],
-            "share": run.config.data.forget if run.benchmark_format.shares else None,
+            "share": run.benchmark_format.share(run.config.data),
             "num_people": run.num_people,
         },
         kept=Kept(

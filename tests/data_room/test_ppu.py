@@ -94,15 +94,15 @@ def test_selective_forgets_a_kind_of_fact_and_keeps_the_others_of_the_same_peopl
         "004": ["Di_Reyes_02"],
     }  # fmt: skip
     assert ids(benchmark)["retain"] == {
-        "001-kept": ["Ada_Moor_01"], "002-kept": ["Bo_Falk_01"], "003-kept": ["Cy_Lund_01"],
-        "004-kept": ["Di_Reyes_01"],
+        "001": ["Ada_Moor_01"], "002": ["Bo_Falk_01"], "003": ["Cy_Lund_01"],
+        "004": ["Di_Reyes_01"],
     }  # fmt: skip
 
 
 def test_persona_reads_both_lists_and_counts_what_is_in_neither(folder):
     benchmark = read(folder, "persona")
     assert ids(benchmark)["forget"] == {"001": ["Ada_Moor_01"], "002": ["Bo_Falk_02"]}
-    assert set(ids(benchmark)["retain"]) == {"001-kept", "002-kept", "003", "004"}
+    assert set(ids(benchmark)["retain"]) == {"001", "002", "003", "004"}
     # A fact of Di Reyes, and its three questions in two forms.
     assert benchmark.skipped == {"items that the setting neither forgets nor keeps": 7}
 

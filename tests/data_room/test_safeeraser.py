@@ -87,7 +87,7 @@ def test_an_image_is_to_forget_by_its_harmful_questions_and_to_keep_by_its_unhar
     assert sets == {
         "forget": ["Weapon-0", "Privacy-1", "Violence-2"],
         "test": ["val-Weapon-0", "val-Privacy-1"],
-        "retain": ["Weapon-0-unharm", "Privacy-1-unharm", "Violence-2-unharm"],
+        "retain": ["Weapon-0", "Privacy-1", "Violence-2"],
         "unseen": [],
         "celebrity": [],
         "general": [],
@@ -105,7 +105,8 @@ def test_an_image_is_to_forget_by_its_harmful_questions_and_to_keep_by_its_unhar
     assert [has_form(fact, "text") for fact in kept] == [True, True, False, False]
     assert all(has_form(fact, "image") and has_form(fact, "text") for fact in (first, second))
     assert benchmark.sets["forget"][0].biography == {"category": "Weapon"}
-    assert benchmark.skipped == {} and benchmark.notes == ()
+    (note,) = benchmark.notes
+    assert benchmark.skipped == {} and "harmful by design" in note
 
 
 def test_the_probes_are_the_published_ones(folder):
@@ -137,7 +138,7 @@ def test_probes_of_images_set_apart_are_those_of_unseen(folder):
     benchmark = split_retain(read(folder), 0.67, seed=0)
     (apart,) = benchmark.sets["unseen"]
     unseen = {p.person for p in benchmark.probes if p.set == "unseen"}
-    assert unseen == {apart.id, "val-Weapon-0-unharm", "val-Privacy-1-unharm"}
+    assert unseen == {apart.id, "val-Weapon-0", "val-Privacy-1"}
 
 
 def test_json_lines_and_a_folder_below_are_read_alike(folder, tmp_path):
@@ -154,8 +155,7 @@ def test_without_all_val_generality_is_not_measured_and_that_is_said(tmp_path):
         "forget",
         "retain",
     }
-    (note,) = benchmark.notes
-    assert "no all_val.json" in note
+    assert "no all_val.json" in benchmark.notes[1]
 
 
 def test_what_can_be_used_in_part_is_counted(tmp_path):

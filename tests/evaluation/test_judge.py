@@ -13,6 +13,8 @@ from manu_jax.data.safeeraser_protocol import PUBLISHED
 from manu_jax.evaluation.analyses import judged
 from manu_jax.evaluation.judge import judge_of
 from manu_jax.evaluation.judged_records import verdicts_on
+from manu_jax.folder import FileHashes
+from manu_jax.parts import parts_of
 from manu_jax.types import ManuError
 
 
@@ -232,3 +234,18 @@ def test_the_folder_that_tests_write_has_harmless_questions_alone():
         pair["question"] for one in safeeraser_folder.records() for pair in one["unsafe_pairs"]
     ]
     assert all("red thing" in question for question in asked)
+
+
+def test_only_what_decides_verdicts_decides_what_is_kept(tmp_path):
+    def keys(**judge):
+        config = run_of(tmp_path, {"url": "http://h/v1", "model": "m"} | judge).config
+        parts = parts_of(config, {}, FileHashes())
+        return {part.label: part.key for part in parts}
+
+    first = keys()
+    assert "verdicts on random" in first
+    assert keys(timeout=5, retries=1, at_once=1, wait=1) == first
+    changed = {label for label, key in keys(model="other").items() if key != first[label]}
+    assert changed == {"verdicts on vanilla", "verdicts on random", "results"}
+    without = parts_of(run_of(tmp_path, None).config, {}, FileHashes())
+    assert {part.label for part in without} == {label for label in first if "verdicts" not in label}
