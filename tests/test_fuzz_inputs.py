@@ -12,16 +12,18 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import ppu_folder
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import safeeraser_folder
 import tiny_llava
 from fuzzing import VALUES, counted, generator, harmed, named, with_other_values
 from PIL import Image
 
 from manu_jax import arrays
 from manu_jax.config import DataSection, EvaluateSection, load_config, to_yaml
-from manu_jax.data import safeeraser
+from manu_jax.data import ppu, safeeraser
 from manu_jax.data.benchmarks import BENCHMARKS
 from manu_jax.data.record import Person, Question
 from manu_jax.edits import edit as edits
@@ -230,6 +232,39 @@ def test_records_of_safeeraser(tmp_path, numbers):
         with named("safeeraser", number):
             samples = safeeraser.decouple_samples(tmp_path / "records.json", Template())
             assert samples and all(sample.images and sample.text for sample in samples)
+
+
+@counted(20, 1000)
+def test_a_folder_of_safeeraser(tmp_path, numbers):
+    safeeraser_folder.write(tmp_path)
+    section = DataSection(benchmark="safeeraser")
+    for number in numbers:
+        records = safeeraser_folder.records()
+        changed = with_other_values(records, generator("folder of safeeraser", number))
+        (tmp_path / "all_train.json").write_text(json.dumps(changed))
+        with named("folder of safeeraser", number):
+            assert safeeraser.read(tmp_path, section, 0).sets["retain"]
+
+
+@counted(20, 200)
+def test_a_folder_of_ppu(tmp_path, numbers):
+    ppu_folder.write(tmp_path)
+    section = DataSection(benchmark="ppu", subset="persona")
+    names = ("ppu_eval_classification", "ppu_eval_cloze")
+    for name in names:
+        shutil.rmtree(tmp_path / name)
+    texts = {
+        name: [one for one in ppu_folder.asked(name.removeprefix("ppu_eval_")) if not one["image"]]
+        for name in names
+    }
+    for number in numbers:
+        random = generator("folder of ppu", number)
+        for name, rows in texts.items():
+            changed = with_other_values(rows, random) if name == names[number % 2] else rows
+            lines = [json.dumps(row) + "\n" for row in changed]
+            (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+        with named("folder of ppu", number):
+            assert ppu.read(tmp_path, section, 0).sets["retain"]
 
 
 @counted(40, 1000)

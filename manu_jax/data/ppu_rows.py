@@ -118,7 +118,7 @@ class RowReader(TableReader):
         return []
 
     def _rows(self, config: str, kind: Kind) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Yield (place, cells) of a config's rows; a file without a needed column has none."""
+        """Yield (place, cells) of a config's rows that have the needed columns."""
         files = self._files(config)
         if not files:
             self.faults.append(
@@ -128,13 +128,17 @@ class RowReader(TableReader):
         for file in files:
             shown = file.relative_to(self.folder).as_posix()
             try:
-                for number, (place, cells) in enumerate(
-                    READERS[file.suffix](file, shown, self.faults)
-                ):
-                    if number == 0 and (fault := _columns_fault(cells, kind)):
+                is_first = True
+                for place, cells in READERS[file.suffix](file, shown, self.faults):
+                    fault = _columns_fault(cells, kind)
+                    if fault and is_first:  # of a table: that of its columns
                         self.faults.append(f"{shown}: {fault}")
                         break
-                    yield place, cells
+                    if fault:
+                        self.faults.append(f"{place}: {fault}")
+                    else:
+                        yield place, cells
+                    is_first = False
             except ManuError as error:
                 self.faults.append(str(error))
 
