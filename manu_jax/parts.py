@@ -23,6 +23,7 @@ from manu_jax.config.methods import CHOICE
 from manu_jax.context import EDIT, MASK
 from manu_jax.data.own_answers import FOLDER as OWN
 from manu_jax.evaluation.analyses.audit import attacks_of, audited
+from manu_jax.evaluation.published import PUBLISHED, exported_files, has_published
 from manu_jax.evaluation.suite import WHOLE_SETS
 from manu_jax.folder import FileHashes
 from manu_jax.importance.texts import texts_read, wants_own_texts
@@ -107,9 +108,11 @@ def parts_of(config: RunConfig, foundation: Reads, files: FileHashes) -> list[Pa
     if not isinstance(config.method, UnlearnSection):  # one that trains has it among its own parts
         first = models[config.method.name]
         parts.append(Part("unlearned", {"unlearned": "unlearned"}, {first.label: first.key}))
-    evaluate = _named("evaluate", config.evaluate.model_dump(mode="json"), without=("batch_size",))
+    without = ("batch_size",) if has_published(config) else ("batch_size", "published")
+    evaluate = _named("evaluate", config.evaluate.model_dump(mode="json"), without=without)
     for name, model in models.items():
         parts += _evaluations(config, name, model, everything=everything)
+        parts += _published(config, name, model, everything=everything)
         parts += _audits(config, name, models)
     reads = {part.label: part.key for part in models.values()} | evaluate
     reads |= _named("sweep", config.sweep.model_dump(mode="json"), without=("memory_mib",))
@@ -117,6 +120,8 @@ def parts_of(config: RunConfig, foundation: Reads, files: FileHashes) -> list[Pa
     reads |= {"erase": config.erase, "order of models": list(models), everything.label: foundation}
     reads["data.keep_share"] = config.data.keep_share
     places = {"results.json": "results.json", "report.html": "report.html"}
+    if has_published(config):
+        places |= {file: file for name in models for file in exported_files(config, name).values()}
     parts.append(Part("results", places, reads))
     if config.push is not None:
         sent = {"push": config.push, "results": parts[-1].key}
@@ -214,7 +219,7 @@ def _folder_of(config: RunConfig, name: str) -> str:
 def _evaluations(config: RunConfig, name: str, model: Part, *, everything: Part) -> Iterator[Part]:
     """Yield the answers of a model to each task on each set, in both forms."""
     # What is measured of the answers later, and which sets and tasks there are, changes none.
-    without = ("sets", "tasks", "batch_size", "resamples", "kl", "ability", "max_people")
+    without = tuple("sets tasks batch_size resamples kl ability max_people published".split())
     asked = _named("evaluate", config.evaluate.model_dump(mode="json"), without=without)
     reads = {model.label: model.key, everything.label: everything.key, **asked}
     for part in config.evaluate.sets:
@@ -231,6 +236,18 @@ def _evaluations(config: RunConfig, name: str, model: Part, *, everything: Part)
             ]
             places = {file: f"evaluation/{name}/{file}" for file in names}
             yield Part(f"evaluation of {name}", places, {**reads, **people})
+
+
+def _published(config: RunConfig, name: str, model: Part, *, everything: Part) -> Iterator[Part]:
+    """Yield the answers of a model to the benchmark's own protocol, if it is asked."""
+    if not has_published(config):
+        return
+    reads: dict[str, Any] = {model.label: model.key, everything.label: everything.key}
+    values = config.evaluate.published.model_dump(mode="json")
+    reads |= _named("evaluate.published", values, without=("asked",))
+    reads["data.keep_share"] = config.data.keep_share  # whose probes are of people not given
+    folder = f"evaluation/{name}/{PUBLISHED}"
+    yield Part(f"published protocol, {name}", {PUBLISHED: folder}, reads)
 
 
 def _audits(config: RunConfig, name: str, models: Mapping[str, Part]) -> Iterator[Part]:

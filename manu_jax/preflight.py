@@ -18,6 +18,7 @@ from manu_jax.context import Run
 from manu_jax.data import safeeraser
 from manu_jax.data.forms import has_form
 from manu_jax.data.own_answers import lacks_retain
+from manu_jax.evaluation.published import check_published
 from manu_jax.evaluation.suite import check_prompts
 from manu_jax.importance.texts import check_texts
 from manu_jax.leaves import leaves, num_parameters
@@ -121,13 +122,19 @@ def _noted(faults: list[str], where: str = "") -> Iterator[None]:
 
 def check_questions(run: Run, loaded: Loaded) -> None:
     """Raise ManuError where a prompt of the evaluation is longer than the model's context."""
-    check_prompts(
-        loaded,
-        run.asked_benchmark.sets,
-        run.config.evaluate,
-        question_prompt=run.benchmark_format.question_prompt,
-        seed=run.config.seed,
-    )
+    faults: list[str] = []
+    with _noted(faults):
+        check_prompts(
+            loaded,
+            run.asked_benchmark.sets,
+            run.config.evaluate,
+            question_prompt=run.benchmark_format.question_prompt,
+            seed=run.config.seed,
+        )
+    with _noted(faults):
+        check_published(run, loaded)
+    if faults:
+        raise ManuError("\n".join(faults))
 
 
 def _check_method(empty: Loaded, method: MaskMethod) -> None:

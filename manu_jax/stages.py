@@ -38,6 +38,8 @@ from manu_jax.evaluation.analyses.registry import ANALYSES
 from manu_jax.evaluation.known import write_known
 from manu_jax.evaluation.memory import check_memory
 from manu_jax.evaluation.own_answers import answer_own_questions
+from manu_jax.evaluation.published import ask_published
+from manu_jax.evaluation.published_export import export
 from manu_jax.evaluation.suite import evaluate
 from manu_jax.importance.methods import edit_for, load_scores, save_scores, scores_for
 from manu_jax.models.loaded import Loaded, save_pretrained
@@ -157,8 +159,9 @@ def make_evaluation(run: Run) -> None:
     models = run.models()
     for name, load_model in models.items():
         logger.info("evaluate: %s", name)
+        loaded = load_model()
         rows += evaluate(
-            load_model(),
+            loaded,
             run.benchmark.sets,
             run.config.evaluate,
             question_prompt=run.benchmark_format.question_prompt,
@@ -166,10 +169,13 @@ def make_evaluation(run: Run) -> None:
             model_name=name,
             seed=run.config.seed,
         )
+        ask_published(run, loaded, name)
+        del loaded  # so that one model beside vanilla is in memory while the next is made
     evaluated = Evaluated(run, tuple(models))
     analyses = {name: analysis.rows_of(evaluated) for name, analysis in ANALYSES.items()}
     times = run.times()
     times["evaluate"] = times.get("evaluate", 0.0) + round(time.monotonic() - begun, 2)
+    parallel.on_first_process(functools.partial(export, run, tuple(models)))
     write = functools.partial(write_results_of, evaluated, rows, analyses, timings=times)
     parallel.on_first_process(write)
 

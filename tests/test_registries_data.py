@@ -5,15 +5,20 @@ import types
 
 import jax
 import numpy as np
+import published_world
 import pytest
 import tiny_llava
 
+from manu_jax import run
 from manu_jax.config import DataSection, UnlearnSection, validate_config
 from manu_jax.context import Run
 from manu_jax.data.benchmarks import BENCHMARKS, BenchmarkFormat, benchmark_format
 from manu_jax.data.documents import documents
 from manu_jax.data.record import Benchmark, Fact, Person, Question
+from manu_jax.evaluation import batched
 from manu_jax.evaluation.tasks import TASKS_BY_NAME, Prompting
+from manu_jax.models.loaded import save_pretrained
+from manu_jax.report.results import load_results
 from manu_jax.training.objectives import cross_entropy_on_answers
 from manu_jax.training.recipes import RECIPES, Recipe
 from manu_jax.training.unlearner import unlearn
@@ -89,6 +94,61 @@ def test_an_unknown_benchmark_is_an_error_that_lists_the_known_ones(quiz, tmp_pa
 
 def test_the_run_writes_the_synthetic_benchmark_and_no_other():
     assert {name for name, entry in BENCHMARKS.items() if entry.write} == {"synthetic"}
+
+
+PUBLISHED = """
+cache: null
+data: {benchmark: quiz}
+train: {memory_gate: 0.0}
+method: random
+evaluate: {new_tokens: 2, resamples: 20, batch_size: 4, tasks: [generation], ability: false}
+audit: none
+"""
+
+
+@pytest.fixture
+def start_quiz(monkeypatch, tmp_path):
+    """A function that gives the command on the quiz; it returns the rows of its protocol."""
+    monkeypatch.setitem(BENCHMARKS, "quiz", published_world.FORMAT)
+    monkeypatch.setattr(batched, "MAX_BUCKETS", 1)
+    monkeypatch.setattr(batched, "MULTIPLE", 64)
+    published_world.write(tmp_path / "quiz")
+    save_pretrained(tiny_llava.loaded(), tmp_path / "model")
+    (tmp_path / "config.yaml").write_text(PUBLISHED)
+    paths = [f"data.path={tmp_path / 'quiz'}", f"model.path={tmp_path / 'model'}"]
+    command = ["--config", tmp_path / "config.yaml", "--output", tmp_path / "run", *paths]
+
+    def start(*further):
+        assert run.main([str(argument) for argument in (*command, *further)]) == 0
+        return load_results(tmp_path / "run").analyses["published"]
+
+    return start
+
+
+def test_a_published_protocol_comes_with_the_entry(start_quiz, tmp_path):
+    """From outside the package: probes, their prompt and their metrics, and nothing else."""
+    rows = start_quiz()
+    assert {row.model for row in rows} == {"vanilla", "random"}
+    assert {row.metric for row in rows} == {
+        "rouge", "probability", "ratio", "drawn", "utility", "quality"
+    }  # fmt: skip
+    assert {row.set for row in rows} == {"forget", "retain", "unseen", "all"}
+    page = (tmp_path / "run/report.html").read_text()
+    assert "QuizBench’s own protocol" in page and "Answers are short." in page
+    assert (tmp_path / "run/evaluation/random/QUIZ_SUMMARY.json").exists()
+
+
+@pytest.mark.slow
+def test_its_records_stay_while_what_is_asked_stays(start_quiz, tmp_path):
+    rows = start_quiz()
+    asked = tmp_path / "run/evaluation/random/published/drawn.forget.text.jsonl"
+    before, changed = asked.read_bytes(), asked.stat().st_mtime_ns
+    assert start_quiz() == rows and asked.stat().st_mtime_ns == changed
+    fewer = start_quiz("evaluate.published.max_items=1")
+    assert {row.n for row in fewer if row.task != "all"} == {1}
+    assert start_quiz("evaluate.published=false") == ()
+    assert "QuizBench" not in (tmp_path / "run/report.html").read_text()
+    assert start_quiz() == rows and asked.read_bytes() == before
 
 
 def half_ascent(model, data, remat):

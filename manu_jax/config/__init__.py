@@ -27,6 +27,7 @@ from manu_jax.config.sections import (
     FilePath,
     ModelSection,
     Protocol,
+    PublishedSection,
     ShotsSection,
     TextSize,
     VisionSize,

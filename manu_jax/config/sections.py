@@ -141,6 +141,23 @@ class ShotsSection(Section):
     cloze: Count = 2
 
 
+class PublishedSection(Section):
+    """The protocol that the benchmark's authors published (docs/benchmarks.md), where it has one.
+
+    A bare true or false says whether it is asked: `published: false`.
+    """
+
+    asked: bool = True
+    max_items: Count | None = None  # of each task, set and form, the first; None: all
+    # Answers are cut here where the authors let them be longer; None: as published
+    new_tokens: Count | None = None
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _from_bool(cls, values: Any) -> Any:
+        return {"asked": values} if isinstance(values, bool) else values
+
+
 class EvaluateSection(Section):
     """What is asked of each model, and how.
 
@@ -169,6 +186,7 @@ class EvaluateSection(Section):
     # answer are left out
     ability: bool = True
     kl: bool = True  # measure the distance to the retrained model; holds two models in memory
+    published: PublishedSection = PublishedSection()
 
 
 class SweepSection(Section):

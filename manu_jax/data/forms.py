@@ -148,7 +148,10 @@ def in_text_alone(benchmark: Benchmark) -> Benchmark:
             )
         sets[name] = tuple(found)
     counts = {what: count for what, count in left_out.items() if count}
-    return dataclasses.replace(benchmark, sets=sets, skipped={**benchmark.skipped, **counts})
+    probes = tuple(probe for probe in benchmark.probes if probe.modality == "text")
+    return dataclasses.replace(
+        benchmark, sets=sets, skipped={**benchmark.skipped, **counts}, probes=probes
+    )
 
 
 def jitter(image: Any, seed: int, *, strength: float = 1.0) -> Any:

@@ -97,7 +97,8 @@ class ProbeMetric:
     """A value of every probe of some tasks; a row of results.json is its mean over probes.
 
     function: None where the probe has no value. title, unit: as of `evaluation.metrics.Metric`.
-    tasks: that have it.
+    higher_is_better: of people to keep; of those to forget it is the other way round. tasks: that
+    have it.
     """
 
     function: Callable[[ProbeResponse], float | None]
@@ -107,9 +108,10 @@ class ProbeMetric:
     tasks: tuple[str, ...]
 
 
-# A record: what is kept of one probe, a line of JSON: task, set, modality, person, key, question,
-# prompt, answers, truth, the metrics by name, the mean NLL of truth, paraphrased and perturbed
-# answers, and the probe's details.
+# What is kept of one probe, a line of JSON: {task, set, modality, person, key, question, prompt,
+# answers: [text, …], truth, options, keywords, metrics: {name: value or null}, details: {…},
+# nll: {truth: mean −log p, paraphrased: [one each], perturbed: [one each]}}; nll is of probes with
+# `has_likelihood` alone.
 ProbeRecord = Mapping[str, Any]
 
 
@@ -136,7 +138,7 @@ class PublishedProtocol:
     prompt: the text that a model reads, up to where the answer begins, in the template's turns.
     metrics, aggregates: by the names that results.json gives them, in the order of the tables.
     source: paper, repository and commit that it follows, for the report. differs: sentences on
-    where it does not.
+    where it does not. title: of the benchmark, as its authors write it; "": the name of its entry.
     """
 
     prompt: Callable[[Probe, PromptTemplate], str]
@@ -144,3 +146,4 @@ class PublishedProtocol:
     source: str
     aggregates: Mapping[str, Aggregate] = dataclasses.field(default_factory=dict)
     differs: tuple[str, ...] = ()
+    title: str = ""

@@ -11,7 +11,7 @@ from manu_jax.data.batches import Batches
 from manu_jax.models.loaded import Loaded
 from manu_jax.progress import Progress
 from manu_jax.training.features import ImageFeatures
-from manu_jax.types import Batch, Encoded, Encoder, Images, ManuError
+from manu_jax.types import Encoded, Encoder, Images, ManuError
 
 MAX_BUCKETS = 2  # lengths a step is compiled for, with images and without
 MULTIPLE = 8  # of tokens; lengths are few as it is, so padding can be tight
@@ -20,10 +20,11 @@ MULTIPLE = 8  # of tokens; lengths are few as it is, so padding can be tight
 def run_batched(
     loaded: Loaded,
     encoded: Sequence[Encoded],
-    step: Callable[[Any, Batch], Any],
+    step: Callable[..., Any],
     *,
     batch_size: int,
     description: str,
+    beside: np.ndarray | None = None,
     padding_side: Literal["left", "right"] = "right",
     features_once: bool = False,
     features: Callable[[Any, Images], jax.Array] | None = None,
@@ -31,6 +32,7 @@ def run_batched(
     """Yield (indices of the samples, what `step(model, batch)` gave for them as NumPy).
 
     step: gives a pytree of arrays whose first axis is the batch's; its padding rows are cut off.
+    beside: a row for each sample, which `step` gets as a third argument; 0 in padding rows.
     batch_size: rounded up to a multiple of the mesh's data and fsdp axes. The next batch is made
     while the device works on the last. features_once: give `step` the features of images in place
     of their patches, each image's computed once; for steps that run no other model. features: what
@@ -51,9 +53,15 @@ def run_batched(
                 batch = batches.batch_at(number)
                 if stored is not None and batch.images is not None:
                     batch = stored.in_place_of_patches(batch, number, rows)
-                batch = parallel.put_batch(batch, loaded.mesh)
+                indices = batches.indices_at(number)
+                given = [batch]
+                if beside is not None:
+                    filled = np.zeros((batch_size, *beside.shape[1:]), beside.dtype)
+                    filled[: len(indices)] = beside[indices]
+                    given.append(filled[rows])
+                given = parallel.put_batch(given, loaded.mesh)
                 with parallel.on_mesh(loaded.mesh):
-                    started = batches.indices_at(number), step(loaded.model, batch)
+                    started = indices, step(loaded.model, *given)
             if waiting is not None:
                 indices, outputs = waiting
                 yield indices, _first_rows(parallel.gather(outputs), len(indices))

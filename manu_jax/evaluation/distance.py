@@ -15,7 +15,6 @@ answer right as rarely as it does and yet answer otherwise; these distances meas
 """
 
 import dataclasses
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +25,7 @@ import numpy as np
 from manu_jax import parallel
 from manu_jax.data.batches import encode_all
 from manu_jax.evaluation.batched import not_finite, run_batched
+from manu_jax.evaluation.open_unlearning import ks_test
 from manu_jax.models.loaded import Loaded
 from manu_jax.models.nn.answers import logits_at_answers
 from manu_jax.progress import Progress
@@ -119,19 +119,13 @@ def compare_truth_ratios(
     records: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]
 ) -> TwoSample | None:
     """Return the test of two models' multiple-choice records; None where either has none."""
-    from scipy.stats import ks_2samp
-
     ratios, others = (
         [truth_ratio(r["log_likelihoods"], r["correct"]) for r in side if len(r["options"]) > 1]
         for side in (records, reference)
     )
     if not ratios or not others:
         return None
-    with warnings.catch_warnings():
-        # Where the exact p-value overflows, scipy takes the asymptotic one.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        found: Any = ks_2samp(ratios, others)
-    return TwoSample(float(found.statistic), float(found.pvalue), len(ratios), len(others))
+    return TwoSample(*ks_test(ratios, others), len(ratios), len(others))
 
 
 @jax.jit

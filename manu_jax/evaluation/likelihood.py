@@ -1,7 +1,7 @@
 """How likely a model finds given answers, and whether it would have said them."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from manu_jax.data.batches import encode_all
+from manu_jax.data.probes import AnswerTokens
 from manu_jax.evaluation.batched import not_finite, run_batched
 from manu_jax.models.loaded import Loaded
 from manu_jax.models.nn.answers import logits_at_answers, token_log_likelihoods
@@ -56,6 +57,46 @@ def log_likelihoods(loaded: Loaded, samples: Sequence[Sample], *, batch_size: in
     return found
 
 
+def answer_tokens(
+    loaded: Loaded, samples: Sequence[Sample], *, batch_size: int
+) -> list[AnswerTokens]:
+    """Return the answers of the samples token by token, in order; errors as `log_likelihoods`."""
+    found = values_at_answers(
+        loaded, samples, _tokens, batch_size=batch_size, description="likelihoods"
+    )
+    return [AnswerTokens(log_p_A.astype(np.float64), is_first_A) for log_p_A, is_first_A in found]
+
+
+def values_at_answers(
+    loaded: Loaded,
+    samples: Sequence[Sample],
+    step: Callable[[Any, Batch], tuple[jax.Array, ...]],
+    *,
+    batch_size: int,
+    description: str,
+) -> list[tuple[np.ndarray, ...]]:
+    """Return what `step` gives for the answer tokens of each sample, in order. [A] each.
+
+    step: (model, batch) → arrays [B, A]: log p first, which has to be finite, the tokens' weights
+    last, which are not returned. Errors as `log_likelihoods`.
+    """
+    found: list[tuple[np.ndarray, ...]] = [()] * len(samples)
+    for indices, (*values, weight_BA) in run_batched(
+        loaded,
+        encode_answered(loaded, samples),
+        step,
+        batch_size=batch_size,
+        description=description,
+        features_once=True,
+    ):
+        for row, index in enumerate(indices):
+            at_A = weight_BA[row] > 0
+            if not np.isfinite(values[0][row][at_A]).all():
+                raise not_finite(loaded)
+            found[index] = tuple(one[row][at_A] for one in values)
+    return found
+
+
 def encode_answered(loaded: Loaded, samples: Sequence[Sample]) -> list[Encoded]:
     """Return the samples as numbers, in order; ManuError names those without an answer."""
     encoded = encode_all(loaded, samples)
@@ -96,3 +137,11 @@ def answer_likelihoods(
 
 
 _likelihoods = jax.jit(answer_likelihoods)
+
+
+@jax.jit
+def _tokens(model: Any, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return log p, first choice or not, weight of the answers' tokens. [B, A]."""
+    logits_BAV, targets = logits_at_answers(model, batch, remat="none")
+    log_p_BA, weight_BA = token_log_likelihoods(logits_BAV, targets)
+    return log_p_BA, jnp.argmax(logits_BAV, axis=-1) == targets.token_ids_BT, weight_BA

@@ -145,8 +145,19 @@ def rouge(answer: str, *truths: str) -> dict[str, float] | None:
     """
     # Differs: rouge-score drops all but Latin letters and digits, and gives 0 for equal texts.
     measurable = [truth for truth in map(_composed, truths) if _is_latin(truth)]
-    scores = [dict(_rouge(_composed(answer), truth)) for truth in measurable]
+    scores = [
+        {name: float(score.fmeasure) for name, score in _rouge(_composed(answer), truth)}
+        for truth in measurable
+    ]
     return {name: max(one[name] for one in scores) for name in scores[0]} if scores else None
+
+
+def rouge_recall(answer: str, truth: str) -> dict[str, float]:
+    """Return the recalls {"rouge1", "rouge2", "rougeL"} of a truth with stemming, as published.
+
+    0 of a truth without Latin letters and digits, which rouge-score drops.
+    """
+    return {name: float(score.recall) for name, score in _rouge(answer, truth)}
 
 
 def bleu(answer: str, *truths: str) -> float:
@@ -322,9 +333,8 @@ def _draws(num_people: int, resamples: int, seed: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=64)  # three metrics look at the same answer, one after the other
-def _rouge(answer: str, truth: str) -> tuple[tuple[str, float], ...]:
-    scores = _rouge_scorer().score(truth, answer)
-    return tuple((name, float(score.fmeasure)) for name, score in scores.items())
+def _rouge(answer: str, truth: str) -> tuple[tuple[str, Any], ...]:
+    return tuple(_rouge_scorer().score(truth, answer).items())
 
 
 @functools.cache

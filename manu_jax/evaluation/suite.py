@@ -1,25 +1,21 @@
 """Sets × tasks × modalities: a file of records for each, and rows of results.
 
-All items of one modality are pooled, so that batches are full and few shapes are compiled. Records
-are written chunk by chunk, so a killed run loses at most one chunk.
+All items of one modality are pooled, so that batches are full and few shapes are compiled.
 
-    DIRECTORY/MODEL/SET.TASK.MODALITY.jsonl           one record a line (tasks.py)
-    DIRECTORY/MODEL/SET.TASK.MODALITY.partial.jsonl   the first records of an unfinished file
+    DIRECTORY/MODEL/SET.TASK.MODALITY.jsonl   one record a line (tasks.py, record_files.py)
 """
 
 import collections
 import dataclasses
-import functools
 import json
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from manu_jax import parallel
 from manu_jax.config import EvaluateSection
 from manu_jax.data.forms import has_form
 from manu_jax.data.prompts import question_prompt
@@ -35,42 +31,33 @@ from manu_jax.evaluation.metrics import (
     measured,
 )
 from manu_jax.evaluation.plain import fits, plain_interval
+from manu_jax.evaluation.record_files import Record, RecordFile, complete, read_records
 from manu_jax.evaluation.shots import draw_shots
 from manu_jax.evaluation.tasks import TASKS_BY_NAME, Item, Prompting, record_of
-from manu_jax.folder import write_atomic
 from manu_jax.models.loaded import Loaded
-from manu_jax.types import FORGET_SETS, MODALITIES, SETS, ManuError, Modality, raise_faults
+from manu_jax.types import (
+    FORGET_SETS,
+    MODALITIES,
+    SETS,
+    ManuError,
+    Modality,
+    Sample,
+    raise_faults,
+)
 
 logger = logging.getLogger(__name__)
 
 CHUNK = 4096  # items between two writes
 WHOLE_SETS = FORGET_SETS  # max_people leaves them as they are
 
-Record = dict[str, Any]
-
 
 @dataclasses.dataclass
-class _File:
-    """One file: its items, and the records so far."""
+class _File(RecordFile[Item]):
+    """The file of a task on a set in a form."""
 
-    folder: Path
     set: str
     task: str
     modality: Modality
-    items: list[Item]
-    records: list[Record]
-
-    @property
-    def name(self) -> str:
-        return f"{self.set}.{self.task}.{self.modality}"
-
-    @property
-    def path(self) -> Path:
-        return self.folder / f"{self.name}.jsonl"
-
-    @property
-    def partial(self) -> Path:
-        return self.path.with_suffix(".partial.jsonl")
 
 
 def evaluate(
@@ -122,25 +109,35 @@ def check_prompts(
             *((prompt, section.new_tokens) for prompt in prompts),
             *((candidate, 0) for candidate in candidates),
         ]
-        counts = loaded.count_tokens([sample for sample, _ in samples])
-        totals = [sum(count) + room for count, (_, room) in zip(counts, samples, strict=True)]
-        longest = max(range(len(totals)), key=totals.__getitem__)
-        if totals[longest] > loaded.context:
-            (text, images), (sample, room) = counts[longest], samples[longest]
-            shown = (
-                f"{len(sample.images)} × {images // len(sample.images)} tokens of images + "
-                if sample.images
-                else ""
-            )
-            faults.append(
-                f"{file.name}, {sample.key}: {shown}{text} of text + {room} to be written = "
-                f"{totals[longest]} > {loaded.context}"
-            )
+        faults += over_context(loaded, samples, file.name)
     raise_faults(
         faults,
         "Prompts that are longer than the model's context. Lower evaluate.shots or "
         "evaluate.new_tokens, or set evaluate.protocol: zero_shot. The longest of each kind:",
     )
+
+
+def over_context(
+    loaded: Loaded, samples: Sequence[tuple[Sample, int]], where: str
+) -> Iterator[str]:
+    """Yield the arithmetic of the longest of these samples if it exceeds the model's context.
+
+    samples: each with the tokens that are to be written after it.
+    """
+    counts = loaded.count_tokens([sample for sample, _ in samples])
+    totals = [sum(count) + room for count, (_, room) in zip(counts, samples, strict=True)]
+    longest = max(range(len(totals)), key=totals.__getitem__)
+    if totals[longest] > loaded.context:
+        (text, images), (sample, room) = counts[longest], samples[longest]
+        shown = (
+            f"{len(sample.images)} × {images // len(sample.images)} tokens of images + "
+            if sample.images
+            else ""
+        )
+        yield (
+            f"{where}, {sample.key}: {shown}{text} of text + {room} to be written = "
+            f"{totals[longest]} > {loaded.context}"
+        )
 
 
 def evaluated_people(
@@ -241,7 +238,8 @@ def _files(
                 if not items:
                     empty.append(f"{name}.{task}.{modality}")
                     continue
-                file = _File(folder or Path(), name, task, modality, items, [])
+                place = f"{name}.{task}.{modality}"
+                file = _File(folder or Path(), place, items, [], name, task, modality)
                 try:
                     file.records = [] if folder is None else _read(file, section)
                 except ManuError as error:
@@ -258,45 +256,13 @@ def _files(
 
 def _read(file: _File, section: EvaluateSection) -> list[Record]:
     """Return the records that exist; ManuError where they are not those of the file's items."""
-    path = file.path if parallel.exists(file.path) else file.partial
-    if not parallel.exists(path):
-        return []
     metrics = TASKS_BY_NAME[file.task].metrics_under(section.protocol)
-    records: list[Record] = []
-    fault = ""
-    try:
-        text = path.read_text(encoding="utf-8")
-        if not text.endswith("\n"):
-            fault = "damaged: its last line has no end"
-        for number, line in enumerate(text.splitlines()):
-            record = json.loads(line)
-            record = record if isinstance(record, dict) else {}
-            item = file.items[min(number, len(file.items) - 1)]
-            missing = sorted(
-                {field for name, field in metrics.items() if not _has_value(record, name, item)}
-            )
-            if missing and not fault:
-                fault = f"damaged: line {number + 1} has no number for {', '.join(missing)}"
-            records.append(record)
-    except (OSError, ValueError) as error:
-        fault = f"damaged ({error})"
-    fault = fault or _mismatch(file, records, is_whole=path == file.path)
-    if fault:
-        raise ManuError(f"{path}: {fault}. Delete the file and give the command again.")
-    return records
 
+    def missing(record: Record, item: Item) -> list[str]:
+        fields = metrics.items()
+        return sorted({field for name, field in fields if not _has_value(record, name, item)})
 
-def _mismatch(file: _File, records: Sequence[Record], *, is_whole: bool) -> str:
-    """Return what tells that records are not those of a file's items; "" if nothing does."""
-    expected = [(item.key, item.person, item.prompt, item.truth) for item in file.items]
-    names = ("key", "person", "prompt", "truth")
-    found = [tuple(record.get(name) for name in names) for record in records]
-    if len(found) > len(expected) or (is_whole and len(found) != len(expected)):
-        return f"it holds {len(found)} records, {len(expected)} are asked now"
-    for number, (one, other) in enumerate(zip(found, expected, strict=False), start=1):
-        if one != other:
-            return f"line {number} is about {one[0]}, with another question than now"
-    return ""
+    return read_records(file, missing)
 
 
 def _has_value(record: Record, metric: str, item: Item) -> bool:
@@ -309,28 +275,16 @@ def _has_value(record: Record, metric: str, item: Item) -> bool:
 
 
 def _complete(loaded: Loaded, files: Sequence[_File], section: EvaluateSection) -> None:
-    """Ask what is missing in these files, all of one modality, and write them.
+    """Ask what is missing in these files, all of one modality, and write them."""
 
-    A chunk is asked whole or not at all, so that an item always shares its batch with the same
-    others. After a killed run the numbers are the same to the last digit.
-    """
-    everything = [(file, number) for file in files for number in range(len(file.items))]
-    for start in range(0, len(everything), CHUNK):
-        chunk = everything[start : start + CHUNK]
-        incomplete = [file for file, number in chunk if number >= len(file.records)]
-        if not incomplete:
-            continue
-        items = [file.items[number] for file, number in chunk]
-        for (file, number), item, (answer, scores) in zip(
-            chunk, items, _ask(loaded, items, section), strict=True
-        ):
-            if number == len(file.records):
-                record = record_of(
-                    file.task, item, answer=answer, candidates=scores, protocol=section.protocol
-                )
-                file.records.append(record)
-        changed = list({file.name: file for file in incomplete}.values())
-        parallel.on_first_process(functools.partial(_write_all, changed))
+    def ask(pairs: Sequence[tuple[_File, Item]]) -> list[Record]:
+        answered = _ask(loaded, [item for _, item in pairs], section)
+        return [
+            record_of(file.task, item, answer=answer, candidates=scores, protocol=section.protocol)
+            for (file, item), (answer, scores) in zip(pairs, answered, strict=True)
+        ]
+
+    complete(files, ask, chunk=CHUNK)
 
 
 def _ask(
@@ -359,20 +313,6 @@ def _ask(
         )
         for item in items
     ]
-
-
-def _write_all(files: Sequence[_File]) -> None:
-    for file in files:
-        _write(file)
-
-
-def _write(file: _File) -> None:
-    is_whole = len(file.records) == len(file.items)
-    # Escaped beyond ASCII, since some characters of other scripts count as line ends.
-    lines = [json.dumps(record, allow_nan=False) + "\n" for record in file.records]
-    write_atomic(file.path if is_whole else file.partial, "".join(lines))
-    if is_whole:
-        file.partial.unlink(missing_ok=True)
 
 
 def _rows(

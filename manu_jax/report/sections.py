@@ -25,6 +25,7 @@ from manu_jax.report import (
     nulls,
     numbers,
     plots,
+    published,
 )
 from manu_jax.report.edits import EditSummary
 from manu_jax.report.inputs import Item, Place, PruneCount
@@ -135,6 +136,7 @@ SECTIONS: dict[str, Section] = {
     "numbers": Section(_numbers),
     "distances": Section(lambda m: distances.distances_view(m.results), inside="numbers"),
     "differences": Section(lambda m: distances.differences_view(m.results), inside="numbers"),
+    "published": Section(lambda m: published.view(m.results)),
     "alpha_sweep": Section(lambda m: plots.sweep_view(m.results)),
     "alpha_choice": Section(lambda m: nulls.choice_view(m.results), inside="alpha_sweep"),
     "null": Section(lambda m: nulls.null_view(m.results), inside="alpha_sweep"),

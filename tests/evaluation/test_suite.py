@@ -9,7 +9,7 @@ import tiny_llava
 from manu_jax import parallel
 from manu_jax.config import EvaluateSection
 from manu_jax.data.record import Person, Question
-from manu_jax.evaluation import batched, suite
+from manu_jax.evaluation import batched, record_files, suite
 from manu_jax.evaluation.analyses.differences import differences
 from manu_jax.evaluation.suite import evaluate
 from manu_jax.evaluation.tasks import TASKS_BY_NAME, Prompting
@@ -224,7 +224,7 @@ def test_a_run_killed_between_two_files_of_a_chunk_ends_with_the_same_bytes(
     whole, tmp_path, monkeypatch
 ):
     folder, rows = whole
-    write, written = suite._write, []
+    write, written = record_files.write_records, []
 
     def killed(file):
         if written:
@@ -233,7 +233,7 @@ def test_a_run_killed_between_two_files_of_a_chunk_ends_with_the_same_bytes(
         write(file)
 
     with monkeypatch.context() as patch:
-        patch.setattr(suite, "_write", killed)
+        patch.setattr(record_files, "write_records", killed)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path)
     assert run(tmp_path) == rows

@@ -8,6 +8,7 @@ from manu_jax.evaluation.analyses import (
     distances,
     leakage,
     null,
+    published,
     strangers,
     sweep,
 )
@@ -21,6 +22,7 @@ ANALYSES: dict[str, Analysis] = {
     "differences": differences.ANALYSIS,
     "distances": distances.ANALYSIS,
     "ability": ability.ANALYSIS,
+    "published": published.ANALYSIS,
     "audit": audit.ANALYSIS,
     "strangers": strangers.ANALYSIS,
 }

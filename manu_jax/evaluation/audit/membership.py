@@ -34,11 +34,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from manu_jax.context import Run
-from manu_jax.data.batches import encode_all
 from manu_jax.data.forms import forms
 from manu_jax.data.record import Fact
 from manu_jax.evaluation.audit.attack import Attack, Attacked, AuditRow
-from manu_jax.evaluation.batched import not_finite, run_batched
+from manu_jax.evaluation.likelihood import values_at_answers
+from manu_jax.evaluation.open_unlearning import share_that_follows
 from manu_jax.models.loaded import Loaded
 from manu_jax.models.nn.answers import logits_at_answers
 from manu_jax.types import MODALITIES, Batch, Sample
@@ -126,24 +126,11 @@ def token_scores(
     loaded: Loaded, samples: Sequence[Sample], *, batch_size: int
 ) -> list[TokenScores]:
     """Return the scores of the samples' answer tokens, in order (teacher-forced)."""
-    found: list[TokenScores | None] = [None] * len(samples)
-    for indices, (log_p_BA, standard_BA, is_first_BA, weight_BA) in run_batched(
-        loaded,
-        encode_all(loaded, samples),
-        _token_scores,
-        batch_size=batch_size,
-        description="membership",
-        features_once=True,
-    ):
-        for row, index in enumerate(indices):
-            at_A = weight_BA[row] > 0
-            if not np.isfinite(log_p_BA[row][at_A]).all():
-                raise not_finite(loaded)
-            text = "".join(part for part, is_answer in samples[index].segments if is_answer)
-            found[index] = TokenScores(
-                text, log_p_BA[row][at_A], standard_BA[row][at_A], is_first_BA[row][at_A]
-            )
-    return [score for score in found if score is not None]
+    found = values_at_answers(
+        loaded, samples, _token_scores, batch_size=batch_size, description="membership"
+    )
+    texts = ("".join(part for part, is_answer in one.segments if is_answer) for one in samples)
+    return [TokenScores(text, *values) for text, values in zip(texts, found, strict=True)]
 
 
 def loss(score: TokenScores) -> float:
@@ -172,8 +159,7 @@ def extraction(score: TokenScores) -> float:
     Differs: open-unlearning gives 1 / n where no token is the first choice, so that an answer of
     one token is always extracted.
     """
-    wrong = np.flatnonzero(~score.is_first_A.astype(bool))
-    return 1 - (int(wrong[-1]) + 1 if len(wrong) else 0) / len(score.is_first_A)
+    return share_that_follows(score.is_first_A)
 
 
 def memorised(score: TokenScores) -> float:
