@@ -21,6 +21,8 @@ from manu_jax.data import (
     portraits,
     prompts,
     synthetic,
+    umu,
+    umu_protocol,
 )
 from manu_jax.data.probes import PublishedProtocol
 from manu_jax.data.record import Benchmark, QuestionPrompt
@@ -152,6 +154,13 @@ BENCHMARKS: dict[str, BenchmarkFormat] = {
         subsets=clear_protocol.SUBSETS,
         files=clear.files,
         published=clear_protocol.PUBLISHED,
+    ),
+    "umu": BenchmarkFormat(
+        umu.read,
+        prompts.question_prompt,
+        shares=umu.SHARES,
+        files=umu.files,
+        published=umu_protocol.PUBLISHED,
     ),
     "folder": BenchmarkFormat(_read_request, prompts.question_prompt, shares=()),
 }
