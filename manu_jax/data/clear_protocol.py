@@ -286,7 +286,7 @@ def _alphanumeric(text: str) -> str:
 
 def _losses(records: Sequence[ProbeRecord], task: str) -> tuple[np.ndarray, float] | None:
     """Return the nll of each paraphrased answer of a task, and the mean of all perturbed ones."""
-    found = [one for one in records if one["task"] == task and one["nll"]["perturbed"]]
+    found = [one for one in records if one["task"] == task and "nll" in one]
     if not found:
         return None
     right = np.array([np.mean(one["nll"]["paraphrased"]) for one in found])
