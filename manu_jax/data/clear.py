@@ -21,6 +21,7 @@ How rows become people is in clear_people.py, what CLEAR's authors ask in clear_
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from manu_jax.config import DataSection
 from manu_jax.data.cells import short, text_of
@@ -160,7 +161,7 @@ class _Reader(TableReader):
                 Photographed(
                     row.id,
                     f"world-{row.id}" if is_world else f"face-{slug(answer)}",
-                    None if cell is None and is_world else self.image(row, cell),
+                    None if is_world and _is_empty(cell) else self.image(row, cell),
                     self._text(row, "question") if is_world else "",
                     answer,
                     self._texts(row, "options"),
@@ -179,7 +180,8 @@ class _Reader(TableReader):
         for one in perturbed:
             if one.person in authors and not authors[one.person].wrong_names:
                 authors[one.person].wrong_names = one.wrong_names
-        asked = [row for row in self._rows(f"{name}_tofu", TOFU) if row.cells["image"] is None]
+        rows = self._rows(f"{name}_tofu", TOFU)
+        asked = [row for row in rows if _is_empty(row.cells["image"])]
         pairs = [(self._text(row, "question"), self._text(row, "answer")) for row in asked]
         if not asked or len(asked) % QUESTIONS:
             self.faults.append(
@@ -259,6 +261,11 @@ class _Reader(TableReader):
                         f"{one.place}: {one.name} is an author of {self.folders[other]}. Give both "
                         "folders of the same release."
                     )
+
+
+def _is_empty(cell: Any) -> bool:
+    """Whether there is no image in a cell: null, or a mapping whose values are."""
+    return cell is None or (isinstance(cell, dict) and not any(map(bool, cell.values())))
 
 
 def _folders(share: int) -> dict[str, str]:

@@ -19,6 +19,7 @@ ask is in umu_protocol.py.
 
 import ast
 import json
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -177,7 +178,9 @@ def _literal(value: Any) -> Mapping[Any, Any]:
 def _evaluated(text: str) -> Any:
     """Return the value of a Python literal or of JSON; ManuError where it is neither."""
     try:
-        return ast.literal_eval(text.strip())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of backslashes in texts
+            return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         try:
             return json.loads(text)

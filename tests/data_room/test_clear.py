@@ -165,6 +165,17 @@ def test_a_question_is_asked_as_it_is_written_and_options_are_listed(benchmark):
         clear.question_prompt(free, Template(), [free])
 
 
+def test_an_image_of_empty_bytes_is_none(copy, change):
+    def edit(rows):
+        for row in rows:
+            row["image"] = row["image"] or {"bytes": None, "path": None}
+
+    for name in ("forget10+tofu", "real_world"):
+        change(copy / name, edit)
+    loaded = read(copy)
+    assert loaded.sets["general"][1].images == () and len(loaded.sets["forget"][1].facts) == 23
+
+
 # The published protocol
 
 

@@ -144,9 +144,11 @@ def test_a_cell_may_be_json_and_the_form_be_spelled_right(copy):
             '"multimodal": {"job": {"question": "P __", "answer": "A"}}}'
         )
         row["Biography"] = "Ada Brook is a pilot."
+        row["Generation"] = repr(row["Generation"]).replace("Ada Brook: pilot", r"a \d pilot")
 
     person = read(with_row(copy, edit)).sets["forget"][0]
     assert [q.question for q in person.questions if q.task == "cloze"] == ["P __", "Q __"]
+    assert person.questions[-1].answer == r"a \d pilot"
     assert person.biography == {"Biography": "Ada Brook is a pilot."} and person.name == "Ada Brook"
 
 
