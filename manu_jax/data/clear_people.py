@@ -46,7 +46,8 @@ def person_of(person: str, author: Author, seed: int) -> Person:
         questions += _in_both_tasks(who, author.wrong_names, key=person, seed=seed)
     for number, one in enumerate(author.photographs, 1):
         attribute = f"caption-{number}"
-        asked = CAPTION_QUESTIONS[_random(seed, f"{person}/{number}").integers(9)]
+        drawn = _random(seed, f"{person}/{number}").integers(len(CAPTION_QUESTIONS))
+        asked = CAPTION_QUESTIONS[drawn]
         facts.append(Fact(person, author.name, asked, one.caption, attribute, one.image, ""))
         if number == 1:
             questions.append(Question("generation", "image", asked, one.caption, attribute))
