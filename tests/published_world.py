@@ -4,11 +4,11 @@ import json
 
 from tiny_llava import facts
 
+from manu_jax.data import answer_metrics as metrics
 from manu_jax.data.benchmarks import BenchmarkFormat
 from manu_jax.data.probes import Aggregate, Probe, ProbeMetric, PublishedProtocol, Sampling
 from manu_jax.data.prompts import question_prompt
 from manu_jax.data.record import Benchmark, Person, Question
-from manu_jax.evaluation import open_unlearning as ou
 from manu_jax.types import ManuError
 
 FORGET, RETAIN = 2, 3
@@ -80,20 +80,20 @@ def share_drawn(response):
 
 def utility(records, retrained):
     kept = {"sets": ("retain", "unseen")}
-    return ou.model_utility([ou.mean_of(records, "probability", **kept)])
+    return metrics.model_utility([metrics.mean_of(records, "probability", **kept)])
 
 
 def quality(records, retrained):
-    ratios = [ou.values_of(side, "ratio", sets=("forget",)) for side in (records, retrained)]
-    return ou.forget_quality(*ratios)
+    ratios = [metrics.values_of(side, "ratio", sets=("forget",)) for side in (records, retrained)]
+    return metrics.forget_quality(*ratios)
 
 
 PROTOCOL = PublishedProtocol(
     prompt,
     {
-        "rouge": ProbeMetric(ou.rouge_l_recall, "ROUGE-L recall", "0 to 1", True, ("open",)),
-        "probability": ProbeMetric(ou.probability, "probability", "0 to 1", True, ("open",)),
-        "ratio": ProbeMetric(ou.truth_ratio, "truth ratio", "0: knows", False, ("open",)),
+        "rouge": ProbeMetric(metrics.rouge_l_recall, "ROUGE-L recall", "0 to 1", True, ("open",)),
+        "probability": ProbeMetric(metrics.probability, "probability", "0 to 1", True, ("open",)),
+        "ratio": ProbeMetric(metrics.truth_ratio, "truth ratio", "0: knows", False, ("open",)),
         "drawn": ProbeMetric(share_drawn, "drawn answers", "% right", True, ("drawn",)),
     },
     source="Quiz & Co. (2026)",

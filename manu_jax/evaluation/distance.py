@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from manu_jax import parallel
+from manu_jax.data.answer_metrics import ks_test
 from manu_jax.data.batches import encode_all
 from manu_jax.evaluation.batched import not_finite, run_batched
-from manu_jax.evaluation.open_unlearning import ks_test
 from manu_jax.models.loaded import Loaded
 from manu_jax.models.nn.answers import logits_at_answers
 from manu_jax.progress import Progress

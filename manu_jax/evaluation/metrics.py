@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from manu_jax.config import Protocol
+from manu_jax.data.answer_metrics import rouge_f
 
 # Units. Shares are averaged over kinds of question and printed in percent.
 SHARE = "% right"
@@ -145,19 +146,8 @@ def rouge(answer: str, *truths: str) -> dict[str, float] | None:
     """
     # Differs: rouge-score drops all but Latin letters and digits, and gives 0 for equal texts.
     measurable = [truth for truth in map(_composed, truths) if _is_latin(truth)]
-    scores = [
-        {name: float(score.fmeasure) for name, score in _rouge(_composed(answer), truth)}
-        for truth in measurable
-    ]
+    scores = [rouge_f(_composed(answer), truth) for truth in measurable]
     return {name: max(one[name] for one in scores) for name in scores[0]} if scores else None
-
-
-def rouge_recall(answer: str, truth: str) -> dict[str, float]:
-    """Return the recalls {"rouge1", "rouge2", "rougeL"} of a truth with stemming, as published.
-
-    0 of a truth without Latin letters and digits, which rouge-score drops.
-    """
-    return {name: float(score.recall) for name, score in _rouge(answer, truth)}
 
 
 def bleu(answer: str, *truths: str) -> float:
@@ -330,15 +320,3 @@ def _draws(num_people: int, resamples: int, seed: int) -> np.ndarray:
     random = np.random.default_rng(seed)
     share = np.full(num_people, 1 / num_people)
     return random.multinomial(num_people, share, size=resamples).astype(np.float64)
-
-
-@functools.lru_cache(maxsize=64)  # three metrics look at the same answer, one after the other
-def _rouge(answer: str, truth: str) -> tuple[tuple[str, Any], ...]:
-    return tuple(_rouge_scorer().score(truth, answer).items())
-
-
-@functools.cache
-def _rouge_scorer() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
-
-    return RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)

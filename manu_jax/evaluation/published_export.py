@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from manu_jax.context import Run
+from manu_jax.data.answer_metrics import probability_of
 from manu_jax.data.probes import ProbeRecord
-from manu_jax.evaluation.open_unlearning import probability_of
 from manu_jax.evaluation.published import (
     Place,
     exported_files,

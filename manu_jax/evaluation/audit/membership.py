@@ -34,11 +34,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from manu_jax.context import Run
+from manu_jax.data.answer_metrics import share_that_follows
 from manu_jax.data.forms import forms
 from manu_jax.data.record import Fact
 from manu_jax.evaluation.audit.attack import Attack, Attacked, AuditRow
 from manu_jax.evaluation.likelihood import values_at_answers
-from manu_jax.evaluation.open_unlearning import share_that_follows
 from manu_jax.models.loaded import Loaded
 from manu_jax.models.nn.answers import logits_at_answers
 from manu_jax.types import MODALITIES, Batch, Sample

@@ -1,4 +1,4 @@
-"""The metrics that open-unlearning codes, of single answers and of whole models. No jax.
+"""The metrics of published protocols, as open-unlearning codes them. No jax.
 
     probability             exp(−mean nll), the end token counted
     normalised probability  p / (p + Σ p of the wrong answers + 1e-10)
@@ -16,6 +16,7 @@ is averaged too. Source: locuslab/open-unlearning d3d7cf9, src/evals/metrics. `v
 None where a probe has no such answers.
 """
 
+import functools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -24,7 +25,6 @@ from typing import Any
 import numpy as np
 
 from manu_jax.data.probes import AnswerTokens, ProbeRecord, ProbeResponse
-from manu_jax.evaluation.metrics import rouge_recall
 
 SMALLEST = 1e-10  # that open-unlearning adds to what it divides by
 LARGEST = 700.0  # nats; exp of more is no float
@@ -85,6 +85,19 @@ def rouge_l_recall(response: ProbeResponse) -> float | None:
     truth = response.probe.answer
     found = [rouge_recall(answer, truth)["rougeL"] for answer in response.answers]
     return float(np.mean(found)) if found else None
+
+
+def rouge_recall(answer: str, truth: str) -> dict[str, float]:
+    """Return the recalls {"rouge1", "rouge2", "rougeL"} of a truth with stemming, as published.
+
+    0 of a truth without Latin letters and digits, which rouge-score drops.
+    """
+    return {name: float(score.recall) for name, score in _rouge(answer, truth)}
+
+
+def rouge_f(answer: str, truth: str) -> dict[str, float]:
+    """Return the F-measures {"rouge1", "rouge2", "rougeL"}, as `rouge_recall`."""
+    return {name: float(score.fmeasure) for name, score in _rouge(answer, truth)}
 
 
 def probability_of(nll: float) -> float:
@@ -205,6 +218,18 @@ def mean_of(records: Iterable[ProbeRecord], metric: str, **chosen: Any) -> float
     """Return the mean of a metric over the records that `values_of` chooses; None of none."""
     found = values_of(records, metric, **chosen)
     return sum(found) / len(found) if found else None
+
+
+@functools.lru_cache(maxsize=64)  # several metrics look at the same answer, one after the other
+def _rouge(answer: str, truth: str) -> tuple[tuple[str, Any], ...]:
+    return tuple(_rouge_scorer().score(truth, answer).items())
+
+
+@functools.cache
+def _rouge_scorer() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
 
 
 def _of_both(
