@@ -281,6 +281,7 @@ class Killed(BaseException):
     pass
 
 
+@pytest.mark.slow
 def test_a_run_that_trains_first_goes_on_wherever_it_was_killed(finished, config, tmp_path):
     """Killed as each of these is about to be written; then from there to the same end."""
     directory = tmp_path / "killed"

@@ -5,15 +5,17 @@
                 + β′ · max(0, log p̄(true) − log q(true))]
            + γ · Σ over layers ‖Δh − Δh of a stranger‖² / ‖Δh of a stranger‖²
     K(θ) = mean over kept facts of Σ over answer tokens KL(vanilla ‖ q)
-           + κ · Σ over layers ‖h − h of vanilla‖² / ‖Δh of a stranger‖²
+           + κ · Σ over layers ‖h − h of vanilla‖² / max(‖Δh of a stranger‖², ‖h of vanilla‖² / 100)
     T(θ) = mean over the tokens of general texts of KL(vanilla ‖ q)
     L(θ) = F(θ) + w · (K(θ) + v · T(θ)) + μ · F(θ + δ)
 
 F and K are summed over both forms. p̄: what vanilla says of strangers (strangers_target.py). Δh: how
 a layer changes the residual stream, from the first token on that tells who is meant; after the last
-layer, at the answer's positions. δ: some steps of relearning a part of the true facts by the sign
-of the gradient; F(θ + δ) is asked about the others, without β′, and no gradient passes through δ.
-So a model is trained until what was forgotten does not come back along with its neighbours.
+layer, at the answer's positions. A kept token whose stream is far longer than what a layer changes,
+as the first one's in large models (an attention sink), counts by its own length. δ: some steps of
+relearning a part of the true facts by the sign of the gradient; F(θ + δ) is asked about the others,
+without β′, and no gradient passes through δ. So a model is trained until what was forgotten does
+not come back along with its neighbours.
 """
 
 import dataclasses
@@ -38,6 +40,7 @@ from manu_jax.types import Array, Batch
 
 SMALLEST = 1e-9
 RELEARNED = "text.layers."  # the leaves that relearning changes
+OWN_LENGTH = 0.01  # the part of a kept token's own squared length that its distance is at least of
 
 
 @jax.tree_util.register_dataclass
@@ -184,12 +187,18 @@ def keep_loss(
     if not scale:
         return loss
     weights_BT = batch.attention_mask_BT * batch.example_weights_B[:, None]
-    distances = [
-        *_mean_squares(stream_LBTD - theirs_LBTD, weights_BT),
-        _mean_square(last_BAD - their_last_BAD, weights_of(targets)),
+    pairs = [
+        *(
+            (ours, theirs, weights_BT)
+            for ours, theirs in zip(stream_LBTD, theirs_LBTD, strict=True)
+        ),
+        (last_BAD, their_last_BAD, weights_of(targets)),
     ]
-    pairs = zip(distances, scale, strict=True)
-    return loss + data.settings["keep_hidden"] * sum(d / s for d, s in pairs)
+    distances = [
+        _distance(ours, theirs, weights, scale=s)
+        for (ours, theirs, weights), s in zip(pairs, scale, strict=True)
+    ]
+    return loss + data.settings["keep_hidden"] * sum(distances)
 
 
 def relearned(model: Any, data: StrangerData, remat: Remat) -> Any:
@@ -238,6 +247,23 @@ def _parts_of(values: Array, parts: int) -> jax.Array:
 
 def _mean_squares(values_LBTD: jax.Array, weights_BT: Array) -> list[jax.Array]:
     return [_mean_square(values_BTD, weights_BT) for values_BTD in values_LBTD]
+
+
+def _distance(
+    ours_BTD: jax.Array, theirs_BTD: jax.Array, weights_BT: Array, *, scale: jax.Array
+) -> jax.Array:
+    """Return the weighted mean over tokens of ‖ours − theirs‖² over the larger of two lengths.
+
+    These are `scale` and a part of the token's own squared length. A scalar float32.
+    """
+    squares_BT, own_BT = (
+        jnp.square(values.astype(jnp.float32)).sum(axis=-1)
+        for values in (ours_BTD - theirs_BTD, theirs_BTD)
+    )
+    # A factor, exactly 1 for most tokens.
+    shares_BT = scale / jnp.maximum(scale, OWN_LENGTH * own_BT)
+    mean = (squares_BT * shares_BT * weights_BT).sum() / jnp.maximum(weights_BT.sum(), SMALLEST)
+    return mean / scale
 
 
 def _mean_square(values_BTD: jax.Array, weights_BT: Array) -> jax.Array:

@@ -252,6 +252,7 @@ def test_all_variants_and_rates_share_one_compiled_step_for_each_choice_of_forms
     assert attack_step._cache_size() == size
 
 
+@pytest.mark.slow
 def test_every_variant_has_its_rows_and_trained_facts_are_learned(tmp_path):
     rows = list(relearning.measure(attacked(tmp_path, rates=(1e-3, 1e-2), steps=4)))
     assert {row.variant for row in rows} == set(VARIANTS)
@@ -275,6 +276,7 @@ def test_rate_that_is_too_high_is_recorded_and_not_an_error(tmp_path):
     json.loads((tmp_path / "audit/model/relearning.json").read_text())
 
 
+@pytest.mark.slow
 def test_killed_audit_goes_on_after_its_last_curve_to_the_same_rows(tmp_path, monkeypatch):
     straight = list(relearning.measure(attacked(tmp_path / "straight", rates=(1e-3, 1e-2))))
     resumed = attacked(tmp_path / "killed", rates=(1e-3, 1e-2))

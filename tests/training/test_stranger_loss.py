@@ -11,6 +11,7 @@ import tiny_llava
 import torch
 import torch_peer
 
+from manu_jax.training import stranger_loss
 from manu_jax.training.stranger_loss import ForgetRows, FormRows, StrangerData, like_a_stranger
 from manu_jax.training.strangers_target import StrangerTarget, excess, target_kl
 from manu_jax.types import BatchShape
@@ -162,12 +163,17 @@ def torch_keep(peer, vanilla, modality, scale):
     loss = torch.stack(kl).mean()
     if scale is None:
         return loss
-    changes = [
-        (one.changes, [x.detach() for x in other.changes])
-        for one, other in zip(own, theirs, strict=True)
-    ]
-    places = [[np.arange(one.coded.num_tokens), one.place - 1] for one in own]
-    parts = [d / s for d, s in zip(mean_squares(changes, places), scale, strict=True)]
+    parts = []
+    for layer, size in enumerate(scale):
+        ratios = []
+        for one, other in zip(own, theirs, strict=True):
+            at = [np.arange(one.coded.num_tokens), one.place - 1][layer]
+            before = other.changes[layer].detach()
+            distance, length = (
+                values.square().sum(-1)[at] for values in (one.changes[layer] - before, before)
+            )
+            ratios.append(distance / torch.maximum(size, stranger_loss.OWN_LENGTH * length))
+        parts.append(torch.cat(ratios).mean())
     return loss + SETTINGS["keep_hidden"] * sum(parts)
 
 
@@ -203,7 +209,7 @@ def gradients(peer):
     }
 
 
-@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("hidden", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_loss_is_that_of_pytorch(hidden):
     given = data(hidden=hidden)
     loss, gradient = torch_peer.loss_and_gradient(
@@ -219,6 +225,27 @@ def test_the_loss_is_that_of_pytorch(hidden):
     # float32 against float64
     np.testing.assert_allclose(float(loss), value.item(), rtol=5e-5)
     compare(gradient, gradients(peer), 5e-4)
+
+
+def test_a_kept_token_that_is_far_longer_than_a_layer_s_change_counts_by_its_own_length(
+    monkeypatch,
+):
+    """As the first token of a large model does; without that, it alone would count."""
+    model, vanilla = (one.model for one in torch_peer.models())
+    peer, before = torch_peer.peers()
+    scale = [np.float32(4.0), np.float32(9.0)]
+
+    def kept(own_length):
+        monkeypatch.setattr(stranger_loss, "OWN_LENGTH", own_length)
+        given, rows = data(), batch(KEEP["text"])
+        found = stranger_loss.keep_loss(
+            model, rows, given, reference=vanilla, scale=list(map(jnp.float32, scale)), remat="none"
+        )
+        expected = torch_keep(peer, before, "text", [torch.tensor(one) for one in scale])
+        assert float(found) == pytest.approx(expected.item(), rel=5e-5)
+        return float(found)
+
+    assert kept(1.5) < 0.99 * kept(1e-9)
 
 
 def test_relearning_within_the_step_is_that_of_pytorch():

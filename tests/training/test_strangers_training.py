@@ -145,6 +145,7 @@ def test_what_is_asked_after_relearning_was_not_relearned():
         assert relearned and asked
 
 
+@pytest.mark.slow
 def test_one_form_is_relearned_and_the_other_asked():
     data = rows(relearn={"steps": 2, "form_share": 1.0})
     taught = set()
@@ -234,7 +235,8 @@ def knowing():
         return train(loaded, samples, learning, num_steps=150, directory=folder, seed=0)
 
 
-@pytest.mark.parametrize("objective", ["suppress", pytest.param("erase", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["suppress", "erase"])
 def test_what_was_known_is_forgotten_and_the_rest_is_kept(tmp_path, objective):
     loaded = knowing()
     assert knowledge(loaded, FORGOTTEN) > -0.5 and knowledge(loaded, KEPT) > -0.5
@@ -256,6 +258,7 @@ def test_what_was_known_is_forgotten_and_the_rest_is_kept(tmp_path, objective):
         assert knowledge(edit.scaled(0.0).apply(loaded), FORGOTTEN) > -0.8
 
 
+@pytest.mark.slow
 def test_a_low_rank_edit_is_the_second_form_of_suppress(tmp_path):
     vanilla = tiny_llava.loaded()
     lora = {"rank": 2, "alpha": 2.0, "dropout": 0.0, "targets": ["text.layers.mlp.down"]}
@@ -329,6 +332,7 @@ def test_every_view_has_the_target_of_its_own_fact():
     np.testing.assert_allclose(seen, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["suppress", "erase"])
 def test_a_killed_training_goes_on_to_the_same_bits(tmp_path, monkeypatch, objective):
     settings = {"checkpoint_every": 1, "steps": 3}

@@ -169,6 +169,7 @@ def test_a_drift_beyond_the_bound_lets_it_go_on(tmp_path, caplog):
     assert ended_at(caplog) == 8
 
 
+@pytest.mark.slow
 def test_a_killed_training_ends_where_it_would_have_ended(tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO")
     section = changed(

@@ -61,6 +61,7 @@ def test_the_decoder_keeps_its_bits_and_the_given_model_its_tower(found):
         assert np.array_equal(leaf, before[name]) == (is_still or "post_norm" in name), name
 
 
+@pytest.mark.slow
 def test_a_killed_training_of_the_tower_goes_on_to_the_same_bits(found, tmp_path, monkeypatch):
     from manu_jax.training import trainer
 

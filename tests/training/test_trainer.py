@@ -112,7 +112,9 @@ def test_half_written_checkpoint_is_not_gone_on_from(straight, tmp_path):
     assert bits(run(tmp_path).model) == bits(straight)
 
 
-@pytest.mark.parametrize("adapters", [None, LoraSection(rank=2, dropout=0.5)])
+@pytest.mark.parametrize(
+    "adapters", [None, pytest.param(LoraSection(rank=2, dropout=0.5), marks=pytest.mark.slow)]
+)
 def test_a_batch_that_does_not_divide_over_the_mesh_trains_as_on_one_device(tmp_path, adapters):
     """Rows of weight 0 fill it up; three of its samples are short of a batch."""
     changes = {"lora": adapters, "learning_rate": 1e-3, "optimizer": "adamw"}

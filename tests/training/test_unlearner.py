@@ -213,6 +213,7 @@ def test_training_to_forget_alone_forgets(tmp_path, objective):
     assert distances[1] < distances[0] - 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -339,7 +340,7 @@ def test_prompt_decouple_adds_its_weight_times_a_cross_entropy():
     assert keep[0] == keep[1]
 
 
-@pytest.mark.parametrize("start", [0.0, 0.4])
+@pytest.mark.parametrize("start", [pytest.param(0.0, marks=pytest.mark.slow), 0.4])
 def test_primal_dual_raises_the_weight_of_what_is_kept_by_its_loss_above_the_bound(start):
     loaded = tiny_llava.loaded()
     dual = {"bound": 2.0, "rate": 0.5}
