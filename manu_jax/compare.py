@@ -235,6 +235,7 @@ def _tuned(config: CompareConfig, folder: Path, where: str) -> dict[str, dict[st
         "tasks": ["likelihood"],
         "max_people": tuning.max_people,
         "kl": False,
+        "published": False,
     }
     section = _run_config(
         config,

@@ -273,6 +273,7 @@ def test_the_best_of_the_tuning_are_audited_and_the_tuning_is_not(audited_best):
         name: one["score"] for name, one in json.loads((folder / "tuning.json").read_text()).items()
     }
     assert tuning.audit.level == "none" and len(cells) == 2
+    assert not tuning.evaluate.published.asked
     for cell in cells:
         assert (cell.audit.level, cell.audit.steps) == ("full", 8)
         assert cell.audit.methods == (max(scores, key=lambda name: scores[name]),)

@@ -331,8 +331,8 @@ def test_an_unknown_objective_names_the_known_ones(tmp_path):
 
 
 def test_an_unknown_benchmark_names_the_known_ones(tmp_path):
-    message = error_of(tmp_path, overrides=["data.benchmark=mlmu"])
-    assert "unknown benchmark 'mlmu'; did you mean mllmu? (known: 'synthetic', 'mllmu'" in message
+    message = error_of(tmp_path, overrides=["data.benchmark=mllmy"])
+    assert "unknown benchmark 'mllmy'; did you mean mllmu? (known: 'synthetic', 'mllmu'" in message
 
 
 @pytest.mark.parametrize(
@@ -545,7 +545,8 @@ def test_only_published_numbers_are_of_people_that_methods_were_given(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_the_published_configs_ask_with_the_published_strings(path):
     # Facts are sentences to go on with, not turns of a chat; smollm2.yaml wants short prompts.
-    is_plain = "mllmu" in path.parts or "facts" in path.name or path.name == "smollm2.yaml"
+    is_plain = "mllmu" in path.parts or "facts" in path.name
+    is_plain = is_plain or path.name in ("smollm2.yaml", "umu.yaml")
     expected = "benchmark" if is_plain else "template"
     if "compare" not in path.name:
         overrides = NEEDED if needs_paths(path) else []

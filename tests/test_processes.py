@@ -33,6 +33,7 @@ evaluate: {new_tokens: 4, max_people: 2, resamples: 50, tasks: [generation, like
 XLA_FLAGS = f"{LEAST_EFFORT} --xla_force_host_platform_device_count="
 WORKER = Path(__file__).parent / "processes_worker.py"
 FEATURES_WORKER = WORKER.with_name("features_worker.py")
+SAMPLING_WORKER = WORKER.with_name("sampling_worker.py")
 FAULT_WORKER = WORKER.with_name("fault_worker.py")
 FAULT_SECONDS = 15  # from a fault on one process to the end of both
 ROW_MEANS = ("value", "low", "high")
@@ -103,6 +104,12 @@ def test_batches_decisions_and_errors_are_the_same_on_all_processes(tmp_path):
 @pytest.mark.slow
 def test_two_processes_evict_the_same_images(tmp_path):
     logs = both(tmp_path, FEATURES_WORKER)
+    assert all("as expected" in log for log in logs)
+
+
+@pytest.mark.slow
+def test_two_processes_draw_the_same_answers(tmp_path):
+    logs = both(tmp_path, SAMPLING_WORKER)
     assert all("as expected" in log for log in logs)
 
 

@@ -13,6 +13,8 @@ import numpy as np
 from manu_jax import hub
 from manu_jax.config import DataSection
 from manu_jax.data import (
+    clear,
+    clear_protocol,
     facts,
     fiubench,
     fiubench_protocol,
@@ -25,6 +27,8 @@ from manu_jax.data import (
     safeeraser,
     safeeraser_protocol,
     synthetic,
+    umu,
+    umu_protocol,
 )
 from manu_jax.data.probes import PublishedProtocol
 from manu_jax.data.record import Benchmark, QuestionPrompt
@@ -179,6 +183,22 @@ BENCHMARKS: dict[str, BenchmarkFormat] = {
         facts.question_prompt,
         known=KnownFacts(facts.samples, facts.write),
         nouns=("subject", "subjects"),
+    ),
+    "clear": BenchmarkFormat(
+        clear.read,
+        clear.question_prompt,
+        nouns=("author", "authors"),
+        shares=clear.SHARES,
+        subsets=clear_protocol.SUBSETS,
+        files=clear.files,
+        published=clear_protocol.PUBLISHED,
+    ),
+    "umu": BenchmarkFormat(
+        umu.read,
+        prompts.question_prompt,
+        shares=umu.SHARES,
+        files=umu.files,
+        published=umu_protocol.PUBLISHED,
     ),
     "folder": BenchmarkFormat(_read_request, prompts.question_prompt, shares=()),
     "safeeraser": BenchmarkFormat(

@@ -236,10 +236,10 @@ PUBLISHED = PublishedProtocol(
         "forget_quality": Aggregate(
             forget_quality, "forget quality", "p of the KS test", True, resampled=False
         ),
-        "model_utility": Aggregate(utility, "model utility, without a judge", OVERLAP, True),
+        "model_utility": Aggregate(utility, "model utility", OVERLAP, True),
         "model_utility_published": Aggregate(
             utility_published,
-            "model utility of first sentences, without a judge (published)",
+            "model utility, first sentences (published)",
             OVERLAP,
             True,
         ),

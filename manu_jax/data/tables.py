@@ -1,12 +1,14 @@
 """Read tables row by row, and keep every fault for one error at the end.
 
 `datasets` reads the files (table_files.py), a few rows at a time, so that a large file of images
-never lies in memory whole. Each row has an `ID`. Images are decoded in images.py.
+never lies in memory whole. Each row has an `ID`, or is known by its number. Images are decoded in
+images.py.
 """
 
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -65,6 +67,21 @@ class TableReader:
                     if cells is not None:
                         yield Row(place, row_id, cells, part.images)
 
+    def numbered_rows(
+        self, folder: Path, columns_fault: Callable[[set[str]], str | None]
+    ) -> Iterator[Row]:
+        """Yield the rows of a folder whose table has no `ID`; the ID is its number in the folder.
+
+        columns_fault: as in `rows`.
+        """
+        count = itertools.count()
+        for part in self._parts(folder):
+            shown = f"{folder.name}/{part.place.relative_to(folder).as_posix()}".removesuffix("/.")
+            records = self._records(part, shown, columns_fault, only=None, has_ids=False)
+            for number, (_, cells) in enumerate(records):
+                if cells is not None:
+                    yield Row(f"{shown}, row {number}", str(next(count)), cells, part.images)
+
     def _records(
         self,
         part: Part,
@@ -72,8 +89,11 @@ class TableReader:
         columns_fault: Callable[[set[str]], str | None],
         *,
         only: set[str] | None,
+        has_ids: bool = True,
     ) -> Iterator[tuple[Any, Mapping[str, Any] | None]]:
         """Yield (ID, cells) of a file's rows; no cells where the ID is not in `only`.
+
+        has_ids: whether the table has IDs; None stands for one otherwise.
 
         The one place where `datasets` reads: what it raises on damaged files is one fault.
         """
@@ -88,7 +108,8 @@ class TableReader:
                     self.faults.append(f"{shown}: {wrong}")
                     return
                 for batch in batches:
-                    for i, row_id in enumerate(batch.column("ID").to_pylist()):
+                    ids = batch.column("ID").to_pylist() if has_ids else [None] * batch.num_rows
+                    for i, row_id in enumerate(ids):
                         is_wanted = only is None or (isinstance(row_id, str) and row_id in only)
                         yield row_id, batch.slice(i, 1).to_pylist()[0] if is_wanted else None
         except (

@@ -54,7 +54,7 @@ def run_batched(
                 if stored is not None and batch.images is not None:
                     batch = stored.in_place_of_patches(batch, number, rows)
                 indices = batches.indices_at(number)
-                given = [batch]
+                given: list[Any] = [batch]
                 if beside is not None:
                     filled = np.zeros((batch_size, *beside.shape[1:]), beside.dtype)
                     filled[: len(indices)] = beside[indices]

@@ -9,6 +9,7 @@ answers are followed by the template's end token, which counts, as open-unlearni
 
 import dataclasses
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from manu_jax.types import (
     question_sample,
     raise_faults,
 )
+
+logger = logging.getLogger(__name__)
 
 PUBLISHED = "published"  # the folder of a model's records
 CHUNK = 1024  # probes between two writes
@@ -109,6 +112,8 @@ def ask_published(run: Run, loaded: Loaded, model_name: str) -> None:
         section=run.config.evaluate.published,
         folder=run.directory / "evaluation" / model_name / PUBLISHED,
     )
+    count = sum(len(file.items) for file in files)
+    logger.info("evaluate: %s: the benchmark's own protocol, %d probes", model_name, count)
     faults = []
     for file in files:
         try:

@@ -81,8 +81,9 @@ def _group(
     probes = max(row.n for row in mine)
     forms = {row.modality for row in rows} & set(MODALITIES)
     form = f", {FORMS[modality]}" if len(forms) > 1 else ""
-    title = f"{task.replace('_', ' ').capitalize()}{form}"
-    return Group(title, f"{SET_TITLES[where]}, n = {probes:,}", tuple(lines))
+    title = task.replace("_", " ").capitalize()
+    of_set = "" if title == SET_TITLES[where] else f"{SET_TITLES[where]}, "
+    return Group(f"{title}{form}", f"{of_set}n = {probes:,}", tuple(lines))
 
 
 def _cell(row: PublishedRow | None, unit: str) -> tuple[str, str]:

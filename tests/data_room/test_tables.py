@@ -4,9 +4,10 @@ import shutil
 
 import numpy as np
 import pytest
-from pyarrow import parquet
+from pyarrow import Table, parquet
 
 from manu_jax.data.mllmu import load_benchmark
+from manu_jax.data.tables import TableReader
 from manu_jax.types import ManuError
 
 SHARD = "train-00000-of-00001.parquet"
@@ -105,3 +106,17 @@ def test_a_flipped_byte_gives_the_same_rows_or_the_fault(copy):
             num_faults += 1
             assert f"forget_10/{SHARD}" in str(error)
     assert num_faults > 5  # the others hit what is not read
+
+
+def test_rows_without_ids_are_known_by_their_number_in_the_folder(tmp_path):
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    for number, names in enumerate((["Ada", "Bo"], ["Cy"])):
+        table = Table.from_pylist([{"name": name} for name in names])
+        parquet.write_table(table, folder / f"train-0000{number}-of-00002.parquet")
+    reader = TableReader()
+    rows = list(reader.numbered_rows(folder, lambda columns: None))
+    assert [(row.id, row.cells["name"]) for row in rows] == [("0", "Ada"), ("1", "Bo"), ("2", "Cy")]
+    assert rows[2].place == "faces/train-00001-of-00002.parquet, row 0" and not reader.faults
+    assert list(reader.numbered_rows(folder, lambda columns: f"has {columns}")) == []
+    assert reader.faults[0] == "faces/train-00000-of-00002.parquet: has {'name'}"

@@ -12,6 +12,7 @@ import tiny_llava
 from manu_jax import parallel
 from manu_jax.config import RunConfig
 from manu_jax.data.benchmarks import BENCHMARKS
+from manu_jax.data.forms import in_text_alone
 from manu_jax.data.record import split_retain
 from manu_jax.evaluation import batched, published, published_export
 from manu_jax.evaluation.analyses import published as analysis
@@ -198,6 +199,12 @@ def test_people_who_are_set_apart_are_asked_apart(tmp_path):
     found = published.files_of(run.benchmark, world.PROTOCOL, template, **settings)
     names = {file.name for file in found}
     assert "open.unseen.image" in names and "open.retain.image" in names
+
+
+def test_a_model_without_images_is_asked_in_text_alone(tmp_path):
+    benchmark = run_of(tmp_path).benchmark
+    assert {probe.modality for probe in benchmark.probes} == {"image", "text"}
+    assert {probe.modality for probe in in_text_alone(benchmark).probes} == {"text"}
 
 
 @pytest.fixture(scope="module")

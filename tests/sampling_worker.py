@@ -1,0 +1,31 @@
+"""What test_processes.py runs as one of two processes, each with its rows: drawn answers."""
+
+import dataclasses
+import logging
+
+import jax
+import numpy as np
+import tiny_llava
+
+from manu_jax import parallel
+from manu_jax.data.probes import Sampling
+from manu_jax.evaluation.generate import sampled
+
+
+def main() -> None:
+    parallel.join()
+    samples = tiny_llava.samples("image", 6) + tiny_llava.samples("text", 6)
+    names = [f"{number}/{sample.key}" for number, sample in enumerate(samples)]
+    settings = {"sampling": Sampling(1, 2.0, 0.9), "new_tokens": 4, "batch_size": 8}
+    alone = tiny_llava.loaded()
+    expected = sampled(alone, samples, names, **settings)
+    mesh = parallel.make_mesh(4, 2, 1)
+    model = parallel.put_replicated(jax.tree.map(np.asarray, alone.model), mesh)
+    together = dataclasses.replace(alone, model=model, mesh=mesh)
+    assert sampled(together, samples, names, **settings) == expected
+    assert len(set(expected)) > 3
+    logging.warning("as expected")
+
+
+if __name__ == "__main__":
+    main()
