@@ -236,6 +236,7 @@ def _tuned(config: CompareConfig, folder: Path, where: str) -> dict[str, dict[st
         "max_people": tuning.max_people,
         "kl": False,
         "published": False,
+        "judge": None,
     }
     section = _run_config(
         config,

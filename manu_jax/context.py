@@ -161,14 +161,10 @@ class Run:
 
     @property
     def num_people(self) -> int | None:
-        """How many people there are to forget and to keep; None where the latter are invented.
-
-        One of whom some facts are to forget and others to keep counts once.
-        """
+        """How many people there are to forget and to keep; None where the latter are invented."""
         if own_answers.lacks_retain(self.read_benchmark):
             return None
-        sets = self.benchmark.sets
-        return len({one.id for name in ("forget", "retain", "unseen") for one in sets[name]})
+        return self.benchmark.num_people
 
     @property
     def portraits(self) -> Portraits | None:

@@ -119,6 +119,12 @@ class Benchmark:
         """The forms in which something is to be forgotten: text alone, if nothing has an image."""
         return MODALITIES if self.has_images("forget", "test") else TEXT_ALONE
 
+    @property
+    def num_people(self) -> int:
+        """How many people there are to forget and to keep; one who is in both counts once."""
+        names = ("forget", "retain", "unseen")
+        return len({person.id for name in names for person in self.sets[name]})
+
     def has_images(self, *sets: str) -> bool:
         """Return whether a fact or a question of these sets has, or is about, an image."""
         people = [person for name in sets for person in self.sets[name]]

@@ -99,6 +99,10 @@ def test_selective_forgets_a_kind_of_fact_and_keeps_the_others_of_the_same_peopl
     }  # fmt: skip
 
 
+def test_a_person_of_whom_some_facts_are_kept_counts_once(folder):
+    assert read(folder, "selective").num_people == read(folder).num_people == 4
+
+
 def test_persona_reads_both_lists_and_counts_what_is_in_neither(folder):
     benchmark = read(folder, "persona")
     assert ids(benchmark)["forget"] == {"001": ["Ada_Moor_01"], "002": ["Bo_Falk_02"]}
