@@ -6,12 +6,13 @@ decoder has three positions per token (M-RoPE): each pair of a head's entries is
 Gemma (arXiv 2403.08295): scales of norms are added to 1, embeddings are multiplied by √D; Gemma 2
 (arXiv 2408.00118): norms after attention and MLP too, soft caps, and windows in every other layer;
 Gemma 3 (arXiv 2503.19786): norms of queries and keys, and rotary positions of their own where a
-layer has a window.
+layer has a window. Qwen3-VL (arXiv 2511.21631): norms of queries and keys, three positions that
+take turns from pair to pair, and features of images added after each of the first layers.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +59,13 @@ class Cache:
     next_slot: jax.Array
 
 
+class LayerInputs(NamedTuple):
+    """What differs between layers beside weights. number: where something is added after layers."""
+
+    window: jax.Array | None
+    number: jax.Array | None
+
+
 class DecoderLayers(nnx.Module):
     """A stack of decoder layers; called on the slice of one."""
 
@@ -74,8 +82,9 @@ class DecoderLayers(nnx.Module):
             self.attention_post_norm_LD = nnx.Param(scale_LD)
             self.mlp_post_norm_LD = nnx.Param(scale_LD)
         if config.has_head_norms:
-            self.query_norm_LH = nnx.Param(jnp.zeros((L, config.head_size)))
-            self.key_norm_LH = nnx.Param(jnp.zeros((L, config.head_size)))
+            scale_LH = jnp.broadcast_to(scale_LD[:, :1], (L, config.head_size))
+            self.query_norm_LH = nnx.Param(scale_LH)
+            self.key_norm_LH = nnx.Param(scale_LH)
         self.mlp = Mlp(mlp, config, gated=True, bias=config.mlp_bias)
         self.config = config
 
@@ -141,6 +150,7 @@ class Decoder(nnx.Module):
         group_BT: Array | None = None,
         keep_keys: bool = False,
         num_layers: int | None = None,
+        deepstack_LBTD: jax.Array | None = None,
     ) -> tuple[jax.Array, Any, Any]:
         """Return the last hidden state [B, T, D], what was captured, and the keys and values.
 
@@ -148,19 +158,20 @@ class Decoder(nnx.Module):
         same number, if it is not negative, attend to each other in both directions. Keys and
         values: a pair of [L, B, T, K, H] with `keep_keys`, otherwise None. num_layers: run only the
         first layers, without gates, and return the residual stream after them as it is.
+        deepstack_LBTD: what is added to the stream after each of the first layers.
         """
-        step = self._layer_step(attention_mask_BT, positions, group_BT)
+        step = self._layer_step(attention_mask_BT, positions, group_BT, deepstack=deepstack_LBTD)
 
         def body(
-            h_BTD: jax.Array, layer: DecoderLayers, gate: jax.Array | None, window: jax.Array | None
+            h_BTD: jax.Array, layer: DecoderLayers, gate: jax.Array | None, own: LayerInputs
         ) -> tuple[jax.Array, Any, Any]:
-            h_BTD, captured, keys = step(h_BTD, layer, window, gate=gate, capture=forward.capture)
+            h_BTD, captured, keys = step(h_BTD, layer, own, gate=gate, capture=forward.capture)
             return h_BTD, captured, keys if keep_keys else None
 
-        layers, windows_L = self.layers, self._windows_L()
+        layers, inputs_L = self.layers, self._inputs_L(deepstack_LBTD)
         if num_layers is not None:
-            layers, windows_L = jax.tree.map(lambda leaf: leaf[:num_layers], (layers, windows_L))
-        h_BTD, captured, kept = scan_layers(body, h_BTD, layers, forward=forward, extra=windows_L)
+            layers, inputs_L = jax.tree.map(lambda leaf: leaf[:num_layers], (layers, inputs_L))
+        h_BTD, captured, kept = scan_layers(body, h_BTD, layers, forward=forward, extra=inputs_L)
         if num_layers is not None:
             return h_BTD, captured, kept
         return _norm(h_BTD, self.norm_D[...], self.config), captured, kept
@@ -175,38 +186,45 @@ class Decoder(nnx.Module):
         forward: TowerForward,
         group_BT: Array | None = None,
         first_layer: int = 0,
+        deepstack_LBTD: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return the logits at the positions `at_BA`, and what each layer made of the stream.
 
         The last layer runs at these positions alone. h_BTD: what enters layer `first_layer`.
+        deepstack_LBTD: as in a call, of the layers from the first of all.
         Returns logits [B, A, V] float32, the residual stream after every layer from `first_layer`
         to the last but one [L, B, T, D], and after the last one at the positions [B, A, D].
         """
-        step = self._layer_step(attention_mask_BT, positions, group_BT)
+        step = self._layer_step(attention_mask_BT, positions, group_BT, deepstack=deepstack_LBTD)
 
         def body(
-            h_BTD: jax.Array, layer: DecoderLayers, gate: jax.Array | None, window: jax.Array | None
+            h_BTD: jax.Array, layer: DecoderLayers, gate: jax.Array | None, own: LayerInputs
         ) -> tuple[jax.Array, Any, Any]:
-            h_BTD, _, _ = step(h_BTD, layer, window)
+            h_BTD, _, _ = step(h_BTD, layer, own)
             return h_BTD, None, h_BTD
 
-        stacked = (self.layers, self._windows_L())
+        stacked = (self.layers, self._inputs_L(deepstack_LBTD))
         before = jax.tree.map(lambda leaf: leaf[first_layer:-1], stacked)
         h_BTD, _, stream_LBTD = scan_layers(
             body, h_BTD, before[0], forward=TowerForward(remat=forward.remat), extra=before[1]
         )
-        layer, window = jax.tree.map(lambda leaf: leaf[-1], stacked)
-        h_BAD, _, _ = step(h_BTD, layer, window, at_BA=at_BA)
+        layer, own = jax.tree.map(lambda leaf: leaf[-1], stacked)
+        h_BAD, _, _ = step(h_BTD, layer, own, at_BA=at_BA)
         logits_BAV = self.logits(_norm(h_BAD, self.norm_D[...], self.config))
         return logits_BAV, stream_LBTD, h_BAD
 
     def _layer_step(
-        self, attention_mask_BT: Array, positions: Array, group_BT: Array | None
+        self,
+        attention_mask_BT: Array,
+        positions: Array,
+        group_BT: Array | None,
+        *,
+        deepstack: jax.Array | None,
     ) -> Callable[..., tuple[jax.Array, Any, tuple[jax.Array, jax.Array]]]:
         """Return the function of one layer over a batch's tokens: what it makes of the stream.
 
-        `(h_BTD, layer, window, *, gate, capture, at_BA) -> (h, captured, (keys, values))`. at_BA:
-        the positions that go on; None: all.
+        `(h_BTD, layer, inputs, *, gate, capture, at_BA) -> (h, captured, (keys, values))`. at_BA:
+        the positions that go on; None: all. deepstack: [L, B, T, D] of the first layers, or None.
         """
         angles_of = self._rotary_angles(positions)
         num_tokens = jnp.shape(attention_mask_BT)[1]
@@ -220,14 +238,14 @@ class Decoder(nnx.Module):
         def step(
             h_BTD: jax.Array,
             layer: DecoderLayers,
-            window: jax.Array | None,
+            own: LayerInputs,
             *,
             gate: jax.Array | None = None,
             capture: TowerCapture | None = None,
             at_BA: Array | None = None,
         ) -> tuple[jax.Array, Any, tuple[jax.Array, jax.Array]]:
-            q_BTNH, k_BTKH, v_BTKH = layer.qkv(h_BTD, angles_of(window))
-            is_near_TT = None if window is None else distance_TT < window
+            q_BTNH, k_BTKH, v_BTKH = layer.qkv(h_BTD, angles_of(own.window))
+            is_near_TT = None if own.window is None else distance_TT < own.window
             visible_BTT = _both(mask_BTT, is_near_TT)
             if joint_BTT is not None:
                 is_bound = self.config.groups_in_windows
@@ -240,6 +258,10 @@ class Decoder(nnx.Module):
                 )
             mixed_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, visible_BTT, **self._scores())
             h_BTD, captured = layer.output_and_mlp(h_BTD, mixed_BTNH, gate=gate, capture=capture)
+            if deepstack is not None and own.number is not None:
+                added_BTD = deepstack[jnp.minimum(own.number, len(deepstack) - 1)]
+                added_BTD = added_BTD if at_BA is None else _rows_at(added_BTD, at_BA)
+                h_BTD += jnp.where(own.number < len(deepstack), added_BTD, 0)
             return h_BTD, captured, (k_BTKH, v_BTKH)
 
         return step
@@ -252,15 +274,15 @@ class Decoder(nnx.Module):
 
         def step(carry: tuple[jax.Array, ...], xs: tuple[Any, ...]):
             h_B1D, keys_LBKSH, values_LBKSH = carry
-            layer, window, index = xs
-            q_B1NH, k_B1KH, v_B1KH = layer.qkv(h_B1D, angles_of(window))
+            layer, own, index = xs
+            q_B1NH, k_B1KH, v_B1KH = layer.qkv(h_B1D, angles_of(own.window))
             start = (index, 0, 0, cache.next_slot, 0)
             k_BK1H, v_BK1H = k_B1KH.swapaxes(1, 2), v_B1KH.swapaxes(1, 2)
             keys_LBKSH = jax.lax.dynamic_update_slice(keys_LBKSH, k_BK1H[None], start)
             values_LBKSH = jax.lax.dynamic_update_slice(values_LBKSH, v_BK1H[None], start)
             visible_BS = valid_BS
-            if window is not None:
-                visible_BS = visible_BS & (cache.next_slot - slots_S < window)[None]
+            if own.window is not None:
+                visible_BS = visible_BS & (cache.next_slot - slots_S < own.window)[None]
             mixed_B1NH = attend_by_head(
                 q_B1NH,
                 keys_LBKSH[index],
@@ -275,7 +297,7 @@ class Decoder(nnx.Module):
         (h_B1D, keys_LBKSH, values_LBKSH), _ = jax.lax.scan(
             step,
             (h_B1D, cache.keys_LBKSH, cache.values_LBKSH),
-            (self.layers, self._windows_L(), indices_L),
+            (self.layers, self._inputs_L(None), indices_L),
         )
         h_B1D = _norm(h_B1D, self.norm_D[...], self.config)
         longer = Cache(
@@ -308,10 +330,11 @@ class Decoder(nnx.Module):
     def _scores(self) -> dict[str, float | None]:
         return {"scale": self.config.score_scale, "cap": self.config.score_cap}
 
-    def _windows_L(self) -> jax.Array | None:
-        if not any(self.config.windows):
-            return None
-        return jnp.asarray([window or NO_WINDOW for window in self.config.windows], jnp.int32)
+    def _inputs_L(self, deepstack_LBTD: jax.Array | None) -> LayerInputs:
+        windows, windows_L = self.config.windows, None
+        if any(windows):
+            windows_L = jnp.asarray([window or NO_WINDOW for window in windows], jnp.int32)
+        return LayerInputs(windows_L, None if deepstack_LBTD is None else jnp.arange(len(windows)))
 
 
 def _rows_at(values_BT: jax.Array, at_BA: Array) -> jax.Array:

@@ -29,8 +29,13 @@ class Multimodal(nnx.Module):
     def encode_images(self, images: Images, forward: Forward) -> tuple[jax.Array, dict[str, Any]]:
         """Return the decoder's inputs of each vision input, and what was captured.
 
-        Inputs: [B, I, P, E], a row per token. Captured: {tower: of its MLPs, or None}.
+        Inputs: [B, I, P, E], a row per token; E is D, and with deepstack n more of D, one after the
+        other. Captured: {tower: of its MLPs, or None}.
         """
+
+    def num_deepstack(self) -> int:
+        """Return after how many of the first layers features of images are added (DeepStack)."""
+        return 0
 
     def mlps(self) -> dict[str, TowerMlp]:
         """Return the towers, and how their MLPs are built."""
@@ -57,13 +62,14 @@ class Multimodal(nnx.Module):
         do not run; a per-sample capture then gives zeros for them, and "position" nothing.
         """
         forward = Forward(gates=gates or {}, capture=capture, batch=batch, remat=remat)
-        h_BTD, captured = self._embed(batch, forward)
+        h_BTD, deepstack_LBTD, captured = self.embed(batch, forward)
         h_BTD, of_text, _ = self.text(
             h_BTD,
             batch.attention_mask_BT,
             _positions(batch),
             forward=forward.text(),
             group_BT=self.bidirectional_groups(batch),
+            deepstack_LBTD=deepstack_LBTD,
         )
         if at_BA is not None:
             h_BTD = jnp.take_along_axis(h_BTD, jnp.asarray(at_BA)[..., None], axis=1)
@@ -84,7 +90,7 @@ class Multimodal(nnx.Module):
         Layers above them do not run.
         """
         forward = Forward(remat=remat)
-        h_BTD, _ = self._embed(batch, forward)
+        h_BTD, deepstack_LBTD, _ = self.embed(batch, forward)
         return self.text(
             h_BTD,
             batch.attention_mask_BT,
@@ -92,6 +98,7 @@ class Multimodal(nnx.Module):
             forward=forward.text(),
             group_BT=self.bidirectional_groups(batch),
             num_layers=num_layers,
+            deepstack_LBTD=deepstack_LBTD,
         )[0]
 
     def answers(
@@ -110,7 +117,11 @@ class Multimodal(nnx.Module):
         forward = Forward(remat=remat)
         if first_layer and batch.entering_BTD is None:
             raise ValueError(f"answers: the batch has nothing that enters layer {first_layer}")
-        h_BTD = jnp.asarray(batch.entering_BTD) if first_layer else self._embed(batch, forward)[0]
+        h_BTD, deepstack_LBTD = batch.entering_BTD, None
+        if first_layer < max(self.num_deepstack(), 1):
+            start_BTD, deepstack_LBTD, _ = self.embed(batch, forward)
+            h_BTD = h_BTD if first_layer else start_BTD
+        h_BTD = jnp.asarray(h_BTD)
         logits_BAV, stream_LBTD, last_BAD = self.text.answers(
             h_BTD,
             batch.attention_mask_BT,
@@ -119,6 +130,7 @@ class Multimodal(nnx.Module):
             forward=forward.text(),
             group_BT=self.bidirectional_groups(batch),
             first_layer=first_layer,
+            deepstack_LBTD=deepstack_LBTD,
         )
         start_BAD = jnp.take_along_axis(
             h_BTD, jnp.asarray(batch.answer_index_BA)[..., None], axis=1
@@ -126,7 +138,7 @@ class Multimodal(nnx.Module):
         return logits_BAV, stream_LBTD - h_BTD[None], last_BAD - start_BAD
 
     def features(self, images: Images) -> jax.Array:
-        """Return what the images give to the decoder, a row per token. [B, I, P, E]."""
+        """Return what `encode_images` gives to the decoder. [B, I, P, E]."""
         return self.encode_images(images, Forward(remat="none"))[0]
 
     def prefill(self, batch: Batch, cache_length: int) -> tuple[jax.Array, Cache]:
@@ -135,7 +147,7 @@ class Multimodal(nnx.Module):
         The batch is padded on the left. cache_length: tokens of prompt and answer together.
         """
         forward = Forward(remat="none")
-        h_BTD, _ = self._embed(batch, forward)
+        h_BTD, deepstack_LBTD, _ = self.embed(batch, forward)
         h_BTD, _, (keys_LBTKH, values_LBTKH) = self.text(
             h_BTD,
             batch.attention_mask_BT,
@@ -143,6 +155,7 @@ class Multimodal(nnx.Module):
             forward=forward.text(),
             group_BT=self.bidirectional_groups(batch),
             keep_keys=True,
+            deepstack_LBTD=deepstack_LBTD,
         )
         room = cache_length - h_BTD.shape[1]
         longer = ((0, 0), (0, 0), (0, 0), (0, room), (0, 0))
@@ -160,18 +173,28 @@ class Multimodal(nnx.Module):
         h_B1D, cache = self.text.decode(self.text.embed(token_ids_B[:, None]), cache)
         return self.text.logits(h_B1D)[:, 0], cache
 
-    def _embed(self, batch: Batch, forward: Forward) -> tuple[jax.Array, dict[str, Any]]:
-        """Return what enters the decoder, and what was captured in the image towers."""
+    def embed(
+        self, batch: Batch, forward: Forward
+    ) -> tuple[jax.Array, jax.Array | None, dict[str, Any]]:
+        """Return what enters the decoder, what deepstack adds, and what was captured in the towers.
+
+        What enters: [B, T, D]. What is added after each of the first layers: [L, B, T, D], 0 at the
+        tokens of text; None where nothing is.
+        """
         h_BTD = self.text.embed(batch.token_ids_BT)
         images = batch.images
         if images is None:
-            return h_BTD, self._zeros(len(h_BTD), forward.capture)
+            return h_BTD, None, self._zeros(len(h_BTD), forward.capture)
         features_BIPE, captured = images.features_BIPE, {}
         if features_BIPE is None:
             features_BIPE, captured = self.encode_images(images, forward)
-        features_BJD = jnp.asarray(features_BIPE).reshape(len(h_BTD), -1, h_BTD.shape[-1])
-        h_BTD = constrain(merge(h_BTD, features_BJD, images), "batch", None, None)
-        return h_BTD, {name: values for name, values in captured.items() if values is not None}
+        count, width = self.num_deepstack(), h_BTD.shape[-1]
+        features_BJE = jnp.asarray(features_BIPE).reshape(len(h_BTD), -1, (1 + count) * width)
+        h_BTE = jnp.pad(h_BTD, ((0, 0), (0, 0), (0, count * width)))
+        h_BTE = constrain(merge(h_BTE, features_BJE, images), "batch", None, None)
+        h_BTD, *added = jnp.split(h_BTE, 1 + count, axis=-1)
+        captured = {name: values for name, values in captured.items() if values is not None}
+        return h_BTD, jnp.stack(added) if added else None, captured
 
     def _zeros(self, num_examples: int, capture: Capture | None) -> dict[str, jax.Array]:
         """Return what a capture gives for image towers that do not run."""

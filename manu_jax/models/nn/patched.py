@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from manu_jax.models.nn.decoder import Decoder
-from manu_jax.models.nn.forward import TowerForward
+from manu_jax.models.nn.forward import Forward, TowerForward
 from manu_jax.models.nn.multimodal import Multimodal
 from manu_jax.types import Array, Batch
 
@@ -38,12 +38,16 @@ def run_from(model: Multimodal, batch: Batch, h_BTD: jax.Array, *, first_layer: 
     The layers below do not run. With first_layer = all layers, only the last norm is left.
     """
     positions = batch.positions_BT if batch.rope_BT3 is None else batch.rope_BT3
+    deepstack_LBTD = None
+    if first_layer < model.num_deepstack():
+        deepstack_LBTD = model.embed(batch, Forward(remat="none"))[1]
     return _upper_part(model.text, first_layer)(
         h_BTD,
         batch.attention_mask_BT,
         positions,
         forward=TowerForward(remat="none"),
         group_BT=model.bidirectional_groups(batch),
+        deepstack_LBTD=None if deepstack_LBTD is None else deepstack_LBTD[first_layer:],
     )[0]
 
 
