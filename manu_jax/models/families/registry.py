@@ -9,6 +9,7 @@ from manu_jax.models.families import (
     llava_next,
     llava_onevision,
     paligemma,
+    qwen3_vl,
     qwen_vl,
 )
 from manu_jax.models.families.family import Family
@@ -21,6 +22,7 @@ _FAMILIES = (
     gemma3.FAMILY,
     idefics2.FAMILY,
     *qwen_vl.FAMILIES,
+    qwen3_vl.FAMILY,
     *idefics3.FAMILIES,
     llama.FAMILY,
 )
