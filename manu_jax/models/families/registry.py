@@ -4,6 +4,7 @@ from manu_jax.models.families import (
     gemma3,
     idefics2,
     idefics3,
+    internvl,
     llama,
     llava,
     llava_next,
@@ -24,6 +25,7 @@ _FAMILIES = (
     *qwen_vl.FAMILIES,
     qwen3_vl.FAMILY,
     *idefics3.FAMILIES,
+    internvl.FAMILY,
     llama.FAMILY,
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _FAMILIES}

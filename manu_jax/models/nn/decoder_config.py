@@ -229,8 +229,8 @@ def _rope_of(fields: Fields, name: str, values: dict[str, Any], sections: tuple[
             own = sections
         sections = tuple(own)
         kind = "default" if kind == "mrope" else kind
-    if kind not in ("default", "linear", "llama3"):
-        fields.fault(name, "rope types known: default, linear, llama3")
+    if kind not in ("default", "dynamic", "linear", "llama3"):
+        fields.fault(name, "rope types known: default, dynamic, linear, llama3")
         return Rope()
     if fields.get("partial_rotary_factor", values.pop("partial_rotary_factor", 1.0)) != 1.0:
         fields.fault(name, "partial_rotary_factor has to be 1")
@@ -249,6 +249,8 @@ def _rope_of(fields: Fields, name: str, values: dict[str, Any], sections: tuple[
     if wrong:
         fields.fault(name, f"expected positive numbers: {', '.join(wrong)}")
         return Rope()
+    if kind == "dynamic":  # as the default within the context, which no prompt leaves
+        return Rope(theta=float(theta), sections=sections)
     rope = Rope(theta=float(theta), kind=kind, sections=sections, **factors)
     if kind == "llama3" and rope.high_frequency_factor <= rope.low_frequency_factor:
         fields.fault(name, "high_freq_factor has to be more than low_freq_factor")
