@@ -113,11 +113,13 @@ class InternVisionLayers(nnx.Module):
         attention, mlp = jax.random.split(key)
         L, D = config.num_layers, config.width
         N, H = config.num_heads, config.head_size
-        for name in ("attention", "mlp"):
-            setattr(self, f"{name}_norm_LD", nnx.Param(jnp.ones((L, D))))
-            if not config.has_rms_norms:
-                setattr(self, f"{name}_norm_bias_LD", nnx.Param(jnp.zeros((L, D))))
-            setattr(self, f"{name}_scale_LD", nnx.Param(jnp.full((L, D), config.layer_scale)))
+        self.attention_norm_LD = nnx.Param(jnp.ones((L, D)))
+        self.mlp_norm_LD = nnx.Param(jnp.ones((L, D)))
+        if not config.has_rms_norms:
+            self.attention_norm_bias_LD = nnx.Param(jnp.zeros((L, D)))
+            self.mlp_norm_bias_LD = nnx.Param(jnp.zeros((L, D)))
+        self.attention_scale_LD = nnx.Param(jnp.full((L, D), config.layer_scale))
+        self.mlp_scale_LD = nnx.Param(jnp.full((L, D), config.layer_scale))
         self.attention = Attention(
             attention, config, qkv_bias=config.has_qkv_bias, output_bias=True
         )
