@@ -12,9 +12,11 @@ import torch
 from parity import TOLERANCE
 from qwen3_vl_cases import cases
 
+from manu_jax.config import LoraSection
 from manu_jax.models import loaded as loading
 from manu_jax.models.nn.forward import Forward
 from manu_jax.models.nn.patched import patched_logits, run_from
+from manu_jax.training import lora
 
 # Other programs, other orders of sums
 CLOSE = {"atol": 2e-5, "rtol": 0}
@@ -136,3 +138,17 @@ def test_gradients_reach_the_mergers_and_no_token_of_text(batch):
 
     parts = np.split(np.asarray(slopes(features))[:6], 3, axis=-1)
     assert all(np.abs(part).max(axis=-1).min() > 1e-4 for part in parts)
+
+
+def test_an_adapter_beside_a_merger_gives_what_its_product_gives(batch):
+    section = LoraSection(rank=2, alpha=2.0, dropout=0.0, targets=("vision",))
+    model = tiny.loaded().model
+    adapters = lora.new_adapters(model, section, jax.random.key(0))
+    assert {"vision.merger.first", "vision.deepstack.second"} <= set(adapters)
+    random = np.random.default_rng(0)
+    adapters = jax.tree.map(lambda leaf: random.normal(size=leaf.shape) * 0.3, adapters)
+    features = jax.jit(lambda model: model.features(batch.images))
+    found = features(lora.adapted(model, adapters, section))
+    expected = features(lora.merged(model, adapters, section))
+    np.testing.assert_allclose(found, expected, atol=1e-4)  # sums of sizes up to 10
+    assert np.abs(found - features(model)).max() > 0.1

@@ -183,11 +183,11 @@ class InternVision(nnx.Module):
         The states: [B, I, P, D]. The vision inputs fill the grid; a capture counts P + 1 tokens of
         each, the class token first.
         """
-        batch, images = patches_BIPC.shape[:2]
-        weight_YXCD = self.patch_YXCD[...]
-        weight_CD = weight_YXCD.reshape(-1, weight_YXCD.shape[-1])
-        h_BIPD = project(jnp.asarray(patches_BIPC).astype(weight_CD.dtype), weight_CD)
-        h_BIPD += self.patch_bias_D[...][None, None, None]
+        batch, images, P = patches_BIPC.shape[:3]
+        bias_D, size = self.patch_bias_D[...], self.config.patch_size
+        values = jnp.asarray(patches_BIPC).astype(bias_D.dtype)
+        values = values.reshape(batch, images, P, size, size, 3)
+        h_BIPD = project(values, self.patch_YXCD[...], inputs=3) + bias_D[None, None, None]
         shape = (batch, images, 1, h_BIPD.shape[-1])
         first_BIPD = jnp.broadcast_to(self.class_IPD[...][None], shape)
         h_BIPD = jnp.concatenate([first_BIPD, h_BIPD], axis=2) + self.position_IPD[...][None]

@@ -138,9 +138,10 @@ class Qwen3Vision(nnx.Module):
         """
         config = self.config
         B, images, P = patches_BIPC.shape[:3]
-        weight_CD = self.patch_CZYXD[...].reshape(-1, config.width)
-        h_BTD = project(jnp.asarray(patches_BIPC).astype(weight_CD.dtype), weight_CD)
-        h_BTD = h_BTD.reshape(B, images * P, config.width) + self.patch_bias_D[...][None, None]
+        bias_D, size = self.patch_bias_D[...], config.patch_size
+        values = jnp.asarray(patches_BIPC).astype(bias_D.dtype)
+        values = values.reshape(B, images * P, 3, config.num_frames, size, size)
+        h_BTD = project(values, self.patch_CZYXD[...], inputs=4) + bias_D[None, None]
         positions_BP2 = jnp.asarray(patch_positions_BIP2).reshape(B * images, P, 2)
         learned_BPD = self._learned(positions_BP2)
         h_BTD += learned_BPD.reshape(h_BTD.shape).astype(h_BTD.dtype)
