@@ -14,7 +14,6 @@ from qwen3_vl_cases import cases
 
 from manu_jax.config import LoraSection
 from manu_jax.models import loaded as loading
-from manu_jax.models.nn.forward import Forward
 from manu_jax.models.nn.patched import patched_logits, run_from
 from manu_jax.training import lora
 
@@ -34,11 +33,11 @@ def batch():
 
 def test_the_tiny_model_has_features_for_two_of_three_layers(batch):
     model, width = tiny.loaded().model, tiny.SIZES.text.width
-    assert model.num_deepstack() == 2 and tiny.loaded().config.text.num_layers == 3
+    assert len(model.config.vision.deepstack) == 2 and model.config.text.num_layers == 3
     features = jax.eval_shape(lambda: model.features(batch.images))
     assert features.shape[-1] == 3 * width
-    h_BTD, added_LBTD, _ = jax.jit(lambda: model.embed(batch, Forward()))()
-    assert added_LBTD.shape == (2, *h_BTD.shape)
+    added_LBTD = jax.jit(lambda: model.beside(model.with_features(batch))["context"])()
+    assert added_LBTD.shape == (2, *batch.token_ids_BT.shape, width)
     is_image_BT = np.asarray(batch.images.feature_index_BT) >= 0
     assert not added_LBTD[:, ~is_image_BT].any() and np.asarray(added_LBTD)[:, is_image_BT].all()
 
@@ -100,9 +99,13 @@ def test_answers_go_on_from_any_layer_as_from_the_first(batch, first, has_featur
 def test_a_tower_does_not_run_where_no_layer_that_runs_takes_its_features(batch):
     model = tiny.loaded().model
     entering_BTD = hidden(model, batch, 2)
-    given = dataclasses.replace(batch, images=None, entering_BTD=entering_BTD)
-    found = jax.jit(lambda batch: model.answers(batch, first_layer=2))(given)
-    np.testing.assert_allclose(found[0], jax.jit(model.answers)(batch)[0], **CLOSE)
+    given = dataclasses.replace(batch, entering_BTD=entering_BTD)
+    answers = jax.jit(
+        lambda batch, first: model.answers(batch, first_layer=first), static_argnums=1
+    )
+    np.testing.assert_allclose(answers(given, 2)[0], jax.jit(model.answers)(batch)[0], **CLOSE)
+    products = [answers.lower(given, first).compile().as_text().count("dot(") for first in (1, 2)]
+    assert products[1] < products[0] / 2
 
 
 def test_a_decoder_goes_on_from_any_layer_as_the_whole_one_does(batch):

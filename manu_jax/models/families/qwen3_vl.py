@@ -17,8 +17,9 @@ from manu_jax.models.families import qwen_vl
 from manu_jax.models.families.tiny import shared_config, text_config
 from manu_jax.models.hf.fields import Fields
 from manu_jax.models.hf.tables import Entry, TensorNames
-from manu_jax.models.nn.decoder import Decoder, decoder_table
+from manu_jax.models.nn.decoder import Cache, decoder_table
 from manu_jax.models.nn.decoder_config import decoder_config
+from manu_jax.models.nn.deepstack import DeepstackDecoder, deepstack_context
 from manu_jax.models.nn.forward import Forward
 from manu_jax.models.nn.mlp import TowerMlp
 from manu_jax.models.nn.multimodal import Multimodal
@@ -28,7 +29,7 @@ from manu_jax.models.nn.qwen3_vision import (
     qwen3_vision_config,
     qwen3_vision_table,
 )
-from manu_jax.types import Images
+from manu_jax.types import Batch, Images
 
 NAMES = TensorNames(
     prefixes={
@@ -72,7 +73,7 @@ class Qwen3VL(Multimodal):
     def __init__(self, key: jax.Array, config: Qwen3VLConfig):
         vision, text = jax.random.split(key)
         self.vision = Qwen3Vision(vision, config.vision)
-        self.text = Decoder(text, config.text)
+        self.text = DeepstackDecoder(text, config.text)
         self.config = config
 
     def encode_images(self, images: Images, forward: Forward) -> tuple[jax.Array, dict[str, Any]]:
@@ -83,8 +84,17 @@ class Qwen3VL(Multimodal):
         tokens_BIPE, captured = self.vision(images.patches_BIPC, positions_BIP2, forward=of_tower)
         return tokens_BIPE, {"vision": captured}
 
-    def num_deepstack(self) -> int:
-        return len(self.config.vision.deepstack)
+    def beside(self, batch: Batch, *, keeps_keys: bool = False) -> dict[str, Any]:
+        """Return what the decoder takes beside the tokens: what deepstack adds, as its context."""
+        context_LBTD = deepstack_context(
+            batch, self.config.text.width, self.text.embedding_VD[...].dtype
+        )
+        return {**super().beside(batch, keeps_keys=keeps_keys), "context": context_LBTD}
+
+    def prefill(self, batch: Batch, cache_length: int) -> tuple[jax.Array, Cache]:
+        """Return the logits after each prompt and the cache, without the context of images."""
+        logits_BV, cache = super().prefill(batch, cache_length)
+        return logits_BV, dataclasses.replace(cache, context=None)
 
     def mlps(self) -> dict[str, TowerMlp]:
         return qwen_vl.mlps(self.config)

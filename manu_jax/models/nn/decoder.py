@@ -6,13 +6,12 @@ decoder has three positions per token (M-RoPE): each pair of a head's entries is
 Gemma (arXiv 2403.08295): scales of norms are added to 1, embeddings are multiplied by √D; Gemma 2
 (arXiv 2408.00118): norms after attention and MLP too, soft caps, and windows in every other layer;
 Gemma 3 (arXiv 2503.19786): norms of queries and keys, and rotary positions of their own where a
-layer has a window. Qwen3-VL (arXiv 2511.21631): norms of queries and keys, three positions that
-take turns from pair to pair, and features of images added after each of the first layers.
+layer has a window. Qwen3-VL (arXiv 2511.21631): norms of queries and keys too.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +48,8 @@ class Cache:
 
     keys_LBKSH and values_LBKSH: slots [0, next_slot) are filled. Heads come before tokens, as
     attention reads them. valid_BS: True where a slot holds a token that is not padding.
-    positions_B: the position of each example's next token.
+    positions_B: the position of each example's next token. context: what some layers attend to
+    beside these tokens (`cross_attention.py`).
     """
 
     keys_LBKSH: jax.Array
@@ -57,13 +57,7 @@ class Cache:
     valid_BS: jax.Array
     positions_B: jax.Array
     next_slot: jax.Array
-
-
-class LayerInputs(NamedTuple):
-    """What differs between layers beside weights. number: where something is added after layers."""
-
-    window: jax.Array | None
-    number: jax.Array | None
+    context: Any = None
 
 
 class DecoderLayers(nnx.Module):
@@ -83,8 +77,7 @@ class DecoderLayers(nnx.Module):
             self.mlp_post_norm_LD = nnx.Param(scale_LD)
         if config.has_head_norms:
             scale_LH = jnp.broadcast_to(scale_LD[:, :1], (L, config.head_size))
-            self.query_norm_LH = nnx.Param(scale_LH)
-            self.key_norm_LH = nnx.Param(scale_LH)
+            self.query_norm_LH, self.key_norm_LH = nnx.Param(scale_LH), nnx.Param(scale_LH)
         self.mlp = Mlp(mlp, config, gated=True, bias=config.mlp_bias)
         self.config = config
 
@@ -148,30 +141,33 @@ class Decoder(nnx.Module):
         *,
         forward: TowerForward,
         group_BT: Array | None = None,
+        context: Any = None,
         keep_keys: bool = False,
         num_layers: int | None = None,
-        deepstack_LBTD: jax.Array | None = None,
+        first_layer: int = 0,
     ) -> tuple[jax.Array, Any, Any]:
         """Return the last hidden state [B, T, D], what was captured, and the keys and values.
 
         positions: [B, T], or [B, T, 3] in time, by row and by column. group_BT: tokens with the
-        same number, if it is not negative, attend to each other in both directions. Keys and
-        values: a pair of [L, B, T, K, H] with `keep_keys`, otherwise None. num_layers: run only the
-        first layers, without gates, and return the residual stream after them as it is.
-        deepstack_LBTD: what is added to the stream after each of the first layers.
+        same number, if it is not negative, attend to each other in both directions. context: what
+        some layers attend to beside the tokens. Keys and values: a pair of [L, B, T, K, H] with
+        `keep_keys`, otherwise None. num_layers: run only the first layers, without gates, and
+        return the residual stream after them as it is. first_layer: the one that h_BTD enters.
         """
-        step = self._layer_step(attention_mask_BT, positions, group_BT, deepstack=deepstack_LBTD)
+        step = self._layer_step(attention_mask_BT, positions, group_BT, context)
 
         def body(
-            h_BTD: jax.Array, layer: DecoderLayers, gate: jax.Array | None, own: LayerInputs
+            h_BTD: jax.Array, layer: DecoderLayers, gate: jax.Array | None, window: jax.Array | None
         ) -> tuple[jax.Array, Any, Any]:
-            h_BTD, captured, keys = step(h_BTD, layer, own, gate=gate, capture=forward.capture)
+            h_BTD, captured, keys = step(h_BTD, layer, window, gate=gate, capture=forward.capture)
             return h_BTD, captured, keys if keep_keys else None
 
-        layers, inputs_L = self.layers, self._inputs_L(deepstack_LBTD)
-        if num_layers is not None:
-            layers, inputs_L = jax.tree.map(lambda leaf: leaf[:num_layers], (layers, inputs_L))
-        h_BTD, captured, kept = scan_layers(body, h_BTD, layers, forward=forward, extra=inputs_L)
+        stacked = (self.layers, self._scanned_L())
+        if first_layer or num_layers is not None:
+            stacked = jax.tree.map(lambda leaf: leaf[first_layer:num_layers], stacked)
+        h_BTD, captured, kept = scan_layers(
+            body, h_BTD, stacked[0], forward=forward, extra=stacked[1]
+        )
         if num_layers is not None:
             return h_BTD, captured, kept
         return _norm(h_BTD, self.norm_D[...], self.config), captured, kept
@@ -185,47 +181,42 @@ class Decoder(nnx.Module):
         at_BA: Array,
         forward: TowerForward,
         group_BT: Array | None = None,
+        context: Any = None,
         first_layer: int = 0,
-        deepstack_LBTD: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return the logits at the positions `at_BA`, and what each layer made of the stream.
 
         The last layer runs at these positions alone. h_BTD: what enters layer `first_layer`.
-        deepstack_LBTD: as in a call, of the layers from the first of all.
         Returns logits [B, A, V] float32, the residual stream after every layer from `first_layer`
         to the last but one [L, B, T, D], and after the last one at the positions [B, A, D].
         """
-        step = self._layer_step(attention_mask_BT, positions, group_BT, deepstack=deepstack_LBTD)
+        step = self._layer_step(attention_mask_BT, positions, group_BT, context)
 
         def body(
-            h_BTD: jax.Array, layer: DecoderLayers, gate: jax.Array | None, own: LayerInputs
+            h_BTD: jax.Array, layer: DecoderLayers, gate: jax.Array | None, window: jax.Array | None
         ) -> tuple[jax.Array, Any, Any]:
-            h_BTD, _, _ = step(h_BTD, layer, own)
+            h_BTD, _, _ = step(h_BTD, layer, window)
             return h_BTD, None, h_BTD
 
-        stacked = (self.layers, self._inputs_L(deepstack_LBTD))
+        stacked = (self.layers, self._scanned_L())
         before = jax.tree.map(lambda leaf: leaf[first_layer:-1], stacked)
         h_BTD, _, stream_LBTD = scan_layers(
             body, h_BTD, before[0], forward=TowerForward(remat=forward.remat), extra=before[1]
         )
-        layer, own = jax.tree.map(lambda leaf: leaf[-1], stacked)
-        h_BAD, _, _ = step(h_BTD, layer, own, at_BA=at_BA)
+        layer, window = jax.tree.map(lambda leaf: leaf[-1], stacked)
+        h_BAD, _, _ = step(h_BTD, layer, window, at_BA=at_BA)
         logits_BAV = self.logits(_norm(h_BAD, self.norm_D[...], self.config))
         return logits_BAV, stream_LBTD, h_BAD
 
     def _layer_step(
-        self,
-        attention_mask_BT: Array,
-        positions: Array,
-        group_BT: Array | None,
-        *,
-        deepstack: jax.Array | None,
+        self, attention_mask_BT: Array, positions: Array, group_BT: Array | None, context: Any
     ) -> Callable[..., tuple[jax.Array, Any, tuple[jax.Array, jax.Array]]]:
         """Return the function of one layer over a batch's tokens: what it makes of the stream.
 
-        `(h_BTD, layer, inputs, *, gate, capture, at_BA) -> (h, captured, (keys, values))`. at_BA:
-        the positions that go on; None: all. deepstack: [L, B, T, D] of the first layers, or None.
+        `(h_BTD, layer, window, *, gate, capture, at_BA) -> (h, captured, (keys, values))`. at_BA:
+        the positions that go on; None: all.
         """
+        assert context is None, "every layer attends to tokens alone"
         angles_of = self._rotary_angles(positions)
         num_tokens = jnp.shape(attention_mask_BT)[1]
         distance_TT = jnp.arange(num_tokens)[:, None] - jnp.arange(num_tokens)[None]
@@ -238,14 +229,14 @@ class Decoder(nnx.Module):
         def step(
             h_BTD: jax.Array,
             layer: DecoderLayers,
-            own: LayerInputs,
+            window: jax.Array | None,
             *,
             gate: jax.Array | None = None,
             capture: TowerCapture | None = None,
             at_BA: Array | None = None,
         ) -> tuple[jax.Array, Any, tuple[jax.Array, jax.Array]]:
-            q_BTNH, k_BTKH, v_BTKH = layer.qkv(h_BTD, angles_of(own.window))
-            is_near_TT = None if own.window is None else distance_TT < own.window
+            q_BTNH, k_BTKH, v_BTKH = layer.qkv(h_BTD, angles_of(window))
+            is_near_TT = None if window is None else distance_TT < window
             visible_BTT = _both(mask_BTT, is_near_TT)
             if joint_BTT is not None:
                 is_bound = self.config.groups_in_windows
@@ -258,10 +249,6 @@ class Decoder(nnx.Module):
                 )
             mixed_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, visible_BTT, **self._scores())
             h_BTD, captured = layer.output_and_mlp(h_BTD, mixed_BTNH, gate=gate, capture=capture)
-            if deepstack is not None and own.number is not None:
-                added_BTD = deepstack[jnp.minimum(own.number, len(deepstack) - 1)]
-                added_BTD = added_BTD if at_BA is None else _rows_at(added_BTD, at_BA)
-                h_BTD += jnp.where(own.number < len(deepstack), added_BTD, 0)
             return h_BTD, captured, (k_BTKH, v_BTKH)
 
         return step
@@ -274,36 +261,50 @@ class Decoder(nnx.Module):
 
         def step(carry: tuple[jax.Array, ...], xs: tuple[Any, ...]):
             h_B1D, keys_LBKSH, values_LBKSH = carry
-            layer, own, index = xs
-            q_B1NH, k_B1KH, v_B1KH = layer.qkv(h_B1D, angles_of(own.window))
+            layer, window, index = xs
+            q_B1NH, k_B1KH, v_B1KH = layer.qkv(h_B1D, angles_of(window))
             start = (index, 0, 0, cache.next_slot, 0)
             k_BK1H, v_BK1H = k_B1KH.swapaxes(1, 2), v_B1KH.swapaxes(1, 2)
             keys_LBKSH = jax.lax.dynamic_update_slice(keys_LBKSH, k_BK1H[None], start)
             values_LBKSH = jax.lax.dynamic_update_slice(values_LBKSH, v_BK1H[None], start)
-            visible_BS = valid_BS
-            if own.window is not None:
-                visible_BS = visible_BS & (cache.next_slot - slots_S < own.window)[None]
-            mixed_B1NH = attend_by_head(
-                q_B1NH,
-                keys_LBKSH[index],
-                values_LBKSH[index],
-                visible_BS[:, None],
-                **self._scores(),
-            )
-            h_B1D, _ = layer.output_and_mlp(h_B1D, mixed_B1NH)
+
+            def mixed(window: jax.Array | None) -> jax.Array:
+                visible_BS = valid_BS
+                if window is not None:
+                    visible_BS = visible_BS & (cache.next_slot - slots_S < window)[None]
+                return attend_by_head(
+                    q_B1NH,
+                    keys_LBKSH[index],
+                    values_LBKSH[index],
+                    visible_BS[:, None],
+                    **self._scores(),
+                )
+
+            h_B1D = self._after_mixing(h_B1D, layer, window, mixed=mixed, context=cache.context)
             return (h_B1D, keys_LBKSH, values_LBKSH), None
 
         indices_L = jnp.arange(self.config.num_layers)
         (h_B1D, keys_LBKSH, values_LBKSH), _ = jax.lax.scan(
             step,
             (h_B1D, cache.keys_LBKSH, cache.values_LBKSH),
-            (self.layers, self._inputs_L(None), indices_L),
+            (self.layers, self._scanned_L(), indices_L),
         )
         h_B1D = _norm(h_B1D, self.norm_D[...], self.config)
-        longer = Cache(
-            keys_LBKSH, values_LBKSH, valid_BS, cache.positions_B + 1, cache.next_slot + 1
-        )
+        filled = (keys_LBKSH, values_LBKSH, valid_BS)
+        longer = Cache(*filled, cache.positions_B + 1, cache.next_slot + 1, cache.context)
         return h_B1D, longer
+
+    def _after_mixing(
+        self,
+        h_B1D: jax.Array,
+        layer: DecoderLayers,
+        window: Any,
+        *,
+        mixed: Callable[[jax.Array | None], jax.Array],
+        context: Any,
+    ) -> jax.Array:
+        """Return the stream of one further token after a layer; mixed: of a window, the heads'."""
+        return layer.output_and_mlp(h_B1D, mixed(window))[0]
 
     def logits(self, h_BTD: jax.Array) -> jax.Array:
         """Return the logits. [B, T, V] float32."""
@@ -330,11 +331,11 @@ class Decoder(nnx.Module):
     def _scores(self) -> dict[str, float | None]:
         return {"scale": self.config.score_scale, "cap": self.config.score_cap}
 
-    def _inputs_L(self, deepstack_LBTD: jax.Array | None) -> LayerInputs:
-        windows, windows_L = self.config.windows, None
-        if any(windows):
-            windows_L = jnp.asarray([window or NO_WINDOW for window in windows], jnp.int32)
-        return LayerInputs(windows_L, None if deepstack_LBTD is None else jnp.arange(len(windows)))
+    def _scanned_L(self) -> Any:
+        """Return what a step gets beside its layer, stacked over L: the window, or None."""
+        if not any(self.config.windows):
+            return None
+        return jnp.asarray([window or NO_WINDOW for window in self.config.windows], jnp.int32)
 
 
 def _rows_at(values_BT: jax.Array, at_BA: Array) -> jax.Array:
