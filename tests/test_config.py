@@ -594,6 +594,8 @@ RULES = {  # numbers of UNEVEN
     "idefics2": [3],
     "qwen2_vl": [0, 1, 2],
     "qwen2_5_vl": [0, 1],
+    "qwen3_vl": [0, 1],
+    "internvl": [0],
     "idefics3": [0],
     "smolvlm": [0],
     "llama": [],

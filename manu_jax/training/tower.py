@@ -50,8 +50,9 @@ class CaptionedImages:
 def caption_loss(model: Any, data: CaptionedImages, remat: Remat) -> jax.Array:
     """Return how far the features of images are from the words of their captions."""
     features_BIPE, _ = model.encode_images(data.images, Forward(remat=remat))
-    features_BPE = features_BIPE[:, 0].astype(jnp.float32)
     candidates_VE, words_BP = jnp.asarray(data.candidates_VE), jnp.asarray(data.words_BP)
+    # What deepstack adds later, beyond the decoder's width, is no word.
+    features_BPE = features_BIPE[:, 0, :, : candidates_VE.shape[1]].astype(jnp.float32)
     log_p_BPV = jax.nn.log_softmax(jnp.einsum("BPE,VE->BPV", features_BPE, candidates_VE))
     chosen_BP = jnp.take_along_axis(log_p_BPV, words_BP[..., None], axis=-1)[..., 0]
     error_BPE = jnp.square(features_BPE - candidates_VE[words_BP])

@@ -64,6 +64,22 @@ EXPECTED = {
         f"{QWEN.format('system')}Be kind.<|im_end|>\n{QWEN.format('user')}Where?<|im_end|>\n"
         f"{QWEN.format('assistant')}",
     ),
+    "internvl3": (
+        "<IMG_CONTEXT>",
+        f"{QWEN.format('user')}<IMG_CONTEXT>\nWhere?<|im_end|>\n{QWEN.format('assistant')}",
+        f"{QWEN.format('user')}Where?<|im_end|>\n{QWEN.format('assistant')}",
+        "", "<|im_end|>",
+        f"{QWEN.format('system')}Be kind.<|im_end|>\n{QWEN.format('user')}Where?<|im_end|>\n"
+        f"{QWEN.format('assistant')}",
+    ),
+    "qwen3-vl": (
+        "<|image_pad|>",
+        f"{QWEN.format('user')}{VISION}Where?<|im_end|>\n{QWEN.format('assistant')}",
+        f"{QWEN.format('user')}Where?<|im_end|>\n{QWEN.format('assistant')}",
+        "", "<|im_end|>",
+        f"{QWEN.format('system')}Be kind.<|im_end|>\n{QWEN.format('user')}Where?<|im_end|>\n"
+        f"{QWEN.format('assistant')}",
+    ),
     "chatml-text": (
         "<image>",
         f"{QWEN.format('user')}<image>\nWhere?<|im_end|>\n{QWEN.format('assistant')}",

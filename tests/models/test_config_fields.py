@@ -30,6 +30,8 @@ RELEASED = {
     "smolvlm": "smolvlm2-2.2b-instruct",
     "qwen2_vl": "qwen2-vl-2b",
     "qwen2_5_vl": "qwen2.5-vl-7b",
+    "qwen3_vl": "qwen3-vl-8b",
+    "internvl": "internvl3-8b",
     "llama": "smollm2-135m-instruct",
 }
 # What trainers and versions of transformers leave in a config; no forward pass reads it.

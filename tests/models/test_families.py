@@ -18,11 +18,13 @@ import torch
 from gemma3_cases import cases as gemma3
 from idefics2_cases import cases as idefics2
 from idefics3_cases import cases as idefics3
+from internvl_cases import cases as internvl
 from llama_cases import cases as llama
 from llava_next_cases import cases as llava_next
 from llava_onevision_cases import cases as llava_onevision
 from paligemma_cases import cases as paligemma
 from parity import TOLERANCE, check_logits, forward, greedy
+from qwen3_vl_cases import cases as qwen3_vl
 from qwen_cases import cases as qwen
 from safetensors.numpy import load_file
 
@@ -36,12 +38,13 @@ from manu_jax.types import Capture, Sample
 
 FAMILIES = {"idefics2": idefics2, "qwen-vl": qwen, "idefics3": idefics3, "paligemma": paligemma}
 FAMILIES |= {"gemma3": gemma3, "llava-next": llava_next, "llava-onevision": llava_onevision}
-FAMILIES |= {"llama": llama}
+FAMILIES |= {"llama": llama, "qwen3-vl": qwen3_vl, "internvl": internvl}
 CASES = [(name, case) for name, cases in FAMILIES.items() for case in cases.CASES]
 FIRST = [("idefics2", "whole-images"), ("qwen-vl", "2.5"), ("qwen-vl", "2")]
 FIRST += [("idefics3", "idefics3-split"), ("paligemma", "gemma"), ("paligemma", "gemma2")]
 FIRST += [("gemma3", "one-key-head"), ("llava-next", "vicuna"), ("llava-onevision", "interpolated")]
-FIRST += [("llama", "grouped-tied")]
+FIRST += [("llama", "grouped-tied"), ("qwen3-vl", "three-layers")]
+FIRST += [("internvl", "small-tower")]
 
 # Of the variants the logits are compared always, the rest in `pytest -m slow` (and so in CI).
 ALL = [pytest.param(*case, marks=[] if case in FIRST else [pytest.mark.slow]) for case in CASES]

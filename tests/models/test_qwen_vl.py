@@ -15,7 +15,7 @@ from manu_jax.models.families import qwen_vl
 from manu_jax.models.families.registry import FAMILIES
 from manu_jax.types import ManuError, Sample, question_sample
 
-RELEASED = sorted(path.stem for path in DATA.glob("qwen*.json"))
+RELEASED = sorted(path.stem for path in DATA.glob("qwen2*.json"))
 
 
 @pytest.fixture(scope="module", params=["2.5", "2"])

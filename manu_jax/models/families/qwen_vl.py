@@ -118,13 +118,17 @@ def config_from_hf(
         vision=qwen_vision_config(fields.part("vision_config"), fields.faults, kind),
         image_token=fields.token("image_token_id", 151655),
     )
-    if config.vision.output_width != config.text.width:
-        fields.faults.append(
-            f"vision_config: the merger's width {config.vision.output_width} is not the "
-            f"decoder's, {config.text.width}"
-        )
+    fields.faults += width_faults(config)
     fields.refuse(where)
     return config
+
+
+def width_faults(config: QwenVLConfig) -> list[str]:
+    """Return the fault of a merger whose width is not the decoder's, if any."""
+    merged, width = config.vision.output_width, config.text.width
+    if merged == width:
+        return []
+    return [f"vision_config: the merger's width {merged} is not the decoder's, {width}"]
 
 
 class QwenVL(Multimodal):

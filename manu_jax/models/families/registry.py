@@ -4,11 +4,13 @@ from manu_jax.models.families import (
     gemma3,
     idefics2,
     idefics3,
+    internvl,
     llama,
     llava,
     llava_next,
     llava_onevision,
     paligemma,
+    qwen3_vl,
     qwen_vl,
 )
 from manu_jax.models.families.family import Family
@@ -21,7 +23,9 @@ _FAMILIES = (
     gemma3.FAMILY,
     idefics2.FAMILY,
     *qwen_vl.FAMILIES,
+    qwen3_vl.FAMILY,
     *idefics3.FAMILIES,
+    internvl.FAMILY,
     llama.FAMILY,
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _FAMILIES}

@@ -33,6 +33,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "rope_theta": 1e6,
         "max_window_layers": 80, "mrope_section": (16, 24, 24),
     },
+    "qwen3_vl_text": {
+        "vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 22016,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
+        "max_position_embeddings": 128000, "head_dim": 128, "rope_theta": 5e5,
+        "mrope_section": (24, 20, 20), "mrope_interleaved": True,
+    },
     "gemma": {
         "vocab_size": 256000, "hidden_size": 3072, "intermediate_size": 24576,
         "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 16,
@@ -53,6 +59,9 @@ MOST_LAYERS = 1000
 LAYER_TYPES = ("full_attention", "sliding_attention")
 QWEN2 = ("qwen2", "qwen2_vl_text")
 GEMMA = ("gemma", "gemma2", "gemma3_text")
+WITH_ATTENTION_BIAS = ("llama", "qwen3_vl_text", *GEMMA)  # where the config says so
+WITH_HEAD_NORMS = ("gemma3_text", "qwen3_vl_text")
+WITHOUT_WINDOWS = ("llama", "gemma", "qwen3_vl_text")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +112,7 @@ def decoder_config(
         fields.divides("hidden_size", width, by="num_attention_heads", part=num_heads)
     fields.divides("num_attention_heads", num_heads, by="num_key_value_heads", part=num_key_heads)
     fields.need("pretraining_tp", 1, (1,))
+    has_bias = kind in WITH_ATTENTION_BIAS and fields.flag("attention_bias", False)
     config = DecoderConfig(
         vocabulary=fields.size("vocab_size", default["vocab_size"]),
         width=width,
@@ -115,12 +125,12 @@ def decoder_config(
         norm_epsilon=fields.number("rms_norm_eps", default.get("rms_norm_eps", 1e-6)),
         context=fields.size("max_position_embeddings", default["max_position_embeddings"]),
         windows=_windows(fields, kind, num_layers, default.get("max_window_layers", 28)),
-        qkv_bias=kind in QWEN2
-        or (kind in ("llama", *GEMMA) and fields.flag("attention_bias", False)),
-        output_bias=kind in ("llama", *GEMMA) and fields.flag("attention_bias", False),
+        qkv_bias=kind in QWEN2 or has_bias,
+        output_bias=has_bias,
         mlp_bias=kind == "llama" and fields.flag("mlp_bias", False),
         is_tied=fields.flag("tie_word_embeddings", False) or is_tied,
         is_gemma=kind in GEMMA,
+        has_head_norms=kind in WITH_HEAD_NORMS,
         **_ropes(fields, kind, default),
         **_gemma_parts(fields, kind),
     )
@@ -151,7 +161,7 @@ def _gemma_parts(fields: Fields, kind: str) -> dict[str, Any]:
         "score_scale": float(fields.number("query_pre_attn_scalar", 256)) ** -0.5,
     }
     if kind == "gemma3_text":
-        return parts | {"has_head_norms": True, "groups_in_windows": True}
+        return parts | {"groups_in_windows": True}
     return parts | {
         "score_cap": _cap(fields, "attn_logit_softcapping", 50.0),
         "logit_cap": _cap(fields, "final_logit_softcapping", 30.0),
@@ -196,7 +206,11 @@ def _rope(fields: Fields, default: Mapping[str, Any]) -> Rope:
     usual = default.get("rope_theta", 10000.0)
     values["rope_theta"] = values.get("rope_theta") or fields.get("rope_theta", usual)
     fields.get("rope_theta")
-    return _rope_of(fields, name, values, default.get("mrope_section", ()))
+    is_interleaved = default.get("mrope_interleaved", False)
+    if is_interleaved and values.pop("mrope_interleaved", True) is not True:
+        fields.fault(name, "mrope_interleaved has to be true")
+    rope = _rope_of(fields, name, values, default.get("mrope_section", ()))
+    return dataclasses.replace(rope, is_interleaved=is_interleaved)
 
 
 def _rope_of(fields: Fields, name: str, values: dict[str, Any], sections: tuple[int, ...]) -> Rope:
@@ -215,8 +229,8 @@ def _rope_of(fields: Fields, name: str, values: dict[str, Any], sections: tuple[
             own = sections
         sections = tuple(own)
         kind = "default" if kind == "mrope" else kind
-    if kind not in ("default", "linear", "llama3"):
-        fields.fault(name, "rope types known: default, linear, llama3")
+    if kind not in ("default", "dynamic", "linear", "llama3"):
+        fields.fault(name, "rope types known: default, dynamic, linear, llama3")
         return Rope()
     if fields.get("partial_rotary_factor", values.pop("partial_rotary_factor", 1.0)) != 1.0:
         fields.fault(name, "partial_rotary_factor has to be 1")
@@ -235,6 +249,8 @@ def _rope_of(fields: Fields, name: str, values: dict[str, Any], sections: tuple[
     if wrong:
         fields.fault(name, f"expected positive numbers: {', '.join(wrong)}")
         return Rope()
+    if kind == "dynamic":  # as the default within the context, which no prompt leaves
+        return Rope(theta=float(theta), sections=sections)
     rope = Rope(theta=float(theta), kind=kind, sections=sections, **factors)
     if kind == "llama3" and rope.high_frequency_factor <= rope.low_frequency_factor:
         fields.fault(name, "high_freq_factor has to be more than low_freq_factor")
@@ -243,7 +259,7 @@ def _rope_of(fields: Fields, name: str, values: dict[str, Any], sections: tuple[
 
 def _windows(fields: Fields, kind: str, num_layers: int, first: int) -> tuple[int | None, ...]:
     """Return each layer's sliding window by the rules of its model type."""
-    if kind in ("llama", "gemma"):
+    if kind in WITHOUT_WINDOWS:
         return (None,) * num_layers
     if kind in ("gemma2", "gemma3_text"):
         window = fields.size("sliding_window", 4096)

@@ -70,10 +70,7 @@ def qwen_vision_config(values: Mapping[str, Any], faults: list[str], kind: str) 
     patch = fields.size("patch_size", 14)
     fields.need("spatial_patch_size", patch, (patch,))  # the same under another name
     fields.get("tokens_per_second")  # of videos
-    rope = fields.part("rope_parameters")
-    for name, usual in (("rope_theta", THETA), ("rope_type", "axial")):
-        if rope.get(name, usual) != usual:
-            fields.fault("rope_parameters", f"{name} has to be {usual}")
+    check_rope(fields)
     width = fields.size("hidden_size" if is_2_5 else "embed_dim", 3584 if is_2_5 else 1280)
     output_width = fields.size("out_hidden_size" if is_2_5 else "hidden_size", 3584)
     num_heads, merge = fields.size("num_heads", 16), fields.size("spatial_merge_size", 2)
@@ -112,6 +109,14 @@ def qwen_vision_config(values: Mapping[str, Any], faults: list[str], kind: str) 
     )
     fields.finish()
     return config
+
+
+def check_rope(fields: Fields) -> None:
+    """Note a fault where a `vision_config` asks for other rotary positions than ours."""
+    rope = fields.part("rope_parameters")
+    for name, usual in (("rope_theta", THETA), ("rope_type", "axial")):
+        if rope.get(name, usual) != usual:
+            fields.fault("rope_parameters", f"{name} has to be {usual}")
 
 
 class QwenVisionLayers(nnx.Module):
@@ -238,14 +243,27 @@ def qwen_vision_mlp(config: QwenVisionConfig, path: str) -> TowerMlp:
 
 def qwen_vision_table(config: QwenVisionConfig, path: str, root: str) -> list[Entry]:
     """Return the table of a tower whose names begin with `root`."""
-    layer, layers, merger = root + "blocks.{layer}.", path + ".layers.", root + "merger."
+    merger = root + "merger."
     table = [
+        *qwen_vision_layers_table(config, path, root),
         Entry(path + ".patch_CZYXD", root + "patch_embed.proj.weight", "DCZYX"),
         Entry(path + ".merger_norm_D", merger + "ln_q.weight", "D"),
         Entry(path + ".merger_1_DE", merger + "mlp.0.weight", "ED"),
         Entry(path + ".merger_1_bias_E", merger + "mlp.0.bias", "E"),
         Entry(path + ".merger_2_DE", merger + "mlp.2.weight", "ED"),
         Entry(path + ".merger_2_bias_E", merger + "mlp.2.bias", "E"),
+    ]
+    if not config.is_2_5:
+        table.append(Entry(path + ".merger_norm_bias_D", merger + "ln_q.bias", "D"))
+    return table
+
+
+def qwen_vision_layers_table(
+    config: QwenVisionConfig, path: str, root: str, *, mlp: str = "mlp."
+) -> list[Entry]:
+    """Return the table of a tower's layers; mlp: what names of MLPs begin with, in a layer."""
+    layer, layers = root + "blocks.{layer}.", path + ".layers."
+    table = [
         Entry(layers + "attention_norm_LD", layer + "norm1.weight", "D"),
         Entry(layers + "mlp_norm_LD", layer + "norm2.weight", "D"),
         Entry(layers + "qkv_LDZNH", layer + "attn.qkv.weight", "(ZNH)D"),
@@ -255,8 +273,7 @@ def qwen_vision_table(config: QwenVisionConfig, path: str, root: str) -> list[En
     ]
     if not config.is_2_5:
         table += [
-            Entry(path + ".merger_norm_bias_D", merger + "ln_q.bias", "D"),
             Entry(layers + "attention_norm_bias_LD", layer + "norm1.bias", "D"),
             Entry(layers + "mlp_norm_bias_LD", layer + "norm2.bias", "D"),
         ]
-    return table + mlp_table(qwen_vision_mlp(config, path), layer + "mlp.")
+    return table + mlp_table(qwen_vision_mlp(config, path), layer + mlp)

@@ -22,7 +22,8 @@ class Rope:
     """Rotary positions. kind "linear" and "llama3" stretch the angles as in `transformers`.
 
     sections: how many pairs of a head's entries are rotated by the position in time, by row and by
-    column; () where a token has one position.
+    column; () where a token has one position. is_interleaved: the three take turns from pair to
+    pair, and time has what is left (Qwen3-VL); otherwise one comes after the other.
     """
 
     theta: float = 10000.0
@@ -32,6 +33,7 @@ class Rope:
     high_frequency_factor: float = 4.0
     original_context: int = 8192
     sections: tuple[int, ...] = ()
+    is_interleaved: bool = False
 
     def frequencies_H(self, head_size: int) -> np.ndarray:
         """Return the angle per position of each pair of a head's entries. [H / 2] float32."""
@@ -47,6 +49,15 @@ class Rope:
             return (1 - smooth) * frequencies / np.float32(self.factor) + smooth * frequencies
         return frequencies
 
+    def axes_H(self, head_size: int) -> np.ndarray:
+        """Return which of the three positions rotates each pair of a head's entries. [H / 2]."""
+        if not self.is_interleaved:
+            return np.repeat(np.arange(3), self.sections)
+        axes_H = np.zeros(head_size // 2, int)
+        for axis in (1, 2):
+            axes_H[axis : 3 * self.sections[axis] : 3] = axis
+        return axes_H
+
 
 def rotary_angles(positions: Array, rope: Rope, head_size: int) -> RotaryAngles:
     """Return the rotary angles of tokens.
@@ -55,7 +66,7 @@ def rotary_angles(positions: Array, rope: Rope, head_size: int) -> RotaryAngles:
     """
     frequencies_H = jnp.asarray(rope.frequencies_H(head_size))
     if positions.ndim == 3:
-        position_BTH = positions[..., np.repeat(np.arange(3), rope.sections)]
+        position_BTH = positions[..., rope.axes_H(head_size)]
     else:
         position_BTH = positions[..., None]
     angles_BTH = position_BTH.astype(jnp.float32) * frequencies_H[None, None]
