@@ -121,6 +121,11 @@ class Cases:
         images = iter(images_of(self.SIZES))
         return [list(itertools.islice(images, count)) for count in self.IMAGE_COUNTS]
 
+    def text_prompts(self) -> list[str]:
+        """Return prompts without images: those of PROMPTS."""
+        pairs = zip(self.PROMPTS, self.IMAGE_COUNTS, strict=True)
+        return [prompt for prompt, count in pairs if not count]
+
     def torch_processor(self, folder: Path) -> Any:
         """Return the processor of `transformers` that makes prompts of a folder's parts."""
         return transformers.AutoProcessor.from_pretrained(folder, backend="pil")

@@ -21,6 +21,7 @@ from idefics3_cases import cases as idefics3
 from llama_cases import cases as llama
 from llava_next_cases import cases as llava_next
 from llava_onevision_cases import cases as llava_onevision
+from mllama_cases import cases as mllama
 from paligemma_cases import cases as paligemma
 from parity import TOLERANCE, check_logits, forward, greedy
 from qwen_cases import cases as qwen
@@ -36,12 +37,12 @@ from manu_jax.types import Capture, Sample
 
 FAMILIES = {"idefics2": idefics2, "qwen-vl": qwen, "idefics3": idefics3, "paligemma": paligemma}
 FAMILIES |= {"gemma3": gemma3, "llava-next": llava_next, "llava-onevision": llava_onevision}
-FAMILIES |= {"llama": llama}
+FAMILIES |= {"llama": llama, "mllama": mllama}
 CASES = [(name, case) for name, cases in FAMILIES.items() for case in cases.CASES]
 FIRST = [("idefics2", "whole-images"), ("qwen-vl", "2.5"), ("qwen-vl", "2")]
 FIRST += [("idefics3", "idefics3-split"), ("paligemma", "gemma"), ("paligemma", "gemma2")]
 FIRST += [("gemma3", "one-key-head"), ("llava-next", "vicuna"), ("llava-onevision", "interpolated")]
-FIRST += [("llama", "grouped-tied")]
+FIRST += [("llama", "grouped-tied"), ("mllama", "four-tiles")]
 
 # Of the variants the logits are compared always, the rest in `pytest -m slow` (and so in CI).
 ALL = [pytest.param(*case, marks=[] if case in FIRST else [pytest.mark.slow]) for case in CASES]
@@ -84,8 +85,7 @@ def test_ids_and_logits_equal_those_of_transformers(made, name, case):
 @pytest.mark.parametrize(("name", "case"), FIRST)
 def test_a_text_only_batch_runs_no_image_tower(made, name, case):
     cases, folder, reference, loaded = made(name, case)
-    pairs = zip(cases.PROMPTS, cases.image_lists(), strict=True)
-    prompts = [prompt for prompt, images in pairs if not images]
+    prompts = cases.text_prompts()
     inputs = cases.torch_inputs(folder, "right", prompts)
     batch = loaded.batch(prompts)
     check_ids(inputs, batch)

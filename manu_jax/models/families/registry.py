@@ -8,6 +8,7 @@ from manu_jax.models.families import (
     llava,
     llava_next,
     llava_onevision,
+    mllama,
     paligemma,
     qwen_vl,
 )
@@ -23,5 +24,6 @@ _FAMILIES = (
     *qwen_vl.FAMILIES,
     *idefics3.FAMILIES,
     llama.FAMILY,
+    mllama.FAMILY,
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _FAMILIES}

@@ -48,7 +48,8 @@ class Cache:
 
     keys_LBKSH and values_LBKSH: slots [0, next_slot) are filled. Heads come before tokens, as
     attention reads them. valid_BS: True where a slot holds a token that is not padding.
-    positions_B: the position of each example's next token.
+    positions_B: the position of each example's next token. context: what some layers attend to
+    beside these tokens (`cross_attention.py`).
     """
 
     keys_LBKSH: jax.Array
@@ -56,6 +57,7 @@ class Cache:
     valid_BS: jax.Array
     positions_B: jax.Array
     next_slot: jax.Array
+    context: Any = None
 
 
 class DecoderLayers(nnx.Module):
@@ -139,17 +141,20 @@ class Decoder(nnx.Module):
         *,
         forward: TowerForward,
         group_BT: Array | None = None,
+        context: Any = None,
         keep_keys: bool = False,
         num_layers: int | None = None,
+        first_layer: int = 0,
     ) -> tuple[jax.Array, Any, Any]:
         """Return the last hidden state [B, T, D], what was captured, and the keys and values.
 
         positions: [B, T], or [B, T, 3] in time, by row and by column. group_BT: tokens with the
-        same number, if it is not negative, attend to each other in both directions. Keys and
-        values: a pair of [L, B, T, K, H] with `keep_keys`, otherwise None. num_layers: run only the
-        first layers, without gates, and return the residual stream after them as it is.
+        same number, if it is not negative, attend to each other in both directions. context: what
+        some layers attend to beside the tokens. Keys and values: a pair of [L, B, T, K, H] with
+        `keep_keys`, otherwise None. num_layers: run only the first layers, without gates, and
+        return the residual stream after them as it is. first_layer: the one that h_BTD enters.
         """
-        step = self._layer_step(attention_mask_BT, positions, group_BT)
+        step = self._layer_step(attention_mask_BT, positions, group_BT, context)
 
         def body(
             h_BTD: jax.Array, layer: DecoderLayers, gate: jax.Array | None, window: jax.Array | None
@@ -157,10 +162,12 @@ class Decoder(nnx.Module):
             h_BTD, captured, keys = step(h_BTD, layer, window, gate=gate, capture=forward.capture)
             return h_BTD, captured, keys if keep_keys else None
 
-        layers, windows_L = self.layers, self._windows_L()
-        if num_layers is not None:
-            layers, windows_L = jax.tree.map(lambda leaf: leaf[:num_layers], (layers, windows_L))
-        h_BTD, captured, kept = scan_layers(body, h_BTD, layers, forward=forward, extra=windows_L)
+        stacked = (self.layers, self._scanned_L())
+        if first_layer or num_layers is not None:
+            stacked = jax.tree.map(lambda leaf: leaf[first_layer:num_layers], stacked)
+        h_BTD, captured, kept = scan_layers(
+            body, h_BTD, stacked[0], forward=forward, extra=stacked[1]
+        )
         if num_layers is not None:
             return h_BTD, captured, kept
         return _norm(h_BTD, self.norm_D[...], self.config), captured, kept
@@ -174,6 +181,7 @@ class Decoder(nnx.Module):
         at_BA: Array,
         forward: TowerForward,
         group_BT: Array | None = None,
+        context: Any = None,
         first_layer: int = 0,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return the logits at the positions `at_BA`, and what each layer made of the stream.
@@ -182,7 +190,7 @@ class Decoder(nnx.Module):
         Returns logits [B, A, V] float32, the residual stream after every layer from `first_layer`
         to the last but one [L, B, T, D], and after the last one at the positions [B, A, D].
         """
-        step = self._layer_step(attention_mask_BT, positions, group_BT)
+        step = self._layer_step(attention_mask_BT, positions, group_BT, context)
 
         def body(
             h_BTD: jax.Array, layer: DecoderLayers, gate: jax.Array | None, window: jax.Array | None
@@ -190,7 +198,7 @@ class Decoder(nnx.Module):
             h_BTD, _, _ = step(h_BTD, layer, window)
             return h_BTD, None, h_BTD
 
-        stacked = (self.layers, self._windows_L())
+        stacked = (self.layers, self._scanned_L())
         before = jax.tree.map(lambda leaf: leaf[first_layer:-1], stacked)
         h_BTD, _, stream_LBTD = scan_layers(
             body, h_BTD, before[0], forward=TowerForward(remat=forward.remat), extra=before[1]
@@ -201,13 +209,14 @@ class Decoder(nnx.Module):
         return logits_BAV, stream_LBTD, h_BAD
 
     def _layer_step(
-        self, attention_mask_BT: Array, positions: Array, group_BT: Array | None
+        self, attention_mask_BT: Array, positions: Array, group_BT: Array | None, context: Any
     ) -> Callable[..., tuple[jax.Array, Any, tuple[jax.Array, jax.Array]]]:
         """Return the function of one layer over a batch's tokens: what it makes of the stream.
 
         `(h_BTD, layer, window, *, gate, capture, at_BA) -> (h, captured, (keys, values))`. at_BA:
         the positions that go on; None: all.
         """
+        assert context is None, "every layer attends to tokens alone"
         angles_of = self._rotary_angles(positions)
         num_tokens = jnp.shape(attention_mask_BT)[1]
         distance_TT = jnp.arange(num_tokens)[:, None] - jnp.arange(num_tokens)[None]
@@ -258,30 +267,44 @@ class Decoder(nnx.Module):
             k_BK1H, v_BK1H = k_B1KH.swapaxes(1, 2), v_B1KH.swapaxes(1, 2)
             keys_LBKSH = jax.lax.dynamic_update_slice(keys_LBKSH, k_BK1H[None], start)
             values_LBKSH = jax.lax.dynamic_update_slice(values_LBKSH, v_BK1H[None], start)
-            visible_BS = valid_BS
-            if window is not None:
-                visible_BS = visible_BS & (cache.next_slot - slots_S < window)[None]
-            mixed_B1NH = attend_by_head(
-                q_B1NH,
-                keys_LBKSH[index],
-                values_LBKSH[index],
-                visible_BS[:, None],
-                **self._scores(),
-            )
-            h_B1D, _ = layer.output_and_mlp(h_B1D, mixed_B1NH)
+
+            def mixed(window: jax.Array | None) -> jax.Array:
+                visible_BS = valid_BS
+                if window is not None:
+                    visible_BS = visible_BS & (cache.next_slot - slots_S < window)[None]
+                return attend_by_head(
+                    q_B1NH,
+                    keys_LBKSH[index],
+                    values_LBKSH[index],
+                    visible_BS[:, None],
+                    **self._scores(),
+                )
+
+            h_B1D = self._after_mixing(h_B1D, layer, window, mixed=mixed, context=cache.context)
             return (h_B1D, keys_LBKSH, values_LBKSH), None
 
         indices_L = jnp.arange(self.config.num_layers)
         (h_B1D, keys_LBKSH, values_LBKSH), _ = jax.lax.scan(
             step,
             (h_B1D, cache.keys_LBKSH, cache.values_LBKSH),
-            (self.layers, self._windows_L(), indices_L),
+            (self.layers, self._scanned_L(), indices_L),
         )
         h_B1D = _norm(h_B1D, self.norm_D[...], self.config)
-        longer = Cache(
-            keys_LBKSH, values_LBKSH, valid_BS, cache.positions_B + 1, cache.next_slot + 1
-        )
+        filled = (keys_LBKSH, values_LBKSH, valid_BS)
+        longer = Cache(*filled, cache.positions_B + 1, cache.next_slot + 1, cache.context)
         return h_B1D, longer
+
+    def _after_mixing(
+        self,
+        h_B1D: jax.Array,
+        layer: DecoderLayers,
+        window: Any,
+        *,
+        mixed: Callable[[jax.Array | None], jax.Array],
+        context: Any,
+    ) -> jax.Array:
+        """Return the stream of one further token after a layer; mixed: of a window, the heads'."""
+        return layer.output_and_mlp(h_B1D, mixed(window))[0]
 
     def logits(self, h_BTD: jax.Array) -> jax.Array:
         """Return the logits. [B, T, V] float32."""
@@ -308,7 +331,8 @@ class Decoder(nnx.Module):
     def _scores(self) -> dict[str, float | None]:
         return {"scale": self.config.score_scale, "cap": self.config.score_cap}
 
-    def _windows_L(self) -> jax.Array | None:
+    def _scanned_L(self) -> Any:
+        """Return what a step gets beside its layer, stacked over L: the window, or None."""
         if not any(self.config.windows):
             return None
         return jnp.asarray([window or NO_WINDOW for window in self.config.windows], jnp.int32)

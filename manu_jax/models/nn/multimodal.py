@@ -1,6 +1,7 @@
 """What all families have in common: image features among the tokens, then a decoder."""
 
 import abc
+import dataclasses
 from typing import Any
 
 import jax
@@ -40,6 +41,14 @@ class Multimodal(nnx.Module):
         """Return which tokens attend to each other in both directions [B, T]; see `Decoder`."""
         return None
 
+    def beside(self, batch: Batch, *, keeps_keys: bool = False) -> dict[str, Any]:
+        """Return what the decoder takes beside the tokens' stream, as its arguments.
+
+        batch: with features in place of patches. keeps_keys: a cache is to hold the context.
+        """
+        del keeps_keys
+        return {"group_BT": self.bidirectional_groups(batch)}
+
     def __call__(
         self,
         batch: Batch,
@@ -57,13 +66,13 @@ class Multimodal(nnx.Module):
         do not run; a per-sample capture then gives zeros for them, and "position" nothing.
         """
         forward = Forward(gates=gates or {}, capture=capture, batch=batch, remat=remat)
-        h_BTD, captured = self._embed(batch, forward)
+        batch, captured = self._with_features(batch, forward)
         h_BTD, of_text, _ = self.text(
-            h_BTD,
+            self._embed(batch),
             batch.attention_mask_BT,
             _positions(batch),
             forward=forward.text(),
-            group_BT=self.bidirectional_groups(batch),
+            **self.beside(batch),
         )
         if at_BA is not None:
             h_BTD = jnp.take_along_axis(h_BTD, jnp.asarray(at_BA)[..., None], axis=1)
@@ -84,14 +93,14 @@ class Multimodal(nnx.Module):
         Layers above them do not run.
         """
         forward = Forward(remat=remat)
-        h_BTD, _ = self._embed(batch, forward)
+        batch, _ = self._with_features(batch, forward)
         return self.text(
-            h_BTD,
+            self._embed(batch),
             batch.attention_mask_BT,
             _positions(batch),
             forward=forward.text(),
-            group_BT=self.bidirectional_groups(batch),
             num_layers=num_layers,
+            **self.beside(batch),
         )[0]
 
     def answers(
@@ -110,15 +119,16 @@ class Multimodal(nnx.Module):
         forward = Forward(remat=remat)
         if first_layer and batch.entering_BTD is None:
             raise ValueError(f"answers: the batch has nothing that enters layer {first_layer}")
-        h_BTD = jnp.asarray(batch.entering_BTD) if first_layer else self._embed(batch, forward)[0]
+        batch, _ = self._with_features(batch, forward)
+        h_BTD = jnp.asarray(batch.entering_BTD) if first_layer else self._embed(batch)
         logits_BAV, stream_LBTD, last_BAD = self.text.answers(
             h_BTD,
             batch.attention_mask_BT,
             _positions(batch),
             at_BA=batch.answer_index_BA,
             forward=forward.text(),
-            group_BT=self.bidirectional_groups(batch),
             first_layer=first_layer,
+            **self.beside(batch),
         )
         start_BAD = jnp.take_along_axis(
             h_BTD, jnp.asarray(batch.answer_index_BA)[..., None], axis=1
@@ -134,15 +144,15 @@ class Multimodal(nnx.Module):
 
         The batch is padded on the left. cache_length: tokens of prompt and answer together.
         """
-        forward = Forward(remat="none")
-        h_BTD, _ = self._embed(batch, forward)
+        batch = self.with_features(batch)
+        beside = self.beside(batch, keeps_keys=True)
         h_BTD, _, (keys_LBTKH, values_LBTKH) = self.text(
-            h_BTD,
+            self._embed(batch),
             batch.attention_mask_BT,
             _positions(batch),
-            forward=forward.text(),
-            group_BT=self.bidirectional_groups(batch),
+            forward=Forward(remat="none").text(),
             keep_keys=True,
+            **beside,
         )
         room = cache_length - h_BTD.shape[1]
         longer = ((0, 0), (0, 0), (0, 0), (0, room), (0, 0))
@@ -152,6 +162,7 @@ class Multimodal(nnx.Module):
             jnp.pad(batch.attention_mask_BT, ((0, 0), (0, room))),
             jnp.asarray(_positions(batch)).reshape(len(h_BTD), -1).max(axis=-1) + 1,
             jnp.asarray(h_BTD.shape[1], jnp.int32),
+            beside.get("context"),
         )
         return self.text.logits(h_BTD[:, -1:])[:, 0], cache
 
@@ -160,18 +171,32 @@ class Multimodal(nnx.Module):
         h_B1D, cache = self.text.decode(self.text.embed(token_ids_B[:, None]), cache)
         return self.text.logits(h_B1D)[:, 0], cache
 
-    def _embed(self, batch: Batch, forward: Forward) -> tuple[jax.Array, dict[str, Any]]:
-        """Return what enters the decoder, and what was captured in the image towers."""
+    def with_features(self, batch: Batch) -> Batch:
+        """Return the batch with what the images give to the decoder in place of their patches."""
+        return self._with_features(batch, Forward(remat="none"))[0]
+
+    def _with_features(self, batch: Batch, forward: Forward) -> tuple[Batch, dict[str, Any]]:
+        """Return the batch `with_features`, and what was captured in the image towers."""
+        images = batch.images
+        if images is None:
+            return batch, self._zeros(len(batch.token_ids_BT), forward.capture)
+        if images.features_BIPE is not None:
+            return batch, {}
+        features_BIPE, captured = self.encode_images(images, forward)
+        images = dataclasses.replace(
+            images, patches_BIPC=None, patch_positions_BIP2=None, features_BIPE=features_BIPE
+        )
+        captured = {name: values for name, values in captured.items() if values is not None}
+        return dataclasses.replace(batch, images=images), captured
+
+    def _embed(self, batch: Batch) -> jax.Array:
+        """Return what enters the decoder, of a batch with features. [B, T, D]."""
         h_BTD = self.text.embed(batch.token_ids_BT)
         images = batch.images
         if images is None:
-            return h_BTD, self._zeros(len(h_BTD), forward.capture)
-        features_BIPE, captured = images.features_BIPE, {}
-        if features_BIPE is None:
-            features_BIPE, captured = self.encode_images(images, forward)
-        features_BJD = jnp.asarray(features_BIPE).reshape(len(h_BTD), -1, h_BTD.shape[-1])
-        h_BTD = constrain(merge(h_BTD, features_BJD, images), "batch", None, None)
-        return h_BTD, {name: values for name, values in captured.items() if values is not None}
+            return h_BTD
+        features_BJD = jnp.asarray(images.features_BIPE).reshape(len(h_BTD), -1, h_BTD.shape[-1])
+        return constrain(merge(h_BTD, features_BJD, images), "batch", None, None)
 
     def _zeros(self, num_examples: int, capture: Capture | None) -> dict[str, jax.Array]:
         """Return what a capture gives for image towers that do not run."""

@@ -1,13 +1,8 @@
 """Activation patching: a decoder goes on from hidden states that another model made."""
 
-import copy
-import dataclasses
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-from manu_jax.models.nn.decoder import Decoder
 from manu_jax.models.nn.forward import TowerForward
 from manu_jax.models.nn.multimodal import Multimodal
 from manu_jax.types import Array, Batch
@@ -25,6 +20,7 @@ def patched_logits(
     index_BA1 = jnp.asarray(at_BA)[..., None]
     theirs_BTD = source.hidden(batch, num_layers=num_layers, remat="none")
     taken_BAD = jnp.take_along_axis(theirs_BTD, index_BA1, axis=1)
+    batch = model.with_features(batch)
     h_BTD = model.hidden(batch, num_layers=num_layers, remat="none")
     rows_B1 = jnp.arange(len(h_BTD))[:, None]
     h_BTD = h_BTD.at[rows_B1, at_BA].set(taken_BAD.astype(h_BTD.dtype))
@@ -38,23 +34,11 @@ def run_from(model: Multimodal, batch: Batch, h_BTD: jax.Array, *, first_layer: 
     The layers below do not run. With first_layer = all layers, only the last norm is left.
     """
     positions = batch.positions_BT if batch.rope_BT3 is None else batch.rope_BT3
-    return _upper_part(model.text, first_layer)(
+    return model.text(
         h_BTD,
         batch.attention_mask_BT,
         positions,
         forward=TowerForward(remat="none"),
-        group_BT=model.bidirectional_groups(batch),
+        first_layer=first_layer,
+        **model.beside(batch),
     )[0]
-
-
-def _upper_part(decoder: Decoder, first_layer: int) -> Decoder:
-    """Return the decoder without its first layers."""
-    config = decoder.config
-    upper: Any = copy.copy(decoder)
-    upper.layers = jax.tree.map(lambda leaf: leaf[first_layer:], decoder.layers)
-    upper.config = dataclasses.replace(
-        config,
-        num_layers=config.num_layers - first_layer,
-        windows=config.windows[first_layer:],
-    )
-    return upper
