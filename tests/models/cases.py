@@ -169,6 +169,10 @@ class Cases:
         del tower
         return np.ones((sum(self.counts_of_rows(inputs)), count), bool)
 
+    def gated_tokens_of_vision_inputs(self, inputs: Any, tower: str, count: int) -> np.ndarray:
+        """Return the same of the tokens by which gates change the outputs: none of padding."""
+        return self.tokens_of_vision_inputs(inputs, tower, count)
+
 
 def tokenizer() -> Any:
     """Return a tokenizer that knows the words of the prompts."""

@@ -35,15 +35,17 @@ class MllamaCases(Cases):
     PROMPTS = (
         f"USER: {IMAGE}Where does this person live? {IMAGE}Lima or Accra?\nASSISTANT:",
         f"She lives in {IMAGE}{IMAGE} Oslo",
+        f"{IMAGE}USER: Where? {IMAGE}",
     )
-    IMAGE_COUNTS = (2, 2)
-    SIZES = ((11, 12), (13, 35), (40, 11), (20, 22))  # one tile, wide, tall, square
+    IMAGE_COUNTS = (2, 2, 2)
+    # One tile, wide, tall, square; one tile, two
+    SIZES = ((11, 12), (13, 35), (40, 11), (20, 22), (9, 8), (11, 19))
     WITHOUT_EFFECT = set()
     CASES = {
         "four-tiles": Case(),
         "two-tiles-one-key-head-llama3-rope": Case(
             text={
-                "cross_attention_layers": [0, 1, 4],
+                "cross_attention_layers": [1, 2, 4],
                 "num_key_value_heads": 1,
                 "rope_parameters": LLAMA_3,
             },
@@ -101,9 +103,14 @@ class MllamaCases(Cases):
         return name
 
     def tokens_of_vision_inputs(self, inputs, tower, count):
-        mask_IW = inputs["aspect_ratio_mask"].numpy().reshape(-1, inputs["aspect_ratio_mask"].shape[-1])
+        mask_BIW = inputs["aspect_ratio_mask"].numpy()
+        mask_IW = mask_BIW.reshape(-1, mask_BIW.shape[-1])
         is_token_P = np.arange(count // mask_IW.shape[1]) < (self.SIDE // self.PATCH) ** 2 + 1
         return (mask_IW[:, :, None] * is_token_P).reshape(len(mask_IW), count).astype(bool)
+
+    def gated_tokens_of_vision_inputs(self, inputs, tower, count):
+        """Return all tokens: those of empty tiles are seen by the others."""
+        return super().tokens_of_vision_inputs(inputs, tower, count)
 
 
 cases = MllamaCases()

@@ -124,14 +124,21 @@ def test_activations_and_gate_gradients_of_every_tower_equal_those_of_hooks(made
     for tower, (num_layers, _) in loaded.towers.items():
         assert len(hooked[tower]) == num_layers
         for layer, (z, slope) in enumerate(hooked[tower]):
-            for row, tokens in enumerate(tokens_of_rows(cases, inputs, tower, z.shape[:-1])):
-                z_TF, slope_TF = z[tokens], slope[tokens]
+            own, gated = (
+                tokens_of_rows(cases, inputs, tower, z.shape[:-1], tokens_of)
+                for tokens_of in (
+                    cases.tokens_of_vision_inputs,
+                    cases.gated_tokens_of_vision_inputs,
+                )
+            )
+            for row, (tokens, gated_tokens) in enumerate(zip(own, gated, strict=True)):
+                z_TF, gated_TF = z[tokens], (z * slope)[gated_tokens]
                 mean_F = z_TF.mean(axis=0) if len(z_TF) else np.zeros(z.shape[-1])
                 found_F = activations[tower][layer][row]
                 np.testing.assert_allclose(found_F, mean_F, atol=TOLERANCE)
                 # Sums over some hundred products of size 10.
                 np.testing.assert_allclose(
-                    slopes[tower][layer][row], (z_TF * slope_TF).sum(axis=0), atol=5e-3, rtol=1e-3
+                    slopes[tower][layer][row], gated_TF.sum(axis=0), atol=5e-3, rtol=1e-3
                 )
 
 
@@ -322,15 +329,18 @@ def hook(cases, reference, inputs, weights_BTV):
     }
 
 
-def tokens_of_rows(cases, inputs, tower, shape):
-    """Yield each prompt's tokens in a hooked array, as a bool array of its first two axes."""
+def tokens_of_rows(cases, inputs, tower, shape, tokens_of):
+    """Yield each prompt's tokens in a hooked array, as a bool array of its first two axes.
+
+    tokens_of: the method of `cases` that tells which tokens of vision inputs are no padding.
+    """
     if tower == "text":
         for row, valid_T in enumerate(inputs["attention_mask"].numpy().astype(bool)):
             chosen = np.zeros(shape, bool)
             chosen[row] = valid_T
             yield chosen
         return
-    valid = cases.tokens_of_vision_inputs(inputs, tower, shape[-1])
+    valid = tokens_of(inputs, tower, shape[-1])
     for vision_inputs in cases.vision_inputs_of_rows(inputs):
         if len(shape) == 1:  # all vision inputs' patches in one row
             yield valid[vision_inputs].any(axis=0)

@@ -265,9 +265,7 @@ def seen_images(images: Images, *, tile_features: int) -> Seen:
     )
 
 
-def cross_decoder_table(
-    config: CrossDecoderConfig, path: str, root: str, head: str
-) -> list[Entry]:
+def cross_decoder_table(config: CrossDecoderConfig, path: str, root: str, head: str) -> list[Entry]:
     """Return the table of a decoder whose names begin with `root`; head: the name of its head."""
     of_self, layer = ".self_attn.", root + "layers.{layer}."
     table = [
