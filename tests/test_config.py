@@ -595,6 +595,7 @@ RULES = {  # numbers of UNEVEN
     "idefics3": [0],
     "smolvlm": [0],
     "llama": [],
+    "mllama": [],
 }
 
 

@@ -81,7 +81,7 @@ class MllamaCases(Cases):
     def randomise(self, model):
         super().randomise(model)
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
+            for parameter in model.parameters():
                 if parameter.shape == (1,):  # gates: far from closed
                     parameter += 0.7
 

@@ -20,7 +20,6 @@ from manu_jax.models.hf.tables import Entry
 from manu_jax.models.nn.capture import TowerCapture
 from manu_jax.models.nn.decoder import (
     EMBEDDING_SCALE,
-    Cache,
     Decoder,
     DecoderLayers,
     decoder_table,
@@ -121,7 +120,8 @@ class CrossDecoder(Decoder):
         layers = np.asarray(self.config.cross_layers)
         attention = jax.tree.map(lambda leaf: leaf[layers], self.layers.attention)
         keys_LBKSH, values_LBKSH = jax.lax.map(
-            lambda layer: self._keys_and_values(*layer, seen.features_BSD), (attention, self.cross)
+            lambda layer: self._keys_and_values(layer[0], layer[1], seen.features_BSD),
+            (attention, self.cross),
         )
         return dataclasses.replace(
             seen, features_BSD=None, keys_LBKSH=keys_LBKSH, values_LBKSH=values_LBKSH

@@ -114,9 +114,9 @@ class Multimodal(nnx.Module):
         minus what entered the first of them [L − 1, B, T, D]; and the same after the last layer, at
         the answer positions alone, where alone it runs [B, A, D].
         """
-        if batch.answer_index_BA is None:
+        at_BA, forward = batch.answer_index_BA, Forward(remat=remat)
+        if at_BA is None:
             raise ValueError("answers: the batch has no answer positions")
-        forward = Forward(remat=remat)
         if first_layer and batch.entering_BTD is None:
             raise ValueError(f"answers: the batch has nothing that enters layer {first_layer}")
         batch, _ = self._with_features(batch, forward)
@@ -125,14 +125,12 @@ class Multimodal(nnx.Module):
             h_BTD,
             batch.attention_mask_BT,
             _positions(batch),
-            at_BA=batch.answer_index_BA,
+            at_BA=at_BA,
             forward=forward.text(),
             first_layer=first_layer,
             **self.beside(batch),
         )
-        start_BAD = jnp.take_along_axis(
-            h_BTD, jnp.asarray(batch.answer_index_BA)[..., None], axis=1
-        )
+        start_BAD = jnp.take_along_axis(h_BTD, jnp.asarray(at_BA)[..., None], axis=1)
         return logits_BAV, stream_LBTD - h_BTD[None], last_BAD - start_BAD
 
     def features(self, images: Images) -> jax.Array:

@@ -20,7 +20,7 @@ def patched_logits(
     index_BA1 = jnp.asarray(at_BA)[..., None]
     theirs_BTD = source.hidden(batch, num_layers=num_layers, remat="none")
     taken_BAD = jnp.take_along_axis(theirs_BTD, index_BA1, axis=1)
-    batch = model.with_features(batch)
+    batch = model.with_features(batch)  # once for the layers below and above
     h_BTD = model.hidden(batch, num_layers=num_layers, remat="none")
     rows_B1 = jnp.arange(len(h_BTD))[:, None]
     h_BTD = h_BTD.at[rows_B1, at_BA].set(taken_BAD.astype(h_BTD.dtype))
@@ -33,6 +33,7 @@ def run_from(model: Multimodal, batch: Batch, h_BTD: jax.Array, *, first_layer: 
 
     The layers below do not run. With first_layer = all layers, only the last norm is left.
     """
+    batch = model.with_features(batch)
     positions = batch.positions_BT if batch.rope_BT3 is None else batch.rope_BT3
     return model.text(
         h_BTD,

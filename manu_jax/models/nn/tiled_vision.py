@@ -104,6 +104,7 @@ def tiled_vision_config(fields: Fields) -> TiledVisionConfig:
     """Return the config of a `vision_config`; what it asks for and we lack becomes a fault."""
     fields.need("model_type", "mllama_vision_model", ("mllama_vision_model",))
     fields.need("num_channels", 3, (3,))
+    fields.get("tie_word_embeddings")  # in the hub's files; a tower has no words
     width, num_heads = fields.size("hidden_size", 1280), fields.size("attention_heads", 16)
     fields.divides("hidden_size", width, by="attention_heads", part=num_heads)
     num_local = fields.size("num_hidden_layers", 32, MOST_LAYERS)
