@@ -40,6 +40,13 @@ TEXTS = (
     f"a {IMAGE} {IMAGE}{IMAGE}{IMAGE}",
     f"{IMAGE}{IMAGE} word {IMAGE} word {IMAGE}{IMAGE} word",
 )
+# As the released one in what matters: it writes the first token itself.
+CHAT = (
+    "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message.role }}"
+    "<|end_header_id|>\n\n{% for part in message.content %}{% if part.type == 'image' %}<|image|>"
+    "{% else %}{{ part.text }}{% endif %}{% endfor %}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
 CROSS = np.isin(np.arange(5), (1, 3))  # of the case's layers
 
 
@@ -215,7 +222,8 @@ def test_after_the_prompt_nothing_reads_the_images_anew(made):
     np.testing.assert_array_equal(found, expected)
 
 
-LAYERS = [2, *(pytest.param(number, marks=pytest.mark.slow) for number in (0, 1, 3, 4, 5))]
+VARIANT = (pytest.mark.slow, pytest.mark.families)
+LAYERS = [2, *(pytest.param(number, marks=VARIANT) for number in (0, 1, 3, 4, 5))]
 
 
 @pytest.mark.parametrize("number", LAYERS)
@@ -246,9 +254,8 @@ def test_patching_reads_the_images_by_each_models_own_tower(made):
 
     own, theirs = np.asarray(logits(model)), np.asarray(logits(other))
     assert np.abs(own - theirs)[1:].max() > 0.01
-    for number in (1, 2, num_layers):
-        same = patch(model, model, batch, at_BA=at_BA, num_layers=number)
-        np.testing.assert_allclose(same, own, atol=2e-5)
+    same = patch(model, model, batch, at_BA=at_BA, num_layers=num_layers)
+    np.testing.assert_allclose(same, own, atol=2e-5)
     # The tower is all that differs, so that after the last layer nothing is the model's own.
     last = patch(model, other, batch, at_BA=at_BA, num_layers=num_layers)
     np.testing.assert_allclose(last, theirs, atol=2e-5)
@@ -273,7 +280,7 @@ def test_depth_is_measured_in_layers_of_both_kinds(made):
     assert (np.abs(losses_NL[1:, 1:]) > 1e-3).all()
 
 
-ENTERED = [(2**31, 2), *(pytest.param(store, number, marks=pytest.mark.slow)
+ENTERED = [(2**31, 2), *(pytest.param(store, number, marks=VARIANT)
                          for store, number in itertools.product((2**31, 0), (0, 1, 2, 4))
                          if (store, number) != (2**31, 2))]  # fmt: skip
 
@@ -307,6 +314,7 @@ def test_rows_that_enter_a_layer_give_the_answers_of_whole_passes(
     assert rows.differs(1, 0).tolist() == [float(place >= start) for place in range(rows.length)]
 
 
+@pytest.mark.slow
 def test_adapters_beside_the_weights_do_what_merged_ones_do_in_both_kinds_of_layers(made):
     _, _, loaded = made
     section = LoraSection(rank=2, alpha=4.0, dropout=0.0)
@@ -327,6 +335,7 @@ def test_adapters_beside_the_weights_do_what_merged_ones_do_in_both_kinds_of_lay
     np.testing.assert_allclose(last, expected[:, -1], atol=2e-4)
 
 
+@pytest.mark.slow
 def test_in_bfloat16_the_logits_are_near_those_in_float32(made):
     folder, _, loaded = made
     narrow = loading.load(folder, dtype="bfloat16")
@@ -365,6 +374,29 @@ def test_answers_keep_their_loss_beside_images(made):
     assert (encoded.token_ids_T == loaded.config.image_token).sum() == 1
     asked = loaded.template.with_system("Be kind.").prompt("Where?", "text")
     assert asked.startswith("<|start_header_id|>system<|end_header_id|>\n\nBe kind.<|eot_id|>")
+
+
+def test_prompts_of_a_chat_template_have_the_ids_of_the_whole_processor(made, tmp_path):
+    folder, _, loaded = made
+    processor = cases.torch_processor(folder)
+    processor.chat_template = CHAT
+    whole = dataclasses.replace(loaded, processor=processor, path=None)
+    loading.save_pretrained(whole, tmp_path / "out")
+    loaded = loading.load(tmp_path / "out")
+    for modality, images in (("image", mixed_images()[1]), ("text", [])):
+        content = [*({"type": "image", "image": one} for one in images)]
+        content.append({"type": "text", "text": "Where?"})
+        expected = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            tokenize=True,
+            add_generation_prompt=True,
+            return_dict=True,
+        )
+        prompt = loaded.template.prompt("Where?", modality)
+        encoded = loaded.encode(question_sample(prompt, "", images))
+        assert encoded.token_ids_T.tolist() == expected["input_ids"][0]
+        assert prompt.startswith("<s>") and prompt.count("<s>") == 1
+    assert loaded.template.end == "</s>"
 
 
 @pytest.mark.parametrize(
