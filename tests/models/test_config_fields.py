@@ -31,6 +31,7 @@ RELEASED = {
     "qwen2_vl": "qwen2-vl-2b",
     "qwen2_5_vl": "qwen2.5-vl-7b",
     "llama": "smollm2-135m-instruct",
+    "mllama": "llama-3.2-11b-vision-instruct",
 }
 # What trainers and versions of transformers leave in a config; no forward pass reads it.
 LEFT_BEHIND = {
