@@ -7,7 +7,8 @@ Dimension letters, used as suffixes of array names and in every einsum:
     A answer tokens · I vision inputs per example · P patches of one of them · Y pixel rows
     X pixel columns · C colours, or the values of one patch · R rank of an adapter,
     or written neurons of a layer
-    Z the three of query, key and value, or the frames of a patch
+    Z the three of query, key and value, or the frames of a patch · W tiles of an image
+    U aspect ratios of images in tiles · O an axis of one
 
 A *neuron* is one hidden unit of an MLP: the input of `down_proj` (gated MLPs) or of `fc2` (plain).
 A *tower* is a stack of layers with MLPs of one size: "text", "vision" and, where what lies between

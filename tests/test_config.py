@@ -572,7 +572,7 @@ def test_a_merged_yaml_mapping_may_be_changed_and_a_key_given_twice_may_not(tmp_
 
 def test_an_unknown_family_names_the_known_ones(tmp_path):
     message = error_of(tmp_path, overrides=["model.family=lava"])
-    known = "llava or llama or llava_next"
+    known = "llava or llama or mllama"
     assert f"model.family: unknown family 'lava'; did you mean {known}?" in message
     assert f"(known: {', '.join(map(repr, FAMILIES))})" in message
 
@@ -599,6 +599,7 @@ RULES = {  # numbers of UNEVEN
     "idefics3": [0],
     "smolvlm": [0],
     "llama": [],
+    "mllama": [],
 }
 
 

@@ -121,6 +121,11 @@ class Cases:
         images = iter(images_of(self.SIZES))
         return [list(itertools.islice(images, count)) for count in self.IMAGE_COUNTS]
 
+    def text_prompts(self) -> list[str]:
+        """Return prompts without images: those of PROMPTS."""
+        pairs = zip(self.PROMPTS, self.IMAGE_COUNTS, strict=True)
+        return [prompt for prompt, count in pairs if not count]
+
     def torch_processor(self, folder: Path) -> Any:
         """Return the processor of `transformers` that makes prompts of a folder's parts."""
         return transformers.AutoProcessor.from_pretrained(folder, backend="pil")
@@ -163,6 +168,10 @@ class Cases:
         """Return which of `count` tokens of a tower are no padding. [vision inputs, count] bool."""
         del tower
         return np.ones((sum(self.counts_of_rows(inputs)), count), bool)
+
+    def gated_tokens_of_vision_inputs(self, inputs: Any, tower: str, count: int) -> np.ndarray:
+        """Return the same of the tokens by which gates change the outputs: none of padding."""
+        return self.tokens_of_vision_inputs(inputs, tower, count)
 
 
 def tokenizer() -> Any:

@@ -33,6 +33,7 @@ RELEASED = {
     "qwen3_vl": "qwen3-vl-8b",
     "internvl": "internvl3-8b",
     "llama": "smollm2-135m-instruct",
+    "mllama": "llama-3.2-11b-vision-instruct",
 }
 # What trainers and versions of transformers leave in a config; no forward pass reads it.
 LEFT_BEHIND = {

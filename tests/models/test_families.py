@@ -22,6 +22,7 @@ from internvl_cases import cases as internvl
 from llama_cases import cases as llama
 from llava_next_cases import cases as llava_next
 from llava_onevision_cases import cases as llava_onevision
+from mllama_cases import cases as mllama
 from paligemma_cases import cases as paligemma
 from parity import TOLERANCE, check_logits, forward, greedy
 from qwen3_vl_cases import cases as qwen3_vl
@@ -38,13 +39,13 @@ from manu_jax.types import Capture, Sample
 
 FAMILIES = {"idefics2": idefics2, "qwen-vl": qwen, "idefics3": idefics3, "paligemma": paligemma}
 FAMILIES |= {"gemma3": gemma3, "llava-next": llava_next, "llava-onevision": llava_onevision}
-FAMILIES |= {"llama": llama, "qwen3-vl": qwen3_vl, "internvl": internvl}
+FAMILIES |= {"llama": llama, "qwen3-vl": qwen3_vl, "internvl": internvl, "mllama": mllama}
 CASES = [(name, case) for name, cases in FAMILIES.items() for case in cases.CASES]
 FIRST = [("idefics2", "whole-images"), ("qwen-vl", "2.5"), ("qwen-vl", "2")]
 FIRST += [("idefics3", "idefics3-split"), ("paligemma", "gemma"), ("paligemma", "gemma2")]
 FIRST += [("gemma3", "one-key-head"), ("llava-next", "vicuna"), ("llava-onevision", "interpolated")]
 FIRST += [("llama", "grouped-tied"), ("qwen3-vl", "three-layers")]
-FIRST += [("internvl", "small-tower")]
+FIRST += [("internvl", "small-tower"), ("mllama", "four-tiles")]
 
 # Of the variants the logits are compared always, the rest in `pytest -m slow` (and so in CI).
 ALL = [pytest.param(*case, marks=[] if case in FIRST else [pytest.mark.slow]) for case in CASES]
@@ -87,8 +88,7 @@ def test_ids_and_logits_equal_those_of_transformers(made, name, case):
 @pytest.mark.parametrize(("name", "case"), FIRST)
 def test_a_text_only_batch_runs_no_image_tower(made, name, case):
     cases, folder, reference, loaded = made(name, case)
-    pairs = zip(cases.PROMPTS, cases.image_lists(), strict=True)
-    prompts = [prompt for prompt, images in pairs if not images]
+    prompts = cases.text_prompts()
     inputs = cases.torch_inputs(folder, "right", prompts)
     batch = loaded.batch(prompts)
     check_ids(inputs, batch)
@@ -127,14 +127,21 @@ def test_activations_and_gate_gradients_of_every_tower_equal_those_of_hooks(made
     for tower, (num_layers, _) in loaded.towers.items():
         assert len(hooked[tower]) == num_layers
         for layer, (z, slope) in enumerate(hooked[tower]):
-            for row, tokens in enumerate(tokens_of_rows(cases, inputs, tower, z.shape[:-1])):
-                z_TF, slope_TF = z[tokens], slope[tokens]
+            own, gated = (
+                tokens_of_rows(cases, inputs, tower, z.shape[:-1], tokens_of)
+                for tokens_of in (
+                    cases.tokens_of_vision_inputs,
+                    cases.gated_tokens_of_vision_inputs,
+                )
+            )
+            for row, (tokens, gated_tokens) in enumerate(zip(own, gated, strict=True)):
+                z_TF, gated_TF = z[tokens], (z * slope)[gated_tokens]
                 mean_F = z_TF.mean(axis=0) if len(z_TF) else np.zeros(z.shape[-1])
                 found_F = activations[tower][layer][row]
                 np.testing.assert_allclose(found_F, mean_F, atol=TOLERANCE)
                 # Sums over some hundred products of size 10.
                 np.testing.assert_allclose(
-                    slopes[tower][layer][row], (z_TF * slope_TF).sum(axis=0), atol=5e-3, rtol=1e-3
+                    slopes[tower][layer][row], gated_TF.sum(axis=0), atol=5e-3, rtol=1e-3
                 )
 
 
@@ -325,15 +332,18 @@ def hook(cases, reference, inputs, weights_BTV):
     }
 
 
-def tokens_of_rows(cases, inputs, tower, shape):
-    """Yield each prompt's tokens in a hooked array, as a bool array of its first two axes."""
+def tokens_of_rows(cases, inputs, tower, shape, tokens_of):
+    """Yield each prompt's tokens in a hooked array, as a bool array of its first two axes.
+
+    tokens_of: the method of `cases` that tells which tokens of vision inputs are no padding.
+    """
     if tower == "text":
         for row, valid_T in enumerate(inputs["attention_mask"].numpy().astype(bool)):
             chosen = np.zeros(shape, bool)
             chosen[row] = valid_T
             yield chosen
         return
-    valid = cases.tokens_of_vision_inputs(inputs, tower, shape[-1])
+    valid = tokens_of(inputs, tower, shape[-1])
     for vision_inputs in cases.vision_inputs_of_rows(inputs):
         if len(shape) == 1:  # all vision inputs' patches in one row
             yield valid[vision_inputs].any(axis=0)

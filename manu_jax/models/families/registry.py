@@ -9,6 +9,7 @@ from manu_jax.models.families import (
     llava,
     llava_next,
     llava_onevision,
+    mllama,
     paligemma,
     qwen3_vl,
     qwen_vl,
@@ -27,5 +28,6 @@ _FAMILIES = (
     *idefics3.FAMILIES,
     internvl.FAMILY,
     llama.FAMILY,
+    mllama.FAMILY,
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _FAMILIES}

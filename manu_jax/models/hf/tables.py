@@ -31,13 +31,15 @@ class Entry:
     """One leaf of the model and the tensor, or the tensors of its layers, that fill it.
 
     name: the tensor's name in the family's export form; `{layer}` is the layer's number, which is
-    `first_layer` plus the index on the leaf's L axis. A stack of one may have no number.
+    `first_layer` plus the index on the leaf's L axis. A stack of one may have no number. layers:
+    what `{layer}` is instead, in order, where a stack's layers are not numbered on.
     """
 
     path: str
     name: str
     axes: str
     first_layer: int = 0
+    layers: tuple[str, ...] = ()
 
     @property
     def letters(self) -> str:
@@ -57,4 +59,5 @@ class Entry:
         """Return the tensor's names, layer by layer, for a leaf of that shape."""
         if not self.is_stacked:
             return [self.name]
-        return [self.name.format(layer=self.first_layer + index) for index in range(shape[0])]
+        layers = self.layers or range(self.first_layer, self.first_layer + shape[0])
+        return [self.name.format(layer=layer) for layer in layers]
