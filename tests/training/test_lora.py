@@ -13,7 +13,7 @@ from manu_jax.training.unlearner import unlearn
 from manu_jax.types import ManuError
 
 SECTION = LoraSection(rank=3, alpha=6.0, dropout=0.0)
-EVERYWHERE = SECTION.model_copy(update={"targets": ("text", "vision.layers.mlp", "linear_1")})
+EVERYWHERE = SECTION.model_copy(update={"targets": ("text", "vision", "linear_1")})
 
 
 def random_adapters(section):

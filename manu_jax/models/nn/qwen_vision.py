@@ -195,9 +195,10 @@ class QwenVision(nnx.Module):
         """Return the merged tokens [B, I, P / merge², E], and what was captured."""
         config = self.config
         B, images, P = patches_BIPC.shape[:3]
-        weight_CD = self.patch_CZYXD[...].reshape(-1, config.width)
-        h_BTD = project(jnp.asarray(patches_BIPC).astype(weight_CD.dtype), weight_CD)
-        h_BTD = h_BTD.reshape(B, images * P, config.width)
+        weight, size = self.patch_CZYXD[...], config.patch_size
+        values = jnp.asarray(patches_BIPC).astype(self.merger_1_bias_E[...].dtype)
+        values = values.reshape(B, images * P, 3, config.num_frames, size, size)
+        h_BTD = project(values, weight, inputs=4)
         patch_positions_BP2 = jnp.asarray(patch_positions_BIP2).reshape(B * images, P, 2)
         head_size = config.width // config.num_heads
         rotary_angles = grid_rotary_angles(

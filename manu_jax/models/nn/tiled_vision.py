@@ -275,8 +275,9 @@ class TiledVision(nnx.Module):
         B, count, found = patches_BIPC.shape[:3]
         room = ((0, 0), (0, 0), (0, max(most - found, 0)), (0, 0))
         patches_BIPC = jnp.pad(patches_BIPC[:, :, :most], room)
-        weight_CD = self.patch_YXCD[...].reshape(-1, D)
-        h_BIPD = project(patches_BIPC.astype(weight_CD.dtype), weight_CD)
+        values, size = patches_BIPC.astype(self.class_D[...].dtype), config.patch_size
+        values = values.reshape(B, count, most, size, size, 3)
+        h_BIPD = project(values, self.patch_YXCD[...], inputs=3)
         h_BIWPD = h_BIPD.reshape(B, count, W, -1, D)
         tile_gate = jnp.tanh(self.pre_tile_gate_O[...])[None, None, None]
         h_BIWPD += (tile_gate * self.pre_tile_UWE[...][ratio_BI])[:, :, :, None]

@@ -288,9 +288,10 @@ class Vit(nnx.Module):
         return h_BTD.reshape(batch, images, -1, h_BTD.shape[-1]), captured
 
     def _embed(self, patches_BIPC: Array, grid_index_BIP: Array | None) -> jax.Array:
-        weight_YXCD, positions_PD = self.patch_YXCD[...], self.position_PD[...]
-        weight_CD = weight_YXCD.reshape(-1, weight_YXCD.shape[-1])
-        h_BIPD = project(jnp.asarray(patches_BIPC).astype(weight_CD.dtype), weight_CD)
+        positions_PD, size = self.position_PD[...], self.config.patch_size
+        values = jnp.asarray(patches_BIPC).astype(positions_PD.dtype)
+        values = values.reshape(*values.shape[:3], size, size, 3)
+        h_BIPD = project(values, self.patch_YXCD[...], inputs=3)
         if self.config.is_clip:
             shape = (*h_BIPD.shape[:2], 1, h_BIPD.shape[-1])
             first = jnp.broadcast_to(self.class_D[...], shape)
