@@ -23,6 +23,8 @@ from manu_jax.config.methods import CHOICE
 from manu_jax.context import EDIT, MASK
 from manu_jax.data.own_answers import FOLDER as OWN
 from manu_jax.evaluation.analyses.audit import attacks_of, audited
+from manu_jax.evaluation.analyses.neurons import possible
+from manu_jax.evaluation.neurons.kept import kept_file
 from manu_jax.evaluation.suite import WHOLE_SETS
 from manu_jax.folder import FileHashes
 from manu_jax.importance.texts import texts_read, wants_own_texts
@@ -31,7 +33,10 @@ from manu_jax.training.unlearner import reference_of
 from manu_jax.types import MODALITIES, RETRAINED, VANILLA
 
 # Sections that single parts read. What else a config holds, all parts depend on.
-SECTIONS = (*"train method compare unlearn sweep evaluate audit erase push model data".split(),)
+SECTIONS = (
+    *"train method compare unlearn sweep evaluate audit neurons calibration".split(),
+    *"erase push model data".split(),
+)
 # What may differ between two calls on one folder and changes no number.
 FREE = ("output", "cache", "mesh", "score_batch")
 FREE_TRAIN = ("memory_gate", "retrained", "checkpoint_every")
@@ -111,12 +116,14 @@ def parts_of(config: RunConfig, foundation: Reads, files: FileHashes) -> list[Pa
     for name, model in models.items():
         parts += _evaluations(config, name, model, everything=everything)
         parts += _audits(config, name, models)
+        parts += _neurons(config, name, models)
     reads = {part.label: part.key for part in models.values()} | evaluate
     reads |= _named("sweep", config.sweep.model_dump(mode="json"), without=("memory_mib",))
-    reads |= _named("audit", config.audit.model_dump(mode="json"))
+    for section in ("audit", "neurons", "calibration"):
+        reads |= _named(section, getattr(config, section).model_dump(mode="json"))
     reads |= {"erase": config.erase, "order of models": list(models), everything.label: foundation}
     reads["data.keep_share"] = config.data.keep_share
-    places = {"results.json": "results.json", "report.html": "report.html"}
+    places = {file: file for file in ("results.json", "report.html", "neurons.html")}
     parts.append(Part("results", places, reads))
     if config.push is not None:
         sent = {"push": config.push, "results": parts[-1].key}
@@ -244,6 +251,18 @@ def _audits(config: RunConfig, name: str, models: Mapping[str, Part]) -> Iterato
     for attack in attacks_of(config):
         files = {file: f"audit/{name}/{file}" for file in (f"{attack}.rows.json", f"{attack}.json")}
         yield Part(f"audit of {name}", files, reads)
+
+
+def _neurons(config: RunConfig, name: str, models: Mapping[str, Part]) -> Iterator[Part]:
+    """Yield what is kept of the neurons that a method changed, if it may be looked at."""
+    if name not in possible(config):
+        return
+    beside = [models[one] for one in (name, VANILLA) if one in models]
+    asked = config.neurons.model_dump(mode="json", exclude={"methods"})
+    reads = {**_named("neurons", asked), **{part.label: part.key for part in beside}}
+    reads |= {"data.keep_share": config.data.keep_share, "resamples": config.evaluate.resamples}
+    place = kept_file(name)
+    yield Part(f"neurons of {name}", {place.rpartition("/")[2]: place}, reads)
 
 
 def _named(section: str, values: Mapping[str, Any], without: Sequence[str] = ()) -> dict[str, Any]:

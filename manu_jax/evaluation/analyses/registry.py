@@ -7,6 +7,7 @@ from manu_jax.evaluation.analyses import (
     differences,
     distances,
     leakage,
+    neurons,
     null,
     strangers,
     sweep,
@@ -23,4 +24,5 @@ ANALYSES: dict[str, Analysis] = {
     "ability": ability.ANALYSIS,
     "audit": audit.ANALYSIS,
     "strangers": strangers.ANALYSIS,
+    "single_neurons": neurons.ANALYSIS,
 }
