@@ -80,6 +80,8 @@ class RunConfig(Section):
             raise ValueError(f"method, compare and unlearn: {reserved} name other models")
         if others := sorted(set(self.audit.methods) - {"headline", "all", *names}):
             raise ValueError(f"audit.methods: no methods {others}; known: headline, all, {names}")
+        if others := sorted(set(self.calibration.rescored) - {one.name for one in self.masks}):
+            raise ValueError(f"calibration.rescored: {others} are no methods that make a mask")
         if others := sorted(set(self.neurons.methods) - {"first", "headline", "all", *names}):
             raise ValueError(
                 f"neurons.methods: no methods {others}; known: first, headline, all, {names}"

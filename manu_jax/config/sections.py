@@ -208,12 +208,15 @@ class ShownNeuronsSection(Section):
 class CalibrationSection(Section):
     """The same masks from other samples, sizes and orders of the kept facts (docs/neurons.md)."""
 
-    draws: int = pydantic.Field(default=0, ge=0)  # of each size, and orders; 0: not measured
+    # Of each size, and of samples and orders of all; 0: not measured
+    draws: int = pydantic.Field(default=0, ge=0)
     # Shares of the kept people that a mask is made from
     sizes: tuple[Annotated[float, pydantic.Field(gt=0, le=1)], ...] = pydantic.Field(
         default=(0.25, 0.5, 0.75), min_length=1
     )
     facts: Count = 20  # of the set to forget and of the one to keep, in each form, drawn
+    # Masks that do not follow from single people's statistics, each scored anew for each draw
+    rescored: tuple[str, ...] = ()
 
 
 class AuditSection(Section):

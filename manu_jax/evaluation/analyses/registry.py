@@ -4,6 +4,7 @@ from manu_jax.evaluation.analyses import (
     ability,
     alpha_choice,
     audit,
+    calibration,
     differences,
     distances,
     leakage,
@@ -25,4 +26,5 @@ ANALYSES: dict[str, Analysis] = {
     "audit": audit.ANALYSIS,
     "strangers": strangers.ANALYSIS,
     "single_neurons": neurons.ANALYSIS,
+    "calibration": calibration.ANALYSIS,
 }

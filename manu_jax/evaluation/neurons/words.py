@@ -110,6 +110,8 @@ def strongest(known: Vocabulary, effect_W: np.ndarray, most: int) -> list[WordEf
         return []
     found = []
     for word, matched_M in zip(np.flatnonzero(known.is_forget_W), known.matched_VM, strict=True):
+        if effect_W[word] <= 0:
+            continue
         as_large = int(np.sum(effect_W[matched_M] >= effect_W[word]))
         found.append(
             WordEffect(
