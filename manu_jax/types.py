@@ -82,17 +82,6 @@ class Capture:
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenCapture(Capture):
-    """z of some neurons at every token; `reduction` is "tokens".
-
-    neurons: (tower, numbers of neurons) pairs; every layer of the tower keeps these.
-    """
-
-    reduction: Literal["tokens"] = "tokens"
-    neurons: tuple[tuple[str, tuple[int, ...]], ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
 class Sample:
     """One text, its answers marked, and the images that its image tokens stand for.
 

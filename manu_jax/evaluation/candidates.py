@@ -58,7 +58,7 @@ def recalled(
     if gated and encoded:
         budget = 2**20 * _budget_mib(memory_mib)
         asked = _Asked(loaded, encoded, [candidates[number] for number in gated], batch_size)
-        found_KN[gated] = asked.answers(budget)[1]
+        found_KN[gated] = asked.recalled(budget)
     return found_KN
 
 
@@ -110,6 +110,10 @@ class _Asked:
     encoded: Sequence[Encoded]
     candidates: Sequence[Neurons]
     batch_size: int
+
+    def recalled(self, budget: float) -> np.ndarray:
+        """Return the recalled answers [K, N]; budget: as of `answers`."""
+        return self.answers(budget)[1]
 
     def answers(self, budget: float) -> tuple[np.ndarray, np.ndarray]:
         """Return the mean log p per token of the answers, and which are recalled. [K, N] each.

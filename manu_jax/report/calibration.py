@@ -33,7 +33,7 @@ def view(results: Results) -> dict[str, Any] | None:
 def _name(row: CalibrationRow) -> str:
     what = TITLES.get(row.kind, "")
     if row.kind == SIZE:
-        what = f"{percent(row.share)} of the kept people"
+        what = f"{100 * row.share:.0f}\u202f% of the kept people"
     return f"{row.method}: {what}"
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from manu_jax.evaluation.batched import run_batched
 from manu_jax.evaluation.neurons.chosen import Place
 from manu_jax.models.loaded import Loaded
-from manu_jax.types import Batch, Encoded, TokenCapture
+from manu_jax.models.nn.capture import TokenCapture
+from manu_jax.types import Batch, Encoded
 
 Slots = tuple[tuple[str, tuple[tuple[int, int], ...]], ...]  # tower → (layer, number of the kept)
 

@@ -27,7 +27,7 @@ class Fed:
 
 
 def top_tokens(
-    loaded: Loaded, fed: Sequence[Fed], found: Sequence[AtTokens | None], number: int, *, most: int
+    loaded: Loaded, fed: Sequence[Fed], found: Sequence[AtTokens | None], *, number: int, most: int
 ) -> list[TokenExample]:
     """Return the tokens of all samples at which a neuron of the decoder is largest, by size.
 
@@ -62,7 +62,7 @@ def top_tokens(
 
 
 def top_patches(
-    fed: Sequence[Fed], found: Sequence[AtTokens | None], number: int, *, most: int
+    fed: Sequence[Fed], found: Sequence[AtTokens | None], *, number: int, most: int
 ) -> list[tuple[PatchExample, VisionInput]]:
     """Return the patches at which a neuron of an image tower is largest, one of each person.
 

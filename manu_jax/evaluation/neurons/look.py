@@ -124,11 +124,11 @@ def _examples(
         patches: list[PatchExample] = []
         for name in (FORGET, KEPT):
             mine = [index for index, one in enumerate(fed) if one.set == name]
-            of_set = ([fed[index] for index in mine], [own[index] for index in mine], slot)
+            of_set = ([fed[index] for index in mine], [own[index] for index in mine])
             if place.tower == "text":
-                tokens += top_tokens(loaded, *of_set, most=most)
+                tokens += top_tokens(loaded, *of_set, number=slot, most=most)
                 continue
-            for patch, source in top_patches(*of_set, most=most):
+            for patch, source in top_patches(*of_set, number=slot, most=most):
                 patches.append(patch)
                 sources[patch.picture] = source
         examples.append((tokens, patches))

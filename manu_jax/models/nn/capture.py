@@ -4,7 +4,8 @@ The weights of a tower's tokens are made once (`text_weights`, `image_weights`).
 its activations with them on the spot, so that no layer's activations outlive the layer.
 """
 
-from typing import NamedTuple
+import dataclasses
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,17 @@ from manu_jax.models.nn.answers import targets_of
 from manu_jax.types import Array, Batch, Capture
 
 MEDIAN_OF = 64  # neurons of a layer, whose median stands for that of all
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenCapture(Capture):
+    """z of some neurons at every token; `reduction` is "tokens".
+
+    neurons: (tower, numbers of neurons) pairs; every layer of the tower keeps these.
+    """
+
+    reduction: Literal["tokens"] = "tokens"
+    neurons: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
 
 class TowerCapture(NamedTuple):

@@ -6,9 +6,14 @@ One value goes down from the whole model to its towers, and each takes its own p
 import dataclasses
 from typing import NamedTuple
 
-from manu_jax.models.nn.capture import TowerCapture, image_weights, text_weights
+from manu_jax.models.nn.capture import (
+    TokenCapture,
+    TowerCapture,
+    image_weights,
+    text_weights,
+)
 from manu_jax.models.nn.layers import Remat
-from manu_jax.types import Array, Batch, Capture, Neurons, TokenCapture
+from manu_jax.types import Array, Batch, Capture, Neurons
 
 
 class TowerForward(NamedTuple):
