@@ -174,6 +174,12 @@ def test_without_texts_keys_are_what_they_were():
     assert not [part for part in found if "texts" in part.places]
 
 
+def test_a_subset_that_is_not_named_makes_nothing_again():
+    """Folders of earlier releases know of none."""
+    files = keys.FileHashes()
+    assert "data.subset" not in parts.made_from(config(), files)
+
+
 @pytest.mark.parametrize(
     ("changes", "moved"),
     [
