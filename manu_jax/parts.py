@@ -23,7 +23,9 @@ from manu_jax.config.methods import CHOICE
 from manu_jax.context import EDIT, MASK
 from manu_jax.data.own_answers import FOLDER as OWN
 from manu_jax.evaluation.analyses.audit import attacks_of, audited
+from manu_jax.evaluation.analyses.neurons import possible
 from manu_jax.evaluation.judged_records import JUDGED, JUDGED_PART
+from manu_jax.evaluation.neurons.kept import kept_file
 from manu_jax.evaluation.published import PUBLISHED, exported_files, has_published
 from manu_jax.evaluation.suite import WHOLE_SETS
 from manu_jax.folder import FileHashes
@@ -33,7 +35,10 @@ from manu_jax.training.unlearner import reference_of
 from manu_jax.types import MODALITIES, RETRAINED, VANILLA
 
 # Sections that single parts read. What else a config holds, all parts depend on.
-SECTIONS = (*"train method compare unlearn sweep evaluate audit erase push model data".split(),)
+SECTIONS = (
+    *"train method compare unlearn sweep evaluate audit neurons calibration".split(),
+    *"erase push model data".split(),
+)
 # What may differ between two calls on one folder and changes no number.
 FREE = ("output", "cache", "mesh", "score_batch")
 FREE_TRAIN = ("memory_gate", "retrained", "checkpoint_every")
@@ -41,7 +46,7 @@ TEXTS = ("keep_texts",)  # see `texts_read`
 FREE_DATA = ("keep_share",)  # read by what methods are given, and by whom models are asked about
 PATHS = ("path", "train_path", "retrained_path", "decoder")  # read for what is there alone
 # What folders of earlier releases know nothing of: where it is not given, nothing is read.
-LATER = ("model.decoder",)
+LATER = ("model.decoder", "data.subset")
 LATER += tuple(f"train.{key}" for key in "tower rates frozen replay interpolation stop".split())
 Reads = Mapping[str, Any]
 
@@ -115,14 +120,16 @@ def parts_of(config: RunConfig, foundation: Reads, files: FileHashes) -> list[Pa
         parts += _evaluations(config, name, model, everything=everything)
         parts += _published(config, name, model, everything=everything)
         parts += _audits(config, name, models)
+        parts += _neurons(config, name, models)
     reads = {part.label: part.key for part in models.values()} | evaluate
     reads |= _named("sweep", config.sweep.model_dump(mode="json"), without=("memory_mib",))
-    reads |= _named("audit", config.audit.model_dump(mode="json"))
+    for section in ("audit", "neurons", "calibration"):
+        reads |= _named(section, getattr(config, section).model_dump(mode="json"))
     reads |= {"erase": config.erase, "order of models": list(models), everything.label: foundation}
     reads["data.keep_share"] = config.data.keep_share
     if config.evaluate.judge is not None:
         reads["evaluate.judge"] = config.evaluate.judge.identity
-    places = {"results.json": "results.json", "report.html": "report.html"}
+    places = {file: file for file in ("results.json", "report.html", "neurons.html")}
     if has_published(config):
         places |= {file: file for name in models for file in exported_files(config, name).values()}
     parts.append(Part("results", places, reads))
@@ -269,6 +276,18 @@ def _audits(config: RunConfig, name: str, models: Mapping[str, Part]) -> Iterato
     for attack in attacks_of(config):
         files = {file: f"audit/{name}/{file}" for file in (f"{attack}.rows.json", f"{attack}.json")}
         yield Part(f"audit of {name}", files, reads)
+
+
+def _neurons(config: RunConfig, name: str, models: Mapping[str, Part]) -> Iterator[Part]:
+    """Yield what is kept of the neurons that a method changed, if it may be looked at."""
+    if name not in possible(config):
+        return
+    beside = [models[one] for one in (name, VANILLA) if one in models]
+    asked = config.neurons.model_dump(mode="json", exclude={"methods"})
+    reads = {**_named("neurons", asked), **{part.label: part.key for part in beside}}
+    reads |= {"data.keep_share": config.data.keep_share, "resamples": config.evaluate.resamples}
+    place = kept_file(name)
+    yield Part(f"neurons of {name}", {place.rpartition("/")[2]: place}, reads)
 
 
 def _named(section: str, values: Mapping[str, Any], without: Sequence[str] = ()) -> dict[str, Any]:

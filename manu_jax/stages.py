@@ -9,7 +9,7 @@
                methods/NAME/model/                the whole model, as a Hugging Face folder
                unlearned/                         the model of the first method, as such a folder
     evaluate   evaluation/, results.json          every model asked everything, and the analyses
-    report     report.html
+    report     report.html, neurons.html
     push       pushed.json                        unlearned/ sent to the hub, where `push` names it
 
 A stage whose files exist does nothing, so a killed run goes on where it was; before the first one

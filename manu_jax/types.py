@@ -74,8 +74,9 @@ class Capture:
     """
 
     reduction: Literal[
-        "mean", "square", "answer", "last", "max", "size_at_answers", "at_answers", "position"
-    ] = "mean"
+        "mean", "square", "answer", "last", "max", "size_at_answers", "at_answers", "tokens",
+        "position",
+    ] = "mean"  # fmt: skip
     layer_pooling: Literal["none", "all"] = "none"
     threshold: float = 0.1
     clamp: float = 1e3
@@ -343,7 +344,8 @@ class Output:
 
     logits_BTV float32, at the processor's token positions, or at those that were asked for.
     activations: None without a capture. With a per-sample reduction: {tower: [L, B, F] float32},
-        one number per sample and neuron; with "at_answers", "text" is [L, B, A, F]. With
+        one number per sample and neuron; with "at_answers", "text" is [L, B, A, F]; of a
+        TokenCapture each tower that runs is [L, B, T, F + 2] (`capture.at_tokens`). With
         "position": {"tower.matrix": [L, 4, F or D]} holding mean |z|, share above the threshold,
         unbiased standard deviation and root mean square, each over the batch at one position, then
         averaged over positions ([1, 4, …] if layers are pooled).

@@ -21,6 +21,7 @@ VALUES = {
     "unlearn": [{"name": "NPO", "objective": "npo"}],
     "sweep": {"alphas": [0.1]},
     "evaluate": {"sets": ["forget", "retain"], "tasks": ["generation", "cloze"]},
+    "neurons": {"methods": []},  # see test_what_is_kept_of_neurons_...
 }
 
 
@@ -73,7 +74,7 @@ def moved_by(folder, changed):
     return {"/".join(place.split("/")[:2]) for place in moved}
 
 
-RESULTS = {"results.json", "report.html"}
+RESULTS = {"results.json", "report.html", "neurons.html"}
 
 
 @pytest.mark.parametrize(
@@ -171,6 +172,39 @@ def test_without_texts_keys_are_what_they_were():
     found = parts.parts_of(config(), parts.made_from(config(), files), files)
     assert not [name for part in found for name in part.reads if "texts" in name]
     assert not [part for part in found if "texts" in part.places]
+
+
+def test_a_subset_that_is_not_named_makes_nothing_again():
+    """Folders of earlier releases know of none."""
+    files = keys.FileHashes()
+    assert "data.subset" not in parts.made_from(config(), files)
+
+
+@pytest.mark.parametrize(
+    ("changes", "moved"),
+    [
+        ({"method": {"alpha": 0.3}}, {"gradient"}),
+        ({"compare": [{"preset": "paper", "alpha": 0.3}]}, {"paper"}),
+        ({"neurons": {"most": 3}}, {"gradient", "paper", "NPO"}),
+        ({"neurons": {"methods": ["gradient"]}}, set()),  # more, or fewer: those found stand
+        ({"evaluate": {"resamples": 10}}, {"gradient", "paper", "NPO"}),
+        ({"calibration": {"draws": 3}}, set()),
+        ({"sweep": {"max_people": 3}}, set()),
+    ],
+)
+def test_what_is_kept_of_neurons_follows_from_its_method_and_from_how_it_is_looked_at(
+    tmp_path, changes, moved
+):
+    looked = {"neurons": {"methods": ["first"]}}
+    keys.settle(tmp_path, config(**looked))
+    fill(tmp_path, config(**looked))
+    assert (tmp_path / "neurons" / "NPO.json").exists()
+    changes = {**changes, "neurons": {**looked["neurons"], **changes.get("neurons", {})}}
+    gone = moved_by(tmp_path, config(**changes))
+    assert {place for place in gone if place.startswith("neurons/")} == {
+        f"neurons/{name}.json" for name in moved
+    }
+    assert gone >= RESULTS
 
 
 TRAINED = {"kind": "trained", "name": "GD", "objective": "gradient_difference"}

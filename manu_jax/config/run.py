@@ -23,11 +23,13 @@ from manu_jax.config.methods import (
 from manu_jax.config.sections import (
     BENCHMARKS,
     AuditSection,
+    CalibrationSection,
     DataSection,
     EvaluateSection,
     FilePath,
     MeshSection,
     ModelSection,
+    ShownNeuronsSection,
     SweepSection,
 )
 from manu_jax.config.training import SYSTEM_PROMPT, TrainSection, UnlearnSection
@@ -58,6 +60,8 @@ class RunConfig(Section):
     sweep: SweepSection = SweepSection()
     evaluate: EvaluateSection = EvaluateSection()
     audit: AuditSection = AuditSection()
+    neurons: ShownNeuronsSection = ShownNeuronsSection()
+    calibration: CalibrationSection = CalibrationSection()
     # A repository of the hub, `org/name`, to which unlearned/ is sent with a model card; None: none
     push: FilePath | None = None
     # Compiled programs and trained demo models; None: off
@@ -76,6 +80,12 @@ class RunConfig(Section):
             raise ValueError(f"method, compare and unlearn: {reserved} name other models")
         if others := sorted(set(self.audit.methods) - {"headline", "all", *names}):
             raise ValueError(f"audit.methods: no methods {others}; known: headline, all, {names}")
+        if others := sorted(set(self.calibration.rescored) - {one.name for one in self.masks}):
+            raise ValueError(f"calibration.rescored: {others} are no methods that make a mask")
+        if others := sorted(set(self.neurons.methods) - {"first", "headline", "all", *names}):
+            raise ValueError(
+                f"neurons.methods: no methods {others}; known: first, headline, all, {names}"
+            )
         if isinstance(self.method, UnlearnSection) and self.method.objective == SYSTEM_PROMPT:
             raise ValueError(
                 f"method: {SYSTEM_PROMPT} changes no weights, so there is no model to write to "

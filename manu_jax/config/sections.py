@@ -234,6 +234,40 @@ class SweepSection(Section):
     memory_mib: Count | None = None
 
 
+class ShownNeuronsSection(Section):
+    """Single neurons that methods removed, scaled or wrote, looked at (docs/neurons.md)."""
+
+    # Names of methods; first: the first one that changes single neurons; headline: the first one;
+    # all: every one; empty: none
+    methods: tuple[str, ...] = ("first",)
+    most: Count = 24  # neurons of a method, the foremost
+    facts: Count = 4  # of each person in each form, drawn, that neurons are driven by and scored on
+    others: Count = 48  # people to keep, drawn, beside those to forget
+    # Of those to forget and of the others, the first, whose facts are asked without each neuron
+    people: Count = 4
+    labellings: Count = 999  # of people as those to forget, for the null
+    examples: Count = 4  # tokens or patches of each neuron and set
+
+    @pydantic.field_validator("methods", mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+class CalibrationSection(Section):
+    """The same masks from other samples, sizes and orders of the kept facts (docs/neurons.md)."""
+
+    # Of each size, and of samples and orders of all; 0: not measured
+    draws: int = pydantic.Field(default=0, ge=0)
+    # Shares of the kept people that a mask is made from
+    sizes: tuple[Annotated[float, pydantic.Field(gt=0, le=1)], ...] = pydantic.Field(
+        default=(0.25, 0.5, 0.75), min_length=1
+    )
+    facts: Count = 20  # of the set to forget and of the one to keep, in each form, drawn
+    # Masks that do not follow from single people's statistics, each scored anew for each draw
+    rescored: tuple[str, ...] = ()
+
+
 class AuditSection(Section):
     """The audit: whether what was to be forgotten is gone or hidden (docs/audit.md).
 

@@ -62,6 +62,28 @@ def recalled(
     return found_KN
 
 
+def mean_log_likelihoods(
+    loaded: Loaded,
+    samples: Sequence[Sample],
+    candidates: Sequence[Neurons],
+    *,
+    batch_size: int,
+    memory_mib: int | None = None,
+) -> np.ndarray:
+    """Return the answers' mean log p per token under each candidate. [K, N], nats.
+
+    Settings and errors as in `recalled`; masks of rows of single matrices are none.
+    """
+    for candidate in candidates:
+        known = {tower: loaded.towers.get(tower, (0, 0)) for tower in candidate}
+        check_neurons(candidate, known, "the candidate")
+    encoded = encode_answered(loaded, samples)
+    if not candidates or not encoded:
+        return np.zeros((len(candidates), len(samples)))
+    budget = 2**20 * _budget_mib(memory_mib)
+    return _Asked(loaded, encoded, candidates, batch_size).answers(budget)[0]
+
+
 def shares_right(
     loaded: Loaded,
     samples: Sequence[Sample],
@@ -90,7 +112,14 @@ class _Asked:
     batch_size: int
 
     def recalled(self, budget: float) -> np.ndarray:
-        """Return the recalled answers [K, N]; budget: bytes of a call, beside the model."""
+        """Return the recalled answers [K, N]; budget: as of `answers`."""
+        return self.answers(budget)[1]
+
+    def answers(self, budget: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return the mean log p per token of the answers, and which are recalled. [K, N] each.
+
+        budget: bytes of a call, beside the model.
+        """
         count = len(self.candidates)
         num_calls = math.ceil(count / MOST_AT_ONCE)
         while True:
@@ -101,11 +130,12 @@ class _Asked:
             if size == 1 or needed <= budget:
                 break
             num_calls = min(count, max(num_calls + 1, math.ceil(num_calls * needed / budget)))
-        found_KN = np.zeros((count, len(self.encoded)), bool)
+        mean_KN = np.zeros((count, len(self.encoded)))
+        recalled_KN = np.zeros((count, len(self.encoded)), bool)
         for start in range(0, count, size):
             chosen = np.minimum(np.arange(start, start + size), count - 1)
-            found_KN[chosen] = self._chunk(chosen, programs)
-        return found_KN
+            mean_KN[chosen], recalled_KN[chosen] = self._chunk(chosen, programs)
+        return mean_KN, recalled_KN
 
     @functools.cached_property
     def image_gates_differ(self) -> bool:
@@ -188,15 +218,18 @@ class _Asked:
         )
         return dataclasses.replace(batch, images=images)
 
-    def _chunk(self, chosen: np.ndarray, programs: Mapping[Any, "_Program"]) -> np.ndarray:
-        """Return the recalled answers of the candidates of one call. [K, N]."""
+    def _chunk(
+        self, chosen: np.ndarray, programs: Mapping[Any, "_Program"]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return what `answers` does of the candidates of one call. [K, N] each."""
         loaded = self.loaded
         numbers = chosen.tolist()
         gates = parallel.put_replicated(self._gates(numbers, images=False), loaded.mesh)
         of_images = numbers if self.image_gates_differ else numbers[:1]
         image_gates = parallel.put_replicated(self._gates(of_images, images=True), loaded.mesh)
-        found_NK = np.zeros((len(self.encoded), len(chosen)), bool)
-        for indices, (is_finite_BK, recalled_BK) in run_batched(
+        mean_NK = np.zeros((len(self.encoded), len(chosen)))
+        recalled_NK = np.zeros((len(self.encoded), len(chosen)), bool)
+        for indices, (sum_BK, mean_BK, recalled_BK) in run_batched(
             loaded,
             self.encoded,
             lambda model, batch: programs[_shapes(batch)].compiled(model, batch, gates),
@@ -205,10 +238,10 @@ class _Asked:
             features_once=True,
             features=lambda model, images: _features(model, images, image_gates),
         ):
-            if not is_finite_BK.all():
+            if not np.isfinite(sum_BK).all():
                 raise not_finite(loaded)
-            found_NK[indices] = recalled_BK
-        return found_NK.T
+            mean_NK[indices], recalled_NK[indices] = mean_BK, recalled_BK
+        return mean_NK.T, recalled_NK.T
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,8 +255,8 @@ class _Program:
 @functools.partial(jax.jit, static_argnames="per_candidate")
 def _step(
     model: Any, batch: Batch, gates: Neurons, *, per_candidate: bool
-) -> tuple[jax.Array, jax.Array]:
-    """Return whether the likelihoods are finite, and which answers are recalled. [B, K] each.
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return what `answer_likelihoods` does, under each of K candidates. [B, K] each.
 
     gates: {"text": [K, L, F]}. per_candidate: the features of images are those of K candidates,
     [B, I, P, K·E].
@@ -233,13 +266,14 @@ def _step(
         features_BIPE = jnp.asarray(batch.images.features_BIPE)
         features = features_BIPE.reshape(*features_BIPE.shape[:3], len(gates["text"]), -1)
 
-    def ask(gates: Neurons, features_BIPE: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    def ask(
+        gates: Neurons, features_BIPE: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         own = batch
         if features_BIPE is not None and batch.images is not None:
             images = dataclasses.replace(batch.images, features_BIPE=features_BIPE)
             own = dataclasses.replace(batch, images=images)
-        sum_B, _, recalled_B = answer_likelihoods(model, own, gates)
-        return jnp.isfinite(sum_B), recalled_B
+        return answer_likelihoods(model, own, gates)
 
     return jax.vmap(ask, in_axes=(0, 3), out_axes=1)(gates, features)
 

@@ -69,9 +69,40 @@ def masks_of_groups(
     people.
     """
     method = job.method
+    for scores in _scores_of_groups(job, groups, people=people, with_forget=False):
+        yield rank(scores, method.scope, layers=method.layers).top(alpha)
+
+
+def scores_of_labels(
+    job: ScoringJob[Any], groups: Sequence[Sequence[str]], *, people: Forms
+) -> Iterator[Neurons]:
+    """Yield the scores that a job's method would give, were each group the people to forget.
+
+    people: all facts of those who are in groups: people to forget, and people whom the job keeps.
+    Whoever is not in a group is kept. Statistics and ManuError as in `masks_of_groups`.
+    """
+    yield from _scores_of_groups(job, groups, people=people, with_forget=True)
+
+
+def _scores_of_groups(
+    job: ScoringJob[Any], groups: Sequence[Sequence[str]], *, people: Forms, with_forget: bool
+) -> Iterator[Neurons]:
+    """Yield the scores for each group against the rest of what is kept.
+
+    with_forget: the job's own facts to forget are among what is kept, as far as not in the group.
+    """
+    method = job.method
     if not is_by_people(method):
         raise ManuError(f'method "{method.name}": there are no statistics of single people.')
-    totals = dict(zip(MODALITIES, round_statistics(job)[2:], strict=True))
+    own = round_statistics(job)
+    totals = dict(zip(MODALITIES, own[2:], strict=True))
+    if with_forget:
+        to_forget = dict(zip(MODALITIES, own[:2], strict=True))
+        for modality, total in totals.items():
+            if total is not None:
+                own_forget = to_forget[modality]
+                assert isinstance(total, Statistics) and isinstance(own_forget, Statistics)
+                totals[modality] = total + own_forget
     found: dict[str, PeopleStatistics] = {
         modality: collect_people(
             job.loaded,
@@ -94,8 +125,7 @@ def masks_of_groups(
             part = found[modality].of(group)
             forget.append(part)
             keep.append(without(total, part))
-        scores = contrast(*forget, *keep, preset=method)
-        yield rank(scores, method.scope, layers=method.layers).top(alpha)
+        yield contrast(*forget, *keep, preset=method)
 
 
 def random_masks(mask: Neurons, *, count: int, seed: int) -> Iterator[Neurons]:

@@ -10,7 +10,7 @@ import markupsafe
 
 from manu_jax.data.record import Benchmark
 from manu_jax.folder import write_atomic
-from manu_jax.report import edits, examples, headline, inputs, numbers
+from manu_jax.report import edits, examples, headline, inputs, neurons, numbers
 from manu_jax.report.results import load_results
 from manu_jax.report.sections import Material, all_sections
 from manu_jax.types import SETS
@@ -23,6 +23,7 @@ def render(
 ) -> Path:
     """Write `directory`/report.html from the run's files and return its path.
 
+    Where neurons were looked at, neurons.html as well, to which it has a link.
     Reads results.json, evaluation/, masks, edits, versions.json. `portraits` holds PNG or JPEG
     files by person ID; None: those of `directory`/portraits. A person without one is shown by ID.
     names: of people by ID, beside those of the request.
@@ -52,6 +53,11 @@ def render(
             sections=_rendered(material),
         )
     )
+    looked = neurons.load_all(directory, results)
+    if looked:
+        template = environment().get_template("neuron_page.html.jinja")
+        name = directory.resolve().name
+        write_atomic(directory / neurons.PAGE, template.render(name=name, **neurons.page(looked)))
     path = directory / "report.html"
     write_atomic(path, html)
     return path

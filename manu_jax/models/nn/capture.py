@@ -4,13 +4,28 @@ The weights of a tower's tokens are made once (`text_weights`, `image_weights`).
 its activations with them on the spot, so that no layer's activations outlive the layer.
 """
 
-from typing import NamedTuple
+import dataclasses
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from manu_jax.models.nn.answers import targets_of
 from manu_jax.types import Array, Batch, Capture
+
+MEDIAN_OF = 64  # neurons of a layer, whose median stands for that of all
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenCapture(Capture):
+    """z of some neurons at every token; `reduction` is "tokens".
+
+    neurons: (tower, numbers of neurons) pairs; every layer of the tower keeps these.
+    """
+
+    reduction: Literal["tokens"] = "tokens"
+    neurons: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
 
 class TowerCapture(NamedTuple):
@@ -21,12 +36,14 @@ class TowerCapture(NamedTuple):
     rows_BI float32: 0 or 1, of each row of "position": the T tokens of an example are I rows, one
         after the other.
     index_BA: the tokens that "at_answers" takes; None: the tower has none of the answer's.
+    kept: the numbers of the neurons that "tokens" keeps.
     """
 
     spec: Capture
     weights_BT: jax.Array
     rows_BI: jax.Array
     index_BA: Array | None = None
+    kept: tuple[int, ...] = ()
 
 
 class Moments(NamedTuple):
@@ -71,7 +88,8 @@ def image_weights(batch: Batch, capture: Capture, is_token_BIP: Array) -> TowerC
 
 
 def reduce_tokens(z_BTF: jax.Array, capture: TowerCapture) -> jax.Array:
-    """Return one number per sample and neuron. [B, F] float32; of "at_answers" [B, A, F].
+    """Return one number per sample and neuron. [B, F] float32; of "at_answers" [B, A, F], of
+    "tokens" what `at_tokens` gives.
 
     In a narrow dtype the tokens are summed first, in float32, since 1 / their number is not exact
     in it; z is not copied to float32.
@@ -79,6 +97,8 @@ def reduce_tokens(z_BTF: jax.Array, capture: TowerCapture) -> jax.Array:
     if capture.index_BA is not None:
         index_BA1 = jnp.asarray(capture.index_BA)[..., None]
         return jnp.take_along_axis(z_BTF, index_BA1, axis=1).astype(jnp.float32)
+    if capture.spec.reduction == "tokens":
+        return at_tokens(z_BTF, capture)
     if capture.spec.reduction == "size_at_answers":
         z_BTF = jnp.abs(z_BTF)
     if capture.spec.reduction == "max":
@@ -94,6 +114,20 @@ def reduce_tokens(z_BTF: jax.Array, capture: TowerCapture) -> jax.Array:
         weights_BT = (weights_BT > 0).astype(z_BTF.dtype)
     sums_BF = jnp.einsum("BT,BTF->BF", weights_BT, z_BTF, preferred_element_type=jnp.float32)
     return sums_BF if share_B1 is None else sums_BF * share_B1
+
+
+def at_tokens(z_BTF: jax.Array, capture: TowerCapture) -> jax.Array:
+    """Return z of the kept neurons at every token, and two numbers of the token. [B, T, F + 2].
+
+    The two come last: the median of |z| over MEDIAN_OF neurons of the layer, spread evenly (all of
+    a narrower one), and 1 at valid tokens, 0 elsewhere. F: kept neurons. float32.
+    """
+    kept_BTF = z_BTF[..., np.asarray(capture.kept, np.int32)].astype(jnp.float32)
+    step = -(-z_BTF.shape[-1] // MEDIAN_OF)
+    size_BTF = jnp.abs(z_BTF[..., ::step].astype(jnp.float32))
+    median_BT1 = jnp.median(size_BTF, axis=-1, keepdims=True)
+    valid_BT1 = (capture.weights_BT > 0).astype(jnp.float32)[..., None]
+    return jnp.concatenate([kept_BTF, median_BT1, valid_BT1], axis=-1)
 
 
 def position_moments(z_BTF: jax.Array, capture: TowerCapture) -> Moments:

@@ -6,7 +6,12 @@ One value goes down from the whole model to its towers, and each takes its own p
 import dataclasses
 from typing import NamedTuple
 
-from manu_jax.models.nn.capture import TowerCapture, image_weights, text_weights
+from manu_jax.models.nn.capture import (
+    TokenCapture,
+    TowerCapture,
+    image_weights,
+    text_weights,
+)
 from manu_jax.models.nn.layers import Remat
 from manu_jax.types import Array, Batch, Capture, Neurons
 
@@ -36,7 +41,7 @@ class Forward:
         """Return the text tower's part."""
         weighed = None
         if self.capture is not None and self.batch is not None:
-            weighed = text_weights(self.batch, self.capture)
+            weighed = self._keeping("text", text_weights(self.batch, self.capture))
         return TowerForward(self.gates.get("text"), weighed, self.remat)
 
     def images(self, tower: str, is_token_BIP: Array) -> TowerForward:
@@ -47,4 +52,12 @@ class Forward:
         weighed = None
         if self.capture is not None and self.batch is not None:
             weighed = image_weights(self.batch, self.capture, is_token_BIP)
+            weighed = self._keeping(tower, weighed)
         return TowerForward(self.gates.get(tower), weighed, self.remat)
+
+    def _keeping(self, tower: str, weighed: TowerCapture) -> TowerCapture:
+        """Return a tower's capture with the neurons that "tokens" keeps of it."""
+        spec = weighed.spec
+        if not isinstance(spec, TokenCapture):
+            return weighed
+        return weighed._replace(kept=dict(spec.neurons).get(tower, ()))

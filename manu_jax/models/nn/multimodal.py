@@ -64,7 +64,7 @@ class Multimodal(nnx.Module):
         gates: factors of the neurons of any of the towers, [L, F] or [L, B, F]. at_BA: the
         positions whose logits are wanted, which are then [B, A, V]; None: all. remat: what a
         backward pass recomputes ("all", "dots", "none"). In a batch without images the image towers
-        do not run; a per-sample capture then gives zeros for them, and "position" nothing.
+        do not run; a per-sample capture then gives zeros for them, "position" and "tokens" nothing.
         """
         forward = Forward(gates=gates or {}, capture=capture, batch=batch, remat=remat)
         batch, captured = self._with_features(batch, forward)
@@ -200,7 +200,7 @@ class Multimodal(nnx.Module):
 
     def _zeros(self, num_examples: int, capture: Capture | None) -> dict[str, jax.Array]:
         """Return what a capture gives for image towers that do not run."""
-        if capture is None or capture.reduction == "position":
+        if capture is None or capture.reduction in ("position", "tokens"):
             return {}
         return {
             name: jnp.zeros((tower.num_layers, num_examples, tower.num_neurons))
