@@ -13,7 +13,7 @@ from manu_jax.config.base import Remat
 from manu_jax.evaluation import distance, generate, likelihood
 from manu_jax.evaluation.batched import MAX_BUCKETS, MULTIPLE
 from manu_jax.models.inputs.vision_inputs import collate_vision_inputs
-from manu_jax.planning.shapes import Work, bytes_held, filled, work_of
+from manu_jax.planning.shapes import Work, another, bytes_held, filled, work_of
 from manu_jax.planning.step import WEIGHTS, Item, Step
 from manu_jax.planning.world import Samples, World
 from manu_jax.training import features
@@ -53,7 +53,7 @@ def writing_items(world: World) -> Iterator[Item]:
 
 def _beside(world: World) -> dict[str, Any]:
     """Return what lies on the devices while a method's model is evaluated: vanilla."""
-    return {WEIGHTS: world.model} if world.num_models > 1 else {}
+    return {WEIGHTS: another(world.model)} if world.num_models > 1 else {}
 
 
 def _work(world: World, samples: Samples, modality: Modality, size: int, **settings: Any) -> Work:
@@ -154,16 +154,16 @@ def _kl(modality: Modality, world: World, size: int | None, remat: Remat | None)
     rows = filled(given, world.place)
     work = _work(world, world.data.forget, modality, rows)
     kept = _work(world, world.data.keep, modality, rows).batches
+    reference = another(world.model)
     return Step(
         distance._kl,
-        (world.model, world.model, world.place.rows(work.batch)),
+        (world.model, reference, world.place.rows(work.batch)),
         {},
         (world.num_models - 1) * (work.batches + kept),
         rows=rows,
         real_rows=given,
-        parts={WEIGHTS: (world.model, world.model)},
+        parts={WEIGHTS: (world.model, reference)},
         resident=_beside(world),
-        reads=1.0,
     )
 
 

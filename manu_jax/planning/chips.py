@@ -17,6 +17,7 @@ import sys
 from typing import Any
 
 import jax
+from jax._src import xla_bridge  # whether JAX has looked for devices no public name tells
 
 from manu_jax.types import ManuError
 
@@ -56,6 +57,12 @@ GPUS: dict[str, Chip] = {
     "a100": _chip("A100 80 GB SXM", 80e9 / GIB, flops=312e12, bandwidth=2.039e12, network=3e11),
     "h100": _chip("H100 80 GB SXM", 80e9 / GIB, flops=989e12, bandwidth=3.35e12, network=4.5e11),
     "h200": _chip("H200 141 GB SXM", 141e9 / GIB, flops=989e12, bandwidth=4.8e12, network=4.5e11),
+}
+LIBTPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 FORMS = "tpu=v5e:4x4, devices=8 or gpu=h100:8"
 
@@ -111,10 +118,11 @@ def _tpu(text: str, topology: str) -> Target:
             f"{', '.join(TPUS)}."
         )
     _check_libtpu(text)
-    # libtpu looks for the TPU of a machine in the cloud, and waits for an answer.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    # libtpu would ask the cloud what this machine is, and take its TPU for this process alone.
+    for name, value in LIBTPU.items():
+        os.environ.setdefault(name, value)
+    if jax.config.values["jax_platforms"] is None:
+        jax.config.update("jax_platforms", "cpu")
     from jax.experimental import topologies
 
     settings = {} if chip.config is None else {"chip_config_name": chip.config}
@@ -143,8 +151,8 @@ def _check_libtpu(text: str) -> None:
 
 
 def _devices(text: str, count: int) -> Target:
-    if not jax._src.xla_bridge.backends_are_initialized():  # no public name tells
-        if jax.config.jax_platforms in (None, "", "cpu"):
+    if not xla_bridge.backends_are_initialized():
+        if jax.config.values["jax_platforms"] in (None, "", "cpu"):
             jax.config.update("jax_num_cpu_devices", count)
     found = jax.devices()
     if len(found) < count:

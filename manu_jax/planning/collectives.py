@@ -72,15 +72,17 @@ def collectives(hlo: str, *, trips: float = 1.0, devices: int = 1) -> list[Colle
             continue
         for line in lines:
             match = LINE.match(line)
-            part = COLLECTIVE.match(match.group(3)) if match else None
-            if match is None or part is None:
+            if match is None:
+                continue
+            part = COLLECTIVE.match(match.group(3))
+            if part is None:
                 continue
             shapes = _sizes(part.group(1))
             size = max(shapes, default=0.0) if part.group(3) else sum(shapes)
             one = Collective(part.group(2), size, _group(line, devices), runs[name], looped[name])
-            channel = re.search(r"channel_id=(\d+)", line)
-            is_spread = channel is not None and "async_collective_fusion_config" in line
-            key = f"channel {channel.group(1)}" if is_spread else f"{name}/{match.group(2)}"
+            key = f"{name}/{match.group(2)}"
+            if "async_collective_fusion_config" in line:
+                key = "".join(re.findall(r"channel_id=\d+", line)) or key
             # Of one that is spread, its start runs the least often.
             if key not in found or one.runs < found[key].runs:
                 found[key] = one
@@ -88,12 +90,14 @@ def collectives(hlo: str, *, trips: float = 1.0, devices: int = 1) -> list[Colle
 
 
 def moved_by_kind(found: Iterable[Collective]) -> dict[str, dict[str, float]]:
-    """Return {kind: how often it runs, and the bytes of its results on one device}."""
+    """Return {kind: how often it runs, the bytes of its results on one device, and those of them
+    that loops without an end in the program make}."""
     totals: dict[str, dict[str, float]] = {}
     for one in found:
-        total = totals.setdefault(one.kind, {"runs": 0.0, "bytes": 0.0})
+        total = totals.setdefault(one.kind, {"runs": 0.0, "bytes": 0.0, "bytes_in_loops": 0.0})
         total["runs"] += one.runs
         total["bytes"] += one.moved
+        total["bytes_in_loops"] += one.moved if one.is_looped else 0.0
     return dict(sorted(totals.items(), key=lambda item: -item[1]["bytes"]))
 
 
@@ -123,7 +127,10 @@ def _runs(
             if loop is not None:
                 known = KNOWN.search(line)
                 count = int(known.group(1)) if known else _trips(computations, *loop.groups())
-                callers[loop.group(2)].append((name, count))
+                condition, body = loop.groups()
+                callers[body].append((name, count))
+                # It is asked once more than the loop goes round.
+                callers[condition].append((name, None if count is None else count + 1))
             callees = CALL.findall(line)
             branches = BRANCHES.search(line)
             if branches is not None:
@@ -198,8 +205,8 @@ def _step(body: Sequence[str], index: int) -> int:
 
 
 def _definitions(lines: Iterable[str]) -> dict[str, str]:
-    matches = (LINE.match(line) for line in lines)
-    return {match.group(2): match.group(3) for match in matches if match is not None}
+    matches = [match for match in map(LINE.match, lines) if match is not None]
+    return {match.group(2): match.group(3) for match in matches}
 
 
 def _sizes(text: str) -> list[float]:

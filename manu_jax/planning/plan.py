@@ -10,6 +10,7 @@ where it does not fit, the nearest change that does. What can be checked without
 import dataclasses
 import json
 import logging
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,11 @@ def plan(config: RunConfig, target: Target) -> Path:
     """
     directory = expand_path(config.output)
     keep = None if config.cache is None else expand_path(config.cache) / "plans"
-    world = world_of(config, target)
+    with tempfile.TemporaryDirectory(prefix="manu_jax-plan-") as scratch:
+        return _written(world_of(config, target, scratch=Path(scratch)), directory, keep)
+
+
+def _written(world: World, directory: Path, keep: Path | None) -> Path:
     faults, remarks = checks.checked(world)
     rows = []
     for item in planned(world):

@@ -1,7 +1,7 @@
 """The steps of the stages `scores` and `masks`: statistics of both signals, and what learns."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,15 +11,15 @@ import numpy as np
 from manu_jax import parallel
 from manu_jax.config import LearnedMethod, MethodSettings, StatisticsMethod
 from manu_jax.config.base import Remat
-from manu_jax.importance import collect, kvw, learned, ridge
+from manu_jax.importance import by_statistics, collect, kvw, learned, ridge
 from manu_jax.importance.kvw import KvwMethod
 from manu_jax.importance.ridge import RidgeMethod
 from manu_jax.importance.statistics import Statistics
-from manu_jax.planning.shapes import Work, by_sizes, filled, work_of
+from manu_jax.planning.shapes import Work, assumed_sample, by_sizes, filled, work_of
 from manu_jax.planning.step import WEIGHTS, Item, Step
 from manu_jax.planning.world import World
 from manu_jax.selection import count, eligible_layers
-from manu_jax.types import BatchShape, Modality, Neurons
+from manu_jax.types import BatchShape, Encoded, Modality, Neurons
 
 # The compiled steps are private to the modules that call them; a plan compiles them and calls none.
 
@@ -94,10 +94,11 @@ def _statistics(
     capture_step = collect.capture_step_of(loaded, method, modality, fade=method.fade)
     given = size or method.batch_size or world.config.score_batch
     size = given if capture_step.is_of_batches else filled(given, place)
+    forget, keep = world.data.forget.get(modality, ()), _kept(method, modality, world)
     works = [
-        work_of(world.data.encoder, samples[modality], size, rows=filled(size, place))
-        for samples in (world.data.forget, world.data.keep)
-        if samples.get(modality)
+        work_of(world.data.encoder, samples, size, rows=filled(size, place))
+        for samples in (forget, keep)
+        if samples
     ]
     largest = max(works, key=_tokens)
     batch = place.rows(largest.batch)
@@ -116,6 +117,19 @@ def _statistics(
         parts={WEIGHTS: loaded.model},
         reads=1.0 if capture_step.capture is not None else 3.0,
     )
+
+
+def _kept(method: StatisticsMethod, modality: Modality, world: World) -> Sequence[Encoded]:
+    """Return the samples to keep in one form, as many as a round draws, with the method's texts."""
+    samples = list(world.data.keep.get(modality, ()))
+    if modality == "text" and method.keep_texts is not None:
+        length = method.keep_texts.length
+        text = assumed_sample(world.loaded, "text", tokens=length + 1, answers=length)
+        samples += [text] * method.keep_texts.count
+    if method.keep_per_forget is None:
+        return samples
+    number = round(method.keep_per_forget * len(world.data.forget.get(modality, ())))
+    return by_statistics._draw(samples, max(number, 1), world.config.seed)  # type: ignore[arg-type]
 
 
 def _tokens(work: Work) -> int:

@@ -72,9 +72,12 @@ class Place:
         return jax.tree_util.tree_map_with_path(placed, tree)
 
     def number(self, value: Any) -> Any:
-        """Return a number that the host gives with each call, as a shape without a place."""
-        value = np.asarray(value)
+        """Return a number or a key that the host made before a loop on the mesh began."""
         return jax.ShapeDtypeStruct(value.shape, value.dtype)
+
+    def number_within(self, value: Any) -> Any:
+        """Return a number or a key that the host made on the mesh, which then holds it whole."""
+        return self.whole(value) if self.mesh is not None else self.number(value)
 
     def _shape(self, leaf: Any, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
         placed: Any = None
@@ -172,9 +175,16 @@ def filled(size: int, place: Place) -> int:
     return -(-size // multiple) * multiple
 
 
+def another(tree: Any) -> Any:
+    """Return a tree of other arrays of the same shapes; the same shape twice is one array."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree
+    )
+
+
 def bytes_held(tree: Any) -> int:
-    """Return the bytes that one device holds of a tree of placed shapes."""
-    return sum(map(_held, jax.tree.leaves(tree)))
+    """Return the bytes that one device holds of a tree of placed shapes, each array once."""
+    return sum(_held(leaf) for leaf in {id(leaf): leaf for leaf in jax.tree.leaves(tree)}.values())
 
 
 def bytes_used(tree: Any) -> int:

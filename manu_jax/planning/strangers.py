@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,9 +13,10 @@ from manu_jax.config import UnlearnSection
 from manu_jax.config.base import Remat
 from manu_jax.data.batches import Batches
 from manu_jax.planning.asking import with_features
-from manu_jax.planning.shapes import filled
+from manu_jax.planning.shapes import another, filled
 from manu_jax.planning.step import WEIGHTS, Item, Step
 from manu_jax.planning.training import (
+    forms_of,
     gradient_step,
     target_of_rows,
     texts_batch,
@@ -25,7 +26,7 @@ from manu_jax.planning.world import World, trained_sections
 from manu_jax.training import edited, encoded_rows, strangers_target
 from manu_jax.training.stranger_loss import ForgetRows, FormRows, StrangerData
 from manu_jax.training.unlearner import recipe_of
-from manu_jax.types import Batch, BatchShape, Modality
+from manu_jax.types import Batch, BatchShape, Encoded, Modality
 
 # The compiled steps are private to the modules that call them; a plan compiles them and calls none.
 
@@ -34,7 +35,7 @@ def stranger_items(world: World) -> Iterator[Item]:
     """Yield the steps of every method that looks at strangers, in training or before it."""
     for section in trained_sections(world.config):
         name, recipe = section.name, recipe_of(section)
-        forms = [form for form in world.data.modalities if form in section.modalities]
+        forms = forms_of(world, section)
         if section.target == "strangers":
             for modality in forms:
                 make = functools.partial(_mean, section, modality)
@@ -56,12 +57,21 @@ def stranger_items(world: World) -> Iterator[Item]:
         yield update_item(section, name)
 
 
-def _shape(world: World, modality: Modality, rows: int) -> BatchShape:
-    """Return the one shape of all facts in a form, as EncodedRows has it.
+def _pool(
+    world: World, section: UnlearnSection, modality: Modality, *, is_kept: bool
+) -> list[Encoded]:
+    """Return the facts of which EncodedRows makes batches: to forget or to keep, with strangers.
 
-    A question about a stranger is taken to be no longer than the longest about a person.
+    Assumed questions about strangers are as long as those about people.
     """
-    everything = [*world.data.forget[modality], *world.data.keep[modality]]
+    data = world.data
+    has_strangers = section.kept_strangers > 0 if is_kept else section.setting("hidden") > 0
+    strangers = data.strangers.get(modality, ()) if has_strangers else ()
+    return [*(data.keep if is_kept else data.forget)[modality], *strangers]
+
+
+def _shape(everything: Sequence[Encoded], rows: int) -> BatchShape:
+    """Return the one shape of all facts of a pool, as EncodedRows has it."""
     longest = max(item.num_tokens for item in everything)
     multiple = encoded_rows.LENGTH_MULTIPLE
     return BatchShape(
@@ -74,18 +84,16 @@ def _shape(world: World, modality: Modality, rows: int) -> BatchShape:
     )
 
 
-def _batch(world: World, modality: Modality, size: int, *, first_layer: int = 0) -> Batch:
+def _batch(world: World, pool: Sequence[Encoded], size: int, *, first_layer: int = 0) -> Batch:
     """Return a placed batch of EncodedRows: features where all fit on the host, else patches."""
     rows = filled(size, world.place)
-    shape = _shape(world, modality, rows)
-    sample = max(world.data.forget[modality], key=lambda item: item.num_tokens)
-    batch = world.place.rows(world.data.encoder.collate([sample], shape))
+    shape = _shape(pool, rows)
+    batch = world.place.rows(world.data.encoder.collate([pool[0]], shape))
     if batch.images is not None:
         known = with_features(world, batch)
         held = known.images.features_BIPE
         each = held.size // rows * jnp.dtype(held.dtype).itemsize
-        everything = [*world.data.forget[modality], *world.data.keep[modality]]
-        if each * world.data.num_inputs(everything) <= encoded_rows.STORE_BYTES:
+        if each * world.data.num_inputs(pool) <= encoded_rows.STORE_BYTES:
             batch = known
     if first_layer:
         width = world.loaded.config.text.width
@@ -98,12 +106,13 @@ def _batch(world: World, modality: Modality, size: int, *, first_layer: int = 0)
 def _forget_rows(
     world: World, section: UnlearnSection, modality: Modality, *, first_layer: int
 ) -> ForgetRows:
-    batch = _batch(world, modality, section.batch_size, first_layer=first_layer)
+    pool = _pool(world, section, modality, is_kept=False)
+    batch = _batch(world, pool, section.batch_size, first_layer=first_layer)
     target = target_of_rows(world, batch)
     if section.setting("hidden") <= 0:
         return ForgetRows(batch, target)
     differs = jax.ShapeDtypeStruct(batch.token_ids_BT.shape, jnp.float32)
-    return ForgetRows(batch, target, batch, world.place.rows(differs))
+    return ForgetRows(batch, target, another(batch), world.place.rows(differs))
 
 
 def _gradient(section: UnlearnSection, world: World, size: int | None, remat: Remat | None) -> Step:
@@ -119,38 +128,41 @@ def _gradient(section: UnlearnSection, world: World, size: int | None, remat: Re
     for modality in world.data.modalities:
         if modality not in section.modalities:
             continue
+        pool, kept_pool = (
+            _pool(world, section, modality, is_kept=is_kept) for is_kept in (False, True)
+        )
         one = FormRows(
             _forget_rows(world, section, modality, first_layer=first_layer),
-            _batch(world, modality, num_keep, first_layer=first_layer),
+            _batch(world, kept_pool, num_keep, first_layer=first_layer),
         )
         sizes = [section.batch_size, num_keep]
         if relearn is not None:
             num = relearn.steps * relearn.batch_size
             one = dataclasses.replace(
                 one,
-                relearned=_batch(world, modality, num),
+                relearned=_batch(world, pool, num),
                 asked=_forget_rows(world, section, modality, first_layer=0),
             )
             sizes += [num, section.batch_size]
         forms[modality] = one
         rows += sum(filled(number, world.place) for number in sizes)
         real_rows += sum(sizes)
-    scalar = world.place.number(np.float32(0))
+    scalar, drawn = world.place.number(np.float32(0)), world.place.number_within(np.float32(0))
     names = ("excess", "shortfall", "hidden", "keep_hidden", "relearn")
     texts: dict[str, Any] = {}
     if section.keep_texts is not None:
         kept = section.keep_texts
         texts = {
             "texts": texts_batch(world, kept.batch_size, kept.length, multiple=8),
-            "texts_weight": scalar,
+            "texts_weight": drawn,
         }
     data = StrangerData(
         forms=forms,
         reference=world.model,
         settings=dict.fromkeys(names, scalar),
-        keep_weight=scalar,
-        relearn_steps=world.place.number(np.int32(0)),
-        relearn_rate=scalar,
+        keep_weight=drawn,
+        relearn_steps=world.place.number_within(np.int32(0)),
+        relearn_rate=drawn,
         parts=1 if relearn is None else relearn.steps,
         first_layer=first_layer,
         **texts,
@@ -176,17 +188,17 @@ def _mean(
     remat: Remat | None,
 ) -> Step:
     """Return the step of `stranger_target`."""
-    strangers = section.strangers
+    data, strangers = world.data, section.strangers
     per_call = max(strangers_target.ROWS_AT_ONCE // strangers, 1)
     rows = filled(per_call * strangers, world.place)
-    shape = dataclasses.replace(_shape(world, modality, rows), padding_side="right")
-    sample = world.data.forget[modality][0]
-    batch = world.place.rows(world.data.encoder.collate([sample], shape))
+    forget, asked = (samples.get(modality, ()) for samples in (data.forget, data.strangers))
+    shape = dataclasses.replace(_shape([*forget, *asked], rows), padding_side="right")
+    batch = world.place.rows(data.encoder.collate(forget[:1], shape))
     return Step(
         strangers_target._mean_target,
         (world.model, batch),
         {"num_facts": per_call, "num_strangers": strangers},
-        -(-len(world.data.forget[modality]) // per_call),
+        -(-len(forget) // per_call),
         rows=rows,
         real_rows=per_call * strangers,
         parts={WEIGHTS: world.model},
@@ -218,11 +230,12 @@ def _entering(
 ) -> Step:
     """Return the step of EncodedRows that runs the layers below the first that is trained."""
     data, rows = world.data, filled(encoded_rows.AT_ONCE, world.place)
+    pool = _pool(world, section, modality, is_kept=False)
     number = len(data.forget[modality]) * section.views * (1 + section.strangers)
     number += len(data.keep[modality]) * section.keep_views
     return Step(
         encoded_rows._entering,
-        (world.model, _batch(world, modality, encoded_rows.AT_ONCE)),
+        (world.model, _batch(world, pool, encoded_rows.AT_ONCE)),
         {"first_layer": edited.lowest_layer(world.loaded, section)},
         -(-number // encoded_rows.AT_ONCE),
         rows=rows,

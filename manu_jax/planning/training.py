@@ -13,7 +13,7 @@ from manu_jax.config import OptimizerSection, UnlearnSection
 from manu_jax.config.base import Remat
 from manu_jax.edits.neurons import WrittenNeurons
 from manu_jax.edits.weights import NewWeights
-from manu_jax.planning.shapes import Work, filled, work_of
+from manu_jax.planning.shapes import Work, another, assumed_sample, filled, work_of
 from manu_jax.planning.step import OPTIMIZER, OTHER, WEIGHTS, Item, Step
 from manu_jax.planning.world import Samples, World, trained_sections
 from manu_jax.training import fisher, gradient, trainer
@@ -37,11 +37,17 @@ def vanilla_items(world: World) -> Iterator[Item]:
     section = world.config.train
     if not section.steps:
         return
-    batch, remat = ("train.batch_size", section.batch_size), ("train.remat", section.remat)
+    batch: tuple[str, int] = ("train.batch_size", section.batch_size)
+    remat: tuple[str, Remat] = ("train.remat", section.remat)
     for modality in world.data.documents:
         make = functools.partial(_documents, modality)
         yield Item(f"training: gradient, {modality} form", "train", make, batch, remat)
     yield Item("training: update", "train", _vanilla_update)
+
+
+def forms_of(world: World, section: UnlearnSection) -> list[Modality]:
+    """Return the forms of the facts that a method trains on."""
+    return [form for form in world.data.modalities if form in section.modalities]
 
 
 def update_item(section: UnlearnSection, prefix: str) -> Item:
@@ -57,17 +63,16 @@ def unlearn_items(world: World) -> Iterator[Item]:
             continue
         batch = (f"{section.name}.batch_size", section.batch_size)
         remat = (f"{section.name}.remat", section.remat)
-        forms = [form for form in world.data.modalities if form in section.modalities]
+        forms = forms_of(world, section)
         if recipe.masked:
             for modality in forms:
                 make = functools.partial(_fisher, section, modality)
                 name = f"{section.name}: Fisher information, {modality} form"
                 yield Item(name, "unlearn", make, batch, remat)
         for number, loss in enumerate(recipe.losses):
-            sides = {"joint": "", "passes": (" to forget", " to keep")}.get(
-                recipe.order, (" to forget", " to keep")
-            )
-            what = "gradient" + (sides[number] if sides else "")
+            what = "gradient"
+            if recipe.order != "joint":
+                what += (" to forget", " to keep")[number]
             for modality in forms:
                 make = functools.partial(_gradient, section, loss, number, modality)
                 name = f"{section.name}: {what}, {modality} form"
@@ -121,7 +126,7 @@ def gradient_step(
     reference, beside = settings.pop("reference", None), settings.pop("beside", ())
     is_edit = isinstance(section, UnlearnSection) and section.trains in ("neurons", "mlp")
     base = world.model if section.lora is not None or is_edit else None
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = world.place.number_within(jax.eval_shape(lambda: jax.random.key(0)))
     common = {
         "base": base,
         "key": key,
@@ -133,12 +138,11 @@ def gradient_step(
     function, args = gradient.loss_and_gradient, (state.weights, data)
     if state.keep_weight is not None:
         function, args = gradient.primal_dual_gradient, (state.weights, state.keep_weight, data)
-    held = {id(tree): tree for tree in models}  # a tree that is given twice lies there once
     return Step(
         function,
         args,
         common,
-        parts={WEIGHTS: (state.weights, list(held.values()))},
+        parts={WEIGHTS: (state.weights, models)},
         resident={
             WEIGHTS: () if is_there else world.model,
             OPTIMIZER: state.optimizer,
@@ -181,19 +185,19 @@ def _update(section: UnlearnSection, world: World, size: int | None, remat: Rema
     calls = num_steps_of(recipe, section, **numbers)
     if recipe.order == "alternating":
         calls += section.epochs * min(numbers.values())
-    mask = jax.tree.map(lambda leaf: leaf, state_of(world, section).weights)
-    return _updating(world, section, calls=calls, mask=mask if recipe.masked else None)
+    mask = state_of(world, section).weights if recipe.masked else None
+    return _updating(world, section, calls=calls, mask=mask)
 
 
 def _updating(world: World, section: OptimizerSection, *, calls: float, mask: Any = None) -> Step:
     state = state_of(world, section)
-    gradient = state.weights
+    gradient = another(state.weights)
     return Step(
         trainer._updated,
         (state, gradient),
         {
             "mask": mask,
-            "rate": world.place.number(np.float32(0)),
+            "rate": world.place.number_within(np.float32(0)),
             "settings": trainer.step_settings(section, world.loaded, cross_entropy_on_answers),
             "mesh": world.place.mesh,
         },
@@ -217,7 +221,7 @@ def _gradient(
     recipe, data = recipe_of(section), world.data
     if section.retain_weight == 0 and section.primal_dual is None:
         recipe = dataclasses.replace(recipe, keeps=False)
-    forget = _work(world, section, {modality: data.forget[modality]}[modality])
+    forget = _work(world, section, data.forget[modality])
     kept = data.keep.get(modality) or next(iter(data.keep.values()))
     keep = _work(world, section, kept)
     is_joint = recipe.order == "joint"
@@ -254,17 +258,17 @@ def _further(
         "keep_weight": scalar,
     }
     if recipe.reference == RETRAINED:
-        found["reference"] = jax.tree.map(lambda leaf: leaf, world.model)  # another model
+        found["reference"] = another(world.model)
     if recipe.depth is not None:
         found["layer"] = layer_of(section, recipe, world.loaded.config.text.num_layers)
         found["key"] = jax.eval_shape(lambda: jax.random.key(0))
     if batch is not None:
         if recipe.prefers is not None:
-            found["preferred"] = batch
+            found["preferred"] = another(batch)
         if section.target == "strangers":
             found["target"] = target_of_rows(world, batch)
         if section.decouple is not None:
-            found |= {"decouple": batch, "decouple_weight": scalar}
+            found |= {"decouple": another(batch), "decouple_weight": scalar}
     if section.keep_texts is not None:
         texts = section.keep_texts
         found |= {
@@ -290,8 +294,6 @@ def target_of_rows(world: World, batch: Batch) -> StrangerTarget:
 
 def texts_batch(world: World, size: int, length: int, *, multiple: int) -> Batch:
     """Return a placed batch of general texts of `length` tokens, all of them with loss but one."""
-    from manu_jax.planning.shapes import assumed_sample
-
     sample = assumed_sample(world.loaded, "text", tokens=length + 1, answers=length)
     rows = filled(size, world.place)
     work = work_of(world.data.encoder, [sample], size, rows=rows, multiple=multiple, max_buckets=1)
@@ -315,7 +317,7 @@ def _fisher(
     rows = filled(section.batch_size, world.place)
     return Step(
         fisher._add,
-        (weights, weights, world.place.rows(largest.batch)),
+        (another(weights), weights, world.place.rows(largest.batch)),
         {
             "settings": trainer.step_settings(section, world.loaded, cross_entropy_on_answers),
             "mesh": world.place.mesh,
@@ -325,7 +327,7 @@ def _fisher(
         rows=rows,
         real_rows=section.batch_size,
         parts={WEIGHTS: weights},
-        resident={WEIGHTS: world.model, OTHER: (weights, weights)},
+        resident={WEIGHTS: world.model, OTHER: (another(weights), another(weights))},
         reads=READS[section.remat],
     )
 

@@ -6,14 +6,14 @@ number and their lengths are assumed, and the plan says so.
 
 import dataclasses
 import logging
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
-from manu_jax.config import RunConfig, UnlearnSection
+from manu_jax.config import SYSTEM_PROMPT, RunConfig, UnlearnSection
 from manu_jax.context import Run
 from manu_jax.data.batches import encode_all
 from manu_jax.data.documents import documents
@@ -27,7 +27,7 @@ from manu_jax.planning.shapes import Place, PlannedEncoder, assumed_sample, mesh
 from manu_jax.stages import make_data
 from manu_jax.training.tokenizer import train_tokenizer
 from manu_jax.training.vanilla import OTHERS, PEOPLE, tokenizer_texts
-from manu_jax.types import MODALITIES, TEXT_ALONE, VANILLA, Encoded, ManuError, Modality
+from manu_jax.types import MODALITIES, TEXT_ALONE, VANILLA, Encoded, ManuError, Modality, Sample
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +54,9 @@ class Data:
     """The samples of a run as numbers, in each form.
 
     forget, keep: what methods are given. prompts: what each model answers. candidates: what each
-    model rates. documents: what the run's own models are trained on. encoder: puts them into
-    batches. notes: what was assumed, a sentence each.
+    model rates. documents: what the run's own models are trained on. strangers: facts
+    to forget, asked about strangers. encoder: puts samples into batches. notes: what was assumed, a
+    sentence each.
     """
 
     encoder: Any
@@ -64,6 +65,7 @@ class Data:
     prompts: Samples
     candidates: Samples
     documents: Samples
+    strangers: Samples = dataclasses.field(default_factory=dict)
     is_assumed: bool = False
     notes: tuple[str, ...] = ()
 
@@ -112,14 +114,21 @@ class World:
         )
 
 
-def world_of(config: RunConfig, target: Target, assumed: Assumed | None = None) -> World:
+def world_of(
+    config: RunConfig,
+    target: Target,
+    assumed: Assumed | None = None,
+    *,
+    scratch: Path | None = None,
+) -> World:
     """Return the world of a run; reads config.json, the processor and the data, no weights.
 
-    assumed: takes the place of the data, where it is given. Raises ManuError for a config.json that
+    assumed: takes the place of the data, where it is given. scratch: a folder for data that the run
+    would write; None: such data are assumed. Raises ManuError for a config.json that
     is not handled, and a mesh that the target has no room for.
     """
     place = Place.of(mesh_sizes(config.mesh, target.count), target.devices)
-    run, notes = _run(config) if assumed is None else (None, [])
+    run, notes = _run(config, scratch) if assumed is None else (None, [])
     empty, note = _without_weights(config, run)
     notes += [note] * (note != "")
     loaded = placed_model(empty, place, _dtype(config, empty))
@@ -136,24 +145,23 @@ def world_of(config: RunConfig, target: Target, assumed: Assumed | None = None) 
 
 def leaf_dtype(loaded: Loaded) -> Any:
     """Return the dtype of a model's weights."""
-    import jax
-
     return jax.tree.leaves(loaded.model)[0].dtype
 
 
 def trained_sections(config: RunConfig) -> list[UnlearnSection]:
     """Return the methods that train something."""
-    return [section for section in config.trained if section.objective != "system_prompt"]
+    return [section for section in config.trained if section.objective != SYSTEM_PROMPT]
 
 
-def _run(config: RunConfig) -> tuple[Run | None, list[str]]:
+def _run(config: RunConfig, scratch: Path | None) -> tuple[Run | None, list[str]]:
     """Return the run with its data: those of its folder or its path, or newly written ones."""
     directory = expand_path(config.output)
     run = Run(config, directory, None)
     try:
         if config.data.path is None and not (directory / "data").exists():
-            # The run would write them; they go to a folder that is not the run's.
-            run = Run(config, Path(tempfile.mkdtemp(prefix="manu_jax-plan-")), None)
+            if scratch is None:
+                return None, []
+            run = Run(config, scratch, None)
             make_data(run)
         run.benchmark = run.asked_benchmark
     except ManuError as error:
@@ -179,7 +187,8 @@ def _without_weights(config: RunConfig, run: Run | None) -> tuple[Loaded, str]:
         return load_without_weights(section.path, prompt=section.prompt), ""
     except ManuError as error:
         loaded = Loaded(family.abstract(sizes), None, family, sizes, hf_config, path)
-        return loaded, f"The model's processor can't be read, so no prompt was counted: {error}"
+        why = str(error).partition(" (")[0]
+        return loaded, f"Prompts are not counted, since there is no processor: {why}."
 
 
 def _dtype(config: RunConfig, empty: Loaded) -> Any:
@@ -199,13 +208,13 @@ def _dtype(config: RunConfig, empty: Loaded) -> Any:
 def _measured(run: Run, loaded: Loaded, notes: Sequence[str]) -> Data:
     """Return the run's samples, encoded as the run does it."""
     run.vanilla = loaded
-    made: dict[str, Samples] = {
-        name: {form: encode_all(loaded, samples) for form, samples in forms.items() if samples}
-        for name, forms in (("forget", run.forget_samples), ("keep", run.keep_samples))
-    }
-    made |= _asked(run, loaded)
-    made["documents"] = _documents(run, loaded)
-    return Data(loaded, **made, notes=tuple(notes))
+    forget, keep = (_encoded(loaded, forms) for forms in (run.forget_samples, run.keep_samples))
+    prompts, candidates = _asked(run, loaded)
+    taught = _documents(run, loaded)
+    strangers: Samples = {}
+    if any(section.target == "strangers" for section in trained_sections(run.config)):
+        strangers = _encoded(loaded, run.stranger_samples)
+    return Data(loaded, forget, keep, prompts, candidates, taught, strangers, notes=tuple(notes))
 
 
 def _documents(run: Run, loaded: Loaded) -> Samples:
@@ -228,7 +237,7 @@ def _documents(run: Run, loaded: Loaded) -> Samples:
     return {form: items for form, items in found.items() if items}
 
 
-def _asked(run: Run, loaded: Loaded) -> dict[str, Samples]:
+def _asked(run: Run, loaded: Loaded) -> tuple[Samples, Samples]:
     """Return the prompts that each model answers and the candidates that it rates."""
     # The suite's own list of what it asks; it makes files of it, and asks.
     files = suite._files(
@@ -239,16 +248,19 @@ def _asked(run: Run, loaded: Loaded) -> dict[str, Samples]:
         seed=run.config.seed,
         question_prompt=run.benchmark_format.question_prompt,
     )
-    made: dict[str, dict[Modality, list[Encoded]]] = {"prompts": {}, "candidates": {}}
+    prompts: dict[Modality, list[Sample]] = {}
+    candidates: dict[Modality, list[Sample]] = {}
     for file in files:
-        prompts = [item.prompt_sample for item in file.items if item.prompt_sample is not None]
-        candidates = [candidate for item in file.items for candidate in item.candidates]
-        for name, samples in (("prompts", prompts), ("candidates", candidates)):
-            made[name].setdefault(file.modality, []).extend(encode_all(loaded, samples))
-    return {
-        name: {form: found for form, found in forms.items() if found}
-        for name, forms in made.items()
-    }
+        shown = [item.prompt_sample for item in file.items if item.prompt_sample is not None]
+        prompts.setdefault(file.modality, []).extend(shown)
+        rated = [candidate for item in file.items for candidate in item.candidates]
+        candidates.setdefault(file.modality, []).extend(rated)
+    return _encoded(loaded, prompts), _encoded(loaded, candidates)
+
+
+def _encoded(loaded: Loaded, forms: Mapping[Modality, Sequence[Sample]]) -> Samples:
+    """Return the samples of each form that has some, as numbers."""
+    return {form: encode_all(loaded, samples) for form, samples in forms.items() if samples}
 
 
 def _assumed(loaded: Loaded, assumed: Assumed, notes: Sequence[str]) -> Data:
