@@ -86,7 +86,7 @@ def compiled(step: Step, world: World, *, keep: Path | None = None) -> Compiled:
                 # JAX writes programs for a described TPU into its cache, and can't read them there.
                 warnings.filterwarnings("ignore", "Error reading persistent compilation cache")
                 program = lowered.compile()
-            values = _measures(program, step, place.sizes)
+            values = _measures(program, step, place.sizes, platform=platform)
         except jax.errors.JaxRuntimeError as error:
             if NO_ROOM.search(str(error)) is None:
                 raise
@@ -109,13 +109,18 @@ def memory_of(step: Step, temporaries: int | None) -> Memory:
     return Memory(parts[WEIGHTS], parts[OPTIMIZER], other, temporaries)
 
 
-def _measures(program: Any, step: Step, sizes: tuple[int, int, int]) -> dict[str, Any]:
+def _measures(
+    program: Any, step: Step, sizes: tuple[int, int, int], *, platform: str
+) -> dict[str, Any]:
     analysis = program.memory_analysis()
     arguments = analysis.argument_size_in_bytes
     outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     beside = max(outputs, 0) + analysis.temp_size_in_bytes
-    # The peak is less than the sum where an output takes the place of a temporary.
-    peak = getattr(analysis, "peak_memory_in_bytes", 0) or arguments + beside
+    peak = arguments + beside
+    if platform == "tpu":
+        # It is less than the sum where an output takes the place of a temporary. Other compilers
+        # leave temporaries out of it.
+        peak = analysis.peak_memory_in_bytes
     moved = collectives(program.as_text(), trips=step.trips, devices=math.prod(sizes))
     return {
         "temporaries": max(peak - arguments, 0),

@@ -15,14 +15,15 @@ from pathlib import Path
 from manu_jax.config.base import Remat
 from manu_jax.planning.chips import GIB
 from manu_jax.planning.compiling import Compiled, compiled, memory_of
-from manu_jax.planning.shapes import filled, replicated
+from manu_jax.planning.shapes import bytes_held, filled, replicated
 from manu_jax.planning.step import Item
 from manu_jax.planning.world import World
 from manu_jax.types import ManuError
 
 logger = logging.getLogger(__name__)
 
-MOST_COMPILED = 3  # changes that are compiled for one step
+MOST_COMPILED = 4  # changes that are compiled for one step
+CAUTION = 0.75  # where a change did not fit, the next one has to need so much less
 # What a backward pass keeps of a forward pass, relative to keeping all; from LLaVA-1.5-7B on v5e.
 KEPT: dict[Remat, float] = {"none": 1.0, "dots": 0.7, "all": 0.25}
 Sizes = tuple[int, int, int]
@@ -58,7 +59,8 @@ def nearest(item: Item, world: World, found: Compiled, *, keep: Path | None = No
     is_compiled, num_tried = world.target.devices is not None, 0
     known = found.memory.temporaries or 0
     for change in sorted(changes(item, world), key=lambda change: change.distance):
-        if estimate(item, world, change, temporaries=known) > world.target.memory:
+        room = world.target.memory * CAUTION**num_tried
+        if estimate(item, world, change, temporaries=known) > room:
             continue
         if not is_compiled:
             return f"{change.text(item)} (by arithmetic alone, without temporaries)"
@@ -147,7 +149,9 @@ def estimate(item: Item, world: World, change: Change, *, temporaries: int) -> f
     # Of activations a chip has the rows of its part of the batch, and the neurons of its part of
     # `tensor`: on as many chips the two go against each other.
     split = world.place.sizes[2] / there.place.sizes[2]
-    return memory_of(step, None).total + temporaries * rows * again * split
+    outputs, outputs_before = bytes_held(step.like), bytes_held(before.like)
+    activations = max(temporaries - outputs_before, 0) * rows * again * split
+    return memory_of(step, None).total + outputs + activations
 
 
 def mesh_of(world: World, sizes: Sizes) -> object:

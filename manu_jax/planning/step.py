@@ -19,8 +19,8 @@ class Step:
     calls: in the whole run, in units of this shape (the largest of its kind). rows: examples a
     call; real_rows: those of them that are not there to fill up the mesh. parts: {WEIGHTS or
     OPTIMIZER: those of the arguments}; the rest is OTHER. resident: the same, of what lies on the
-    devices beside the arguments. trips: of loops whose end is not in the program. reads: how often
-    a call reads the weights.
+    devices beside the arguments. like: what new outputs, as a gradient, are as large as. trips: of
+    loops whose end is not in the program. reads: how often a call reads the weights.
     """
 
     function: Any
@@ -31,6 +31,7 @@ class Step:
     real_rows: int = 0
     parts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     resident: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    like: Any = ()
     trips: float = 1.0
     reads: float = 1.0
 

@@ -148,6 +148,7 @@ def gradient_step(
             OPTIMIZER: state.optimizer,
             OTHER: beside,
         },
+        like=state.weights,
         reads=READS[section.remat],
         **settings,
     )

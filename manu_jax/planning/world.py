@@ -32,6 +32,7 @@ from manu_jax.types import MODALITIES, TEXT_ALONE, VANILLA, Encoded, ManuError, 
 logger = logging.getLogger(__name__)
 
 Samples = Mapping[Modality, Sequence[Encoded]]
+MOST_TOKENS = 2**16  # of an image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +140,7 @@ def world_of(
         except ManuError as error:
             notes.append(f"The data can't be counted, and are assumed: {error}")
     if data is None:
-        data = _assumed(loaded, assumed or Assumed(), notes)
+        data = _assumed(loaded, assumed or _fitting(loaded), notes)
     return World(config, target, place, loaded, data, run)
 
 
@@ -263,13 +264,27 @@ def _encoded(loaded: Loaded, forms: Mapping[Modality, Sequence[Sample]]) -> Samp
     return {form: encode_all(loaded, samples) for form, samples in forms.items() if samples}
 
 
+def _num_features(loaded: Loaded) -> int:
+    """Return the tokens of an image; 0 for a model that takes none."""
+    if not loaded.family.takes_images:
+        return 0
+    sample = assumed_sample(loaded, "image", tokens=MOST_TOKENS, answers=0)
+    return sample.vision_inputs[0].num_features
+
+
+def _fitting(loaded: Loaded) -> Assumed:
+    """Return what is assumed of samples, at most half of what a small context leaves of text."""
+    usual = Assumed()
+    room = loaded.config.text.context - _num_features(loaded)
+    if room >= 2 * usual.text:
+        return usual
+    return dataclasses.replace(usual, text=room // 2, answers=min(usual.answers, room // 8))
+
+
 def _assumed(loaded: Loaded, assumed: Assumed, notes: Sequence[str]) -> Data:
     forms = MODALITIES if loaded.family.takes_images else TEXT_ALONE
     config = loaded.config
-    with_image = assumed.text
-    if loaded.family.takes_images:
-        bare = assumed_sample(loaded, "image", tokens=10**6, answers=0).vision_inputs[0]
-        with_image = assumed.tokens or assumed.text + bare.num_features
+    with_image = assumed.tokens or assumed.text + _num_features(loaded)
     lengths = {"image": with_image, "text": assumed.text}
     too_long = {form: length for form, length in lengths.items() if length > config.text.context}
     if too_long:
