@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from manu_jax.planning.chips import GIB
-
 ASSUMPTIONS = (
     "Memory is that of the longest batch of a kind, with all that lies on a chip beside the step.",
     "FLOPs are those of matrix products, from the jaxpr; loops count as often as they go round.",
@@ -22,7 +20,7 @@ def line(row: Any) -> str:
     """Return what the console says of a step. row: a `plan.Row`."""
     parts = [f"{row.name}: {'fits' if row.fits else no_room(row)}"]
     if row.fits:
-        parts[0] += f", {row.total / GIB:.2f} of {row.limit / GIB:.2f} GiB"
+        parts[0] += f", {amount(row.total)} of {amount(row.limit)}"
     parts.append(f"{row.flops / 1e12:.3g} TFLOP")
     if row.moved:
         kinds = ", ".join(f"{kind} {amount(v['bytes'])}" for kind, v in row.moved.items())
@@ -37,7 +35,7 @@ def line(row: Any) -> str:
 
 def no_room(row: Any) -> str:
     """Return why a step does not fit, and what would."""
-    needs = f"needs {row.total / GIB:.1f} GiB of {row.limit / GIB:.2f}"
+    needs = f"needs {amount(row.total)} of {amount(row.limit)}"
     return f"does not fit, {needs}" + (f"; {row.nearest}" if row.nearest else "")
 
 
@@ -52,7 +50,7 @@ def title(plan: Mapping[str, Any]) -> str:
     if lacking:
         return f"{len(lacking)} of {len(steps)} steps do not fit on {plan['target']}{how}."
     low, high = (total(plan, key) for key in ("at_least", "at_most"))
-    took = f", in {duration(low)} to {duration(high)}" if high else ""
+    took = f", {duration(low)} to {duration(high)} by the roofline" if high else ""
     return f"All {len(steps)} steps fit on {plan['target']}{took}{how}."
 
 
@@ -66,23 +64,20 @@ def page(plan: Mapping[str, Any]) -> str:
     from manu_jax.report.render import environment
 
     templates = environment()
-    templates.filters |= {"gib": gib, "amount": amount, "duration": duration}
+    templates.filters |= {"amount": amount, "duration": duration}
     stages = list(dict.fromkeys(step["stage"] for step in plan["steps"]))
     return templates.get_template("plan.html.jinja").render(
         plan=plan, title=title(plan), stages=stages, low=total(plan, "at_least")
     )
 
 
-def gib(number: float | None) -> str:
-    """Return bytes in GiB, or "not known"."""
-    return "not known" if number is None else f"{number / GIB:.2f}"
-
-
-def amount(number: float) -> str:
-    """Return bytes in the unit that suits them."""
+def amount(number: float | None) -> str:
+    """Return bytes in the unit that suits them, or "not known"."""
+    if number is None:
+        return "not known"
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if number >= size:
-            return f"{number / size:.3g} {unit}"
+            return f"{_short(number / size)} {unit}"
     return f"{number:.0f} B"
 
 
@@ -90,5 +85,9 @@ def duration(seconds: float) -> str:
     """Return seconds in the unit that suits them."""
     for unit, size in (("h", 3600.0), ("min", 60.0), ("s", 1.0), ("ms", 1e-3)):
         if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
+            return f"{_short(seconds / size)} {unit}"
     return f"{seconds * 1e6:.3g} µs"
+
+
+def _short(number: float) -> str:
+    return f"{number:.3g}" if number < 999.5 else f"{number:,.0f}"

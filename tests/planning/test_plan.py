@@ -100,7 +100,7 @@ def test_what_does_not_fit_has_the_nearest_change_that_does(folder):
     row = plan.row_of(item_of(world, name), world, searches=True)
     assert not row.fits
     assert row.nearest.startswith("gd.remat: all fits") and "(compiled)" in row.nearest
-    assert f"needs {needed / GIB:.1f} GiB" in page.no_room(row)
+    assert f"needs {page.amount(needed)}" in page.no_room(row)
 
 
 def test_where_nothing_near_fits_more_chips_are_asked_for(folder):
