@@ -97,6 +97,8 @@ def _plan(config: RunConfig, target: str) -> None:
     from manu_jax.planning import chips, plan
 
     found = chips.target_of(target)  # before JAX looks for devices
+    alone = config.mesh.model_copy(update={"distributed": False})  # other processes are not there
+    config = config.model_copy(update={"mesh": alone})
     _prepare_jax(config)
     plan.plan(config, found)
 

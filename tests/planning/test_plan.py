@@ -12,7 +12,7 @@ import jax
 import pytest
 import tiny_llava
 
-from manu_jax import run
+from manu_jax import parallel, run
 from manu_jax.config.run import validate_config
 from manu_jax.planning import nearest, page, plan
 from manu_jax.planning.chips import GIB, Chip, Target, target_of
@@ -180,6 +180,22 @@ def test_a_batch_that_the_mesh_fills_up_is_remarked(folder, tmp_path):
 def test_the_command_names_what_is_planned(error_of, folder):
     message = error_of("--config", ROOT / "configs/demo.yaml", "--plan", "tpu=v5e")
     assert "as in tpu=v5e:4x4" in message
+
+
+def test_a_pods_config_is_planned_by_one_process(folder, tmp_path, monkeypatch):
+    def joined():
+        raise AssertionError("a plan joins no other processes")
+
+    monkeypatch.setattr(parallel, "join", joined)
+    file = tmp_path / "pod.yaml"
+    file.write_text(
+        f"model: {{path: {folder}}}\nmesh: {{fsdp: -1, distributed: true}}\n"
+        f"method: random\ncache: null\noutput: {tmp_path / 'run'}\n"
+    )
+    assert run.main(["--config", str(file), "--plan", "gpu=h100:8"]) == 0
+    found = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert found["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
+    assert not any((tmp_path / "run").glob("*.partial"))
 
 
 def test_a_longer_sample_than_the_context_is_refused(folder):
