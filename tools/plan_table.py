@@ -117,11 +117,13 @@ def table(rows: dict[Cell, Row]) -> str:
             found = [rows.get(Cell(step, model, pod)) for step in STEPS]
             shown = [ABSENT if row is None else _text(row) for row in found]
             lines.append(f"| {model} | {pod} | {' | '.join(shown)} |")
+    refused = sum(not row.fits for row in rows.values())
     seconds = sum(row.compile_seconds or 0 for row in rows.values())
     lines += [
         "",
         f"{len(rows)} of {len(STEPS) * len(MODELS) * len(PODS)} steps compiled in {seconds:,.0f} s "
-        f"with jax {version('jax')} and libtpu {version('libtpu')}.",
+        f"with jax {version('jax')} and libtpu {version('libtpu')}; {refused} of them do not fit. "
+        f"{ABSENT}: not compiled yet.",
     ]
     return "\n".join(lines)
 

@@ -149,6 +149,9 @@ def estimate(item: Item, world: World, change: Change, *, temporaries: int) -> f
     # Of activations a chip has the rows of its part of the batch, and the neurons of its part of
     # `tensor`: on as many chips the two go against each other.
     split = world.place.sizes[2] / there.place.sizes[2]
+    sizes = there.place.sizes
+    if lost_on(world, world.place.sizes) and not lost_on(world, sizes):
+        split /= sizes[2]  # the heads that were whole on each chip, and their cache, are split
     outputs, outputs_before = bytes_held(step.like), bytes_held(before.like)
     activations = max(temporaries - outputs_before, 0) * rows * again * split
     return memory_of(step, None).total + outputs + activations
