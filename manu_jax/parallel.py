@@ -76,6 +76,16 @@ def make_mesh(
     Uses the first data·fsdp·tensor of `devices` (default: all); ManuError where too few are.
     """
     devices = list(jax.devices() if devices is None else devices)
+    sizes = mesh_sizes(data, fsdp, tensor, count=len(devices))
+    needed = math.prod(sizes)
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:needed])
+
+
+def mesh_sizes(data: int, fsdp: int, tensor: int, *, count: int) -> tuple[int, int, int]:
+    """Return the sizes of a mesh of at most `count` devices; one may be −1: those that are left.
+
+    Raises ManuError for other sizes, and where too few devices are there.
+    """
     sizes = [data, fsdp, tensor]
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise ManuError(
@@ -84,29 +94,21 @@ def make_mesh(
         )
     if -1 in sizes:
         known = -math.prod(sizes)
-        sizes[sizes.index(-1)] = max(len(devices) // known, 1)
+        sizes[sizes.index(-1)] = max(count // known, 1)
     needed = math.prod(sizes)
-    if needed > len(devices):
+    if needed > count:
         raise ManuError(
             f"mesh: data={sizes[0]} × fsdp={sizes[1]} × tensor={sizes[2]} needs {needed} devices, "
-            f"there are {len(devices)}. Lower a size, or set one to −1 to use what is there."
+            f"there are {count}. Lower a size, or set one to −1 to use what is there."
         )
-    return jax.make_mesh(
-        tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:needed]
-    )
+    return sizes[0], sizes[1], sizes[2]
 
 
 def spec_of(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """Return the PartitionSpec of the leaf whose path ends in `name` ("….mlp.up_LDF")."""
     match = LEAF_NAME.search(name)
-    if match is None or len(match.group(2)) != len(shape):
-        return PartitionSpec()
-    leaf, letters = match.groups()
-    if leaf in EXCEPTIONS:
-        axes = list(EXCEPTIONS[leaf])
-    else:
-        is_matrix = len(letters.replace("L", "")) > 1
-        axes = [LETTER_AXES.get(c) if is_matrix or c != "D" else None for c in letters]
+    axes = list(wished_axes(name, len(shape)))
+    leaf = "" if match is None else match.group(1)
     for i, axis in enumerate(axes):
         if axis is not None and axis in axes[:i]:
             axes[i] = None
@@ -114,6 +116,18 @@ def spec_of(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
             _log_dropped(leaf, axis, shape[i], mesh.shape[axis])
             axes[i] = None
     return PartitionSpec(*axes)
+
+
+def wished_axes(name: str, num_axes: int) -> tuple[str | None, ...]:
+    """Return the mesh axis that the table gives each dimension of a leaf, whatever its size."""
+    match = LEAF_NAME.search(name)
+    if match is None or len(match.group(2)) != num_axes:
+        return ()
+    leaf, letters = match.groups()
+    if leaf in EXCEPTIONS:
+        return EXCEPTIONS[leaf]
+    is_matrix = len(letters.replace("L", "")) > 1
+    return tuple(LETTER_AXES.get(c) if is_matrix or c != "D" else None for c in letters)
 
 
 def sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:

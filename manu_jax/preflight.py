@@ -49,17 +49,24 @@ GIB = 2**30
 WITHOUT_WEIGHTS = {"data", "report", "push"}  # stages that read none
 
 
-def check(run: Run, stages: Collection[str]) -> None:
+def check(
+    run: Run,
+    stages: Collection[str],
+    *,
+    empty: Loaded | None = None,
+    fetches_weights: bool = True,
+) -> None:
     """Raise one ManuError with everything that would stop the run, as far as it can be told now.
 
     That is whatever needs no weights: models' folders, towers and layers of each method, LoRA
     targets, losses and what they compare with, prompts against the context, disk space. stages: the
-    names of those that are to run.
+    names of those that are to run. empty: the vanilla model as shapes; None: it is read here. One
+    without a processor has no prompts that could be counted. fetches_weights: of the hub.
     """
     faults: list[str] = []
     noted = functools.partial(_noted, faults)
     with noted():
-        empty = without_weights(run)
+        empty = without_weights(run) if empty is None else empty
         absent = absent_of(empty.family)  # what else is absent the data say
         with noted():
             check_goal(run.config, absent)
@@ -84,7 +91,8 @@ def check(run: Run, stages: Collection[str]) -> None:
         with noted():
             _check_room(run, empty, stages)
         with noted():
-            _check_data(run, empty, stages)
+            if empty.processor is not None:
+                _check_data(run, empty, stages)
     given = run.config.model.retrained_path
     if given is not None:
         with noted():
@@ -97,7 +105,9 @@ def check(run: Run, stages: Collection[str]) -> None:
             hub.check_push(run.config.push)
     if faults:
         raise ManuError("\n".join(faults))
-    if {*stages} - WITHOUT_WEIGHTS:  # weights from the hub come now, and not after hours
+    if (
+        fetches_weights and {*stages} - WITHOUT_WEIGHTS
+    ):  # weights from the hub come now, and not after hours
         for path in (run.config.model.path, given):
             if path is not None:
                 fetch(path)

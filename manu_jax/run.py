@@ -32,7 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load_config(options.config, options.overrides)
         if options.output:
             config = config.model_copy(update={"output": options.output})
-        run(config, only=options.only)
+        if options.plan:
+            _plan(config, options.plan)
+        else:
+            run(config, only=options.only)
 
     return exit_status(action)
 
@@ -89,6 +92,17 @@ def run(config: RunConfig, only: Sequence[str] | None = None) -> Path:
     return directory
 
 
+def _plan(config: RunConfig, target: str) -> None:
+    """Write the plan of a run (planning/plan.py); target: what it is planned for."""
+    from manu_jax.planning import chips, plan
+
+    found = chips.target_of(target)  # before JAX looks for devices
+    alone = config.mesh.model_copy(update={"distributed": False})  # other processes are not there
+    config = config.model_copy(update={"mesh": alone})
+    _prepare_jax(config)
+    plan.plan(config, found)
+
+
 def _prepare_jax(config: RunConfig) -> None:
     """Join the other processes, if any; keep compiled programs between runs."""
     import jax
@@ -125,6 +139,12 @@ def _parser() -> argparse.ArgumentParser:
         type=lambda text: [name.strip() for name in text.split(",")],
         metavar="STAGE[,STAGE]",
         help="run these stages alone, on what earlier ones left in the run's folder",
+    )
+    parser.add_argument(
+        "--plan",
+        metavar="TARGET",
+        help="run nothing: compile every step from shapes, and say what fits, moves and takes how "
+        "long on tpu=v5e:4x4, devices=8 or gpu=h100:8",
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="key.path=value", help="replace a value of the config"

@@ -34,6 +34,7 @@ LINES = (
     ("parts",),
     ("report", "keys", "preflight"),
     ("stages",),
+    ("planning",),
     ("run",),
     ("compare", "check", "requests"),
     ("edit", "ledger"),

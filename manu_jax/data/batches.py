@@ -122,6 +122,10 @@ class Batches:
         """The (length, images per example or None) of each bucket: what a step is compiled for."""
         return tuple((b.shape.length or 0, b.shape.num_images) for b in self._buckets)
 
+    def shape_at(self, step: int) -> BatchShape:
+        """Return the sizes of the batch of a step, without its rows."""
+        return self._at(step)[0].shape
+
     def has_images_at(self, step: int) -> bool:
         """Return whether the batch of a step is of samples with images."""
         return self._at(step)[0].shape.num_images is not None

@@ -1,0 +1,191 @@
+"""The steps of the stage `evaluate`, and those that read a model for the disk."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from manu_jax import fingerprint
+from manu_jax.config.base import Remat
+from manu_jax.evaluation import distance, generate, likelihood
+from manu_jax.evaluation.batched import MAX_BUCKETS, MULTIPLE
+from manu_jax.models.inputs.vision_inputs import collate_vision_inputs
+from manu_jax.planning.shapes import Work, another, bytes_held, filled, work_of
+from manu_jax.planning.step import WEIGHTS, Item, Step
+from manu_jax.planning.world import Samples, World
+from manu_jax.training import features
+from manu_jax.types import Modality
+
+# The compiled steps are private to the modules that call them; a plan compiles them and calls none.
+
+
+def asking_items(world: World) -> Iterator[Item]:
+    """Yield the steps of the evaluation, of one model after the other."""
+    config, data = world.config, world.data
+    batch = ("evaluate.batch_size", config.evaluate.batch_size)
+    if any(samples.get("image") for samples in (data.prompts, data.candidates)):
+        yield Item("features of images", "evaluate", _features)
+    for modality, samples in data.prompts.items():
+        if samples:
+            make = functools.partial(_answers, modality)
+            yield Item(f"answers, {modality} form", "evaluate", make, batch)
+    for modality, samples in data.candidates.items():
+        if samples:
+            make = functools.partial(_likelihoods, modality)
+            yield Item(f"likelihoods, {modality} form", "evaluate", make, batch)
+    has_retrained = config.model.retrained_path or (config.train.steps and config.train.retrained)
+    if config.evaluate.kl and has_retrained:
+        for modality, samples in data.forget.items():
+            if samples:
+                make = functools.partial(_kl, modality)
+                yield Item(f"KL to the retrained model, {modality} form", "evaluate", make, batch)
+
+
+def writing_items(world: World) -> Iterator[Item]:
+    """Yield what reads a whole model for the disk: its fingerprint, and the gathering of a leaf."""
+    yield Item("fingerprint", "scores", _fingerprint)
+    if world.place.mesh is not None:
+        yield Item("export: the largest leaf, gathered", "unlearn", _gathered)
+
+
+def _beside(world: World) -> dict[str, Any]:
+    """Return what lies on the devices while a method's model is evaluated: vanilla."""
+    return {WEIGHTS: another(world.model)} if world.num_models > 1 else {}
+
+
+def _work(world: World, samples: Samples, modality: Modality, size: int, **settings: Any) -> Work:
+    return work_of(
+        world.data.encoder,
+        samples[modality],
+        size,
+        rows=size,
+        multiple=MULTIPLE,
+        max_buckets=MAX_BUCKETS,
+        counts_filling=True,
+        **settings,
+    )
+
+
+def with_features(world: World, batch: Any) -> Any:
+    """Return a placed batch with features in place of patches."""
+    if batch.images is None:
+        return batch
+    images = batch.images
+    found = jax.eval_shape(lambda model, images: model.features(images), world.model, images)
+    images = dataclasses.replace(
+        images,
+        patches_BIPC=None,
+        patch_positions_BIP2=None,
+        features_BIPE=world.place.rows(found),
+    )
+    return dataclasses.replace(batch, images=images)
+
+
+def _features(world: World, size: int | None, remat: Remat | None) -> Step:
+    """Return the step of ImageFeatures: each image's features are computed once a model."""
+    data, rows = world.data, filled(features.AT_ONCE, world.place)
+    shown = [
+        item for samples in (data.prompts, data.candidates) for item in samples.get("image", ())
+    ]
+    number = data.num_inputs(shown)
+    first = max(shown, key=lambda item: item.num_patches)
+    images = collate_vision_inputs(
+        [first.vision_inputs[:1]], world.loaded.config, (1, first.num_patches)
+    )
+    images = jax.tree.map(
+        lambda values: jax.ShapeDtypeStruct((rows, *values.shape[1:]), values.dtype), images
+    )
+    return Step(
+        features._features,
+        (world.model, world.place.rows(images)),
+        {},
+        world.num_models * -(-number // rows),
+        rows=rows,
+        real_rows=min(rows, number),
+        parts={WEIGHTS: world.model},
+        resident=_beside(world),
+    )
+
+
+def _answers(modality: Modality, world: World, size: int | None, remat: Remat | None) -> Step:
+    config, loaded = world.config.evaluate, world.loaded
+    given = size or config.batch_size
+    rows = filled(given, world.place)
+    work = _work(world, world.data.prompts, modality, rows, padding_side="left")
+    batch = with_features(world, world.place.rows(work.batch))
+    rules = loaded.generation if loaded.generation.change_logits else None
+    ends = (0,) if loaded.processor is None else loaded.eos_ids
+    return Step(
+        generate._answers,
+        (loaded.model, batch),
+        {"new_tokens": config.new_tokens, "eos_ids": ends, "rules": rules},
+        world.num_models * work.batches,
+        rows=rows,
+        real_rows=given,
+        parts={WEIGHTS: loaded.model},
+        resident=_beside(world),
+        trips=config.new_tokens - 1,
+        reads=config.new_tokens,
+    )
+
+
+def _likelihoods(modality: Modality, world: World, size: int | None, remat: Remat | None) -> Step:
+    given = size or world.config.evaluate.batch_size
+    rows = filled(given, world.place)
+    work = _work(world, world.data.candidates, modality, rows)
+    return Step(
+        likelihood._likelihoods,
+        (world.model, with_features(world, world.place.rows(work.batch))),
+        {},
+        world.num_models * work.batches,
+        rows=rows,
+        real_rows=given,
+        parts={WEIGHTS: world.model},
+        resident=_beside(world),
+    )
+
+
+def _kl(modality: Modality, world: World, size: int | None, remat: Remat | None) -> Step:
+    """Return the step that compares a model with the retrained one; vanilla is in memory too."""
+    given = size or world.config.evaluate.batch_size
+    rows = filled(given, world.place)
+    work = _work(world, world.data.forget, modality, rows)
+    kept = _work(world, world.data.keep, modality, rows).batches
+    reference = another(world.model)
+    return Step(
+        distance._kl,
+        (world.model, reference, world.place.rows(work.batch)),
+        {},
+        (world.num_models - 1) * (work.batches + kept),
+        rows=rows,
+        real_rows=given,
+        parts={WEIGHTS: (world.model, reference)},
+        resident=_beside(world),
+    )
+
+
+def _fingerprint(world: World, size: int | None, remat: Remat | None) -> Step:
+    leaves = jax.tree.leaves(world.model)
+    return Step(fingerprint._checksums, (leaves,), {}, 1, parts={WEIGHTS: leaves})
+
+
+def _gathered(world: World, size: int | None, remat: Remat | None) -> Step:
+    """Return what `parallel.gather` does with a leaf on the devices of several processes."""
+    largest = max(jax.tree.leaves(world.model), key=lambda leaf: leaf.size)
+    whole = NamedSharding(world.place.mesh, PartitionSpec())
+    number = bytes_held(world.place.whole(world.model)) / bytes_held(world.place.whole(largest))
+    return Step(
+        jax.jit(_same, out_shardings=whole),
+        (largest,),
+        {},
+        number,
+        parts={WEIGHTS: largest},
+        resident={WEIGHTS: [leaf for leaf in jax.tree.leaves(world.model) if leaf is not largest]},
+    )
+
+
+def _same(leaf: jax.Array) -> jax.Array:
+    return leaf

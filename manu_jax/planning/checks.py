@@ -1,0 +1,81 @@
+"""What can be said of a run before it starts, beside its steps: faults that would stop it, remarks.
+
+The faults are those of preflight.py; a plan finds them where the run is not to be, and so looks for
+no weights.
+"""
+
+from pathlib import Path
+
+from manu_jax import preflight
+from manu_jax.config import OptimizerSection
+from manu_jax.context import Run
+from manu_jax.folder import expand_path
+from manu_jax.models.hf.files import INDEX, WEIGHTS
+from manu_jax.models.stored import CHECKPOINT
+from manu_jax.planning.nearest import nearest_dividing
+from manu_jax.planning.shapes import filled, replicated
+from manu_jax.planning.world import World, trained_sections
+from manu_jax.stages import STAGES
+from manu_jax.types import ManuError
+
+
+def checked(world: World) -> tuple[list[str], list[str]]:
+    """Return the faults that would stop the run, and what is worth to know, a sentence each."""
+    faults: list[str] = []
+    run = Run(world.config, expand_path(world.config.output), None)
+    try:
+        preflight.check(run, tuple(STAGES), empty=world.loaded, fetches_weights=False)
+    except ManuError as error:
+        faults += str(error).splitlines()
+    if world.run is not None and world.loaded.processor is not None:
+        try:
+            preflight.check_questions(world.run, world.loaded)
+        except ManuError as error:
+            faults += [line for line in str(error).splitlines() if line not in faults]
+    return faults, [*_filled(world), *_replicated(world), *_weights(world)]
+
+
+def _filled(world: World) -> list[str]:
+    """Return which batches the mesh fills up with rows that count for nothing."""
+    config = world.config
+    sections: list[tuple[str, OptimizerSection]] = [
+        (f"{section.name}.batch_size", section) for section in trained_sections(config)
+    ]
+    if config.train.steps:
+        sections.append(("train.batch_size", config.train))
+    sizes = {name: section.batch_size for name, section in sections}
+    if config.train.steps or trained_sections(config) or config.methods:
+        sizes["score_batch"] = config.score_batch
+    sizes["evaluate.batch_size"] = config.evaluate.batch_size
+    found = []
+    for name, size in sizes.items():
+        rows = filled(size, world.place)
+        if rows != size:
+            data, fsdp, _ = world.place.sizes
+            found.append(
+                f"{name} is {size}, and data × fsdp = {data * fsdp} rows are filled up to {rows}: "
+                f"{1 - size / rows:.0%} of the work is for nothing. Nearest that divides: {rows}."
+            )
+    return found
+
+
+def _replicated(world: World) -> list[str]:
+    """Return which leaves stay whole, and the nearest mesh on which none does."""
+    lost = replicated(world.model, world.place.mesh)
+    if not lost:
+        return []
+    mesh = nearest_dividing(world)
+    remedy = "No mesh of as many chips splits everything."
+    if mesh is not None:
+        remedy = "The nearest mesh that splits all: data={}, fsdp={}, tensor={}.".format(*mesh)
+    shown = "; ".join(
+        f"{name.rpartition('.')[2]} ({', '.join(axes)})" for name, axes in lost.items()
+    )
+    return [f"{len(lost)} leaves are not split as the table wishes: {shown}. {remedy}"]
+
+
+def _weights(world: World) -> list[str]:
+    path = world.loaded.path
+    if path is None or any((Path(path) / name).exists() for name in (WEIGHTS, INDEX, CHECKPOINT)):
+        return []
+    return [f"{path}: no weights there yet; the plan needs none, the run does."]

@@ -1,0 +1,175 @@
+"""A plan of a run: every step compiled from shapes, before there are weights or devices.
+
+    python -m manu_jax.run --config … --plan tpu=v5e:4x4
+
+It says of each step whether it fits, what it computes and moves, and how long it takes at least;
+where it does not fit, the nearest change that does. What can be checked without weights is checked.
+`plan.json` and `plan.html` are written into the run's folder.
+"""
+
+import dataclasses
+import json
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from manu_jax.config import RunConfig
+from manu_jax.folder import expand_path, write_atomic
+from manu_jax.planning import asking, checks, nearest, page, roofline, scoring, strangers, training
+from manu_jax.planning.chips import GIB, Target
+from manu_jax.planning.collectives import moved_by_kind
+from manu_jax.planning.compiling import Compiled, compiled
+from manu_jax.planning.shapes import bytes_used, replicated
+from manu_jax.planning.step import WEIGHTS, Item, Step
+from manu_jax.planning.world import World, world_of
+from manu_jax.types import ManuError
+
+logger = logging.getLogger("manu_jax")
+
+FORMAT = "manu_jax plan 1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What a plan says of one step. Bytes are of one chip, FLOPs of all, seconds of one call.
+
+    total: what lies on a chip at the step's peak, and limit: what it has room for. temporaries:
+    None: nothing was compiled. at_least, at_most, bound: of the roofline; 0 and "" where the rates
+    are not known. rows, real_rows: of a batch, with and without those that fill up the mesh.
+    compile_seconds: None: nothing was compiled. nearest: what would fit, in words, or "".
+    """
+
+    name: str
+    stage: str
+    fits: bool
+    weights: int
+    optimizer: int
+    other: int
+    temporaries: int | None
+    total: int
+    limit: int
+    flops: float
+    flops_in_loops: float
+    moved: dict[str, dict[str, float]]
+    calls: float
+    rows: int
+    real_rows: int
+    compute: float
+    memory: float
+    network: float
+    at_least: float
+    at_most: float
+    bound: str
+    compile_seconds: float | None
+    refused: str
+    nearest: str = ""
+
+
+def plan(config: RunConfig, target: Target) -> Path:
+    """Write the plan of a run into its folder, print it, and return the path of the page.
+
+    Raises ManuError, when all is written, where a step does not fit or a check fails.
+    """
+    directory = expand_path(config.output)
+    keep = None if config.cache is None else expand_path(config.cache) / "plans"
+    with tempfile.TemporaryDirectory(prefix="manu_jax-plan-") as scratch:
+        return _written(world_of(config, target, scratch=Path(scratch)), directory, keep)
+
+
+def _written(world: World, directory: Path, keep: Path | None) -> Path:
+    faults, remarks = checks.checked(world)
+    rows = []
+    for item in planned(world):
+        row = row_of(item, world, keep=keep, searches=True)
+        logger.info("plan: %s", page.line(row))
+        rows.append(row)
+    found = _plain(world, rows, faults=faults, remarks=remarks)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_atomic(directory / "plan.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    path = directory / "plan.html"
+    write_atomic(path, page.page(found))
+    for remark in (*world.data.notes, *remarks):
+        logger.info("plan: %s", remark)
+    logger.info("plan: %s", page.title(found))
+    logger.info("%s: open it to see every step", path)
+    lacking = [f"{row.name}: {page.no_room(row)}" for row in rows if not row.fits]
+    if faults or lacking:
+        raise ManuError("\n  ".join(["the run can't be done as planned:", *faults, *lacking]))
+    return path
+
+
+def planned(world: World) -> Iterator[Item]:
+    """Yield every step of a run, in the order of its stages."""
+    yield from training.vanilla_items(world)
+    yield from scoring.scoring_items(world)
+    yield from training.unlearn_items(world)
+    yield from strangers.stranger_items(world)
+    yield from asking.asking_items(world)
+    yield from asking.writing_items(world)
+
+
+def row_of(item: Item, world: World, *, keep: Path | None = None, searches: bool = False) -> Row:
+    """Return the row of a step. searches: for what fits, where it does not."""
+    step = item.make(world, None, None)
+    found = compiled(step, world, keep=keep)
+    row = _row(item, step, found, world)
+    if row.fits or not searches:
+        return row
+    change = nearest.nearest(item, world, found, keep=keep)
+    return dataclasses.replace(row, nearest=change)
+
+
+def _row(item: Item, step: Step, found: Compiled, world: World) -> Row:
+    target, memory = world.target, found.memory
+    seconds = roofline.Seconds(0.0, 0.0, 0.0)
+    if target.chip is not None:
+        seconds = roofline.seconds(
+            target.chip,
+            flops=found.flops.total,
+            num_chips=1 if world.place.mesh is None else world.place.mesh.size,
+            weights_read=step.reads * bytes_used(step.parts.get(WEIGHTS, ())),
+            other_bytes=memory.other + (memory.temporaries or 0),
+            moved=found.moved,
+        )
+    return Row(
+        name=item.name,
+        stage=item.stage,
+        fits=not found.refused and memory.total <= target.memory,
+        **dataclasses.asdict(memory),
+        total=memory.total,
+        limit=target.memory,
+        flops=found.flops.total,
+        flops_in_loops=found.flops.looped,
+        moved=moved_by_kind(found.moved),
+        calls=step.calls,
+        rows=step.rows,
+        real_rows=step.real_rows,
+        **dataclasses.asdict(seconds),
+        at_least=seconds.at_least,
+        at_most=seconds.at_most,
+        bound="" if target.chip is None else seconds.bound,
+        compile_seconds=found.compile_seconds,
+        refused=found.refused,
+    )
+
+
+def _plain(
+    world: World, rows: list[Row], *, faults: list[str], remarks: list[str]
+) -> dict[str, Any]:
+    """Return the plan as it is written."""
+    data, fsdp, tensor = world.place.sizes
+    return {
+        "format": FORMAT,
+        "target": world.target.title,
+        "mesh": {"data": data, "fsdp": fsdp, "tensor": tensor},
+        "model": world.loaded.family.sizes(world.loaded.config, world.model),
+        "is_compiled": world.target.devices is not None,
+        "limit_gib": world.target.memory / GIB,
+        "assumptions": [*world.data.notes, *page.ASSUMPTIONS],
+        "faults": faults,
+        "remarks": remarks,
+        "replicated": replicated(world.model, world.place.mesh),
+        "steps": [dataclasses.asdict(row) for row in rows],
+    }

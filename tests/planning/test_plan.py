@@ -1,0 +1,232 @@
+"""A whole plan: what it writes, what does not fit and what would, and what it finds wrong."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+import tiny_llava
+
+from manu_jax import parallel, run
+from manu_jax.config.run import validate_config
+from manu_jax.planning import nearest, page, plan
+from manu_jax.planning.chips import GIB, Chip, Target, target_of
+from manu_jax.planning.compiling import compiled
+from manu_jax.planning.shapes import Place, bytes_held, replicated
+from manu_jax.planning.step import OPTIMIZER, OTHER, WEIGHTS, Step
+from manu_jax.planning.world import Assumed, world_of
+from manu_jax.types import ManuError
+
+ROOT = Path(run.__file__).parent.parent
+RELEASED = ROOT / "tests" / "data"
+CHIP = Chip("a chip", flops=1e12, memory=GIB, bandwidth=1e11, network=1e10)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder that holds the config.json of a tiny model, and nothing else."""
+    path = tmp_path_factory.mktemp("model")
+    (path / "config.json").write_text(json.dumps(tiny_llava.loaded().hf_config))
+    return path
+
+
+def config_of(folder, **values):
+    return validate_config({"model": {"path": str(folder)}, "cache": None, **values}, "test")
+
+
+def small(memory, mesh=(1, 4, 1)):
+    """A target of four devices of this machine with so much memory."""
+    chip = dataclasses.replace(CHIP, memory=memory)
+    return Target("devices=4", chip, 4, tuple(jax.devices()[:4])), dict(
+        zip(("data", "fsdp", "tensor"), mesh, strict=True)
+    )
+
+
+def item_of(world, name):
+    return next(item for item in plan.planned(world) if item.name == name)
+
+
+def world_on(folder, memory, **values):
+    target, mesh = small(memory)
+    assumed = Assumed(text=96, answers=4, samples=64)
+    return world_of(config_of(folder, mesh=mesh, **values), target, assumed)
+
+
+STATISTICS = "paper: statistics, text form"
+TRAINED = {"name": "gd", "objective": "gradient_difference", "batch_size": 64, "remat": "none"}
+
+
+def test_memory_is_split_into_what_it_is_for(folder):
+    world = world_on(folder, GIB, unlearn=[TRAINED])
+    step = item_of(world, "gd: gradient, text form").make(world, None, None)
+    row = plan.row_of(item_of(world, "gd: gradient, text form"), world)
+    weights = bytes_held(world.model)
+    # Float32 weights that are trained, and vanilla beside them; two moments and their counter.
+    assert row.weights == 2 * weights
+    assert row.optimizer == pytest.approx(2 * weights, abs=64)
+    assert row.temporaries > 0
+    assert row.total == row.weights + row.optimizer + row.other + row.temporaries
+    assert row.fits and row.total < row.limit
+    assert bytes_held(step.args[0]) == weights
+
+
+def test_an_array_that_is_given_twice_lies_there_once():
+    place = Place.of((1, 4, 1), tuple(jax.devices()[:4]))
+    rows = place.rows(jax.ShapeDtypeStruct((8, 3), "float32"))
+    assert bytes_held((rows, [rows])) == 2 * 3 * 4
+    step = Step(None, (rows, rows), {}, 1, parts={WEIGHTS: rows}, resident={OTHER: rows})
+    assert (bytes_held(step.arrays), step.resident.get(OPTIMIZER)) == (24, None)
+
+
+def test_a_step_is_compiled_once(folder, tmp_path):
+    world = world_on(folder, GIB)
+    step = item_of(world, STATISTICS).make(world, None, None)
+    first = compiled(step, world, keep=tmp_path)
+    again = compiled(step, world, keep=tmp_path)
+    assert (first.is_kept, again.is_kept) == (False, True)
+    assert dataclasses.replace(again, is_kept=False) == first
+
+
+def test_what_does_not_fit_has_the_nearest_change_that_does(folder):
+    roomy = world_on(folder, GIB, unlearn=[TRAINED])
+    name = "gd: gradient, text form"
+    needed = plan.row_of(item_of(roomy, name), roomy).total
+    world = world_on(folder, int(0.9 * needed), unlearn=[TRAINED])
+    row = plan.row_of(item_of(world, name), world, searches=True)
+    assert not row.fits
+    assert row.nearest.startswith("gd.remat: all fits") and "(compiled)" in row.nearest
+    assert f"needs {page.amount(needed)}" in page.no_room(row)
+
+
+def test_where_nothing_near_fits_more_chips_are_asked_for(folder):
+    world = world_on(folder, 1000)
+    item = item_of(world, STATISTICS)
+    row = plan.row_of(item, world, searches=True)
+    assert not row.fits
+    assert "nothing near fits on 4 chips" in row.nearest
+    assert "chips" in row.nearest.partition("Try ")[2]
+
+
+def test_nearer_changes_come_first_and_other_meshes_before_smaller_batches(folder):
+    world = world_on(folder, GIB, unlearn=[TRAINED])
+    item = item_of(world, "gd: gradient, text form")
+    ordered = sorted(nearest.changes(item, world), key=lambda change: change.distance)
+    assert ordered[0].text(item) in ("gd.remat: all", "mesh: {data: 2, fsdp: 2, tensor: 1}")
+    halved = next(change for change in ordered if change.batch == 32 and not change.mesh)
+    # The whole table divides on meshes with tensor up to 2: the heads are two.
+    meshes = {change.mesh for change in ordered} - {None}
+    assert meshes and all(mesh[2] <= 2 for mesh in meshes)
+    assert halved.distance > ordered[0].distance
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "lost"),
+    [
+        ("llava-1.5-7b", (1, 16, 1), set()),
+        ("llava-1.5-13b", (1, 1, 16), {"q_LDNH", "k_LDKH", "v_LDKH"}),
+    ],
+)
+def test_dimensions_that_a_mesh_does_not_divide_are_named(tmp_path, name, sizes, lost):
+    (tmp_path / "config.json").write_text((RELEASED / f"{name}.json").read_text())
+    mesh = dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))
+    config = config_of(tmp_path, mesh=mesh)
+    world = world_of(config, target_of("gpu=h100:16"), Assumed())
+    found = {leaf.rpartition(".")[2] for leaf in replicated(world.model, world.place.mesh)}
+    assert lost <= found and bool(lost) == bool(found)
+    if lost:
+        whole = nearest.nearest_dividing(world)
+        assert whole is not None and 40 % whole[2] == 0
+        assert not nearest.lost_on(world, whole)
+
+
+def test_a_gpu_is_planned_by_arithmetic_and_the_plan_says_so(folder, tmp_path):
+    config = config_of(folder, output=str(tmp_path), mesh={"fsdp": -1}, compare=["gradient"])
+    plan.plan(config, target_of("gpu=h100:4"))
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert not found["is_compiled"]
+    assert "by arithmetic alone and without temporaries" in page.title(found)
+    assert {step["temporaries"] for step in found["steps"]} == {None}
+    assert all(step["flops"] > 0 for step in found["steps"] if "statistics" in step["name"])
+    assert any("no processor" in line for line in found["assumptions"])
+    html = (tmp_path / "plan.html").read_text()
+    assert "paper: statistics, image form" in html and "not known" in html and "None" not in html
+
+
+def test_a_plan_finds_what_would_stop_the_run(folder, tmp_path):
+    faulty = {"preset": "paper", "towers": {"text": ["nonsense"], "image": ["vision"]}}
+    config = config_of(
+        folder, output=str(tmp_path), method="random", compare=[faulty], evaluate={"batch_size": 6},
+        mesh={"fsdp": 4},
+    )  # fmt: skip
+    with pytest.raises(ManuError, match="the model has no tower nonsense"):
+        plan.plan(config, target_of("gpu=h100:4"))
+
+
+def test_a_batch_that_the_mesh_fills_up_is_remarked(folder, tmp_path):
+    config = config_of(
+        folder, output=str(tmp_path), method="random", evaluate={"batch_size": 6}, mesh={"fsdp": 4}
+    )
+    plan.plan(config, target_of("gpu=h100:4"))
+    remarks = " ".join(json.loads((tmp_path / "plan.json").read_text())["remarks"])
+    assert "evaluate.batch_size is 6" in remarks and "Nearest that divides: 8." in remarks
+    assert "no weights there yet" in remarks
+
+
+def test_the_command_names_what_is_planned(error_of, folder):
+    message = error_of("--config", ROOT / "configs/demo.yaml", "--plan", "tpu=v5e")
+    assert "as in tpu=v5e:4x4" in message
+
+
+def test_a_pods_config_is_planned_by_one_process(folder, tmp_path, monkeypatch):
+    def joined():
+        raise AssertionError("a plan joins no other processes")
+
+    monkeypatch.setattr(parallel, "join", joined)
+    file = tmp_path / "pod.yaml"
+    file.write_text(
+        f"model: {{path: {folder}}}\nmesh: {{fsdp: -1, distributed: true}}\n"
+        f"method: random\ncache: null\noutput: {tmp_path / 'run'}\n"
+    )
+    assert run.main(["--config", str(file), "--plan", "gpu=h100:8"]) == 0
+    found = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert found["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
+    assert not any((tmp_path / "run").glob("*.partial"))
+
+
+def test_a_longer_sample_than_the_context_is_refused(folder):
+    with pytest.raises(ManuError, match="context of the model is 128"):
+        world_of(config_of(folder), target_of("gpu=h100:1"), Assumed(text=200))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="the TPU compiler is not installed: pip install 'manu_jax[plan]', on Linux alone",
+)
+def test_the_demo_is_planned_for_a_tpu(tmp_path):
+    """In a process of its own: a program has one TPU plugin, and the suite's has none."""
+    settings = [
+        "mesh.fsdp=2", "mesh.tensor=2", "method=paper", "compare=[]", "unlearn=[]", "cache=null",
+        "train.steps=1", "train.base_steps=0", "evaluate.kl=false",
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "manu_jax.run", "--config", str(ROOT / "configs/demo.yaml")]
+    command += ["--output", str(tmp_path), "--plan", "tpu=v5e:2x2", *settings]
+    unset = {"XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"}
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "plan.json").read_text())
+    steps = {step["name"]: step for step in found["steps"]}
+    statistics = steps["paper: statistics, image form"]
+    assert found["target"] == "4 × TPU v5e (tpu=v5e:2x2)" and found["limit_gib"] == 15.75
+    assert statistics["fits"] and statistics["temporaries"] > 0 and statistics["moved"]
+    assert statistics["compile_seconds"] > 0 and statistics["at_least"] > 0
+    answers = steps["answers, image form"]
+    assert 0 < answers["flops_in_loops"] < answers["flops"]
+    assert sum(kind["bytes_in_loops"] for kind in answers["moved"].values()) > 0
+    assert {"training: update", "likelihoods, text form", "fingerprint"} <= set(steps)

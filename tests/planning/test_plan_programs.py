@@ -1,0 +1,188 @@
+"""The programs of a plan are those of the run: the same arguments, lowered to the same text."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_llava
+
+from manu_jax import parallel
+from manu_jax.config import RunConfig
+from manu_jax.data.batches import encode_all
+from manu_jax.data.strangers import strangers
+from manu_jax.evaluation import generate, likelihood
+from manu_jax.importance import collect, learned
+from manu_jax.importance.job import ScoringJob
+from manu_jax.planning import plan
+from manu_jax.planning.chips import Chip, Target
+from manu_jax.planning.shapes import Place, placed_model
+from manu_jax.planning.world import Data, World
+from manu_jax.training import strangers_target, trainer
+from manu_jax.training.unlearner import unlearn
+
+MESH = (2, 2, 2)
+TRAINED = {"batch_size": 4, "steps": 1}
+CONFIG = RunConfig.model_validate(
+    {
+        "model": {"path": "a/folder"},
+        "mesh": dict(zip(parallel.AXES, MESH, strict=True)),
+        "method": {"preset": "paper"},
+        "compare": [{"preset": "gradient", "rounds": 1}, {"preset": "learned", "steps": 1}],
+        "unlearn": [
+            {"name": "gd", "objective": "gradient_difference", **TRAINED},
+            {"name": "npo", "objective": "npo", "lora": {"rank": 2}, **TRAINED},
+            {"preset": "erase", "name": "erase", "batch_keep": 4, **TRAINED,
+             "views": 1, "keep_views": 1, "strangers": 2, "kept_strangers": 0},
+        ],
+        "score_batch": 4,
+        "evaluate": {"batch_size": 4, "new_tokens": 3},
+    }
+)  # fmt: skip
+
+
+class Seen(Exception):
+    """The run has come to the step that is looked at."""
+
+
+@pytest.fixture(scope="module")
+def facts():
+    return tiny_llava.facts(4)
+
+
+@pytest.fixture(scope="module")
+def world(facts):
+    loaded = tiny_llava.loaded()
+    place = Place.of(MESH, tuple(jax.devices()))
+    forms = {
+        modality: encode_all(loaded, tiny_llava.forms(facts, modality, loaded.template))
+        for modality in ("image", "text")
+    }
+    prompts = {
+        modality: [dataclasses.replace(one, loss_weights_T=0 * one.loss_weights_T) for one in items]
+        for modality, items in forms.items()
+    }
+    placed = placed_model(loaded, place, jnp.float32)
+    target = Target("devices=8", Chip("CPU", 1e12, 2**32, 1e10, 1e9), 8, tuple(jax.devices()))
+    asked = strangers(facts, facts, 2, seed=0, portraits=None)
+    of_strangers = {
+        modality: encode_all(
+            loaded,
+            [
+                strangers_target.stranger_sample(loaded, fact, one, modality=modality)
+                for fact in facts
+                for one in asked
+            ],
+        )
+        for modality in forms
+    }
+    data = Data(loaded, forms, forms, prompts, forms, {}, of_strangers)
+    return World(CONFIG, target, place, placed, data)
+
+
+@pytest.fixture(scope="module")
+def text_of(world):
+    """Return a function from a step's name to the program that the plan compiles, lowered."""
+    items = {item.name: item for item in plan.planned(world)}
+
+    @functools.cache
+    def lowered(name):
+        step = items[name].make(world, None, None)
+        with parallel.on_mesh(world.place.mesh):
+            return step.function.lower(*step.args, **step.kwargs).as_text()
+
+    return lowered
+
+
+@pytest.fixture(scope="module")
+def loaded(world):
+    """The model on the mesh, as a run has it."""
+    found = tiny_llava.loaded()
+    mesh = world.place.mesh
+    model = jax.device_put(found.model, parallel.tree_shardings(found.model, mesh))
+    return dataclasses.replace(found, model=model, mesh=mesh)
+
+
+def first_program(monkeypatch, module, name, action):
+    """Return the lowered text of the first call of a module's step that an action makes."""
+    step, seen = getattr(module, name), []
+
+    def lowered(*arguments, **settings):
+        seen.append(step.lower(*arguments, **settings).as_text())
+        raise Seen
+
+    with monkeypatch.context() as patch, pytest.raises(Seen):
+        patch.setattr(module, name, lowered)
+        action()
+    return seen[0]
+
+
+@pytest.mark.parametrize("signal", ["statistics", "attribution"])
+def test_statistics_are_the_runs(world, loaded, text_of, facts, monkeypatch, signal):
+    method = CONFIG.masks[signal == "attribution"]
+    samples = tiny_llava.forms(facts, "image", loaded.template)
+    collected = functools.partial(
+        collect.collect, loaded, samples, method, modality="image", batch_size=4, fade=method.fade
+    )
+    found = first_program(monkeypatch, collect, "add_batch", collected)
+    assert found == text_of(f"{method.name}: {signal}, image form")
+
+
+def test_learned_gates_are_the_runs(loaded, text_of, facts, monkeypatch):
+    forms = {m: tiny_llava.forms(facts, m, loaded.template) for m in ("image", "text")}
+    job = ScoringJob(loaded, CONFIG.masks[2], forms, forms)
+    found = first_program(monkeypatch, learned, "_step", lambda: learned.learn_gates(job))
+    assert found == text_of("learned: learned gates")
+
+
+@pytest.mark.parametrize("name", ["gd", pytest.param("npo", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("what", ["gradient", "update"])
+def test_a_baseline_is_the_runs(loaded, text_of, facts, monkeypatch, tmp_path, name, what):
+    section = next(one for one in CONFIG.unlearn if one.name == name)
+    trained = functools.partial(
+        unlearn, loaded, section, forget=facts, keep=facts, directory=tmp_path, seed=0,
+        reference=loaded if name == "npo" else None,
+    )  # fmt: skip
+    if what == "update":
+        monkeypatch.setattr(trainer, "loss_and_gradient", without_compiling)
+    module, step = (trainer, "loss_and_gradient" if what == "gradient" else "_updated")
+    found = first_program(monkeypatch, module, step, trained)
+    forms = [", image form", ", text form"] if what == "gradient" else [""]
+    assert found in [text_of(f"{name}: {what}{form}") for form in forms]
+
+
+def without_compiling(weights, data, *, settings, mesh, **_):
+    """Stand for the gradient: zeros where the run's gradients lie."""
+    zeros = jax.tree.map(jnp.zeros_like, weights)
+    return jnp.float32(0), jax.device_put(zeros, parallel.tree_shardings(zeros, mesh))
+
+
+@pytest.mark.slow
+def test_erase_is_the_runs(loaded, text_of, facts, monkeypatch, tmp_path):
+    section = next(one for one in CONFIG.unlearn if one.name == "erase")
+    monkeypatch.setattr(strangers_target, "_mean_target", any_target)
+    erased = functools.partial(
+        unlearn, loaded, section, forget=facts, keep=facts, directory=tmp_path, seed=0
+    )
+    found = first_program(monkeypatch, trainer, "loss_and_gradient", erased)
+    assert found == text_of("erase: gradient")
+
+
+def any_target(model, batch, *, num_facts, num_strangers):
+    size = tiny_llava.loaded().config.text.vocabulary
+    shape = (num_facts, batch.answer_index_BA.shape[1], size)
+    ids = np.broadcast_to(np.arange(shape[2], dtype=np.int32), shape)
+    p = np.full(shape, 1 / shape[2], np.float32)
+    return strangers_target.StrangerTarget(ids, p, p[..., 0])
+
+
+def test_answers_and_likelihoods_are_the_runs(loaded, text_of, facts, monkeypatch):
+    samples = tiny_llava.forms(facts, "text", loaded.template)
+    asked = [dataclasses.replace(one, segments=one.segments[:1]) for one in samples]
+    answered = functools.partial(generate.greedy, loaded, asked, new_tokens=3, batch_size=4)
+    assert first_program(monkeypatch, generate, "_answers", answered)
+    rated = functools.partial(likelihood.log_likelihoods, loaded, samples, batch_size=4)
+    found = first_program(monkeypatch, likelihood, "_likelihoods", rated)
+    assert found == text_of("likelihoods, text form")

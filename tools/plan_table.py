@@ -1,0 +1,164 @@
+"""Which model fits which TPU pod, and how long its steps take: the table of docs/devices.md.
+
+    python tools/plan_table.py --cache DIR [--minutes N] [--show]
+
+Compiles the steps of real configs (tests/data) with the TPU compiler, from shapes, one after the
+other, the most telling ones first. What was compiled is kept in --cache, so the command goes on
+where it was stopped. --minutes: start nothing new after so long. --show: compile nothing.
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from manu_jax.config import RunConfig
+from manu_jax.config.run import validate_config
+from manu_jax.planning.chips import GIB, target_of
+from manu_jax.planning.plan import Row, planned, row_of
+from manu_jax.planning.world import Assumed, World, world_of
+from manu_jax.run import exit_status
+
+CONFIGS = Path(__file__).parent.parent / "tests" / "data"
+MODELS = {
+    "LLaVA-1.5-7B": "llava-1.5-7b",
+    "LLaVA-1.5-13B": "llava-1.5-13b",
+    "Qwen2.5-VL-7B": "qwen2.5-vl-7b",
+    "Gemma 3 12B": "gemma3-12b",
+    "Gemma 3 27B": "gemma3-27b",
+}
+PODS = {
+    "v5e-16": "tpu=v5e:4x4",
+    "v5e-64": "tpu=v5e:8x8",
+    "v4-32": "tpu=v4:2x2x4",
+    "v6e-16": "tpu=v6e:4x4",
+}
+ASSUMED = Assumed(tokens=768, samples=1000)
+# Column → (name of the step, whether the mesh is all tensor and not all fsdp)
+STEPS = {
+    "statistics": ("paper: statistics, image form", False),
+    "export": ("export: the largest leaf, gathered", False),
+    "answers": ("answers, image form", True),
+    "attribution": ("gradient: attribution, image form", False),
+    "training": ("full: gradient, image form", False),
+    "update": ("full: update", False),
+    "learned": ("learned: learned gates", False),
+}
+ABSENT = "–"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One step of one model on one pod."""
+
+    step: str
+    model: str
+    pod: str
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    options = _parser().parse_args(arguments)
+    return exit_status(lambda: _run(Path(options.cache), options.minutes, options.show))
+
+
+def _run(cache: Path, minutes: float | None, show: bool) -> None:
+    start, rows = time.monotonic(), {}
+    for cell in cells():
+        is_late = minutes is not None and time.monotonic() - start > 60 * minutes
+        row = _row(cell, cache, compiles=not (show or is_late))
+        if row is not None:
+            rows[cell] = row
+            logging.getLogger("manu_jax").info("%s: %s", cell, _text(row))
+    print(table(rows))
+
+
+def cells() -> Iterator[Cell]:
+    """Yield all cells, the quickest and most telling first: exports, then pod after pod."""
+    found = [Cell(step, model, pod) for pod in PODS for step in STEPS for model in MODELS]
+    yield from sorted(found, key=lambda cell: cell.step != "export")
+
+
+def config_of(model: str, *, is_tensor: bool) -> RunConfig:
+    """Return the config that a model's steps are taken from."""
+    folder = Path(tempfile.gettempdir()) / "manu_jax-plan-table" / model
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text((CONFIGS / f"{model}.json").read_text())
+    values = {
+        "model": {"path": str(folder), "dtype": "bfloat16"},
+        "mesh": {"tensor": -1} if is_tensor else {"fsdp": -1},
+        "method": "paper",
+        "compare": ["gradient", "learned"],
+        "unlearn": [
+            {
+                "name": "full",
+                "objective": "gradient_difference",
+                "batch_size": 16,
+                "remat": "all",
+            }
+        ],
+        "score_batch": 32,
+        "evaluate": {"batch_size": 32, "new_tokens": 50},
+    }
+    return validate_config(values, "plan_table")
+
+
+def table(rows: dict[Cell, Row]) -> str:
+    """Return the table as Markdown: a row for each model and pod, a column for each step."""
+    lines = [f"| model | pod | {' | '.join(STEPS)} |", "|---" * (2 + len(STEPS)) + "|"]
+    for model in MODELS:
+        for pod in PODS:
+            found = [rows.get(Cell(step, model, pod)) for step in STEPS]
+            shown = [ABSENT if row is None else _text(row) for row in found]
+            lines.append(f"| {model} | {pod} | {' | '.join(shown)} |")
+    refused = sum(not row.fits for row in rows.values())
+    seconds = sum(row.compile_seconds or 0 for row in rows.values())
+    lines += [
+        "",
+        f"{len(rows)} of {len(STEPS) * len(MODELS) * len(PODS)} steps compiled in {seconds:,.0f} s "
+        f"with jax {version('jax')} and libtpu {version('libtpu')}; {refused} of them do not fit. "
+        f"{ABSENT}: not compiled yet.",
+    ]
+    return "\n".join(lines)
+
+
+def _row(cell: Cell, cache: Path, *, compiles: bool) -> Row | None:
+    """Return the row of a cell; None where it was not compiled, and is not to be."""
+    index = cache / f"{cell.step}.{cell.model}.{cell.pod}.json"
+    name, is_tensor = STEPS[cell.step]
+    if index.exists():
+        return Row(**json.loads(index.read_text()))
+    if not compiles:
+        return None
+    config = config_of(MODELS[cell.model], is_tensor=is_tensor)
+    world: World = world_of(config, target_of(PODS[cell.pod]), ASSUMED)
+    item = next(item for item in planned(world) if item.name == name)
+    row = row_of(item, world, keep=cache)
+    index.write_text(json.dumps(dataclasses.asdict(row)))
+    return row
+
+
+def _text(row: Row) -> str:
+    """Return what a cell says: GiB a chip, moved GiB and the seconds of a call."""
+    if not row.fits:
+        return f"**no** ({row.total / GIB:.1f} GiB)"
+    moved = sum(kind["bytes"] for kind in row.moved.values()) / GIB
+    return f"{row.total / GIB:.1f} GiB; {moved:.3g} moved; {row.at_least:.2g}–{row.at_most:.2g} s"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--cache", required=True, metavar="DIR", help="where results are kept")
+    parser.add_argument("--minutes", type=float, help="start nothing new after so many")
+    parser.add_argument("--show", action="store_true", help="compile nothing; show what is there")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
