@@ -7,6 +7,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from leaf_forms import TABLE, expected, model
 from safetensors.numpy import save_file
 
 from manu_jax import parallel
@@ -15,61 +16,7 @@ from manu_jax.models.hf.copying import copy_into
 from manu_jax.models.hf.tables import Entry
 
 PIECE = 4096
-# Every form of a leaf: transposed, with joint dimensions, split along rows, columns, both or none.
-TABLE = [
-    Entry("mlp.up_LDF", "layers.{layer}.up.weight", "FD"),
-    Entry("mlp.down_LFD", "layers.{layer}.down.weight", "DF"),
-    Entry("q_LDNH", "layers.{layer}.q.weight", "(NH)D"),
-    Entry("o_LNHD", "layers.{layer}.o.weight", "D(NH)"),
-    Entry("qkv_LDZNH", "layers.{layer}.qkv.weight", "(ZNH)D"),
-    Entry("norm_LD", "layers.{layer}.norm.weight", "D"),
-    Entry("factor_L", "layers.{layer}.factor", ""),
-    Entry("embedding_VD", "embed.weight", "VD"),
-    Entry("head_DV", "head.weight", "VD"),
-]
-SHAPES = {
-    "mlp.up_LDF": (3, 32, 80), "mlp.down_LFD": (3, 80, 32), "q_LDNH": (3, 32, 4, 8),
-    "o_LNHD": (3, 4, 8, 32), "qkv_LDZNH": (3, 32, 3, 4, 8), "norm_LD": (3, 32), "factor_L": (3,),
-    "embedding_VD": (600, 32), "head_DV": (32, 600),
-}  # fmt: skip
 MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4), (1, 1, 8)]
-
-
-def model(mesh=None, kind="float32", times=1):
-    """Leaves of random numbers, by their paths; float32 and bfloat16 by turns for kind "both".
-
-    times: as many neurons and tokens.
-    """
-    random, found = np.random.default_rng(0), {}
-    for number, (path, shape) in enumerate(SHAPES.items()):
-        shape = tuple(size * times if size in (80, 600) else size for size in shape)
-        both = ("float32", ml_dtypes.bfloat16)[number % 2]
-        leaf = random.standard_normal(shape, np.float32).astype(both if kind == "both" else kind)
-        place = None if mesh is None else parallel.sharding(path, shape, mesh)
-        found[path] = jax.device_put(leaf, place)
-    return {path.replace(".", "/"): leaf for path, leaf in found.items()}
-
-
-def table():
-    return [Entry(e.path.replace(".", "/"), e.name, e.axes) for e in TABLE]
-
-
-def expected(found, shard_bytes=export.SHARD_BYTES):
-    """Yield the tensors of each file, of whole leaves."""
-    shard, size = {}, 0
-    for entry in table():
-        leaf = np.asarray(found[entry.path])
-        for layer, name in enumerate(entry.names(leaf.shape)):
-            own = leaf[layer] if entry.is_stacked else leaf
-            sizes = dict(zip(entry.letters, own.shape, strict=True))
-            own = own.transpose([entry.letters.index(c) for group in entry.groups for c in group])
-            shape = [int(np.prod([sizes[c] for c in group])) for group in entry.groups]
-            if shard and size + own.nbytes > shard_bytes:
-                yield shard
-                shard, size = {}, 0
-            shard[name] = np.ascontiguousarray(own).reshape(shape)
-            size += own.nbytes
-    yield shard
 
 
 @pytest.mark.parametrize("sizes", [None, *MESHES])
@@ -77,7 +24,7 @@ def expected(found, shard_bytes=export.SHARD_BYTES):
 def test_the_file_is_the_one_of_safetensors_byte_for_byte(tmp_path, monkeypatch, sizes, piece):
     monkeypatch.setattr(export, "PIECE_BYTES", piece)
     found = model(None if sizes is None else parallel.make_mesh(*sizes), "both")
-    export.write_tensors(export.export_tensors(found, table()), tmp_path)
+    export.write_tensors(export.export_tensors(found, TABLE), tmp_path)
     (tensors,) = expected(found)
     save_file(tensors, tmp_path / "other", metadata={"format": "pt"})
     assert (tmp_path / "model.safetensors").read_bytes() == (tmp_path / "other").read_bytes()
@@ -85,7 +32,7 @@ def test_the_file_is_the_one_of_safetensors_byte_for_byte(tmp_path, monkeypatch,
 
 def test_shards_are_those_of_safetensors_byte_for_byte(tmp_path):
     found = model(parallel.make_mesh(1, 2, 4), "float16")
-    export.write_tensors(export.export_tensors(found, table()), tmp_path, 30_000)
+    export.write_tensors(export.export_tensors(found, TABLE), tmp_path, 30_000)
     shards = list(expected(found, 30_000))
     files = sorted(tmp_path.glob("model-*-of-*.safetensors"))
     assert len(files) == len(shards) > 3
@@ -110,7 +57,7 @@ def test_no_more_than_two_pieces_are_held_on_devices_and_host(tmp_path, monkeypa
         return piece
 
     monkeypatch.setattr(export, "gather_piece", watched)
-    tensors = export.export_tensors(found, table())
+    tensors = export.export_tensors(found, TABLE)
     export.write_tensors(tensors, tmp_path)  # what compiling takes is not counted
     largest[:], most[:] = [0], [0]
     tracemalloc.start()

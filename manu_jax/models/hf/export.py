@@ -261,5 +261,5 @@ def _write_shard(tensors: Sequence[ExportTensor], file: BinaryIO | None) -> None
         for begin, values in tensor.pieces():
             assert file is not None
             file.seek(place + begin)
-            file.write(memoryview(values.reshape(-1).view(np.uint8)))
+            file.write(values.reshape(-1).view(np.uint8).data)
             del values  # a part of the piece, which it would keep while others are gathered
