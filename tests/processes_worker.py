@@ -8,6 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent / "models"))
 import jax
 import numpy as np
+import tensorstore
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from leaf_forms import TABLE, model
 
@@ -48,6 +49,7 @@ def main(folder: Path) -> None:
     check_checkpoint(folder / "checkpoint", parallel.make_mesh(2, 2, 2))
     for sizes in MESHES:
         check_files(folder / "-".join(map(str, sizes)), parallel.make_mesh(*sizes))
+    check_converted(folder / "converted", parallel.make_mesh(1, 1, 8))
     logging.warning("as expected")
 
 
@@ -134,6 +136,29 @@ def check_files(path: Path, mesh: Mesh) -> None:
         np.testing.assert_array_equal(parallel.gather(found[name]), np.asarray(leaf))
     whole = sum(leaf.nbytes for leaf in expected.values())
     assert sum(read) < 0.55 * whole, (sum(read), whole)
+
+
+def check_converted(path: Path, mesh: Mesh) -> None:
+    """Of what was written in the chunks of the mesh each process reads its half."""
+    expected = model(times=20)
+    place = parallel.tree_shardings(expected, mesh)
+    target = jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), expected, place
+    )
+    before = bytes_read()
+    found = checkpoint.load(path, target)
+    read = bytes_read() - before
+    for name, leaf in expected.items():
+        np.testing.assert_array_equal(parallel.gather(found[name]), np.asarray(leaf))
+    whole = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    assert 0.4 * whole < read < 0.6 * whole, (read, whole)
+
+
+def bytes_read() -> int:
+    """Count what TensorStore, of which Orbax is made, has read of files."""
+    name = "/tensorstore/kvstore/file/bytes_read"
+    (metric,) = tensorstore.experimental_collect_matching_metrics(name)
+    return sum(value["value"] for value in metric["values"])
 
 
 if __name__ == "__main__":

@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 from compiler import LEAST_EFFORT
 
+sys.path.insert(0, str(Path(__file__).parent / "models"))
+from leaf_forms import model
+
+from manu_jax import checkpoint, parallel
 from manu_jax.arrays import read_arrays
 from manu_jax.edits import masks
 
@@ -96,6 +100,9 @@ def folders(tmp_path_factory):
 
 
 def test_batches_decisions_and_errors_are_the_same_on_all_processes(tmp_path):
+    mesh = parallel.make_mesh(1, 1, 8)
+    leaves = model(mesh, times=20)
+    checkpoint.save(tmp_path / "converted", leaves)
     logs = both(tmp_path, WORKER, tmp_path)
     assert all("as expected" in log for log in logs)
 
