@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 
 from manu_jax import parallel
 from manu_jax.folder import ForeignErrors, explained, write_atomic
-from manu_jax.leaves import first_name
+from manu_jax.leaves import first_name, path_name
 from manu_jax.types import ManuError
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ SHOWN = 5  # names in an error
 def save(path: str | os.PathLike, tree: Any) -> None:
     """Write a pytree of arrays and numbers, in a temporary folder that is renamed when it is whole.
 
+    A chunk is what one device holds of an array; of stacked layers, one layer of that.
     What stood under `path` is removed first: who needs it until then gives each save its own name.
     Raises ManuError where it can't be written; where there is no room, before a byte is.
     """
@@ -47,7 +48,10 @@ def save(path: str | os.PathLike, tree: Any) -> None:
     except OSError as error:
         raise explained(error, path) from error
     with ForeignErrors(f"checkpoint {path}", "it can't be written", "Give another folder."):
-        ocp.save(_location(path), tree, overwrite=True)
+        options: Any = ocp.Context()
+        options.array.saving.scoped_storage_options_creator = _storage
+        with options:
+            ocp.save(_location(path), tree, overwrite=True)
     parallel.on_first_process(lambda: _write_checksums(path))
 
 
@@ -82,6 +86,16 @@ def load(path: str | os.PathLike, target: Any) -> Any:
 def exists(path: str | os.PathLike) -> bool:
     """Whether a whole checkpoint stands under `path`."""
     return (_folder(path) / METADATA).exists()
+
+
+def _storage(path: Any, leaf: Any) -> Any:
+    """Return how an array is to be stored: layers apart."""
+    from orbax.checkpoint import v1 as ocp
+
+    options = ocp.options.ArrayOptions.Saving.StorageOptions
+    letters = path_name(path).rpartition("_")[2]
+    is_stacked = letters.startswith("L") and letters.isupper() and len(letters) == np.ndim(leaf)
+    return options(shard_axes=(0,)) if is_stacked and len(letters) > 2 else None
 
 
 def _write_checksums(path: str | os.PathLike) -> None:

@@ -225,7 +225,12 @@ def join() -> None:
             address, count, number, shutdown_timeout_seconds=SHUTDOWN_SECONDS
         )
         state = distributed.global_state
-        faults.watch(state.client, state.process_id, state.num_processes)
+        faults.watch(
+            state.client,
+            state.process_id,
+            state.num_processes,
+            multihost_utils.reached_preemption_sync_point,
+        )
     except (ValueError, RuntimeError) as error:
         raise ManuError(
             f"mesh.distributed: the other processes can't be joined ({error}). Outside of TPU pods "

@@ -25,7 +25,8 @@ logger = logging.getLogger("manu_jax")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status: 0 done, 1 a named problem, 130 stopped."""
+    """Run the command line; return the exit status: 0 done, 1 a named problem, 130 or 143
+    stopped by Ctrl-C or SIGTERM."""
     options = _parser().parse_intermixed_args(arguments)
 
     def action() -> None:
@@ -54,8 +55,10 @@ def exit_status(action: Callable[[], Any]) -> int:
             message = explained(error) if isinstance(error, OSError) else error
             return faults.stop_all(f"error: {message}", str(message))
         except KeyboardInterrupt:
-            line = "stopped. Give the same command again to go on from here."
-            return faults.stop_all(line, line, 130)
+            return faults.stop_all(faults.STOPPED, faults.STOPPED, 130)
+        except faults.Stopped:
+            logger.info(faults.STOPPED)  # the first process alone
+            return faults.STOPPED_STATUS
     return 0
 
 
@@ -76,6 +79,7 @@ def run(config: RunConfig, only: Sequence[str] | None = None) -> Path:
         raise ManuError(f"--only {','.join(unknown)}: no such stage; known: {', '.join(STAGES)}.")
     directory = expand_path(config.output)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(faults.sigterm_stops())
         # One process owns the folder for all.
         folder = owned_folder(directory)
         parallel.on_first_process(lambda: stack.enter_context(folder))
@@ -88,6 +92,7 @@ def run(config: RunConfig, only: Sequence[str] | None = None) -> Path:
             parallel.wait_for_all(name)
             current.add_time(name, time.monotonic() - begun)
             logger.info("%s: done in %.1f s", name, time.monotonic() - begun)
+            faults.stop_if_due()
     logger.info("%s: all done in %.1f s", directory, time.monotonic() - start)
     return directory
 

@@ -5,11 +5,15 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent / "models"))
 import jax
 import numpy as np
+import tensorstore
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from leaf_forms import TABLE, model
 
 from manu_jax import checkpoint, parallel
+from manu_jax.models.hf import export, filling, reading, weights
 from manu_jax.types import Batch, ManuError
 
 ROWS = 16
@@ -43,6 +47,9 @@ def main(folder: Path) -> None:
     else:
         raise AssertionError("no error")
     check_checkpoint(folder / "checkpoint", parallel.make_mesh(2, 2, 2))
+    for sizes in MESHES:
+        check_files(folder / "-".join(map(str, sizes)), parallel.make_mesh(*sizes))
+    check_converted(folder / "converted", parallel.make_mesh(1, 1, 8))
     logging.warning("as expected")
 
 
@@ -104,6 +111,54 @@ def check_checkpoint(path: Path, mesh: Mesh) -> None:
         assert "damaged: its file " in str(error)
     else:
         raise AssertionError("no error")
+
+
+def check_files(path: Path, mesh: Mesh) -> None:
+    """The first writes what all hold; each reads its half of the file, or what is small."""
+    export.PIECE_BYTES, filling.SMALL_BYTES = 2**14, 2**13
+    path.mkdir(exist_ok=True)
+    expected = model()
+    split = jax.tree.map(lambda x, place: jax.make_array_from_callback(
+        x.shape, place, lambda index: np.asarray(x)[index]
+    ), expected, parallel.tree_shardings(expected, mesh))  # fmt: skip
+    export.write_tensors(export.export_tensors(split, TABLE), path)
+    parallel.wait_for_all("written")
+    read: list[int] = []
+    given = reading.Reader.read_into
+    reading.Reader.read_into = lambda self, rows, *at: (
+        read.append(rows.nbytes) or given(self, rows, *at)
+    )
+    empty = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), expected)
+    found = weights.fill(empty, weights.open_tensors(path), TABLE, dtype=np.float32, mesh=mesh)
+    reading.Reader.read_into = given
+    for name, leaf in expected.items():
+        assert found[name].sharding == parallel.sharding(name, leaf.shape, mesh)
+        np.testing.assert_array_equal(parallel.gather(found[name]), np.asarray(leaf))
+    whole = sum(leaf.nbytes for leaf in expected.values())
+    assert sum(read) < 0.55 * whole, (sum(read), whole)
+
+
+def check_converted(path: Path, mesh: Mesh) -> None:
+    """Of what was written in the chunks of the mesh each process reads its half."""
+    expected = model(times=20)
+    place = parallel.tree_shardings(expected, mesh)
+    target = jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), expected, place
+    )
+    before = bytes_read()
+    found = checkpoint.load(path, target)
+    read = bytes_read() - before
+    for name, leaf in expected.items():
+        np.testing.assert_array_equal(parallel.gather(found[name]), np.asarray(leaf))
+    whole = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    assert 0.4 * whole < read < 0.6 * whole, (read, whole)
+
+
+def bytes_read() -> int:
+    """Count what TensorStore, of which Orbax is made, has read of files."""
+    name = "/tensorstore/kvstore/file/bytes_read"
+    (metric,) = tensorstore.experimental_collect_matching_metrics(name)
+    return sum(value["value"] for value in metric["values"])
 
 
 if __name__ == "__main__":

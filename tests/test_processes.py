@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 from compiler import LEAST_EFFORT
 
+sys.path.insert(0, str(Path(__file__).parent / "models"))
+from leaf_forms import model
+
+from manu_jax import checkpoint, parallel
 from manu_jax.arrays import read_arrays
 from manu_jax.edits import masks
 
@@ -49,9 +53,9 @@ def start(command, output, devices, **variables):
         )
 
 
-def finish(processes, outputs):
+def finish(processes, outputs, seconds=SECONDS):
     """Wait until all have ended well; where one has not, end the others and show its output."""
-    end = time.monotonic() + SECONDS
+    end = time.monotonic() + seconds
     while None in (codes := [process.poll() for process in processes]):
         if any(codes) or time.monotonic() > end:
             time.sleep(2)
@@ -64,13 +68,18 @@ def finish(processes, outputs):
 
 def start_both(folder, *command):
     """Start a command as two processes that know of each other."""
+    return start_all(2, folder, *command)
+
+
+def start_all(count, folder, *command):
+    """Start a command as some processes that know of each other, with eight devices in all."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    outputs = [folder / f"process{number}.log" for number in range(2)]
+    variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
+    outputs = [folder / f"process{number}.log" for number in range(count)]
     processes = [
-        start(command, output, 4, **variables, JAX_PROCESS_ID=str(number))
+        start(command, output, 8 // count, **variables, JAX_PROCESS_ID=str(number))
         for number, output in enumerate(outputs)
     ]
     return processes, outputs
@@ -97,6 +106,9 @@ def folders(tmp_path_factory):
 
 
 def test_batches_decisions_and_errors_are_the_same_on_all_processes(tmp_path):
+    mesh = parallel.make_mesh(1, 1, 8)
+    leaves = model(mesh, times=20)
+    checkpoint.save(tmp_path / "converted", leaves)
     logs = both(tmp_path, WORKER, tmp_path)
     assert all("as expected" in log for log in logs)
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from manu_jax import parallel
+from manu_jax import faults, parallel
 from manu_jax.data.batches import Batches
 from manu_jax.models.loaded import Loaded
 from manu_jax.progress import Progress
@@ -66,6 +66,7 @@ def run_batched(
                 indices, outputs = waiting
                 yield indices, _first_rows(parallel.gather(outputs), len(indices))
                 progress.advance(len(indices))
+            faults.stop_if_due()
             waiting = started
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from manu_jax import parallel
+from manu_jax import faults, parallel
 from manu_jax.config import MethodSettings, StatisticsMethod
 from manu_jax.data.batches import Batches, encode_all
 from manu_jax.data.forms import forms
@@ -142,8 +142,10 @@ def collect(
                 total = zero(loaded, batch, capture_step)
             total = add_batch(total, loaded.model, batch, gates=gates, capture_step=capture_step)
             progress.advance()
-            if path is not None and (index + 1) % save_every == 0:
+            is_due = faults.stop_is_due()
+            if path is not None and (is_due or (index + 1) % save_every == 0):
                 files.save(_partial(path), total, {**made_from, "num_batches": index + 1})
+            faults.stop_if_due()
     assert total is not None
     total = parallel.gather(total)
     check_statistics(total, f"statistics of {len(samples):,} samples, {modality} form")

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from manu_jax import parallel
+from manu_jax import faults, parallel
 from manu_jax.config import UnlearnSection
 from manu_jax.data.forms import forms
 from manu_jax.data.record import Fact
@@ -129,8 +129,10 @@ def fisher_sums(
                 total, weights, batch, settings=settings, mesh=loaded.mesh, by_example=by_example
             )
             progress.advance()
-            if (step + 1) % section.checkpoint_every == 0 and step + 1 < len(batches):
+            is_due = faults.stop_is_due()
+            if (is_due or (step + 1) % section.checkpoint_every == 0) and step + 1 < len(batches):
                 save_step(directory, step + 1, total)
+                faults.stop_if_due()
     return total, float(len(samples) if by_example else len(batches))
 
 

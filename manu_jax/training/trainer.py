@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from manu_jax import parallel
+from manu_jax import faults, parallel
 from manu_jax.config import OptimizerSection, TrainSection, UnlearnSection
 from manu_jax.data.batches import Batches, encode_all
 from manu_jax.edits.edit import Edit
@@ -205,9 +205,11 @@ def train_loop(
             if ends is not None and ends(step + 1, state.weights):
                 num_steps = step + 1
                 break
-            if (step + 1) % section.checkpoint_every == 0 and step + 1 < num_steps:
+            is_due = faults.stop_is_due()
+            if (is_due or (step + 1) % section.checkpoint_every == 0) and step + 1 < num_steps:
                 _checked(loss, step, section, where=where)
                 save_step(directory, step + 1, state)
+                faults.stop_if_due()
         if loss is not None:
             final = _checked(loss, num_steps - 1, section, where=where)
             progress.advance(note=f"loss {final:.4f}")

@@ -12,9 +12,8 @@ from parity import forward
 
 from manu_jax import leaves as leaf_names
 from manu_jax import parallel
-from manu_jax.leaves import num_parameters
 from manu_jax.models import loaded as loading
-from manu_jax.models.hf import weights
+from manu_jax.models.hf import filling, reading, weights
 from manu_jax.types import Capture
 
 MESHES = [(8, 1, 1), (2, 2, 2), (1, 2, 4)]
@@ -77,33 +76,27 @@ def test_weights_lie_as_the_table_of_shardings_says(folder):
         assert leaf.addressable_shards[0].data.size == leaf.size // 8
 
 
-def test_each_device_reads_only_what_it_holds(folder, monkeypatch):
-    read: dict[str, set] = {}
-    numbers = []
-    original = weights._Reader.read
+def test_each_byte_is_read_once_in_whole_rows(folder, monkeypatch):
+    read: dict[str, list] = {}
+    original = reading.Reader.read_into
 
-    def record(self, tensor, index):
-        array = original(self, tensor, index)
-        bounds = tuple((piece.start, piece.stop) for piece in index)
-        read.setdefault(tensor.stored_name, set()).add(bounds)
-        numbers.append(array.size)
-        return array
+    def record(self, rows, tensor, start):
+        read.setdefault(tensor.stored_name, []).append((start, start + len(rows)))
+        original(self, rows, tensor, start)
 
-    monkeypatch.setattr(weights._Reader, "read", record)
-    mesh = parallel.make_mesh(1, 2, 4)
-    loaded = loading.load(folder, mesh=mesh)
+    monkeypatch.setattr(reading.Reader, "read_into", record)
+    monkeypatch.setattr(filling, "PIECE_BYTES", 1000)  # ten rows of the decoder's up projection
+    loaded = loading.load(folder, mesh=parallel.make_mesh(1, 2, 4))
     sizes = loaded.config.text
     assert (sizes.num_neurons, sizes.width) == (40, 24)
-    assert read["language_model.model.layers.0.mlp.up_proj.weight"] == {
-        ((first, first + 10), (second, second + 12))
-        for first in (0, 10, 20, 30)
-        for second in (0, 12)
-    }
-    # Eight devices of one process: together they read every number once, and none twice.
-    assert sum(numbers) == num_parameters(loaded.model)
-    # One device's share of the file, as a process with one device would read it.
-    held = sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(loaded.model))
-    assert held < num_parameters(loaded.model) / 3
+    up = "language_model.model.layers.0.mlp.up_proj.weight"
+    assert sorted(read[up]) == [(0, 10), (10, 20), (20, 30), (30, 40)]
+    tensors = weights.open_tensors(folder)
+    for name, ranges in read.items():
+        ends = [0, *(end for _, end in sorted(ranges))]
+        assert [start for start, _ in sorted(ranges)] == ends[:-1], name
+        assert ends[-1] == tensors[name].num_rows
+    assert read.keys() == tensors.keys()
 
 
 def weight_sizes(loaded):

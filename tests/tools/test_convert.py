@@ -8,12 +8,15 @@ import check
 import from_hf
 import jax
 import numpy as np
+import pytest
 import to_hf
+from orbax.checkpoint import v1
 from safetensors.numpy import load_file, save_file
 
+from manu_jax.leaves import leaves
 from manu_jax.models import loaded as loading
 from manu_jax.models import stored
-from manu_jax.parallel import make_mesh
+from manu_jax.parallel import make_mesh, sharding
 
 
 def test_there_and_back_gives_the_same_bytes(source, tmp_path, capsys):
@@ -42,6 +45,36 @@ def test_a_converted_folder_loads_onto_a_mesh(source, tmp_path):
     for a, b in zip(jax.tree.leaves(fast), jax.tree.leaves(slow), strict=True):
         assert a.sharding == b.sharding and a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_folder_is_written_in_the_chunks_of_its_mesh(source, tmp_path):
+    assert from_hf.main([str(source), str(tmp_path / "fast"), "--mesh", "fsdp=2,tensor=4"]) == 0
+    found = v1.metadata(str(tmp_path / "fast" / "checkpoint")).metadata
+    mesh = make_mesh(fsdp=2, tensor=4)
+    split = 0
+    for name, leaf in leaves(loading.load(source).model).items():
+        part = sharding(name, leaf.shape, mesh).shard_shape(leaf.shape)
+        chunk = found[name].storage_metadata.chunk_shape
+        is_matrix = name.rpartition("_")[2].startswith("L") and leaf.ndim > 2
+        assert chunk[0] == 1 or not is_matrix
+        # What several devices hold is cut further: they share the writing.
+        assert not any(held % size for held, size in zip(part, chunk, strict=True)), name
+        split += part != leaf.shape
+    assert split > 10
+    loaded = loading.load(tmp_path / "fast", mesh=make_mesh(tensor=2)).model
+    for a, b in zip(
+        jax.tree.leaves(loaded), jax.tree.leaves(loading.load(source).model), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_mesh_that_is_none_is_refused(source, tmp_path, capsys):
+    for text in ("16", "width=3", "fsdp=0", "fsdp"):
+        with pytest.raises(SystemExit):
+            from_hf.main([str(source), str(tmp_path / "new"), "--mesh", text])
+        assert "expected data=, fsdp= or tensor=" in capsys.readouterr().err
+    assert from_hf.main([str(source), str(tmp_path / "new"), "--mesh", "fsdp=16"]) == 1
+    assert "needs 16 devices, there are 8" in capsys.readouterr().err
 
 
 def test_an_existing_target_and_a_missing_source_are_refused(source, tmp_path, capsys):

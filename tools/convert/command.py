@@ -26,28 +26,48 @@ def run(action: Callable[[], int]) -> int:
 
 
 def run_conversion(
-    convert: Callable[[Path, Path, str | None], None],
+    convert: Callable[..., None],
     arguments: Sequence[str] | None,
     *,
     description: str,
     source: str,
+    has_mesh: bool = False,
 ) -> int:
     """Run `convert(source, target, dtype)` with what the command line names; return the status.
 
-    source: what SRC has to be, in words. The target has to be new.
+    source: what SRC has to be, in words. The target has to be new. has_mesh: whether the command
+    takes a mesh, which `convert` then gets as a fourth argument: {axis: size}.
     """
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("source", type=Path, metavar="SRC", help=source)
     parser.add_argument("target", type=Path, metavar="DST", help="the folder to make")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as in SRC)")
+    if has_mesh:
+        parser.add_argument(
+            "--mesh", default={}, type=_sizes, metavar="fsdp=16,tensor=1",
+            help="the mesh that will read DST, which is written in its chunks",
+        )  # fmt: skip
     options = parser.parse_args(arguments)
 
     def action() -> int:
         source, target = expand_path(options.source), expand_path(options.target)
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise ManuError(f"{target}: exists already; give a new folder.")
-        convert(source, target, options.dtype)
+        convert(source, target, options.dtype, *([options.mesh] if has_mesh else ()))
         print(f"{target}: written")
         return 0
 
     return run(action)
+
+
+def _sizes(text: str) -> dict[str, int]:
+    """Return {axis: size} of "fsdp=16,tensor=1"; of `data` weights know nothing."""
+    found = {}
+    for part in text.split(","):
+        axis, _, size = part.partition("=")
+        if axis not in ("data", "fsdp", "tensor") or not size.isdecimal() or int(size) < 1:
+            raise argparse.ArgumentTypeError(
+                f"{part!r}: expected data=, fsdp= or tensor= and how many devices that is"
+            )
+        found[axis] = int(size)
+    return {axis: size for axis, size in found.items() if axis != "data"}

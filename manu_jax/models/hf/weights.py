@@ -1,11 +1,12 @@
 """Safetensors to sharded leaves.
 
-A leaf is filled by `jax.make_array_from_callback`: each device reads from the files only the slice
-that it holds. Every tensor on disk is used exactly once and every leaf is filled, or one error
-lists all that is missing, left over and misshaped.
+filling.py fills a leaf: each host reads what its devices hold, or its part of what all exchange.
+Every tensor on disk is used exactly once and every leaf is filled, or one error lists all that is
+missing, left over and misshaped.
 """
 
 import dataclasses
+import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -13,18 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 
 from manu_jax import parallel
 from manu_jax.leaves import path_name
 from manu_jax.models.hf.files import weight_files
+from manu_jax.models.hf.filling import Filling
+from manu_jax.models.hf.reading import DTYPES, Reader, Tensor
 from manu_jax.models.hf.tables import Entry
 from manu_jax.types import ManuError, raise_faults
 
 logger = logging.getLogger(__name__)
-
-DTYPES = {"F32": np.dtype("float32"), "F16": np.dtype("float16"), "BF16": ml_dtypes.bfloat16}
 
 # What wrappers put before every name: DataParallel, torch.compile, FSDP, PEFT.
 WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "base_model.model.")
@@ -39,16 +39,6 @@ CAUSES = {
     "base_model.model.": "they are a PEFT model's: write the model after merge_and_unload()",
 }
 VALUES_COMPARED = 2**24  # at a time, so that a large embedding needs no second copy
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-    """A tensor on disk: where it is and what its header says."""
-
-    file: Path
-    stored_name: str
-    shape: tuple[int, ...]
-    dtype: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,12 +89,14 @@ def open_tensors(path: Path) -> dict[str, Tensor]:
     faults = []
     for file in weight_files(path):
         try:
-            with safe_open(file, "numpy") as opened:
+            with safe_open(file, "numpy") as opened:  # which checks the file
+                begins = _begins(file)
                 for name in opened.keys():
                     piece = opened.get_slice(name)
                     if name in found:
                         faults.append(f"{name} stands in {found[name].file.name} and {file.name}")
-                    found[name] = Tensor(file, name, tuple(piece.get_shape()), piece.get_dtype())
+                    shape = tuple(piece.get_shape())
+                    found[name] = Tensor(file, name, shape, piece.get_dtype(), begins[name])
         except (SafetensorError, OSError) as error:
             faults.append(f"{file.name} is damaged or cut short ({error})")
     raise_faults(faults, f"{path}: its weights can't be read. Download the files again.")
@@ -150,7 +142,7 @@ def without_repeats(tensors: Mapping[str, Tensor], tied: Mapping[str, str]) -> d
     Raises ManuError where a repeat holds other numbers, whatever dtype they are stored in.
     """
     kept = dict(tensors)
-    with _Reader() as reader:
+    with Reader() as reader:
         for repeat, other in tied.items():
             if repeat not in kept:
                 continue
@@ -211,16 +203,16 @@ def fill(
     Raises ManuError that lists all tensors with NaN or infinite numbers.
     """
     entries = {entry.path: entry for entry in table}
-    bad: set[str] = set()
-    with _Reader() as reader:
+    with Reader() as reader:
 
-        def leaf(path, shape):
-            name = path_name(path)
-            return _read_leaf(
-                entries[name], shape.shape, tensors, reader, dtype=dtype, mesh=mesh, bad=bad
-            )
+        def leaf(path, empty):
+            name, shape = path_name(path), empty.shape
+            place = None if mesh is None else parallel.sharding(name, shape, mesh)
+            own = [tensors[tensor] for tensor in entries[name].names(shape)]
+            return Filling(entries[name], shape, own, np.dtype(dtype), place).read(reader)
 
         filled = jax.tree_util.tree_map_with_path(leaf, model)
+        bad = reader.bad
     if bad:
         raise ManuError(
             "weights with NaN or infinite numbers:\n"
@@ -242,110 +234,32 @@ def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return kept
 
 
-def _equal_values(one: Tensor, two: Tensor, reader: "_Reader") -> bool:
+def _begins(file: Path) -> dict[str, int]:
+    """Return {name: first byte} of the tensors in a safetensors file: after its header."""
+    with open(file, "rb") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(size))
+    return {
+        name: 8 + size + entry["data_offsets"][0]
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
+def _equal_values(one: Tensor, two: Tensor, reader: Reader) -> bool:
     """Whether two tensors hold the same numbers; those of all known dtypes fit in float32."""
     if one.shape != two.shape:
         return False
-    step = max(VALUES_COMPARED // max(math.prod(one.shape[1:]), 1), 1)
-    rows = one.shape[0] if one.shape else 1
-    for start in range(0, rows, step):
-        index = (slice(start, min(start + step, rows)),) if one.shape else ()
-        a, b = (reader.read(x, index).astype(np.float32) for x in (one, two))
+    step = max(VALUES_COMPARED // max(math.prod(one.row_shape), 1), 1)
+    for start in range(0, one.num_rows, step):
+        stop = min(start + step, one.num_rows)
+        a, b = (reader.rows(x, start, stop).astype(np.float32) for x in (one, two))
         if not np.array_equal(a, b, equal_nan=True):
             return False
     return True
 
 
-class _Reader:
-    """Files opened once; reads the slices of tensors."""
-
-    def __init__(self):
-        self._opened: dict[Path, Any] = {}
-
-    def __enter__(self) -> "_Reader":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for opened in self._opened.values():
-            opened.__exit__(None, None, None)
-
-    def read(self, tensor: Tensor, index: tuple[slice, ...]) -> np.ndarray:
-        from safetensors import safe_open
-
-        if tensor.file not in self._opened:
-            self._opened[tensor.file] = safe_open(tensor.file, "numpy").__enter__()
-        opened = self._opened[tensor.file]
-        return opened.get_slice(tensor.stored_name)[index]
-
-
-def _read_leaf(
-    entry: Entry,
-    shape: tuple[int, ...],
-    tensors: Mapping[str, Tensor],
-    reader: _Reader,
-    *,
-    dtype: Any,
-    mesh: jax.sharding.Mesh | None,
-    bad: set[str],
-) -> jax.Array:
-    names = entry.names(shape)
-    done: dict[Any, np.ndarray] = {}
-
-    def read(index: Any) -> np.ndarray:
-        bounds = tuple(piece.indices(size)[:2] for piece, size in zip(index, shape, strict=True))
-        if bounds not in done:
-            layers, own = (bounds[0], bounds[1:]) if entry.is_stacked else ((0, 1), bounds)
-            pieces = []
-            for name in names[slice(*layers)]:
-                stored = reader.read(tensors[name], _stored_index(entry, shape, own))
-                if not _is_finite(stored):
-                    bad.add(tensors[name].stored_name)
-                pieces.append(_from_stored(stored, entry, own).astype(dtype, copy=False))
-            done[bounds] = np.stack(pieces) if entry.is_stacked else pieces[0]
-        return done[bounds]
-
-    if mesh is None:
-        return jax.device_put(read((slice(None),) * len(shape)))
-    return jax.make_array_from_callback(shape, parallel.sharding(entry.path, shape, mesh), read)
-
-
-def _sizes(entry: Entry, shape: tuple[int, ...]) -> dict[str, int]:
-    own = shape[1:] if entry.is_stacked else shape
-    return dict(zip(entry.letters, own, strict=True))
-
-
 def _stored_shape(entry: Entry, shape: tuple[int, ...]) -> tuple[int, ...]:
-    sizes = _sizes(entry, shape)
+    own = shape[1:] if entry.is_stacked else shape
+    sizes = dict(zip(entry.letters, own, strict=True))
     return tuple(math.prod(sizes[letter] for letter in group) for group in entry.groups)
-
-
-def _stored_index(
-    entry: Entry, shape: tuple[int, ...], own: Sequence[tuple[int, int]]
-) -> tuple[slice, ...]:
-    """Return which part of the tensor on disk holds the part `own` of the leaf.
-
-    Of letters that share a dimension only the first may be cut.
-    """
-    sizes, bounds = _sizes(entry, shape), dict(zip(entry.letters, own, strict=True))
-    index = []
-    for first, *rest in entry.groups:
-        if any(bounds[letter] != (0, sizes[letter]) for letter in rest):
-            raise ValueError(f"{entry.path}: cut along {rest}, which is inside a joint dimension")
-        step = math.prod(sizes[letter] for letter in rest)
-        index.append(slice(bounds[first][0] * step, bounds[first][1] * step))
-    return tuple(index)
-
-
-def _from_stored(stored: np.ndarray, entry: Entry, own: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Return a piece as the leaf has it: joint dimensions split, axes in the leaf's order."""
-    sizes = {letter: end - start for letter, (start, end) in zip(entry.letters, own, strict=True)}
-    order = "".join(entry.groups)
-    split = stored.reshape([sizes[letter] for letter in order])
-    return split.transpose([order.index(letter) for letter in entry.letters])
-
-
-def _is_finite(array: np.ndarray) -> bool:
-    if array.dtype == ml_dtypes.bfloat16:
-        # All eight exponent bits set: infinity or NaN. NumPy has no fast isfinite for this dtype.
-        return not np.any((array.view(np.uint16) & np.uint16(0x7F80)) == 0x7F80)
-    return bool(np.isfinite(array).all())
