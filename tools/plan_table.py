@@ -43,7 +43,7 @@ ASSUMED = Assumed(tokens=768, samples=1000)
 # Column → (name of the step, whether the mesh is all tensor and not all fsdp)
 STEPS = {
     "statistics": ("paper: statistics, image form", False),
-    "export": ("export: the largest leaf, gathered", False),
+    "export": ("export: a piece of the largest tensor, gathered", False),
     "answers": ("answers, image form", True),
     "attribution": ("gradient: attribution, image form", False),
     "training": ("full: gradient, image form", False),

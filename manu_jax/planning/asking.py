@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
 
 from manu_jax import fingerprint
 from manu_jax.config.base import Remat
 from manu_jax.evaluation import distance, generate, likelihood
 from manu_jax.evaluation.batched import MAX_BUCKETS, MULTIPLE
+from manu_jax.models.hf import export
 from manu_jax.models.inputs.vision_inputs import collate_vision_inputs
-from manu_jax.planning.shapes import Work, another, bytes_held, filled, work_of
+from manu_jax.planning.shapes import Work, another, filled, work_of
 from manu_jax.planning.step import WEIGHTS, Item, Step
 from manu_jax.planning.world import Samples, World
 from manu_jax.training import features
@@ -45,10 +46,10 @@ def asking_items(world: World) -> Iterator[Item]:
 
 
 def writing_items(world: World) -> Iterator[Item]:
-    """Yield what reads a whole model for the disk: its fingerprint, and the gathering of a leaf."""
+    """Yield what reads a whole model for the disk: its fingerprint, and a piece, gathered."""
     yield Item("fingerprint", "scores", _fingerprint)
     if world.place.mesh is not None:
-        yield Item("export: the largest leaf, gathered", "unlearn", _gathered)
+        yield Item("export: a piece of the largest tensor, gathered", "unlearn", _gathered)
 
 
 def _beside(world: World) -> dict[str, Any]:
@@ -173,19 +174,25 @@ def _fingerprint(world: World, size: int | None, remat: Remat | None) -> Step:
 
 
 def _gathered(world: World, size: int | None, remat: Remat | None) -> Step:
-    """Return what `parallel.gather` does with a leaf on the devices of several processes."""
-    largest = max(jax.tree.leaves(world.model), key=lambda leaf: leaf.size)
-    whole = NamedSharding(world.place.mesh, PartitionSpec())
-    number = bytes_held(world.place.whole(world.model)) / bytes_held(world.place.whole(largest))
+    """Return what an export does with a piece of the largest tensor that the devices share."""
+    loaded = world.loaded
+    tensors = export.export_tensors(loaded.model, loaded.family.weight_table(loaded.config))
+    split = [one for one in tensors if not one.leaf.sharding.is_fully_replicated]
+    largest = max(split or tensors, key=lambda tensor: tensor.nbytes)
+    step, num_strips = largest.step_and_strips()
+    number = jax.ShapeDtypeStruct((), np.int32)
+    pieces = sum(tensor.nbytes for tensor in tensors) / export.PIECE_BYTES
+    others = [leaf for leaf in jax.tree.leaves(loaded.model) if leaf is not largest.leaf]
     return Step(
-        jax.jit(_same, out_shardings=whole),
-        (largest,),
-        {},
-        number,
-        parts={WEIGHTS: largest},
-        resident={WEIGHTS: [leaf for leaf in jax.tree.leaves(world.model) if leaf is not largest]},
+        export.gather_piece,
+        (largest.leaf, number, number),
+        {
+            "entry": largest.entry,
+            "num_strips": num_strips,
+            "step": step,
+            "split": largest.leaf.sharding,
+        },
+        max(pieces, 1.0),
+        parts={WEIGHTS: largest.leaf},
+        resident={WEIGHTS: others},
     )
-
-
-def _same(leaf: jax.Array) -> jax.Array:
-    return leaf
