@@ -159,9 +159,7 @@ class TracebackStopsAll(contextlib.AbstractContextManager):
             _watch.tell(line, f"{kind.__name__}: {error}", STATUS)
 
 
-def watch(
-    store: Any, number: int, count: int, is_time_to_stop: Callable[[int], bool] = lambda _: False
-) -> None:
+def watch(store: Any, number: int, count: int, *, is_time_to_stop: Callable[[int], bool]) -> None:
     """Begin to look for faults of the other processes, as process `number` of `count`."""
     global _watch
     if _watch is None and count > 1:

@@ -229,7 +229,7 @@ def join() -> None:
             state.client,
             state.process_id,
             state.num_processes,
-            multihost_utils.reached_preemption_sync_point,
+            is_time_to_stop=multihost_utils.reached_preemption_sync_point,
         )
     except (ValueError, RuntimeError) as error:
         raise ManuError(

@@ -86,7 +86,7 @@ def test_a_run_of_all_kinds_of_methods_gives_the_rows_of_one_process(folders, co
 def learned_differ_by_ties(folders, count):
     """Whether other gates were closed; that may only be for scores that differ by rounding.
 
-    After two steps of Adam all gates have moved about as far, so one of a dozen is the highest.
+    The first step of Adam moves all gates by the same 0.05, so which is highest is rounding.
     """
     one, many = (folders / str(number) / "methods/learned" for number in (1, count))
     (mask, _), (other, _) = (masks.load(folder / "mask.safetensors") for folder in (one, many))

@@ -16,7 +16,7 @@ model:
   vision: {image_size: 28, patch_size: 14, width: 16, num_layers: 2, num_heads: 2, num_neurons: 16}
   text: {width: 16, num_layers: 1, num_heads: 2, num_key_heads: 2, num_neurons: 32, context: 512}
 train:
-  {steps: 400, base_steps: 1, batch_size: 8, memory_gate: 0, checkpoint_every: 100,
+  {steps: 60, base_steps: 1, batch_size: 8, memory_gate: 0, checkpoint_every: 20,
    retrained: false}
 method: {preset: gradient, rounds: 1, fade: null, keep_per_forget: null, alpha: 0.2}
 evaluate: {new_tokens: 2, max_people: 2, resamples: 50, tasks: [generation], sets: [forget]}
@@ -68,6 +68,7 @@ def test_sigterm_to_one_process_saves_and_stops_all_and_the_rest_follows(tmp_pat
     processes, outputs = command(tmp_path, "run", count)
     try:
         wait_for_steps(tmp_path, "run", processes)
+        time.sleep(0.3)  # a step or two, so that it saves where it would not have
         processes[-1].send_signal(signal.SIGTERM)
         codes = [process.wait(60) for process in processes]
     finally:
@@ -77,7 +78,7 @@ def test_sigterm_to_one_process_saves_and_stops_all_and_the_rest_follows(tmp_pat
     assert codes == [STOPPED] * count, logs
     assert [line for line in logs[0].splitlines() if "stopped" in line] == [SENTENCE], logs
     assert not any("Traceback" in log for log in logs)
-    assert any(step % 100 for step in steps(tmp_path, "run"))  # saved where it was
+    assert any(step % 20 for step in steps(tmp_path, "run"))  # saved where it was
     finish(*command(tmp_path, "run", count))
     for here, there in zip(whole, rows(tmp_path, "run"), strict=True):
         for key, value in here.items():
@@ -102,6 +103,10 @@ def test_a_process_that_is_killed_ends_the_other_within_seconds(tmp_path, which)
     log = outputs[1 - which].read_text()
     assert code not in (0, None) and seconds < KILLED_SECONDS, (seconds, code, log)
     told = [line for line in log.splitlines() if line.startswith("error: ")]
-    assert told == [f"error: process {which} is gone, and so all stop. {AGAIN}"], log
+    if which == 0:  # it holds the keys, so that JAX itself ends the others, in its own words
+        assert "Either the leader task was preempted/died" in log and not told, log
+    else:
+        assert told == [f"error: process {which} is gone, and so all stop. {AGAIN}"], log
+        assert "Traceback" not in log
     finish(*command(tmp_path, "run", 2))
     assert rows(tmp_path, "run")
