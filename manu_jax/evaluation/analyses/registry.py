@@ -23,8 +23,8 @@ ANALYSES: dict[str, Analysis] = {
     "differences": differences.ANALYSIS,
     "distances": distances.ANALYSIS,
     "ability": ability.ANALYSIS,
-    "audit": audit.ANALYSIS,
-    "strangers": strangers.ANALYSIS,
     "single_neurons": neurons.ANALYSIS,
     "calibration": calibration.ANALYSIS,
+    "audit": audit.ANALYSIS,
+    "strangers": strangers.ANALYSIS,
 }
