@@ -94,6 +94,7 @@ def evaluated_run(tmp_path, monkeypatch):
                 "method": "random",
                 "evaluate": {"tasks": ["generation"], "kl": False, "ability": False},
                 "audit": "none",
+                "neurons": {"methods": []},
             }
         )
         models = {
