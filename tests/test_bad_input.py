@@ -7,7 +7,6 @@ import shutil
 
 import numpy as np
 import pytest
-import safetensors
 import safetensors.numpy
 import tiny_llava
 from pyarrow import Table, parquet
@@ -15,6 +14,7 @@ from pyarrow import Table, parquet
 from manu_jax import checkpoint, run, stages
 from manu_jax.data import synthetic
 from manu_jax.importance.methods import load_scores, save_scores
+from manu_jax.models.hf import export
 from manu_jax.models.loaded import save_pretrained
 
 CONFIG = """
@@ -335,11 +335,11 @@ def test_no_room_for_a_file_is_said_and_nothing_stands(case, monkeypatch):
 def test_no_room_for_weights_is_said_and_nothing_stands(case, monkeypatch):
     case.passes("--only", "scores,masks")
 
-    def full(tensors, path, metadata):
-        path.write_bytes(b"half")
-        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+    def full(tensors, file):
+        file.write(b"half")
+        raise FULL
 
-    monkeypatch.setattr(safetensors.numpy, "save_file", full)
+    monkeypatch.setattr(export, "_write_shard", full)
     assert "unlearned: the disk is full. Free some space" in case.error("--only", "unlearn")
     assert not (case.output / "unlearned").exists()
 

@@ -25,13 +25,8 @@ ANALYSES: dict[str, Analysis] = {
     "differences": differences.ANALYSIS,
     "distances": distances.ANALYSIS,
     "ability": ability.ANALYSIS,
-<<<<<<< HEAD
     "published": published.ANALYSIS,
     "judged": judged.ANALYSIS,
-    "audit": audit.ANALYSIS,
-    "strangers": strangers.ANALYSIS,
-=======
->>>>>>> h-n
     "single_neurons": neurons.ANALYSIS,
     "calibration": calibration.ANALYSIS,
     "audit": audit.ANALYSIS,
