@@ -67,6 +67,7 @@ def folders(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.pods
 @pytest.mark.parametrize("count", [2, 4])
 def test_a_run_of_all_kinds_of_methods_gives_the_rows_of_one_process(folders, count):
     one, many = (
@@ -100,6 +101,7 @@ def learned_differ_by_ties(folders, count):
 
 
 @pytest.mark.slow
+@pytest.mark.pods
 @pytest.mark.parametrize("count", [2, 4])
 def test_all_analyses_have_as_many_rows_as_on_one_process(folders, count):
     one, many = (
@@ -113,6 +115,7 @@ def test_all_analyses_have_as_many_rows_as_on_one_process(folders, count):
 
 
 @pytest.mark.slow
+@pytest.mark.pods
 @pytest.mark.parametrize("count", [2, 4])
 def test_the_same_files_are_left(folders, count):
     one, many = (

@@ -63,6 +63,7 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.pods
 @pytest.mark.parametrize("count", [1, 2])
 def test_sigterm_to_one_process_saves_and_stops_all_and_the_rest_follows(tmp_path, whole, count):
     processes, outputs = command(tmp_path, "run", count)
@@ -88,6 +89,7 @@ def test_sigterm_to_one_process_saves_and_stops_all_and_the_rest_follows(tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.pods
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_process_that_is_killed_ends_the_other_within_seconds(tmp_path, which):
     processes, outputs = command(tmp_path, "run", 2)

@@ -22,6 +22,7 @@ model: {path: %s}
 method: %s
 evaluate: {tasks: [likelihood], sets: [forget, retain], resamples: 20, kl: false, batch_size: 8}
 audit: none
+neurons: {methods: []}
 """
 MASK = "{preset: paper, alpha: 0.1}"
 # Trained for a step: new weights of the MLPs, and a model as a whole.

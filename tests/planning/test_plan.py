@@ -204,6 +204,7 @@ def test_a_longer_sample_than_the_context_is_refused(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.pods
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="the TPU compiler is not installed: pip install 'manu_jax[plan]', on Linux alone",

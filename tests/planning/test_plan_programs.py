@@ -160,6 +160,7 @@ def without_compiling(weights, data, *, settings, mesh, **_):
 
 
 @pytest.mark.slow
+@pytest.mark.pods
 def test_erase_is_the_runs(loaded, text_of, facts, monkeypatch, tmp_path):
     section = next(one for one in CONFIG.unlearn if one.name == "erase")
     monkeypatch.setattr(strangers_target, "_mean_target", any_target)

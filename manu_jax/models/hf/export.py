@@ -68,7 +68,7 @@ class ExportTensor:
         """Return how many rows of each strip make a piece, and how many strips there are."""
         order, place = "".join(self.entry.groups), self.leaf.sharding
         num_strips = 1
-        if order and len(place.device_set) > 1:
+        if order and place.num_devices > 1:
             axis = self.entry.letters.index(order[0]) + self.entry.is_stacked
             num_strips = self._num_rows // place.shard_shape(self.leaf.shape)[axis]
         length, row_bytes = self._num_rows // num_strips, self.nbytes // self._num_rows
@@ -107,7 +107,7 @@ class ExportTensor:
         many rows of every strip, so that no device has to give more than it has to take. The next
         piece is gathered while one is written.
         """
-        split = self.leaf.sharding if len(self.leaf.sharding.device_set) > 1 else None
+        split = self.leaf.sharding if self.leaf.sharding.num_devices > 1 else None
         step, num_strips = self.step_and_strips()
         num_rows = self._num_rows
         row_bytes, length = self.nbytes // num_rows, num_rows // num_strips
