@@ -230,6 +230,7 @@ audit: none
 
 
 @pytest.mark.slow
+@pytest.mark.benchmarks
 @pytest.mark.parametrize(("name", "share"), [("clear", 10), ("umu", 5)])
 def test_a_run_is_about_the_benchmark(loaded, tmp_path, name, share):
     write(name, tmp_path / "data")
