@@ -15,7 +15,8 @@ from manu_jax.evaluation import batched
 from manu_jax.models.loaded import save_pretrained
 from manu_jax.report.results import load_results
 
-pytestmark = pytest.mark.slow  # a whole run, and many programs to compile
+# A whole run, and many programs to compile
+pytestmark = [pytest.mark.slow, pytest.mark.benchmarks]
 
 CONFIG = """
 cache: null

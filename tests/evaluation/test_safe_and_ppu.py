@@ -167,6 +167,7 @@ def shipped(name, **steps):
 
 
 @pytest.mark.slow
+@pytest.mark.benchmarks
 def test_the_config_of_safeeraser_trains_the_four_published_losses(tmp_path, model):
     data = safeeraser_folder.write(tmp_path / "data")
     values = [f"data.path={data}", *TINY, *shipped("safeeraser", steps=1, batch_size=2)]
@@ -178,6 +179,7 @@ def test_the_config_of_safeeraser_trains_the_four_published_losses(tmp_path, mod
 
 
 @pytest.mark.slow
+@pytest.mark.benchmarks
 def test_the_config_of_ppu_runs_on_a_model_as_it_is(tmp_path, model):
     data = ppu_folder.write(tmp_path / "data")
     values = [f"data.path={data}", f"data.train_path={data / 'split'}", *TINY]
