@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from manu_jax.data.probes import AnswerTokens, ProbeMetric, ProbeRecord, ProbeResponse
+from manu_jax.data.probes import OVERLAP, AnswerTokens, ProbeMetric, ProbeRecord, ProbeResponse
 
 SMALLEST = 1e-10  # that open-unlearning adds to what it divides by
 LARGEST = 700.0  # nats; exp of more is no float
@@ -165,7 +165,7 @@ def open_unlearning(tasks: tuple[str, ...]) -> dict[str, ProbeMetric]:
             paper_truth_ratio, "truth ratio (TOFU’s paper)", "wrong / right", False, tasks
         ),
         "probability_of_right": ProbeMetric(
-            probability_of_right, "right of right and wrong", "0 to 1", True, tasks
+            probability_of_right, "right of right and wrong", OVERLAP, True, tasks
         ),
     }
 

@@ -35,8 +35,9 @@ from manu_jax.data.clear_people import (
     words_of,
 )
 from manu_jax.data.clear_protocol import Captioned, Photographed, Rows, listed, probes_of
+from manu_jax.data.prompts import refuse_shots
 from manu_jax.data.record import Benchmark, Question
-from manu_jax.data.tables import Row, TableReader
+from manu_jax.data.tables import Row, TableReader, columns_fault
 from manu_jax.folder import expand_path
 from manu_jax.types import ManuError, PromptTemplate
 
@@ -72,11 +73,7 @@ def question_prompt(
 
     ManuError for shots: there are none.
     """
-    if shots:
-        raise ManuError(
-            "evaluate.protocol: the benchmark clear has no few-shot prompts. Give zero_shot or "
-            "likelihood."
-        )
+    refuse_shots(shots, "the benchmark clear")
     asked = listed(question.question, question.options or {})
     return template.prompt(asked, question.modality)
 
@@ -200,16 +197,10 @@ class _Reader(TableReader):
         return authors
 
     def _rows(self, name: str, columns: Sequence[str]) -> Iterator[Row]:
-        def fault(found: set[str]) -> str | None:
-            lacking = [column for column in columns if column not in found]
-            if not lacking:
-                return None
-            return (
-                f"no column {', '.join(lacking)}; it has {', '.join(sorted(found))}. Give CLEAR's "
-                "folder as it is downloaded."
-            )
-
-        return self.numbered_rows(self.path / self.folders[name], fault)
+        return self.numbered_rows(
+            self.path / self.folders[name],
+            lambda found: columns_fault(found, columns, "CLEAR's folder"),
+        )
 
     def _text(self, row: Row, column: str) -> str:
         """Return the text of a cell; a fault where there is none."""

@@ -49,6 +49,8 @@ from manu_jax.data.answer_metrics import (
     values_of,
 )
 from manu_jax.data.probes import (
+    OVERLAP,
+    SHARE,
     Aggregate,
     Probe,
     ProbeMetric,
@@ -338,7 +340,6 @@ def _of_task(task: str) -> Callable[..., float | None]:
     return lambda records, retrained: published_truth_ratio(records, task)
 
 
-SHARE, OVERLAP = "% right", "0 to 1"
 METRICS = {
     "probability": ProbeMetric(_probability, "probability", OVERLAP, True, TASKS),
     "rougeL_recall": ProbeMetric(rouge_l_recall, "ROUGE-L recall", OVERLAP, True, TASKS),

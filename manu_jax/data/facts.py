@@ -105,11 +105,7 @@ def question_prompt(
 
     ManuError for shots: there are none.
     """
-    if shots:
-        raise ManuError(
-            "evaluate.protocol: the benchmark facts has no few-shot prompts. Give zero_shot or "
-            "likelihood."
-        )
+    prompts.refuse_shots(shots, "the benchmark facts")
     if question.task == "classification":
         return prompts.question_prompt(question, template)
     return template.prompt(question.question, question.modality)

@@ -27,6 +27,7 @@ from manu_jax.data.fiubench_protocol import Asked, probes_of
 from manu_jax.data.forms import has_form, question_and_answer
 from manu_jax.data.images import decode
 from manu_jax.data.probes import Probe
+from manu_jax.data.prompts import refuse_shots
 from manu_jax.data.record import Benchmark, Fact, Person, Question
 from manu_jax.data.tables import TableReader
 from manu_jax.folder import expand_path
@@ -57,10 +58,7 @@ def question_prompt(
     question: Question, template: PromptTemplate, shots: Sequence[Question] = ()
 ) -> str:
     """Return a question as it is, in the template's turns; ManuError for shots: there are none."""
-    if shots:
-        raise ManuError(
-            "evaluate.protocol: FIUBench has no few-shot prompts. Give zero_shot or likelihood."
-        )
+    refuse_shots(shots, "FIUBench")
     return template.prompt(question.question, question.modality)
 
 

@@ -17,6 +17,8 @@ import numpy as np
 
 from manu_jax.data import answer_metrics
 from manu_jax.data.probes import (
+    OVERLAP,
+    SHARE,
     Aggregate,
     AnswerTokens,
     Probe,
@@ -37,7 +39,6 @@ SYSTEM = (
 )
 # {share of the least likely tokens: its weight}
 SMALLEST = {0.1: 0.3, 0.2: 0.3, 0.3: 0.2, 0.4: 0.1, 0.5: 0.1}
-SHARE, OVERLAP = "% right", "0 to 1"
 
 
 @dataclasses.dataclass(frozen=True)

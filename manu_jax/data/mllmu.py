@@ -32,7 +32,7 @@ import numpy as np
 from manu_jax.data.biography import attribute_of, facts_of, name_of
 from manu_jax.data.cells import options_of, short, text_of, truths_of
 from manu_jax.data.record import Benchmark, Person, Question, Task
-from manu_jax.data.tables import Row, TableReader
+from manu_jax.data.tables import Row, TableReader, columns_fault
 from manu_jax.folder import expand_path
 from manu_jax.types import ManuError, Modality
 
@@ -327,8 +327,8 @@ def _columns_fault(schema: str, folder: Path, columns: set[str]) -> str | None:
         "evaluation": ("image", *EVALUATION),
         "test": ("images", *EVALUATION),
     }[schema]
-    lacking = [name for name in wanted if name not in columns]
-    if not lacking:
+    fault = columns_fault(columns, wanted, "the folder of MLLMU-Bench")
+    if fault is None:
         return None
     training, questions = "training data (column metadata)", "evaluation questions"
     if schema != "training" and "metadata" in columns:
@@ -336,10 +336,7 @@ def _columns_fault(schema: str, folder: Path, columns: set[str]) -> str | None:
     elif schema == "training" and "Classification_Task" in columns:
         found, expected = questions, training
     else:
-        return (
-            f"no column {', '.join(lacking)}; it has {', '.join(sorted(columns))}. Give the folder "
-            "of MLLMU-Bench as it is downloaded."
-        )
+        return fault
     return (
         f"has {found}, expected {expected}. {folder.name} exists in both: data.path is "
         "MLLMU-Bench, data.train_path is baseline_train_split."

@@ -15,7 +15,14 @@ from typing import Any
 
 from manu_jax.data.ppu import ATTACKS, further_task
 from manu_jax.data.ppu_rows import FURTHER
-from manu_jax.data.probes import Probe, ProbeMetric, ProbeResponse, PublishedProtocol
+from manu_jax.data.probes import (
+    OVERLAP,
+    SHARE,
+    Probe,
+    ProbeMetric,
+    ProbeResponse,
+    PublishedProtocol,
+)
 from manu_jax.data.record import Task
 from manu_jax.types import Modality, PromptTemplate
 
@@ -25,7 +32,6 @@ SENTENCE: dict[Modality, str] = {
     "image": "Answer the question based on the image in one sentence accurately in ENGLISH.",
     "text": "Answer the question in one sentence in ENGLISH.",
 }
-RIGHT, OVERLAP = "% right", "0 to 1"
 WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -106,11 +112,11 @@ PUBLISHED = PublishedProtocol(
     prompt,
     {
         "accuracy_published": _metric(
-            accuracy, "accuracy (as published: the article “a” is a letter)", RIGHT, *_CHOICE
+            accuracy, "accuracy (as published: the article “a” is a letter)", SHARE, *_CHOICE
         ),
-        "exact_match": _metric(exact_match, "exact match", RIGHT, *_CLOZE),
+        "exact_match": _metric(exact_match, "exact match", SHARE, *_CLOZE),
         "normalised_exact_match": _metric(
-            normalised_exact_match, "exact match, case and punctuation apart", RIGHT, *_CLOZE
+            normalised_exact_match, "exact match, case and punctuation apart", SHARE, *_CLOZE
         ),
         "rouge_l_recall": _metric(recall, "ROUGE-L recall", OVERLAP, *_WRITTEN),
         "rouge_l_f1": _metric(f_measure, "ROUGE-L F", OVERLAP, *_WRITTEN),

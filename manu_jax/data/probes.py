@@ -15,6 +15,10 @@ import numpy as np
 
 from manu_jax.types import Modality, PromptTemplate, Set
 
+# Units of metrics. Shares are averaged over kinds of question and printed in percent.
+SHARE = "% right"
+OVERLAP = "0 to 1"
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:

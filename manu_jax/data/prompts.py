@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from manu_jax.data.forms import LLAVA
 from manu_jax.data.record import Question
-from manu_jax.types import PromptTemplate, Template
+from manu_jax.types import ManuError, PromptTemplate, Template
 
 LETTER_ONLY = "Just give ONE letter representing the answer directly."
 BLANK_ONLY = "Please **ONLY** provide the correct answer that should replace the [Blank]."
@@ -39,6 +39,14 @@ def question_prompt(
     opening = template.space if _is_inline(question) else "\n"
     body = f"{opening}{_asked(question)}"
     return template.conversation(before + template.turn(body, question.modality))
+
+
+def refuse_shots(shots: Sequence[Question], benchmark: str) -> None:
+    """Raise ManuError where there are shots: the benchmark, as a sentence names it, has none."""
+    if shots:
+        raise ManuError(
+            f"evaluate.protocol: {benchmark} has no few-shot prompts. Give zero_shot or likelihood."
+        )
 
 
 def _is_inline(question: Question) -> bool:

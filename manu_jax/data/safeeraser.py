@@ -37,6 +37,7 @@ from pathlib import Path
 
 from manu_jax.config import DataSection
 from manu_jax.data.probes import Probe, Sampling
+from manu_jax.data.prompts import refuse_shots
 from manu_jax.data.record import Benchmark, Fact, Person, Question
 from manu_jax.data.safeeraser_records import (
     TRAIN,
@@ -114,11 +115,7 @@ def question_prompt(
     question: Question, template: PromptTemplate, shots: Sequence[Question] = ()
 ) -> str:
     """Return a question as it is, in the template's turns; ManuError for shots: there are none."""
-    if shots:
-        raise ManuError(
-            "evaluate.protocol: the benchmark safeeraser has no few-shot prompts. Give zero_shot "
-            "or likelihood."
-        )
+    refuse_shots(shots, "the benchmark safeeraser")
     return template.prompt(question.question, question.modality)
 
 

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 
 from manu_jax.data.answer_metrics import rouge_f, rouge_l_recall, rouge_recall
 from manu_jax.data.probes import (
+    OVERLAP,
     Aggregate,
     JudgeQuestion,
     Probe,
@@ -37,7 +38,6 @@ SYSTEM = (
     "helpful, detailed, and polite answers to the user's questions."
 )
 SHARE = "share of answers"
-OVERLAP = "0 to 1"
 
 
 def prompt(probe: Probe, template: PromptTemplate) -> str:

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +209,17 @@ class TableReader:
         """Raise ManuError with all that was found, if anything was."""
         count = len(self.faults)
         raise_faults(self.faults, f"{where}: {count} fault{'s' * (count > 1)}", MOST_FAULTS)
+
+
+def columns_fault(columns: set[str], needed: Sequence[str], what: str) -> str | None:
+    """Return what tells that columns are lacking, and of which folder to give; None: none is."""
+    lacking = [name for name in needed if name not in columns]
+    if not lacking:
+        return None
+    return (
+        f"no column {', '.join(lacking)}; it has {', '.join(sorted(columns))}. Give {what} as it "
+        "is downloaded."
+    )
 
 
 @contextlib.contextmanager

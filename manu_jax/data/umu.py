@@ -31,7 +31,7 @@ from manu_jax.data.cells import is_null, options_of, short, text_of
 from manu_jax.data.forms import question_and_answer
 from manu_jax.data.probes import Probe
 from manu_jax.data.record import Benchmark, Fact, Person, Question, Task
-from manu_jax.data.tables import Row, TableReader
+from manu_jax.data.tables import Row, TableReader, columns_fault
 from manu_jax.data.umu_protocol import Asked, probes_of
 from manu_jax.folder import expand_path
 from manu_jax.types import MODALITIES, ManuError, Modality, Set
@@ -158,13 +158,7 @@ def _folders(share: int) -> dict[Set, str]:
 
 
 def _columns_fault(columns: set[str]) -> str | None:
-    lacking = [name for name in COLUMNS if name not in columns]
-    if not lacking:
-        return None
-    return (
-        f"no column {', '.join(lacking)}; it has {', '.join(sorted(columns))}. Give the folder of "
-        "UMU-Bench as it is downloaded."
-    )
+    return columns_fault(columns, COLUMNS, "the folder of UMU-Bench")
 
 
 def _literal(value: Any) -> Mapping[Any, Any]:

@@ -29,6 +29,8 @@ from typing import Any
 
 from manu_jax.data.answer_metrics import rouge_f
 from manu_jax.data.probes import (
+    OVERLAP,
+    SHARE,
     Aggregate,
     Probe,
     ProbeMetric,
@@ -47,7 +49,7 @@ CHOICE: tuple[Task, ...] = ("classification", "cloze")
 SETS: dict[str, tuple[Set, ...]] = {
     "forget": ("forget",), "retain": ("retain", "unseen"), "celebrity": ("celebrity",),
 }  # fmt: skip
-SHARE, OVERLAP, PAIRS = "% right", "0 to 1", "share of pairs"
+PAIRS = "share of pairs"  # a unit
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,11 +18,9 @@ import numpy as np
 
 from manu_jax.config import Protocol
 from manu_jax.data.answer_metrics import rouge_f
+from manu_jax.data.probes import OVERLAP, SHARE
 
-# Units. Shares are averaged over kinds of question and printed in percent.
-SHARE = "% right"
-OVERLAP = "0 to 1"
-NATS = "nats per token; nearer to 0 is likelier"
+NATS = "nats per token; nearer to 0 is likelier"  # a unit
 WRITTEN: tuple[Protocol, ...] = ("zero_shot", "official_few_shot")  # an answer is generated
 
 

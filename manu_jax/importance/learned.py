@@ -49,6 +49,24 @@ class Learning:
     price: float
     remat: Remat
 
+    @classmethod
+    def of(cls, method: LearnedMethod, scores: Neurons, remat: Remat | None = None) -> "Learning":
+        """Return what the steps of a method depend on; scores: zeros of the scored towers."""
+        eligible = eligible_layers(scores, method.layers)
+        num_eligible = sum(values[eligible[tower]].size for tower, values in scores.items())
+        return cls(
+            method.objective,
+            tuple((tower, tuple(np.flatnonzero(eligible[tower]).tolist())) for tower in scores),
+            count(method.scored_alpha, num_eligible),
+            method.steps,
+            method.learning_rate,
+            method.forget_margin,
+            method.keep_margin,
+            method.text_weight,
+            method.price,
+            remat or method.remat,
+        )
+
     def optimizer(self) -> optax.GradientTransformation:
         return optax.adam(optax.cosine_decay_schedule(self.learning_rate, self.steps, 0.1))
 
@@ -62,19 +80,7 @@ def learn_gates(job: ScoringJob[LearnedMethod]) -> Neurons:
     loaded, method = job.loaded, job.method
     towers = method.scored_towers(loaded.towers)
     scores: Neurons = {tower: np.zeros(loaded.towers[tower], np.float32) for tower in towers}
-    eligible = eligible_layers(scores, method.layers)
-    learning = Learning(
-        method.objective,
-        tuple((tower, tuple(np.flatnonzero(eligible[tower]).tolist())) for tower in towers),
-        count(method.scored_alpha, sum(values[eligible[t]].size for t, values in scores.items())),
-        method.steps,
-        method.learning_rate,
-        method.forget_margin,
-        method.keep_margin,
-        method.text_weight,
-        method.price,
-        method.remat,
-    )
+    learning = Learning.of(method, scores)
     streams = {modality: _Stream(job, modality) for modality in job.modalities}
     with parallel.on_mesh(loaded.mesh), Progress("learning gates", method.steps) as progress:
         scores = parallel.put_replicated(scores, loaded.mesh)

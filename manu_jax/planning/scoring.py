@@ -18,7 +18,6 @@ from manu_jax.importance.statistics import Statistics
 from manu_jax.planning.shapes import Work, assumed_sample, by_sizes, filled, work_of
 from manu_jax.planning.step import WEIGHTS, Item, Step
 from manu_jax.planning.world import World
-from manu_jax.selection import count, eligible_layers
 from manu_jax.types import BatchShape, Encoded, Modality, Neurons
 
 # The compiled steps are private to the modules that call them; a plan compiles them and calls none.
@@ -172,19 +171,7 @@ def _learning(method: LearnedMethod, world: World, size: int | None, remat: Rema
     loaded, place, data = world.loaded, world.place, world.data
     towers = method.scored_towers(loaded.towers)
     zeros: Neurons = {tower: np.zeros(loaded.towers[tower], np.float32) for tower in towers}
-    eligible = eligible_layers(zeros, method.layers)
-    learning = learned.Learning(
-        method.objective,
-        tuple((tower, tuple(np.flatnonzero(eligible[tower]).tolist())) for tower in towers),
-        count(method.scored_alpha, sum(values[eligible[t]].size for t, values in zeros.items())),
-        method.steps,
-        method.learning_rate,
-        method.forget_margin,
-        method.keep_margin,
-        method.text_weight,
-        method.price,
-        remat or method.remat,
-    )
+    learning = learned.Learning.of(method, zeros, remat)
     given = size or method.batch_forget + method.batch_keep
     rows = filled(given, place)
     batches = {}

@@ -28,6 +28,7 @@ from manu_jax.models.nn.layers import (
 )
 from manu_jax.models.nn.mlp import Mlp, TowerMlp, mlp_table
 from manu_jax.models.nn.scan import scan_layers
+from manu_jax.models.nn.square_patches import SquarePatches
 from manu_jax.models.nn.vit import EMBEDDING_SCALE, MOST_LAYERS
 from manu_jax.parallel import constrain
 from manu_jax.types import Array
@@ -37,14 +38,10 @@ NORMS = ("layer_norm", "rms_norm")
 
 
 @dataclasses.dataclass(frozen=True)
-class InternVisionConfig:
+class InternVisionConfig(SquarePatches):
     """Sizes and switches of a tower."""
 
-    image_size: int  # pixels a side
-    patch_size: int  # pixels a side
-    width: int
     num_layers: int
-    num_heads: int
     num_neurons: int
     activation: str
     norm_epsilon: float
@@ -52,28 +49,6 @@ class InternVisionConfig:
     has_qkv_bias: bool
     has_rms_norms: bool  # otherwise layer norms
     has_qk_norms: bool
-
-    @property
-    def side(self) -> int:
-        """Patches a side."""
-        return self.image_size // self.patch_size
-
-    @property
-    def patch_values(self) -> int:
-        """Numbers of a patch."""
-        return self.patch_size**2 * 3
-
-    @property
-    def num_patches(self) -> int:
-        return self.side**2
-
-    @property
-    def num_key_heads(self) -> int:
-        return self.num_heads
-
-    @property
-    def head_size(self) -> int:
-        return self.width // self.num_heads
 
 
 def intern_vision_config(values: Mapping[str, Any], faults: list[str]) -> InternVisionConfig:

@@ -32,6 +32,7 @@ from manu_jax.models.nn.layers import (
 )
 from manu_jax.models.nn.mlp import Mlp, TowerMlp, mlp_table
 from manu_jax.models.nn.scan import scan_layers
+from manu_jax.models.nn.square_patches import SquarePatches
 from manu_jax.models.nn.vit import EMBEDDING_SCALE, MOST_LAYERS
 from manu_jax.parallel import constrain
 from manu_jax.types import Images
@@ -43,15 +44,11 @@ TOKEN_MULTIPLE = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class TiledVisionConfig:
+class TiledVisionConfig(SquarePatches):
     """Sizes of a tower. features: local layers whose results are part of the tower's."""
 
-    image_size: int  # pixels a side of a tile
-    patch_size: int  # pixels a side
-    width: int
     num_local_layers: int
     num_global_layers: int
-    num_heads: int
     num_neurons: int
     activation: str
     norm_epsilon: float
@@ -59,18 +56,8 @@ class TiledVisionConfig:
     features: tuple[int, ...]  # each in [0, num_local_layers)
 
     @property
-    def side(self) -> int:
-        """Patches a side of a tile."""
-        return self.image_size // self.patch_size
-
-    @property
-    def patch_values(self) -> int:
-        """Numbers of a patch."""
-        return self.patch_size**2 * 3
-
-    @property
     def tile_patches(self) -> int:
-        return self.side**2
+        return self.num_patches
 
     @property
     def tile_features(self) -> int:
@@ -80,14 +67,6 @@ class TiledVisionConfig:
     @property
     def num_layers(self) -> int:
         return self.num_local_layers + self.num_global_layers
-
-    @property
-    def num_key_heads(self) -> int:
-        return self.num_heads
-
-    @property
-    def head_size(self) -> int:
-        return self.width // self.num_heads
 
     @property
     def feature_width(self) -> int:

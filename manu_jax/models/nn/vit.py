@@ -31,6 +31,7 @@ from manu_jax.models.nn.layers import (
 )
 from manu_jax.models.nn.mlp import Mlp, TowerMlp, mlp_table
 from manu_jax.models.nn.scan import scan_layers
+from manu_jax.models.nn.square_patches import SquarePatches
 from manu_jax.parallel import constrain
 from manu_jax.types import Array, Images
 
@@ -40,18 +41,14 @@ EMBEDDING_SCALE = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class VitConfig:
+class VitConfig(SquarePatches):
     """Sizes of a tower. `features`: which hidden states are its result; 0 is the embeddings.
 
     is_clip: CLIP, otherwise SigLIP. is_normalised: the result goes through the last norm.
     image_size: of the whole grid of positions; vision inputs may be smaller.
     """
 
-    image_size: int  # pixels a side
-    patch_size: int  # pixels a side
-    width: int
     num_layers: int
-    num_heads: int
     num_neurons: int
     activation: str
     norm_epsilon: float
@@ -59,28 +56,6 @@ class VitConfig:
     is_clip: bool = True
     is_normalised: bool = False
     has_head: bool = False  # SigLIP's head, which is not run
-
-    @property
-    def side(self) -> int:
-        """Patches a side."""
-        return self.image_size // self.patch_size
-
-    @property
-    def patch_values(self) -> int:
-        """Numbers of a patch."""
-        return self.patch_size**2 * 3
-
-    @property
-    def num_patches(self) -> int:
-        return self.side**2
-
-    @property
-    def num_key_heads(self) -> int:
-        return self.num_heads
-
-    @property
-    def head_size(self) -> int:
-        return self.width // self.num_heads
 
     @property
     def num_used_layers(self) -> int:
