@@ -35,6 +35,7 @@ from manu_jax.importance.job import ScoringJob
 from manu_jax.importance.texts import kept_texts, texts_of
 from manu_jax.models.families.family import Family
 from manu_jax.models.loaded import Loaded, family_of, load
+from manu_jax.models.nn import attention
 from manu_jax.selection import select
 from manu_jax.types import (
     KEEP_SETS,
@@ -64,6 +65,7 @@ class Run:
     @classmethod
     def begin(cls, config: RunConfig, directory: Path) -> "Run":
         """Return the run with its mesh; one device alone needs none."""
+        attention.use(config.attention)
         sizes = config.mesh
         mesh = parallel.make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
         if jax.process_count() > 1 and mesh.size != jax.device_count():

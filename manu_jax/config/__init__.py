@@ -1,6 +1,6 @@
 """The schema of a run's config, and how it is read; the names that other modules use."""
 
-from manu_jax.config.base import Count, Remat, Section, read_yaml, validate
+from manu_jax.config.base import AttentionForm, Count, Remat, Section, read_yaml, validate
 from manu_jax.config.methods import (
     PRESETS,
     AnyMethod,

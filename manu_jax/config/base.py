@@ -57,6 +57,7 @@ class Section(pydantic.BaseModel):
 SomeSection = TypeVar("SomeSection", bound=Section)
 Share = Annotated[float, pydantic.Field(gt=0, lt=1)]  # of neurons
 Count = Annotated[int, pydantic.Field(ge=1)]
+AttentionForm = Literal["auto", "reference"]  # kernels where there are some, or none
 Remat = Literal["all", "dots", "none"]  # what a backward pass computes again to save memory
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import pydantic
 
-from manu_jax.config.base import Section, read_yaml, registry, validate
+from manu_jax.config.base import AttentionForm, Section, read_yaml, registry, validate
 from manu_jax.config.methods import (
     AnyMethod,
     MaskMethod,
@@ -50,6 +50,8 @@ class RunConfig(Section):
     # The goal that the report judges by: facts forgotten in both forms, or only when shown
     erase: Erase = "both"
     mesh: MeshSection = MeshSection()
+    # "auto": kernels for attention on GPUs and TPUs; "reference": none, as on CPU everywhere
+    attention: AttentionForm = "auto"
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     train: TrainSection = TrainSection()

@@ -21,6 +21,7 @@ from manu_jax.evaluation import suite
 from manu_jax.folder import expand_path
 from manu_jax.models.created import create_without_weights
 from manu_jax.models.loaded import Loaded, fetch, load_without_weights
+from manu_jax.models.nn import attention
 from manu_jax.models.stored import DTYPES, read_config
 from manu_jax.planning.chips import Target
 from manu_jax.planning.shapes import Place, PlannedEncoder, assumed_sample, mesh_sizes, placed_model
@@ -128,6 +129,7 @@ def world_of(
     would write; None: such data are assumed. Raises ManuError for a config.json that
     is not handled, and a mesh that the target has no room for.
     """
+    attention.use(config.attention)
     place = Place.of(mesh_sizes(config.mesh, target.count), target.devices)
     run, notes = _run(config, scratch) if assumed is None else (None, [])
     empty, note = _without_weights(config, run)

@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 
 from manu_jax.models.hf.tables import Entry
+from manu_jax.models.nn.attention import attend_by_head
 from manu_jax.models.nn.capture import TowerCapture
 from manu_jax.models.nn.decoder import (
     EMBEDDING_SCALE,
@@ -25,7 +26,7 @@ from manu_jax.models.nn.decoder import (
     decoder_table,
 )
 from manu_jax.models.nn.decoder_config import DecoderConfig
-from manu_jax.models.nn.layers import Attention, attend_by_head, rms_norm
+from manu_jax.models.nn.layers import Attention, rms_norm
 from manu_jax.parallel import constrain
 from manu_jax.types import Array, Images
 

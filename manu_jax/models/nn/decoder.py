@@ -18,13 +18,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from manu_jax.models.hf.tables import Entry
+from manu_jax.models.nn.attention import Pattern, attend, attend_by_head
 from manu_jax.models.nn.capture import TowerCapture
 from manu_jax.models.nn.decoder_config import DecoderConfig
 from manu_jax.models.nn.forward import TowerForward
 from manu_jax.models.nn.layers import (
     Attention,
-    attend,
-    attend_by_head,
     project,
     random_weight,
     rms_norm,
@@ -225,6 +224,8 @@ class Decoder(nnx.Module):
         if group_BT is not None:
             same_BTT = (group_BT[:, :, None] == group_BT[:, None]) & (group_BT[:, None] >= 0)
             joint_BTT = jnp.asarray(same_BTT & attention_mask_BT[:, None, :])
+        windows = tuple(window or NO_WINDOW for window in self.config.windows)
+        pattern = Pattern(jnp.asarray(attention_mask_BT), is_causal=True, windows=windows)
 
         def step(
             h_BTD: jax.Array,
@@ -243,11 +244,13 @@ class Decoder(nnx.Module):
                 visible_BTT = visible_BTT | (
                     _both(joint_BTT, is_near_TT) if is_bound else joint_BTT
                 )
+            is_whole = joint_BTT is None and at_BA is None
+            own = dataclasses.replace(pattern, window=window) if is_whole else None
             if at_BA is not None:
                 h_BTD, q_BTNH, visible_BTT = (
                     _rows_at(values, at_BA) for values in (h_BTD, q_BTNH, visible_BTT)
                 )
-            mixed_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, visible_BTT, **self._scores())
+            mixed_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, visible_BTT, pattern=own, **self._scores())
             h_BTD, captured = layer.output_and_mlp(h_BTD, mixed_BTNH, gate=gate, capture=capture)
             return h_BTD, captured, (k_BTKH, v_BTKH)
 

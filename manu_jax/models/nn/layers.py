@@ -1,4 +1,6 @@
-"""The parts that towers are made of: norms, projections, attention; the MLP is in `mlp.py`.
+"""The parts that towers are made of: norms and projections.
+
+The MLP is in `mlp.py`, what becomes of queries, keys and values in `attention.py`.
 
 Parameters are stacked over layers (`q_LDNH`); a scan hands each step the slice of its layer, still
 in the module's form. Inside a layer the slice has no L, though its name keeps it.
@@ -125,58 +127,6 @@ def project(
         preferred_element_type=dtype,
     )
     return y_TE.reshape(*leading, *weight_DE.shape[inputs:])
-
-
-def attend(
-    q_BTNH: jax.Array,
-    k_BSKH: jax.Array,
-    v_BSKH: jax.Array,
-    mask_BTS: jax.Array | None,
-    **scores: float | None,
-) -> jax.Array:
-    """Return softmax(q·k / √H)·v, with the softmax in float32. [B, T, N, H].
-
-    Each key head serves N / K query heads. mask_BTS: True where a query may attend; a query that
-    may attend nowhere (a padding token) gets the mean of all values. scores: as `attend_by_head`.
-    """
-    k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
-    return attend_by_head(q_BTNH, k_BKSH, v_BKSH, mask_BTS, **scores)
-
-
-def attend_by_head(
-    q_BTNH: jax.Array,
-    k_BKSH: jax.Array,
-    v_BKSH: jax.Array,
-    mask_BTS: jax.Array | None,
-    *,
-    scale: float | None = None,
-    cap: float | None = None,
-) -> jax.Array:
-    """Return what `attend` returns, from keys and values with heads before tokens.
-
-    scale: of the scores, H**-0.5 if None. cap: of their soft cap; None: none.
-    """
-    B, T, N, H = q_BTNH.shape
-    K = k_BKSH.shape[1]
-    scaled_BTNH = q_BTNH * jnp.asarray(scale or H**-0.5, q_BTNH.dtype)
-    # Heads before tokens, so that the big products with [T, S] are plain matrix products: otherwise
-    # the backward pass on CPU copies the scores transposed and takes half as long again.
-    q_BKRH = scaled_BTNH.swapaxes(1, 2).reshape(B, K, N // K * T, H)
-    scores_BKRS = jnp.matmul(q_BKRH, k_BKSH.mT, preferred_element_type=jnp.float32)
-    scores_BKRS = soft_cap(scores_BKRS, cap)
-    if mask_BTS is not None:
-        lowest = jnp.finfo(jnp.float32).min
-        scores_BNTS = scores_BKRS.reshape(B, N, T, -1)
-        scores_BNTS = jnp.where(mask_BTS[:, None], scores_BNTS, lowest)
-        scores_BKRS = scores_BNTS.reshape(scores_BKRS.shape)
-    highest = jax.lax.stop_gradient(scores_BKRS.max(axis=-1, keepdims=True))
-    weights_BKRS = jnp.exp(scores_BKRS - highest)
-    mixed_BKRH = jnp.matmul(
-        weights_BKRS.astype(v_BKSH.dtype), v_BKSH, preferred_element_type=jnp.float32
-    )
-    # Dividing after the sum over S saves one pass over the [T, S] scores.
-    mixed_BKRH = mixed_BKRH / weights_BKRS.sum(axis=-1, keepdims=True)
-    return mixed_BKRH.astype(q_BTNH.dtype).reshape(B, N, T, H).swapaxes(1, 2)
 
 
 class Attention(nnx.Module):

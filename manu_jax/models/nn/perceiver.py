@@ -13,10 +13,11 @@ from flax import nnx
 
 from manu_jax.models.hf.fields import Fields
 from manu_jax.models.hf.tables import Entry
+from manu_jax.models.nn.attention import attend
 from manu_jax.models.nn.capture import TowerCapture
 from manu_jax.models.nn.decoder_config import DecoderConfig
 from manu_jax.models.nn.forward import TowerForward
-from manu_jax.models.nn.layers import ACTIVATIONS, Attention, attend, rms_norm
+from manu_jax.models.nn.layers import ACTIVATIONS, Attention, rms_norm
 from manu_jax.models.nn.mlp import Mlp, TowerMlp, mlp_table
 from manu_jax.models.nn.scan import scan_layers
 

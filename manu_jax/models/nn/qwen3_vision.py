@@ -154,7 +154,12 @@ class Qwen3Vision(nnx.Module):
             h_BTD: jax.Array, layer: QwenVisionLayers, gate: jax.Array | None, _: None
         ) -> tuple[jax.Array, Any, Any]:
             h_BTD, captured = layer(
-                h_BTD, gate, forward.capture, rotary_angles=rotary_angles, mask_BTS=mask_B1S
+                h_BTD,
+                gate,
+                forward.capture,
+                rotary_angles=rotary_angles,
+                mask_BTS=mask_B1S,
+                segment_BS=mask_B1S[:, 0],
             )
             return h_BTD, captured, h_BTD
 

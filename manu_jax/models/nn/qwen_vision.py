@@ -17,11 +17,11 @@ from flax import nnx
 
 from manu_jax.models.hf.fields import Fields
 from manu_jax.models.hf.tables import Entry
+from manu_jax.models.nn.attention import Pattern, attend
 from manu_jax.models.nn.capture import TowerCapture
 from manu_jax.models.nn.forward import TowerForward
 from manu_jax.models.nn.layers import (
     ACTIVATIONS,
-    attend,
     layer_norm,
     project,
     random_weight,
@@ -35,6 +35,7 @@ from manu_jax.types import Array
 
 EPSILON = 1e-6  # of all norms
 THETA = 10000.0  # of the rotary positions
+MOST_WINDOWS = 2**15  # in a row of an image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,18 +147,22 @@ class QwenVisionLayers(nnx.Module):
         *,
         rotary_angles: RotaryAngles,
         mask_BTS: jax.Array,
+        segment_BS: jax.Array,
     ) -> tuple[jax.Array, Any]:
         """Return the residual stream after one layer, and what was captured.
 
         The T tokens of an example are the patches of its vision inputs, one after the other.
-        mask_BTS: a row per vision input, True where a patch may attend.
+        mask_BTS: a row per vision input, True where a patch may attend. segment_BS: the same of
+        patches that are no padding, as numbers: those of the same number attend to each other.
         """
         x_BTD = self._norm(h_BTD, "attention")
         qkv_BTZNH = project(x_BTD, self.qkv_LDZNH[...]) + self.qkv_bias_LZNH[...][None, None]
         q_BTNH, k_BTNH, v_BTNH = (qkv_BTZNH[:, :, number] for number in range(3))
         qkv = rotate(q_BTNH, *rotary_angles), rotate(k_BTNH, *rotary_angles), v_BTNH
         each = [x.reshape(len(mask_BTS), -1, *x.shape[2:]) for x in qkv]
-        mixed_BTNH = attend(*each, mask_BTS=mask_BTS).reshape(v_BTNH.shape)
+        mixed_BTNH = attend(*each, mask_BTS=mask_BTS, pattern=Pattern(segment_BS)).reshape(
+            v_BTNH.shape
+        )
         y_BTD = project(mixed_BTNH, self.o_LNHD[...], inputs=2) + self.o_bias_LD[...][None, None]
         h_BTD = h_BTD + y_BTD
         y_BTD, captured = self.mlp(self._norm(h_BTD, "mlp"), gate, capture)
@@ -206,9 +211,11 @@ class QwenVision(nnx.Module):
         )
         is_patch_B1S = (patch_positions_BP2[..., 0] >= 0)[:, None]
         is_near_BTS = is_patch_B1S
+        segment_BS = window_BS = is_patch_B1S[:, 0].astype(jnp.int32) - 1
         if config.window is not None:
             windows_BP2 = patch_positions_BP2 // config.window
             is_near_BTS &= (windows_BP2[:, :, None] == windows_BP2[:, None]).all(axis=-1)
+            window_BS = windows_BP2[..., 0] * MOST_WINDOWS + windows_BP2[..., 1]
         is_full_L = jnp.isin(jnp.arange(config.num_layers), jnp.asarray(config.full_layers, int))
 
         def body(
@@ -216,7 +223,12 @@ class QwenVision(nnx.Module):
         ) -> tuple[jax.Array, Any, None]:
             mask_BTS = is_near_BTS | (is_patch_B1S & is_full)
             h_BTD, captured = layer(
-                h_BTD, gate, forward.capture, rotary_angles=rotary_angles, mask_BTS=mask_BTS
+                h_BTD,
+                gate,
+                forward.capture,
+                rotary_angles=rotary_angles,
+                mask_BTS=mask_BTS,
+                segment_BS=jnp.where(is_full, segment_BS, window_BS),
             )
             return h_BTD, captured, None
 

@@ -20,12 +20,12 @@ from flax import nnx
 
 from manu_jax.models.hf.fields import Fields
 from manu_jax.models.hf.tables import Entry
+from manu_jax.models.nn.attention import attend
 from manu_jax.models.nn.capture import TowerCapture
 from manu_jax.models.nn.forward import Forward
 from manu_jax.models.nn.layers import (
     ACTIVATIONS,
     Attention,
-    attend,
     layer_norm,
     project,
     random_weight,

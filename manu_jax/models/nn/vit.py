@@ -19,12 +19,12 @@ from flax import nnx
 
 from manu_jax.models.hf.fields import Fields
 from manu_jax.models.hf.tables import Entry
+from manu_jax.models.nn.attention import Pattern, attend
 from manu_jax.models.nn.capture import TowerCapture
 from manu_jax.models.nn.forward import Forward, TowerForward
 from manu_jax.models.nn.layers import (
     ACTIVATIONS,
     Attention,
-    attend,
     layer_norm,
     project,
     random_weight,
@@ -161,7 +161,8 @@ class VitLayers(nnx.Module):
         qkv = self.attention.qkv(x_BTD)
         each = [x.reshape(x.shape[0] * num_images, -1, *x.shape[2:]) for x in qkv]
         mask_B1S = None if is_patch_BIP is None else is_patch_BIP.reshape(len(each[0]), 1, -1)
-        mixed_BTNH = attend(*each, mask_BTS=mask_B1S).reshape(qkv[0].shape)
+        pattern = None if mask_B1S is None else Pattern(mask_B1S[:, 0])
+        mixed_BTNH = attend(*each, mask_BTS=mask_B1S, pattern=pattern).reshape(qkv[0].shape)
         h_BTD = h_BTD + self.attention.output(mixed_BTNH)
         x_BTD = layer_norm(h_BTD, self.mlp_norm_LD[...], self.mlp_norm_bias_LD[...], self.epsilon)
         y_BTD, captured = self.mlp(x_BTD, gate, capture)
