@@ -3,9 +3,10 @@
 Every case is attention of a model's shape, with the masks and padding of its batches: values and
 gradients in the case's dtype, by `attend` and by the reference, against the reference in float32.
 The last is a decoder's logits after a prompt and after further tokens from the cache. The printed
-errors are root mean squares over real tokens, in those of the float32 values. Status 1 where `attend`
-is more than twice as far off as the reference in the same dtype, or where anything is not finite,
-padding included. On a machine without an accelerator `attend` is the reference. --small: tiny shapes.
+errors are root mean squares over real tokens, in those of the float32 values. Status 1 where
+`attend` is more than twice as far off as the reference in the same dtype, or where anything is not
+finite, padding included. On a machine without an accelerator `attend` is the reference. --small:
+tiny shapes.
 """
 
 import argparse
@@ -46,7 +47,7 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Masked:
-    """mask_BTS bool, None: everywhere; is_real_BT bool: no padding; pattern: what `attend` is told."""
+    """mask_BTS bool, None: everywhere; is_real_BT bool: no padding; pattern: of the mask."""
 
     mask_BTS: np.ndarray | None
     is_real_BT: np.ndarray
@@ -144,8 +145,8 @@ def compared(case: Case) -> list[str]:
     # Of the rounded numbers, so that the rounding of the inputs counts for no form.
     wide = [x.astype(jnp.float32) for x in given]
 
-    def attend(*heads: jax.Array) -> jax.Array:
-        return attention.attend(*heads, mask_BTS, pattern=masked.pattern, cap=case.cap)
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return attention.attend(q, k, v, mask_BTS, pattern=masked.pattern, cap=case.cap)
 
     def reference(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         by_head = (k.swapaxes(1, 2), v.swapaxes(1, 2))
@@ -161,7 +162,8 @@ def compared(case: Case) -> list[str]:
     form = attention.kernel_platform(given[0], pattern=masked.pattern or Pattern(), cap=case.cap)
     print(
         f"{case.name:28} {form or 'reference':9} "
-        f"{errors[0]:8.1e}/{plain_errors[0]:8.1e} {max(errors[1:]):8.1e}/{max(plain_errors[1:]):8.1e} "
+        f"{errors[0]:8.1e}/{plain_errors[0]:8.1e} "
+        f"{max(errors[1:]):8.1e}/{max(plain_errors[1:]):8.1e} "
         f"{ms:6.2f}/{plain_ms:6.2f} {mib:6.0f}/{plain_mib:6.0f}",
         flush=True,
     )

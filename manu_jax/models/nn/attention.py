@@ -281,17 +281,26 @@ def _splash_kernel(
         mask = splash_attention.CausalMask(shape)
     else:
         mask = splash_attention.FullMask(shape)
-    names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
+    blocks = splash_attention.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+    )
     kernel = splash_attention.make_splash_mha_single_device(
         splash_attention.MultiHeadMask([mask] * num_heads),
-        block_sizes=splash_attention.BlockSizes(**{f"block_{name}": block for name in names}),
+        block_sizes=blocks,
         attn_logits_soft_cap=cap,
         interpret=interpret,
     )
 
     def mixed(
         q_NTH: jax.Array, k_KSH: jax.Array, v_KSH: jax.Array, segment_T: jax.Array | None
-    ) -> jax.Array:
+    ) -> Any:
         ids = None if segment_T is None else splash_attention.SegmentIds(segment_T, segment_T)
         return kernel(q_NTH, k_KSH, v_KSH, segment_ids=ids)
 
