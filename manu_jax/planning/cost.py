@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-
 # cuDNN's attention: scores and values; backwards the scores anew, and four products of as many.
 CUDNN_PRODUCTS = {
     "dot_product_attention_fwd_wrapper": 2,
@@ -32,8 +31,8 @@ class Flops:
 def flops(jaxpr: Any, *, trips: float = 1.0) -> Flops:
     """Return the FLOPs of all matrix products of a jaxpr, on all devices together.
 
-    A multiply and an add are two. The products of kernels count, too. trips: of each loop that ends by a condition (`while`); the trips
-    of a scan are its length. Of branches the dearest counts.
+    A multiply and an add are two; kernels count, too. trips: of each loop that ends by a condition
+    (`while`); the trips of a scan are its length. Of branches the dearest counts.
     """
     once = looped = 0.0
     for equation in jaxpr.eqns:

@@ -19,6 +19,7 @@ differs between forms. It is finite in each, and nothing that counts reads it.
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -338,15 +339,18 @@ def _per_device(kernel: Kernel, heads: tuple[jax.Array, ...], rest: Any) -> jax.
 
 
 def _platform() -> str:
-    """Return the platform that a program is traced for: the mesh's, or the default device's."""
+    """Return the platform that a program is traced for: the mesh's, or the default one."""
     device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
+    platform = jax.default_backend() if device is None else device.platform
+    return "gpu" if platform == "cuda" else platform
 
 
 def _largest_cudnn_head() -> int:
     """Return the largest head that cuDNN's flash attention takes here; 0: it takes none."""
-    capability = float(getattr(jax.devices()[0], "compute_capability", 0))
-    return 256 if capability >= 9 else 128 if capability >= 8 else 0
+    capability = str(getattr(jax.devices()[0], "compute_capability", ""))
+    major = re.match(r"(\d+)\.\d+$", capability)  # of other makers' GPUs it is a name
+    generation = 0 if major is None else int(major.group(1))
+    return 256 if generation >= 9 else 128 if generation >= 8 else 0
 
 
 def _longer(x_BTNH: jax.Array, extra: int) -> jax.Array:
