@@ -33,6 +33,7 @@ from manu_jax.parallel import BATCH_AXES
 
 FEWEST_QUERIES = 128
 CUDNN_MULTIPLE = 8  # of the tokens of a mask; cuDNN's backward pass refuses odd numbers
+VMAPPED_MASKS = (0, 11)  # before this jax, cuDNN's attention under vmap loses a mask's rows
 # Tokens of one block of splash attention, the one that pads least and then the largest. More than
 # these do not fit into the vector memory of v5e at a head of 256.
 BLOCKS = (512, 384, 256)
@@ -347,6 +348,8 @@ def _platform() -> str:
 
 def _largest_cudnn_head() -> int:
     """Return the largest head that cuDNN's flash attention takes here; 0: it takes none."""
+    if jax.__version_info__ < VMAPPED_MASKS:
+        return 0
     capability = str(getattr(jax.devices()[0], "compute_capability", ""))
     major = re.match(r"(\d+)\.\d+$", capability)  # of other makers' GPUs it is a name
     generation = 0 if major is None else int(major.group(1))
