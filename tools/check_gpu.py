@@ -23,8 +23,8 @@ import numpy as np
 
 from manu_jax.models.families.llama import Llama, LlamaConfig
 from manu_jax.models.nn import attention
-from manu_jax.models.nn.attention import Pattern
 from manu_jax.models.nn.decoder_config import DecoderConfig
+from manu_jax.models.nn.kernels import Pattern
 from manu_jax.models.nn.rope import Rope
 from manu_jax.types import Batch
 

@@ -20,9 +20,9 @@ from qwen_cases import cases as qwen
 from manu_jax import parallel
 from manu_jax.models import loaded as loading
 from manu_jax.models.families.llama import Llama, LlamaConfig
-from manu_jax.models.nn import attention
-from manu_jax.models.nn.attention import Pattern
+from manu_jax.models.nn import attention, kernels
 from manu_jax.models.nn.decoder_config import DecoderConfig
+from manu_jax.models.nn.kernels import Pattern
 from manu_jax.models.nn.rope import Rope
 from manu_jax.types import Batch
 
@@ -33,7 +33,7 @@ TOLERANCE = 1e-5
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(attention, "BLOCKS", (128,))
+    monkeypatch.setattr(kernels, "BLOCKS", (128,))
 
 
 @pytest.fixture
@@ -99,10 +99,10 @@ def compare(kernel, heads, mask_BTS, is_real_BT, **scores):
 PATTERNS = {
     "causal": Pattern(jnp.asarray(padded()), is_causal=True),
     "window": Pattern(
-        jnp.asarray(padded()), is_causal=True, window=jnp.asarray(50), windows=(50, 2**30)
+        jnp.asarray(padded()), is_causal=True, window=jnp.asarray(50), windows=(50, None)
     ),
     "no window in this layer": Pattern(
-        jnp.asarray(padded()), is_causal=True, window=jnp.asarray(2**30), windows=(50, 2**30)
+        jnp.asarray(padded()), is_causal=True, window=jnp.asarray(2**30), windows=(50, None)
     ),
     "all": Pattern(),
     "padding alone": Pattern(jnp.asarray(padded())),
@@ -114,16 +114,14 @@ PATTERNS = {
 def test_splash_attention_equals_the_reference(name):
     pattern = PATTERNS[name]
     is_real_BT = np.ones((2, T), bool) if name == "all" else padded()
-    kernel = functools.partial(attention.splash, pattern=pattern, scale=0.3, interpret=True)
+    kernel = functools.partial(kernels.splash, pattern=pattern, scale=0.3, interpret=True)
     mask_BTT = mask_of(pattern, is_real_BT)
     compare(kernel, random_heads(), mask_BTT, is_real_BT, scale=0.3)
 
 
 def test_splash_attention_groups_queries_and_caps_scores():
     pattern = PATTERNS["causal"]
-    kernel = functools.partial(
-        attention.splash, pattern=pattern, scale=1.5, cap=2.0, interpret=True
-    )
+    kernel = functools.partial(kernels.splash, pattern=pattern, scale=1.5, cap=2.0, interpret=True)
     heads = random_heads(num_heads=4)
     compare(kernel, heads, mask_of(pattern, padded()), padded(), scale=1.5, cap=2.0)
 
@@ -135,7 +133,7 @@ def test_cudnn_is_given_what_the_reference_is_given(tokens):
     mask_BTT = mask_of(PATTERNS["causal"], padded())[:, :tokens, :tokens]
 
     def kernel(q, k, v):
-        return attention.cudnn(q, k, v, mask_BTT, scale=0.3, is_causal=True, implementation="xla")
+        return kernels.cudnn(q, k, v, mask_BTT, scale=0.3, is_causal=True, implementation="xla")
 
     compare(kernel, heads, mask_BTT, is_real_BT, scale=0.3)
 
@@ -145,9 +143,37 @@ def test_cudnn_is_given_a_mask_that_is_the_same_for_all_queries():
     mask_B1S = jnp.asarray(is_real_BT)[:, None]
 
     def kernel(q, k, v):
-        return attention.cudnn(q, k, v, mask_B1S, scale=0.25, implementation="xla")
+        return kernels.cudnn(q, k, v, mask_B1S, scale=0.25, implementation="xla")
 
     compare(kernel, heads, mask_B1S, is_real_BT)
+
+
+def test_cudnns_attention_is_mapped_over_as_a_larger_batch():
+    # As over the gates of candidates: what enters is mapped, the mask is not.
+    heads, mask_BTT = random_heads(num_heads=4), mask_of(PATTERNS["causal"], padded())
+    factors = jnp.asarray([1.0, -0.5, 2.0])
+
+    def total(function):
+        def of(factor, q, k, v):
+            return (jnp.asarray(factor) * function(q * factor, k, v)).sum()
+
+        return jax.jit(
+            jax.vmap(jax.value_and_grad(of, argnums=(1, 2)), in_axes=(0, None, None, None))
+        )
+
+    def kernel(q, k, v):
+        mixed = kernels.cudnn(q, k, v, mask_BTT, scale=0.25, implementation="xla")
+        return mixed * padded()[..., None, None]
+
+    def expected(q, k, v):
+        return reference(q, k, v, mask_BTT) * padded()[..., None, None]
+
+    for mine, theirs in zip(
+        jax.tree.leaves(total(kernel)(factors, *heads)),
+        jax.tree.leaves(total(expected)(factors, *heads)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(mine, theirs, atol=1e-3, rtol=1e-3)  # sums of 6,400 numbers
 
 
 @pytest.mark.parametrize("key_heads", [4, 1])  # split over tensor, copied to all of its devices
@@ -272,6 +298,17 @@ def test_a_gradient_for_an_accelerator_makes_no_scores(monkeypatch, platform, ca
         attention.use("auto")
     assert not re.search(call, text)
     assert re.search(r"tensor<\d+x\d+x(\d+x)?136x136xf32>", text)
+
+
+def test_candidates_are_mapped_over_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(attention, "_platform", lambda: "gpu")
+    monkeypatch.setattr(attention, "_largest_cudnn_head", lambda: 128)
+    monkeypatch.setattr(jax_cudnn, "check_cudnn_version", lambda: 91000)
+    model, batch = decoder((None, None))
+    say = jax.vmap(lambda gate_LF: model(batch, {"text": gate_LF}).logits_BTV)
+    text = jax.jit(say).trace(jnp.ones((3, 2, 64))).lower(lowering_platforms=("cuda",)).as_text()
+    call = next(line for line in text.splitlines() if "__cudnn$fmha" in line)
+    assert "tensor<12x136x4x16xbf16>" in call and "tensor<12x1x136x136xbf16>" in call
 
 
 FAMILIES = {

@@ -18,10 +18,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from manu_jax.models.hf.tables import Entry
-from manu_jax.models.nn.attention import Pattern, attend, attend_by_head
+from manu_jax.models.nn.attention import attend, attend_by_head
 from manu_jax.models.nn.capture import TowerCapture
 from manu_jax.models.nn.decoder_config import DecoderConfig
 from manu_jax.models.nn.forward import TowerForward
+from manu_jax.models.nn.kernels import Pattern
 from manu_jax.models.nn.layers import (
     Attention,
     project,
@@ -219,13 +220,13 @@ class Decoder(nnx.Module):
         angles_of = self._rotary_angles(positions)
         num_tokens = jnp.shape(attention_mask_BT)[1]
         distance_TT = jnp.arange(num_tokens)[:, None] - jnp.arange(num_tokens)[None]
-        mask_BTT = (distance_TT >= 0)[None] & jnp.asarray(attention_mask_BT)[:, None, :]
+        is_real_BT = jnp.asarray(attention_mask_BT)
+        mask_BTT = (distance_TT >= 0)[None] & is_real_BT[:, None, :]
         joint_BTT = None
         if group_BT is not None:
             same_BTT = (group_BT[:, :, None] == group_BT[:, None]) & (group_BT[:, None] >= 0)
             joint_BTT = jnp.asarray(same_BTT & attention_mask_BT[:, None, :])
-        windows = tuple(window or NO_WINDOW for window in self.config.windows)
-        pattern = Pattern(jnp.asarray(attention_mask_BT), is_causal=True, windows=windows)
+        pattern = Pattern(is_real_BT, is_causal=True, windows=self.config.windows)
 
         def step(
             h_BTD: jax.Array,
@@ -240,16 +241,13 @@ class Decoder(nnx.Module):
             is_near_TT = None if window is None else distance_TT < window
             visible_BTT = _both(mask_BTT, is_near_TT)
             if joint_BTT is not None:
-                is_bound = self.config.groups_in_windows
-                visible_BTT = visible_BTT | (
-                    _both(joint_BTT, is_near_TT) if is_bound else joint_BTT
-                )
+                bound_TT = is_near_TT if self.config.groups_in_windows else None
+                visible_BTT = visible_BTT | _both(joint_BTT, bound_TT)
             is_whole = joint_BTT is None and at_BA is None
             own = dataclasses.replace(pattern, window=window) if is_whole else None
             if at_BA is not None:
-                h_BTD, q_BTNH, visible_BTT = (
-                    _rows_at(values, at_BA) for values in (h_BTD, q_BTNH, visible_BTT)
-                )
+                rows = (_rows_at(values, at_BA) for values in (h_BTD, q_BTNH, visible_BTT))
+                h_BTD, q_BTNH, visible_BTT = rows
             mixed_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, visible_BTT, pattern=own, **self._scores())
             h_BTD, captured = layer.output_and_mlp(h_BTD, mixed_BTNH, gate=gate, capture=capture)
             return h_BTD, captured, (k_BTKH, v_BTKH)

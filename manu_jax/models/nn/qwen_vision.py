@@ -17,9 +17,10 @@ from flax import nnx
 
 from manu_jax.models.hf.fields import Fields
 from manu_jax.models.hf.tables import Entry
-from manu_jax.models.nn.attention import Pattern, attend
+from manu_jax.models.nn.attention import attend
 from manu_jax.models.nn.capture import TowerCapture
 from manu_jax.models.nn.forward import TowerForward
+from manu_jax.models.nn.kernels import Pattern
 from manu_jax.models.nn.layers import (
     ACTIVATIONS,
     layer_norm,

@@ -19,9 +19,10 @@ from flax import nnx
 
 from manu_jax.models.hf.fields import Fields
 from manu_jax.models.hf.tables import Entry
-from manu_jax.models.nn.attention import Pattern, attend
+from manu_jax.models.nn.attention import attend
 from manu_jax.models.nn.capture import TowerCapture
 from manu_jax.models.nn.forward import Forward, TowerForward
+from manu_jax.models.nn.kernels import Pattern
 from manu_jax.models.nn.layers import (
     ACTIVATIONS,
     Attention,
