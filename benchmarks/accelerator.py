@@ -30,8 +30,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import cases
-from cases import JAX, TORCH, Case, Result, Side
+import accelerator_cases as cases
+from accelerator_cases import JAX, TORCH, Case, Result, Side
 
 GIB = 2**30
 CHILDREN = {JAX: "accelerator_jax.py", TORCH: "accelerator_torch.py"}
@@ -62,6 +62,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=200, help="seconds, after which a side ends")
     parser.add_argument("--sides", nargs="+", choices=[*CHILDREN], default=[*CHILDREN])
     parser.add_argument("--parts", nargs="+", choices=cases.PARTS, default=cases.PARTS)
+    parser.add_argument(
+        "--compiler-options",
+        nargs="*",
+        default=(),
+        help="XLA's, as name=value; forward, statistics and answers are tried with each, too",
+    )
     parser.add_argument("--small", action="store_true", help="a tiny model, to try the script")
     return parser.parse_args()
 
@@ -73,7 +79,7 @@ def measured(name: str, folder: Path, options: argparse.Namespace) -> Side:
     command = [sys.executable, str(Path(__file__).with_name(CHILDREN[name]))]
     command += ["--output", str(path), "--turns", str(options.turns)]
     command += ["--seconds", str(options.seconds)] + ["--small"] * options.small
-    command += ["--parts", *options.parts]
+    command += ["--parts", *options.parts, "--compiler-options", *options.compiler_options]
     fault = ""
     try:
         done = subprocess.run(command, env=os.environ | VARIABLES[name], timeout=options.limit)
@@ -150,7 +156,8 @@ def named(case: Case) -> str:
     if case.side == TORCH:
         return TORCH
     again = "" if case.remat is None else f", remat {case.remat}"
-    return f"manu_jax, attention {case.form}{again}"
+    tried = f", {case.option}" if case.option else ""
+    return f"manu_jax, attention {case.form}{again}{tried}"
 
 
 def each(result: Result) -> float:

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import cases
+import accelerator_cases as cases
 import jax
 import planned
-from cases import Result, Side
+from accelerator_cases import Result, Side
 
 from manu_jax.planning.step import Step
 from manu_jax.planning.world import World
@@ -23,6 +23,7 @@ CARRIED: dict[str, Callable[[tuple, Any], tuple]] = {
     "learned gates": lambda args, out: (*out[:2], *args[2:]),
 }
 THREADS = 8  # that compile
+BOOLS = {"true": True, "false": False}
 
 
 @dataclasses.dataclass
@@ -39,7 +40,9 @@ class Program:
 
     def compile(self) -> None:
         start = time.monotonic()
-        self.compiled = self.lowered.compile()
+        name, _, value = self.result.case.option.partition("=")
+        options = {name: BOOLS.get(value, value)} if name else None
+        self.compiled = self.lowered.compile(options)
         self.result.compile_seconds = time.monotonic() - start
         analysis = self.compiled.memory_analysis()
         arguments, outputs = analysis.argument_size_in_bytes, analysis.output_size_in_bytes

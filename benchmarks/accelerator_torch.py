@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import cases
+import accelerator_cases as cases
 import planned
 import torch
-from cases import Result, Side
+from accelerator_cases import Result, Side
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 THRESHOLD = 0.1

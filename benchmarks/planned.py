@@ -258,7 +258,7 @@ def _random_batch(shapes: Batch, world: World) -> Batch:
         images=images,
         answer_index_BA=np.tile(answers_A, (B, 1)) if num_answers else None,
     )
-    return jax.tree.map(lambda value, shape: jax.device_put(value, shape.sharding), values, shapes)
+    return jax.device_put(values, jax.tree.map(lambda shape: shape.sharding, shapes))
 
 
 def _marked(batch: Batch) -> Batch:

@@ -36,13 +36,17 @@ FAULTS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, Impo
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One step at one batch size. form: of attention. remat: None: the step's own."""
+    """One step at one batch size.
+
+    form: of attention. remat: None: the step's own. option: of the compiler, "name=value", or "".
+    """
 
     side: str
     part: str
     batch: int
     form: str
     remat: Remat | None = None
+    option: str = ""
 
 
 @dataclasses.dataclass
@@ -91,13 +95,14 @@ def child_options() -> argparse.Namespace:
     parser.add_argument("--turns", type=int, required=True)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--parts", nargs="+", default=PARTS)
+    parser.add_argument("--compiler-options", nargs="*", default=())
     parser.add_argument("--small", action="store_true")
     return parser.parse_args()
 
 
 def jax_cases(forms: Sequence[str], options: argparse.Namespace) -> list[Case]:
     """Return what manu_jax is measured at: all sizes with the first form of attention, and one of
-    each part with the others."""
+    each part with the others; one of those that differentiate nothing with each compiler option."""
     found, others = [], []
     for part in options.parts:
         for remat, batches in BATCHES[part].items():
@@ -105,6 +110,9 @@ def jax_cases(forms: Sequence[str], options: argparse.Namespace) -> list[Case]:
             found += [Case(JAX, part, size, forms[0], remat) for size in sizes]
         first = next(case for case in found if case.part == part)
         others += [dataclasses.replace(first, form=form) for form in forms[1:]]
+        if first.remat is None:
+            tried = options.compiler_options
+            others += [dataclasses.replace(first, option=option) for option in tried]
     return found + others
 
 
