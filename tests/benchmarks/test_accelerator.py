@@ -1,0 +1,76 @@
+"""What benchmarks/accelerator.py makes of measurements, and whether it runs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def accelerator(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import accelerator
+
+    return accelerator
+
+
+@pytest.fixture
+def sides(accelerator):
+    """Two frameworks at a forward pass and statistics; a second batch size had no room."""
+    Case, Result, Side = accelerator.Case, accelerator.Result, accelerator.Side
+
+    def result(side, part, batch, seconds, **values):
+        return Result(Case(side, part, batch, "auto"), seconds, **values)
+
+    mine = [
+        result("manu_jax", "forward", 16, [0.8, 1.6, 0.8], flops=16e12, peak=2**31),
+        result("manu_jax", "forward", 32, [], flops=32e12, fault="out of memory"),
+        result("manu_jax", "statistics", 16, [0.8, 0.8, 0.84], flops=15e12),
+    ]
+    theirs = [
+        result("transformers", "forward", 8, [1.6, 1.6, 1.6]),
+        result("transformers", "forward", 16, [1.6, 1.6, 1.6]),
+    ]
+    return {
+        "manu_jax": Side("manu_jax", "a chip", mine, 40e12),
+        "transformers": Side("transformers", "", theirs),
+    }
+
+
+def test_ratios_are_of_the_same_turn_and_the_peers_best_batch_counts(accelerator, sides):
+    rows = accelerator.report(sides).splitlines()
+    table = [row for row in rows if row.startswith("| ")]
+    _, forward, no_room, peers_small, _, statistics = table
+    assert forward.endswith("| 16 | 50.00 | 20.00 | 1.00 | 0.500 | 2.0 | 2.00 |")
+    assert "out of memory" in no_room
+    assert peers_small.endswith("| 8 | 200.00 | 5.00 | 1.00 | 0.125 | – | 0.50 |")
+    # 0.8 / 0.8, 0.8 / 1.6 and 0.84 / 0.8
+    assert statistics.endswith("| 16 | 50.00 | 20.00 | 1.00 | 0.469 | – | – |")
+    assert "statistics / forward: 1.000 (goal ≤ 1.05)" in rows
+
+
+def test_what_was_measured_is_read_as_it_was_written(accelerator, sides, tmp_path):
+    sides["manu_jax"].write(tmp_path / "side.json")
+    assert accelerator.Side.read(tmp_path / "side.json") == sides["manu_jax"]
+
+
+@pytest.mark.slow
+@pytest.mark.benchmarks
+def test_every_step_runs_in_both_frameworks(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "accelerator.py"), "--small", "--turns", "1"]
+    variables = {"PYTHONPATH": str(BENCHMARKS.parent), "XLA_FLAGS": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--limit", "400", "--output", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env=os.environ | variables,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) >= 10
+    assert not [row for row in rows if "not run" in row or "Error" in row]
