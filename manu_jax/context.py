@@ -183,11 +183,10 @@ class Run:
 
     def load_model(self, name: str, path: str | None) -> Loaded:
         """Return a model of the run: its own where it trained one, else that of `path`."""
-        own = self.directory / name
+        own, model = self.directory / name, self.config.model
         is_own = parallel.exists(own)
         if not is_own and path is None:
             raise ManuError(f"{own}: no model there. Run the stage `train` first.")
-        model = self.config.model
         folder = own if is_own else str(path)
         return load(folder, model.dtype, self.mesh, prompt=model.prompt)
 
@@ -234,8 +233,7 @@ class Run:
 
     def load_mask(self, name: str) -> Neurons:
         """Return the mask of a method that makes one; ManuError where there is none yet."""
-        mask, _ = masks.load(self.method_folder(name) / MASK, self.vanilla)
-        return mask
+        return masks.load(self.method_folder(name) / MASK, self.vanilla)[0]
 
     def load_edit(self, name: str) -> Edit | None:
         """Return the edit of a method, or None: it made none, or it makes a mask."""

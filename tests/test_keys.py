@@ -433,7 +433,9 @@ def test_other_files_of_the_decoder_are_another_run(tmp_path):
         keys.settle(folder, around)
 
 
-@pytest.mark.parametrize("free", [{"mesh": {"fsdp": 2}}, {"score_batch": 3}, {"cache": None}])
+@pytest.mark.parametrize(
+    "free", [{"mesh": {"fsdp": 2}}, {"attention": "reference"}, {"score_batch": 3}, {"cache": None}]
+)
 def test_what_changes_no_number_moves_nothing(folder, free):
     before = places(folder)
     keys.settle(folder, config(**free, evaluate={"batch_size": 5}, train={"memory_gate": 0.1}))

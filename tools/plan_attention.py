@@ -23,7 +23,7 @@ from manu_jax.planning.world import Assumed, world_of
 from manu_jax.run import exit_status
 
 MODEL, POD = "LLaVA-1.5-7B", "v5e-16"
-SHOWN = ("statistics", "attribution")
+SHOWN = ("attribution", "statistics")
 FORMS: tuple[AttentionForm, ...] = ("reference", "auto")
 TOKENS = (768, 2880, 4096)  # LLaVA-1.5, LLaVA-NeXT, its context
 

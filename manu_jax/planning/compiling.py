@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from manu_jax import parallel
 from manu_jax.folder import write_atomic
 from manu_jax.planning.collectives import Collective, collectives
 from manu_jax.planning.cost import Flops, flops
-from manu_jax.planning.shapes import bytes_held
+from manu_jax.planning.shapes import Place, bytes_held
 from manu_jax.planning.step import OPTIMIZER, OTHER, WEIGHTS, Step
 from manu_jax.planning.world import World
 
@@ -70,7 +71,7 @@ def compiled(step: Step, world: World, *, keep: Path | None = None) -> Compiled:
     """
     place = world.place
     is_compiled = world.target.devices is not None
-    with parallel.on_mesh(place.mesh if is_compiled else None):
+    with _traced_for(place if is_compiled else None):
         traced = step.function.trace(*step.args, **step.kwargs)
         found = flops(traced.jaxpr.jaxpr, trips=step.trips)
         if not is_compiled:
@@ -97,6 +98,14 @@ def compiled(step: Step, world: World, *, keep: Path | None = None) -> Compiled:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps(values))
     return _compiled_of(step, values, found, is_kept=False)
+
+
+def _traced_for(place: Place | None) -> contextlib.AbstractContextManager:
+    """Set what a program is traced for: a mesh, or one device of another platform than this."""
+    if place is None or place.mesh is not None or place.device.platform == jax.default_backend():
+        return parallel.on_mesh(None if place is None else place.mesh)
+    device = AbstractDevice(place.device.device_kind, None, place.device.platform)
+    return use_abstract_mesh(AbstractMesh((), (), abstract_device=device))
 
 
 def memory_of(step: Step, temporaries: int | None) -> Memory:

@@ -1,17 +1,21 @@
 """FLOPs against closed forms, collectives of compiled and of given HLO, the roofline."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 from jax.sharding import NamedSharding, PartitionSpec
 
 from manu_jax import parallel
-from manu_jax.planning import cost, roofline
+from manu_jax.models.nn import attention
+from manu_jax.planning import compiling, cost, roofline
 from manu_jax.planning.chips import GIB, GPUS, TPUS, Chip, target_of
 from manu_jax.planning.collectives import Collective, collectives, moved_by_kind
+from manu_jax.planning.shapes import Place
 from manu_jax.types import ManuError
 
 B, D, F, L = 4, 8, 24, 5
@@ -65,6 +69,31 @@ def test_of_branches_the_dearest_counts():
         return jax.lax.cond(x.sum() > 0, lambda: x @ w @ w, lambda: x @ w)
 
     assert flops_of(branched, (B, D), (D, D)).total == 2 * 2 * B * D * D
+
+
+@pytest.mark.parametrize("sizes", [None, (2, 1, 2)])
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_attention_by_a_kernel_counts_its_products(monkeypatch, platform, sizes):
+    monkeypatch.setattr(attention, "kernel_platform", lambda *_, **__: platform)
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    rows, tokens, heads, size = 2, 512, 2, 128
+
+    def attend(q):
+        return attention.attend(q, q, q, None)
+
+    with parallel.on_mesh(parallel.make_mesh(*sizes) if sizes else None):
+        q = jax.ShapeDtypeStruct((rows, tokens, heads, size), jnp.bfloat16)
+        found = cost.flops(jax.make_jaxpr(attend)(q).jaxpr).total
+    assert found == 2 * 2 * rows * heads * tokens * tokens * size
+
+
+def test_a_program_for_one_chip_is_traced_for_the_chip():
+    chip = types.SimpleNamespace(platform="tpu", device_kind="TPU v5 lite")
+    with compiling._traced_for(Place(None, chip)):
+        assert attention._platform() == "tpu"
+        assert jax.make_jaxpr(lambda x: parallel.constrain(x, "batch"))(1.0 * jnp.ones(2))
+    with compiling._traced_for(Place(None, jax.devices()[0])):
+        assert attention._platform() == "cpu"
 
 
 def test_a_convolution_counts_its_kernel_for_each_output():
