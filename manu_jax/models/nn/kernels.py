@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-CUDNN_MULTIPLE = 8  # of the tokens of a mask; cuDNN's backward pass refuses odd numbers
+CUDNN_MULTIPLE = 8  # of the tokens of a mask, so that its rows are aligned
+CUDNN_EVEN = 2  # of tokens without one; JAX refuses the backward pass of an odd number
 # Tokens of one block of splash attention, the one that pads least and then the largest. More than
 # these do not fit into the vector memory of v5e at a head of 256.
 BLOCKS = (512, 384, 256)
@@ -54,17 +55,21 @@ def cudnn(
     0 and −2e12; its gradient is not asked for.
     """
     num_queries, num_keys = q_BTNH.shape[1], k_BSKH.shape[1]
+    # Without a mask cuDNN is told the true lengths where it needs even ones
+    multiple = CUDNN_EVEN if mask_BTS is None else CUDNN_MULTIPLE
+    extra_T, extra_S = (-size % multiple for size in (num_queries, num_keys))
+    has_lengths = mask_BTS is None and extra_T + extra_S > 0
+    q_BTNH = _longer(q_BTNH, extra_T)
+    k_BSKH, v_BSKH = _longer(k_BSKH, extra_S), _longer(v_BSKH, extra_S)
     mask_BNTS = None
     if mask_BTS is not None:
         mask_BTS = jnp.broadcast_to(mask_BTS, (len(mask_BTS), num_queries, num_keys))
-        extra_T, extra_S = (-size % CUDNN_MULTIPLE for size in (num_queries, num_keys))
-        q_BTNH = _longer(q_BTNH, extra_T)
-        k_BSKH, v_BSKH = _longer(k_BSKH, extra_S), _longer(v_BSKH, extra_S)
         mask_BNTS = jnp.pad(mask_BTS, ((0, 0), (0, extra_T), (0, extra_S)))[:, None]
 
     def mixed(
         q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BNTS: jax.Array | None
     ) -> jax.Array:
+        B = len(q_BTNH)
         return jax.nn.dot_product_attention(
             q_BTNH,
             k_BSKH,
@@ -72,6 +77,8 @@ def cudnn(
             mask=mask_BNTS,
             scale=scale,
             is_causal=is_causal,
+            query_seq_lengths=jnp.full(B, num_queries, jnp.int32) if has_lengths else None,
+            key_value_seq_lengths=jnp.full(B, num_keys, jnp.int32) if has_lengths else None,
             implementation=implementation,
         )
 
