@@ -138,6 +138,16 @@ def test_cudnn_is_given_what_the_reference_is_given(tokens):
     compare(kernel, heads, mask_BTT, is_real_BT, scale=0.3)
 
 
+def test_cudnn_is_told_an_odd_number_of_tokens_that_have_no_mask():
+    heads = [x[:, :147] for x in random_heads()]
+    is_real_BT = padded()[:, :147] | True
+
+    def kernel(q, k, v):
+        return kernels.cudnn(q, k, v, None, scale=0.25, implementation="xla")
+
+    compare(kernel, heads, None, is_real_BT)
+
+
 def test_cudnn_is_given_a_mask_that_is_the_same_for_all_queries():
     heads, is_real_BT = random_heads(), padded()
     mask_B1S = jnp.asarray(is_real_BT)[:, None]
