@@ -1,6 +1,8 @@
 """LLaVA-1.5-7B on one accelerator: time, use of the chip and memory of every step, beside PyTorch.
 
-    python benchmarks/accelerator.py [--output DIR] [--turns 4] [--seconds 110] [--small]
+    python benchmarks/accelerator.py [--output DIR] [--turns 4] [--seconds 60] [--small]
+    python benchmarks/accelerator.py --sides manu_jax --parts forward statistics --forms auto \\
+        --batches 16 --earlier DIR
 
 Random weights in bfloat16 are made on the device. Samples have 768 tokens, 576 of them an image's;
 answers have 50. What is timed:
@@ -15,13 +17,14 @@ manu_jax runs its own jitted functions, as a plan builds them, with each form of
 has; transformers runs eagerly with `sdpa`, hooks and `generate`. They run one after the other, each
 in a process that has the whole device, at several batch sizes. Times are medians of the turns;
 ratios to the forward pass are medians of the same turn's, those to transformers are of the best
-batch size on both sides.
+batch size on both sides. What is not measured anew is read from the folder of an earlier run.
 
 MFU: FLOPs of the matrix products that a step needs, none of them twice, by the seconds and the
 chip's rate in bfloat16. GiB: the peak that the device tells; "≤" where a smaller step had more.
 """
 
 import argparse
+import dataclasses
 import os
 import statistics
 import subprocess
@@ -50,6 +53,8 @@ def main() -> None:
         folder = Path(options.output or scratch)
         folder.mkdir(parents=True, exist_ok=True)
         sides = {name: measured(name, folder, options) for name in options.sides}
+    for path in options.earlier:
+        add_earlier(sides, Path(path))
     print(f"\nall in {time.monotonic() - start:.0f} s\n")
     print(report(sides))
 
@@ -58,10 +63,18 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", help="a folder for what was measured, as JSON")
     parser.add_argument("--turns", type=int, default=4)
-    parser.add_argument("--seconds", type=float, default=110, help="then a side begins nothing")
+    parser.add_argument("--seconds", type=float, default=60, help="of turns; then none begins")
+    parser.add_argument(
+        "--preparation", type=float, default=100, help="seconds; then nothing begins to compile"
+    )
     parser.add_argument("--limit", type=float, default=200, help="seconds, after which a side ends")
-    parser.add_argument("--sides", nargs="+", choices=[*CHILDREN], default=[*CHILDREN])
+    parser.add_argument("--sides", nargs="*", choices=[*CHILDREN], default=[*CHILDREN])
     parser.add_argument("--parts", nargs="+", choices=cases.PARTS, default=cases.PARTS)
+    parser.add_argument("--forms", nargs="+", help="of manu_jax's attention, in place of all")
+    parser.add_argument("--batches", nargs="+", help="samples a batch, in place of all sizes")
+    parser.add_argument(
+        "--earlier", nargs="*", default=(), help="folders of earlier runs, for what isn't measured"
+    )
     parser.add_argument(
         "--compiler-options",
         nargs="*",
@@ -78,8 +91,11 @@ def measured(name: str, folder: Path, options: argparse.Namespace) -> Side:
     path.unlink(missing_ok=True)
     command = [sys.executable, str(Path(__file__).with_name(CHILDREN[name]))]
     command += ["--output", str(path), "--turns", str(options.turns)]
-    command += ["--seconds", str(options.seconds)] + ["--small"] * options.small
-    command += ["--parts", *options.parts, "--compiler-options", *options.compiler_options]
+    command += ["--seconds", str(options.seconds), "--preparation", str(options.preparation)]
+    command += ["--small"] * options.small
+    for key in ("parts", "forms", "batches", "compiler_options"):
+        values = getattr(options, key)
+        command += [f"--{key.replace('_', '-')}", *values] if values else []
     fault = ""
     try:
         done = subprocess.run(command, env=os.environ | VARIABLES[name], timeout=options.limit)
@@ -90,6 +106,21 @@ def measured(name: str, folder: Path, options: argparse.Namespace) -> Side:
     side = Side.read(path) if path.exists() else Side(name, "", [])
     side.notes += [fault] * bool(fault)
     return side
+
+
+def add_earlier(sides: dict[str, Side], folder: Path) -> None:
+    """Add to the sides what an earlier run measured of parts that they have nothing of."""
+    for name in CHILDREN:
+        path = folder / f"{name}.json"
+        if not path.exists():
+            continue
+        earlier = Side.read(path)
+        side = sides.setdefault(name, dataclasses.replace(earlier, results=[], notes=[]))
+        measured_parts = {one.case.part for one in side.results}
+        added = [one for one in earlier.results if one.case.part not in measured_parts]
+        side.results += added
+        parts = ", ".join(dict.fromkeys(one.case.part for one in added))
+        side.notes += [f"{name}: of an earlier run ({earlier.machine}): {parts}"] * bool(added)
 
 
 def report(sides: dict[str, Side]) -> str:
@@ -178,15 +209,12 @@ def best(side: Side | None, part: str) -> Result | None:
 def forward_of(result: Result, side: Side) -> float | None:
     """Return the median ratio of a sample's time to that of the forward pass in the same turn.
 
-    The forward pass is that of the same batch and form, or the side's best.
+    The forward pass is that of the same batch, form and option, or the side's best.
     """
     forwards = [one for one in side.results if one.case.part == "forward" and one.seconds]
-    same = [
-        one
-        for one in forwards
-        if (one.case.batch, one.case.form) == (result.case.batch, result.case.form)
-    ]
-    below = next(iter(same), min(forwards, key=each, default=None))
+    wanted = dataclasses.replace(result.case, part="forward", remat=None)
+    alike = [one for one in forwards if dataclasses.replace(one.case, remat=None) == wanted]
+    below = next(iter(alike), min(forwards, key=each, default=None))
     if below is None:
         return None
     pairs = zip(result.seconds, below.seconds, strict=False)

@@ -94,7 +94,10 @@ def child_options() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--turns", type=int, required=True)
     parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--preparation", type=float, required=True)
     parser.add_argument("--parts", nargs="+", default=PARTS)
+    parser.add_argument("--forms", nargs="+")
+    parser.add_argument("--batches", nargs="+", type=int)
     parser.add_argument("--compiler-options", nargs="*", default=())
     parser.add_argument("--small", action="store_true")
     return parser.parse_args()
@@ -106,9 +109,11 @@ def jax_cases(forms: Sequence[str], options: argparse.Namespace) -> list[Case]:
     found, others = [], []
     for part in options.parts:
         for remat, batches in BATCHES[part].items():
-            sizes = (SMALL_BATCH,) if options.small else batches
+            sizes = sizes_of(batches, options)
             found += [Case(JAX, part, size, forms[0], remat) for size in sizes]
-        first = next(case for case in found if case.part == part)
+        first = next((case for case in found if case.part == part), None)
+        if first is None:
+            continue
         others += [dataclasses.replace(first, form=form) for form in forms[1:]]
         if first.remat is None:
             tried = options.compiler_options
@@ -121,8 +126,15 @@ def torch_cases(options: argparse.Namespace) -> list[Case]:
     return [
         Case(TORCH, part, size, "sdpa", "none")
         for part in options.parts
-        for size in ((SMALL_BATCH,) if options.small else TORCH_BATCHES[part])
+        for size in sizes_of(TORCH_BATCHES[part], options)
     ]
+
+
+def sizes_of(batches: Sequence[int], options: argparse.Namespace) -> list[int]:
+    """Return those of the sizes of batches that the options ask for."""
+    if options.small:
+        return [SMALL_BATCH]
+    return [size for size in batches if options.batches is None or size in options.batches]
 
 
 def attempted(result: Result, action: Callable[[], object]) -> bool:
@@ -143,13 +155,13 @@ def take_turns(
     calls: Sequence[tuple[Result, Callable[[], object]]],
     *,
     options: argparse.Namespace,
-    start: float,
 ) -> None:
     """Time the cases in turns, so that a drifting machine hits all alike.
 
-    calls: each does its case once and waits for it. After options.seconds from start, a time of
-    time.monotonic(), no turn begins but the first.
+    calls: each does its case once and waits for it. After options.seconds no turn begins but the
+    first.
     """
+    start = time.monotonic()
     for turn in range(options.turns):
         if turn and time.monotonic() > start + options.seconds:
             side.notes.append(f"{side.name}: {turn} turns in {options.seconds:.0f} s")

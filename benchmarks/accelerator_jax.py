@@ -86,7 +86,7 @@ def main() -> None:
     programs = _lowered(world, side, options)
     told("programs lowered")
     # Before there are weights: what the compiler tries out counts as memory, too.
-    programs = _compiled(programs, deadline=start + options.seconds)
+    programs = _compiled(programs, deadline=start + options.preparation)
     told("programs compiled")
     model = jax.block_until_ready(planned.random_model(world))
     told("weights made")
@@ -100,17 +100,20 @@ def main() -> None:
         peak = found or 0
     told("programs run once")
     calls = [(program.result, program.call) for program in programs]
-    cases.take_turns(side, calls, options=options, start=start)
+    cases.take_turns(side, calls, options=options)
     told("programs timed")
 
 
 def _lowered(world: World, side: Side, options: argparse.Namespace) -> list[Program]:
     """Return the programs of all cases; one that can't be lowered has a fault in its result."""
-    forms = planned.attention_forms()
+    known = planned.attention_forms()
+    forms = [form for form in known if options.forms is None or form in options.forms]
     side.results += [Result(case) for case in cases.jax_cases(forms, options)]
     planned.use_attention(planned.REFERENCE)  # its products are all in the program
     for part in options.parts:
         found = [result for result in side.results if result.case.part == part]
+        if not found:
+            continue
         size = found[0].case.batch
         flops = planned.useful_flops(planned.step_of(part, world, size, "none"))
         for result in found:

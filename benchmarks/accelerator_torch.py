@@ -43,7 +43,7 @@ def main() -> None:
         cases.attempted(result, functools.partial(_first_call, result, call))
         calls.append((result, call))
     told("steps run once")
-    cases.take_turns(side, calls, options=options, start=start)
+    cases.take_turns(side, calls, options=options)
     told("steps timed")
 
 
