@@ -27,6 +27,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import jax
 import pydantic
 
 from manu_jax.config import (
@@ -189,6 +190,8 @@ def compare(config: CompareConfig, where: str = "compare") -> Path:
         cells.append(cell)
     for cell, own in zip(cells, runs, strict=True):
         logger.info("compare: cell %s", cell.folder.name)
+        # A process may map only so many programs, and every method has its own.
+        jax.clear_caches()
         run(own)
     found = compare_cells(cells)
     write_atomic(folder / "comparison.json", json.dumps(found, indent=1) + "\n")
