@@ -4,14 +4,18 @@ import argparse
 import concurrent.futures
 import dataclasses
 import functools
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import accelerator_cases as cases
 import jax
 import planned
 from accelerator_cases import Result, Side
+from jax.profiler import ProfileData
 
 from manu_jax.planning.step import Step
 from manu_jax.planning.world import World
@@ -23,6 +27,9 @@ CARRIED: dict[str, Callable[[tuple, Any], tuple]] = {
     "learned gates": lambda args, out: (*out[:2], *args[2:]),
 }
 THREADS = 8  # that compile
+# What a profile calls a device, and its lines that hold each kernel once.
+PLANES = {"/device:GPU": "Stream", "/device:TPU": "XLA Ops"}
+NUM_KERNELS = 12
 BOOLS = {"true": True, "false": False}
 
 
@@ -54,6 +61,23 @@ class Program:
         self.args, kwargs = planned.filled(self.step, world, model, batches=batches)
         self.kwargs = {name: kwargs[name] for name in self.names}
         self.call()
+
+    def profile(self) -> None:
+        """Run it once more, and note the kernels that took the most time."""
+        if self.result.fault:
+            return
+        found: Counter[str] = Counter()
+        with tempfile.TemporaryDirectory() as folder:
+            with jax.profiler.trace(folder):
+                self.call()
+            for path in Path(folder).rglob("*.xplane.pb"):
+                for plane in ProfileData.from_file(str(path)).planes:
+                    kind = PLANES.get(plane.name.rpartition(":")[0])
+                    for line in plane.lines if kind else ():
+                        if line.name.startswith(kind):
+                            for event in line.events:
+                                found[event.name] += event.duration_ns / 1e6
+        self.result.kernels = dict(found.most_common(NUM_KERNELS))
 
     def call(self) -> None:
         """Run it, and wait for it."""
@@ -102,6 +126,9 @@ def main() -> None:
     calls = [(program.result, program.call) for program in programs]
     cases.take_turns(side, calls, options=options)
     told("programs timed")
+    for program in programs:
+        cases.attempted(program.result, program.profile)
+    told("programs profiled")
 
 
 def _lowered(world: World, side: Side, options: argparse.Namespace) -> list[Program]:
