@@ -27,8 +27,8 @@ CARRIED: dict[str, Callable[[tuple, Any], tuple]] = {
     "learned gates": lambda args, out: (*out[:2], *args[2:]),
 }
 THREADS = 8  # that compile
-# What a profile calls a device, and its lines that hold each kernel once.
-PLANES = {"/device:GPU": "Stream", "/device:TPU": "XLA Ops"}
+# What a profile calls a device, and how its lines begin that hold each kernel once.
+LINES = {"/device:GPU": "Stream", "/device:TPU": "XLA Ops"}
 NUM_KERNELS = 12
 BOOLS = {"true": True, "false": False}
 
@@ -64,20 +64,8 @@ class Program:
 
     def profile(self) -> None:
         """Run it once more, and note the kernels that took the most time."""
-        if self.result.fault:
-            return
-        found: Counter[str] = Counter()
-        with tempfile.TemporaryDirectory() as folder:
-            with jax.profiler.trace(folder):
-                self.call()
-            for path in Path(folder).rglob("*.xplane.pb"):
-                for plane in ProfileData.from_file(str(path)).planes:
-                    kind = PLANES.get(plane.name.rpartition(":")[0])
-                    for line in plane.lines if kind else ():
-                        if line.name.startswith(kind):
-                            for event in line.events:
-                                found[event.name] += event.duration_ns / 1e6
-        self.result.kernels = dict(found.most_common(NUM_KERNELS))
+        if not self.result.fault:
+            self.result.kernels = kernels(self.call)
 
     def call(self) -> None:
         """Run it, and wait for it."""
@@ -129,6 +117,22 @@ def main() -> None:
     for program in programs:
         cases.attempted(program.result, program.profile)
     told("programs profiled")
+
+
+def kernels(call: Callable[[], object]) -> dict[str, float]:
+    """Return the milliseconds of a call's kernels on the device, those with the most first."""
+    found: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            call()
+        for path in Path(folder).rglob("*.xplane.pb"):
+            for plane in ProfileData.from_file(str(path)).planes:
+                wanted = LINES.get(plane.name.rpartition(":")[0])
+                for line in plane.lines if wanted else ():
+                    if line.name.startswith(wanted):
+                        for event in line.events:
+                            found[event.name] += event.duration_ns / 1e6
+    return dict(found.most_common(NUM_KERNELS))
 
 
 def _lowered(world: World, side: Side, options: argparse.Namespace) -> list[Program]:
