@@ -92,7 +92,8 @@ def reduce_tokens(z_BTF: jax.Array, capture: TowerCapture) -> jax.Array:
     "tokens" what `at_tokens` gives.
 
     In a narrow dtype the tokens are summed first, in float32, since 1 / their number is not exact
-    in it; z is not copied to float32.
+    in it; z is not copied to float32. There they are summed where z is made, which a product of
+    matrices would not be.
     """
     if capture.index_BA is not None:
         index_BA1 = jnp.asarray(capture.index_BA)[..., None]
@@ -107,13 +108,13 @@ def reduce_tokens(z_BTF: jax.Array, capture: TowerCapture) -> jax.Array:
         return jnp.where(highest_BF >= -lowest_BF, highest_BF, lowest_BF)
     if capture.spec.reduction == "square":
         return jnp.einsum("BT,BTF->BF", capture.weights_BT, jnp.square(z_BTF.astype(jnp.float32)))
-    weights_BT, share_B1 = capture.weights_BT, None
-    if z_BTF.dtype != jnp.float32:
-        # All tokens that count have the same weight.
-        share_B1 = weights_BT.max(axis=1, keepdims=True)
-        weights_BT = (weights_BT > 0).astype(z_BTF.dtype)
-    sums_BF = jnp.einsum("BT,BTF->BF", weights_BT, z_BTF, preferred_element_type=jnp.float32)
-    return sums_BF if share_B1 is None else sums_BF * share_B1
+    weights_BT = capture.weights_BT
+    if z_BTF.dtype == jnp.float32:
+        return jnp.einsum("BT,BTF->BF", weights_BT, z_BTF)
+    # All tokens that count have the same weight.
+    is_counted_BT1 = (weights_BT > 0)[..., None]
+    sums_BF = jnp.sum(z_BTF, axis=1, dtype=jnp.float32, where=is_counted_BT1)
+    return sums_BF * weights_BT.max(axis=1, keepdims=True)
 
 
 def at_tokens(z_BTF: jax.Array, capture: TowerCapture) -> jax.Array:
