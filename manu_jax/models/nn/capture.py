@@ -92,8 +92,7 @@ def reduce_tokens(z_BTF: jax.Array, capture: TowerCapture) -> jax.Array:
     "tokens" what `at_tokens` gives.
 
     In a narrow dtype the tokens are summed first, in float32, since 1 / their number is not exact
-    in it; z is not copied to float32. There they are summed where z is made, which a product of
-    matrices would not be.
+    in it; z is not copied to float32.
     """
     if capture.index_BA is not None:
         index_BA1 = jnp.asarray(capture.index_BA)[..., None]
@@ -112,9 +111,23 @@ def reduce_tokens(z_BTF: jax.Array, capture: TowerCapture) -> jax.Array:
     if z_BTF.dtype == jnp.float32:
         return jnp.einsum("BT,BTF->BF", weights_BT, z_BTF)
     # All tokens that count have the same weight.
-    is_counted_BT1 = (weights_BT > 0)[..., None]
-    sums_BF = jnp.sum(z_BTF, axis=1, dtype=jnp.float32, where=is_counted_BT1)
+    sums_BF = jax.lax.platform_dependent(
+        z_BTF, weights_BT > 0, cpu=_sums_by_product, default=_sums_in_place
+    )
     return sums_BF * weights_BT.max(axis=1, keepdims=True)
+
+
+def _sums_by_product(z_BTF: jax.Array, is_counted_BT: jax.Array) -> jax.Array:
+    weights_BT = is_counted_BT.astype(z_BTF.dtype)
+    return jnp.einsum("BT,BTF->BF", weights_BT, z_BTF, preferred_element_type=jnp.float32)
+
+
+def _sums_in_place(z_BTF: jax.Array, is_counted_BT: jax.Array) -> jax.Array:
+    """Return the sums as part of what makes z: the compiler reads nothing again for them.
+
+    After a product it makes z once for the product and once for the layer below.
+    """
+    return jnp.sum(z_BTF, axis=1, dtype=jnp.float32, where=is_counted_BT[..., None])
 
 
 def at_tokens(z_BTF: jax.Array, capture: TowerCapture) -> jax.Array:
