@@ -54,7 +54,8 @@ class Result:
     """What was measured of a case: seconds of a call in each turn, and bytes.
 
     flops: useful ones of a call. peak: of the process so far, and whether it is the case's own.
-    program: what the compiler says that it needs. fault: why there are no times, or "".
+    program: what the compiler says that it needs. fault: why there are no times, or "". kernels:
+    milliseconds of those that took the most in a profiled call.
     """
 
     case: Case
@@ -65,6 +66,7 @@ class Result:
     program: int | None = None
     compile_seconds: float | None = None
     fault: str = ""
+    kernels: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass

@@ -4,14 +4,18 @@ import argparse
 import concurrent.futures
 import dataclasses
 import functools
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import accelerator_cases as cases
 import jax
 import planned
 from accelerator_cases import Result, Side
+from jax.profiler import ProfileData
 
 from manu_jax.planning.step import Step
 from manu_jax.planning.world import World
@@ -23,6 +27,9 @@ CARRIED: dict[str, Callable[[tuple, Any], tuple]] = {
     "learned gates": lambda args, out: (*out[:2], *args[2:]),
 }
 THREADS = 8  # that compile
+# What a profile calls a device, and how its lines begin that hold each kernel once.
+LINES = {"/device:GPU": "Stream", "/device:TPU": "XLA Ops"}
+NUM_KERNELS = 12
 BOOLS = {"true": True, "false": False}
 
 
@@ -54,6 +61,11 @@ class Program:
         self.args, kwargs = planned.filled(self.step, world, model, batches=batches)
         self.kwargs = {name: kwargs[name] for name in self.names}
         self.call()
+
+    def profile(self) -> None:
+        """Run it once more, and note the kernels that took the most time."""
+        if not self.result.fault:
+            self.result.kernels = kernels(self.call)
 
     def call(self) -> None:
         """Run it, and wait for it."""
@@ -102,6 +114,25 @@ def main() -> None:
     calls = [(program.result, program.call) for program in programs]
     cases.take_turns(side, calls, options=options)
     told("programs timed")
+    for program in programs:
+        cases.attempted(program.result, program.profile)
+    told("programs profiled")
+
+
+def kernels(call: Callable[[], object]) -> dict[str, float]:
+    """Return the milliseconds of a call's kernels on the device, those with the most first."""
+    found: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            call()
+        for path in Path(folder).rglob("*.xplane.pb"):
+            for plane in ProfileData.from_file(str(path)).planes:
+                wanted = LINES.get(plane.name.rpartition(":")[0])
+                for line in plane.lines if wanted else ():
+                    if line.name.startswith(wanted):
+                        for event in line.events:
+                            found[event.name] += event.duration_ns / 1e6
+    return dict(found.most_common(NUM_KERNELS))
 
 
 def _lowered(world: World, side: Side, options: argparse.Namespace) -> list[Program]:

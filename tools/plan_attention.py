@@ -16,14 +16,19 @@ from pathlib import Path
 
 from plan_table import MODELS, PODS, STEPS, config_of
 
-from manu_jax.config.base import AttentionForm
+from manu_jax.config.base import AttentionForm, Remat
 from manu_jax.planning.chips import GIB, target_of
 from manu_jax.planning.plan import Row, planned, row_of
 from manu_jax.planning.world import Assumed, world_of
 from manu_jax.run import exit_status
 
 MODEL, POD = "LLaVA-1.5-7B", "v5e-16"
-SHOWN = ("attribution", "statistics")
+# What is shown → the step, and what its backward pass computes anew; None: as the config has it
+SHOWN: dict[str, tuple[str, Remat | None]] = {
+    "attribution": ("attribution", None),
+    "attribution with remat all": ("attribution", "all"),
+    "statistics": ("statistics", None),
+}
 FORMS: tuple[AttentionForm, ...] = ("reference", "auto")
 TOKENS = (768, 2880, 4096)  # LLaVA-1.5, LLaVA-NeXT, its context
 
@@ -40,23 +45,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(cache: Path, lengths: Sequence[int]) -> None:
     print("| step | tokens | temporaries, reference | kernels | FLOPs, reference | kernels |")
     print("|---" * 6 + "|")
-    for step in SHOWN:
+    for shown in SHOWN:
         for tokens in lengths:
-            rows = [row_of_form(step, tokens, form, cache=cache) for form in FORMS]
+            rows = [row_of_form(shown, tokens, form, cache=cache) for form in FORMS]
             memory = " | ".join(_memory(row) for row in rows)
             flops = " | ".join(f"{row.flops / 1e12:,.0f} T" for row in rows)
-            print(f"| {step} | {tokens:,} | {memory} | {flops} |", flush=True)
+            print(f"| {shown} | {tokens:,} | {memory} | {flops} |", flush=True)
 
 
-def row_of_form(step: str, tokens: int, form: AttentionForm, *, cache: Path) -> Row:
+def row_of_form(shown: str, tokens: int, form: AttentionForm, *, cache: Path) -> Row:
     """Return what the plan says of a step with samples of so many tokens."""
-    index = cache / f"attention.{step}.{tokens}.{form}.json"
+    step, remat = SHOWN[shown]
+    index = cache / f"attention.{shown}.{tokens}.{form}.json"
     if index.exists():
         return Row(**json.loads(index.read_text()))
     config = config_of(MODELS[MODEL], is_tensor=False).model_copy(update={"attention": form})
     world = world_of(config, target_of(PODS[POD]), Assumed(tokens=tokens, samples=1000))
     item = next(item for item in planned(world) if item.name == STEPS[step][0])
-    row = row_of(item, world, keep=cache)
+    make = item.make
+    own = dataclasses.replace(item, make=lambda world, rows, _: make(world, rows, remat))
+    row = row_of(own, world, keep=cache)
     index.parent.mkdir(parents=True, exist_ok=True)
     index.write_text(json.dumps(dataclasses.asdict(row)))
     return row

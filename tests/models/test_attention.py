@@ -278,16 +278,23 @@ def decoder(windows):
     return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model), batch
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2)])
+MESH, ALONE = (2, 2, 2), None
+CALLS = {"cuda": r"__cudnn\$fmha", "tpu": "tpu_custom_call", "cpu": None}
+
+
 @pytest.mark.parametrize(
-    ("platform", "call", "windows"),
+    ("lowered_for", "windows", "sizes"),
     [
-        ("gpu", r"__cudnn\$fmha", (None, None)),
-        ("tpu", "tpu_custom_call", (None, None)),
-        ("tpu", "tpu_custom_call", (20, None)),
+        ("cuda", (None, None), MESH),
+        ("tpu", (20, None), MESH),
+        ("cpu", (None, None), ALONE),
+        pytest.param("cuda", (None, None), ALONE, marks=[pytest.mark.slow]),
+        pytest.param("tpu", (None, None), ALONE, marks=[pytest.mark.slow]),
+        pytest.param("tpu", (None, None), MESH, marks=[pytest.mark.slow]),
     ],
 )
-def test_a_gradient_for_an_accelerator_makes_no_scores(monkeypatch, platform, call, windows, sizes):
+def test_a_gradient_for_an_accelerator_makes_no_scores(monkeypatch, lowered_for, windows, sizes):
+    platform = "gpu" if lowered_for == "cuda" else lowered_for
     monkeypatch.setattr(attention, "_platform", lambda: platform)
     monkeypatch.setattr(attention, "_largest_cudnn_head", lambda: 128)
     monkeypatch.setattr(jax_cudnn, "check_cudnn_version", lambda: 91000)
@@ -296,18 +303,13 @@ def test_a_gradient_for_an_accelerator_makes_no_scores(monkeypatch, platform, ca
     def loss(model):
         return model(batch).logits_BTV.sum()
 
-    with parallel.on_mesh(parallel.make_mesh(*sizes) if sizes != (1, 1, 1) else None):
-        lowered = jax.jit(jax.grad(loss)).trace(model)
-        text = lowered.lower(lowering_platforms=("cuda" if platform == "gpu" else "tpu",)).as_text()
-    assert re.search(call, text)
-    assert not re.search(r"tensor<\d+x\d+x(\d+x)?136x136xf32>", text)
-    attention.use("reference")
-    try:
-        text = jax.jit(jax.grad(loss)).lower(model).as_text()
-    finally:
-        attention.use("auto")
-    assert not re.search(call, text)
-    assert re.search(r"tensor<\d+x\d+x(\d+x)?136x136xf32>", text)
+    with parallel.on_mesh(parallel.make_mesh(*sizes) if sizes else None):
+        traced = jax.jit(jax.grad(loss)).trace(model)
+        text = traced.lower(lowering_platforms=(lowered_for,)).as_text()
+    makes_scores = re.search(r"tensor<\d+x\d+x(\d+x)?136x136xf32>", text) is not None
+    call = CALLS[lowered_for]
+    assert makes_scores == (call is None)
+    assert call is None or re.search(call, text)
 
 
 def test_candidates_are_mapped_over_on_a_gpu(monkeypatch):

@@ -107,13 +107,27 @@ def reduce_tokens(z_BTF: jax.Array, capture: TowerCapture) -> jax.Array:
         return jnp.where(highest_BF >= -lowest_BF, highest_BF, lowest_BF)
     if capture.spec.reduction == "square":
         return jnp.einsum("BT,BTF->BF", capture.weights_BT, jnp.square(z_BTF.astype(jnp.float32)))
-    weights_BT, share_B1 = capture.weights_BT, None
-    if z_BTF.dtype != jnp.float32:
-        # All tokens that count have the same weight.
-        share_B1 = weights_BT.max(axis=1, keepdims=True)
-        weights_BT = (weights_BT > 0).astype(z_BTF.dtype)
-    sums_BF = jnp.einsum("BT,BTF->BF", weights_BT, z_BTF, preferred_element_type=jnp.float32)
-    return sums_BF if share_B1 is None else sums_BF * share_B1
+    weights_BT = capture.weights_BT
+    if z_BTF.dtype == jnp.float32:
+        return jnp.einsum("BT,BTF->BF", weights_BT, z_BTF)
+    # All tokens that count have the same weight.
+    sums_BF = jax.lax.platform_dependent(
+        z_BTF, weights_BT > 0, cpu=_sums_by_product, default=_sums_in_place
+    )
+    return sums_BF * weights_BT.max(axis=1, keepdims=True)
+
+
+def _sums_by_product(z_BTF: jax.Array, is_counted_BT: jax.Array) -> jax.Array:
+    weights_BT = is_counted_BT.astype(z_BTF.dtype)
+    return jnp.einsum("BT,BTF->BF", weights_BT, z_BTF, preferred_element_type=jnp.float32)
+
+
+def _sums_in_place(z_BTF: jax.Array, is_counted_BT: jax.Array) -> jax.Array:
+    """Return the sums as part of what makes z: the compiler reads nothing again for them.
+
+    After a product it makes z once for the product and once for the layer below.
+    """
+    return jnp.sum(z_BTF, axis=1, dtype=jnp.float32, where=is_counted_BT[..., None])
 
 
 def at_tokens(z_BTF: jax.Array, capture: TowerCapture) -> jax.Array:
