@@ -44,15 +44,15 @@ logger = logging.getLogger(__name__)
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 LETTER_AXES = {"F": "tensor", "N": "tensor", "K": "tensor", "V": "tensor", "D": "fsdp"}
-# Embedding rows are looked up: with the width split too, XLA gathers the whole table.
 # On disk query, key and value are one dimension, so that its heads can't be read apart.
 EXCEPTIONS: dict[str, tuple[str | None, ...]] = {
-    "embedding_VD": ("tensor", None),
     "qkv_LDZNH": (None, "fsdp", None, None, None),
     "qkv_bias_LZNH": (None, None, None, None),
 }
 ACTIVATION_AXES: dict[str | None, Any] = {
     "batch": BATCH_AXES,
+    "shared batch": "data",  # that the devices of fsdp look at together
+    "width": "fsdp",
     "neurons": "tensor",
     "heads": "tensor",
     "vocabulary": "tensor",
@@ -153,6 +153,17 @@ def constrain(array: jax.Array, *names: str | None) -> jax.Array:
         if axis is not None and array.shape[i] % size:
             axes[i] = None
     return jax.lax.with_sharding_constraint(array, PartitionSpec(*axes))
+
+
+def rows_of(table_VD: jax.Array, ids_BT: Any) -> jax.Array:
+    """Return the rows of a table whose width is split. [B, T, D], split as a batch.
+
+    The devices of fsdp look up the ids of all of them, each in its part of the width, and exchange
+    what they found. Left to itself, XLA gathers the whole table.
+    """
+    ids_BT = constrain(jax.numpy.asarray(ids_BT), "shared batch", None)
+    rows_BTD = constrain(table_VD[ids_BT], "shared batch", None, "width")
+    return constrain(rows_BTD, "batch", None, None)
 
 
 def on_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager:
