@@ -209,6 +209,37 @@ def put_replicated(tree: Any, mesh: Mesh | None) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
+def move(leaves: dict[str, Any], mesh: Mesh) -> None:
+    """Lay leaves {path: array} out over another mesh of the same devices, each in its place.
+
+    They go from device to device, one after the other, and a stacked one layer by layer: XLA may
+    gather on every device what it moves. A leaf that nothing else holds is freed before the next
+    one moves.
+    """
+    for name in leaves:
+        leaf, place = leaves[name], sharding(name, leaves[name].shape, mesh)
+        in_order = Mesh(mesh.devices.reshape(leaf.sharding.mesh.devices.shape), AXES)
+        before = NamedSharding(in_order, leaf.sharding.spec)
+        leaf = jax.device_put(leaf, before)
+        leaves[name] = laying_out(before, place)(leaf).block_until_ready()
+
+
+@functools.cache
+def laying_out(before: NamedSharding, place: NamedSharding) -> Any:
+    """Return what lays a leaf out over another mesh of the same devices in the same order."""
+
+    def put(layer: jax.Array) -> jax.Array:
+        for one in (before, place):
+            spec = PartitionSpec(*one.spec[1:])
+            layer = jax.lax.with_sharding_constraint(layer, NamedSharding(one.mesh, spec))
+        return layer
+
+    def laid_out(leaf: jax.Array) -> jax.Array:
+        return jax.lax.map(put, leaf) if leaf.ndim > 2 and place.spec[0] is None else leaf
+
+    return jax.jit(laid_out, in_shardings=before, out_shardings=place)
+
+
 def gather(tree: Any) -> Any:
     """Return a pytree of arrays as NumPy, whole, on every process.
 

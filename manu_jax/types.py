@@ -32,6 +32,9 @@ Modality = Literal["image", "text"]
 Signal = Literal["activation", "gradient"]
 MODALITIES: tuple[Modality, ...] = ("image", "text")
 TEXT_ALONE: tuple[Modality, ...] = ("text",)  # the forms where nothing has an image
+# What a mesh is for: statistics and learned gates; training; answers, likelihoods and distances.
+WorkKind = Literal["score", "train", "decode"]
+WORK_KINDS: tuple[WorkKind, ...] = ("score", "train", "decode")
 NO_IMAGE_TOKEN = -1  # the image token of a model that takes no images
 
 # The sets of people. `test` are the people to forget, with transformed images. `unseen` are people
