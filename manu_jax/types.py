@@ -32,8 +32,7 @@ Modality = Literal["image", "text"]
 Signal = Literal["activation", "gradient"]
 MODALITIES: tuple[Modality, ...] = ("image", "text")
 TEXT_ALONE: tuple[Modality, ...] = ("text",)  # the forms where nothing has an image
-# What a mesh is for: statistics and learned gates; training; answers, likelihoods and distances.
-WorkKind = Literal["score", "train", "decode"]
+WorkKind = Literal["score", "train", "decode"]  # what a mesh is for (config/sections.py)
 WORK_KINDS: tuple[WorkKind, ...] = ("score", "train", "decode")
 NO_IMAGE_TOKEN = -1  # the image token of a model that takes no images
 

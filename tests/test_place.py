@@ -2,13 +2,17 @@
 
 import json
 import shutil
+import sys
 import weakref
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import tiny_llava
 import yaml
+
+sys.path.insert(0, str(Path(__file__).parent / "models"))
 from leaf_forms import model
 
 from manu_jax import leaves as leaf_names
