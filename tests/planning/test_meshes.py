@@ -24,8 +24,9 @@ V5E = Target("tpu=v5e:4x4", TPUS["v5e"], 16, None)
 
 
 def config_of(folder, **values):
-    values = {"mesh": "auto", "method": "paper", "cache": None, **values}
-    return validate_config({"model": {"path": str(folder), "dtype": "bfloat16"}, **values}, "test")
+    model = {"path": str(folder), "dtype": "bfloat16"}
+    values = {"model": model, "mesh": "auto", "method": "paper", "cache": None, **values}
+    return validate_config(values, "test")
 
 
 @pytest.fixture
@@ -122,7 +123,9 @@ def test_a_plan_shows_the_meshes_and_plans_each_step_on_its_own(tiny, tmp_path):
 def test_what_moves_is_what_the_compiler_says(tiny, sizes):
     target = Target("devices=4", TPUS["v5e"], 4, tuple(jax.devices()[:4]))
     mesh = dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))
-    config = config_of(tiny, mesh=mesh, score_batch=8)
+    # This machine's compiler moves bfloat16 as float32.
+    model = {"path": str(tiny), "dtype": "float32"}
+    config = config_of(tiny, mesh=mesh, score_batch=8, model=model)
     world = world_of(config, target, Assumed(text=96, answers=4, samples=64))
     item = next(one for one in planned(world) if one.name == "paper: statistics, text form")
     found = moved_by_kind(compiled(item.make(world, None, None), world).moved)
@@ -131,9 +134,9 @@ def test_what_moves_is_what_the_compiler_says(tiny, sizes):
     summed = found.get("all-reduce", {"bytes": 0})["bytes"]
     rows = 8 * 96 / (sizes[0] * sizes[1])
     if sizes[1] > 1:
-        # The head is not needed; token ids and norms are.
-        assert gathered == pytest.approx(tower.gathered - tower.head, rel=0.2)
+        # The head is not needed, and the token ids are, to be looked up.
+        assert gathered == pytest.approx(tower.gathered - tower.head + 4 * 8 * 96, rel=0.01)
     else:
-        # One sum more: of the embeddings, which are split by tokens.
-        assert summed == pytest.approx(rows * tower.summed, rel=0.5)
+        # Beside it the statistics are summed, at one time for all layers.
+        assert summed == pytest.approx(rows * tower.summed, rel=0.02)
     assert estimate(item, world).memory < GIB
