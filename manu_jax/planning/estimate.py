@@ -14,7 +14,7 @@ Compared with the compiler for LLaVA-1.5-7B and 13B, Qwen2.5-VL-7B and Gemma 3 1
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -70,11 +70,14 @@ class Estimate:
     seconds: float
 
 
-def estimate(item: Item, world: World) -> Estimate:
-    """Return what a step of a run is on the world's mesh; ManuError where it can't be made."""
+def estimate(item: Item, world: World, towers: Mapping[str, Tower] | None = None) -> Estimate:
+    """Return what a step of a run is on the world's mesh; ManuError where it can't be made.
+
+    towers: `towers_of` the world's model, where they are known.
+    """
     step = item.make(world, None, None)
     data, fsdp, tensor = world.place.sizes
-    towers = towers_of(world.model)
+    towers = towers_of(world.model) if towers is None else towers
     is_decoding = step.trips > 1
     is_gradient = step.reads > 1 and not is_decoding
     passes = PASSES[item.remat[1] if item.remat else "dots"] if is_gradient else 1

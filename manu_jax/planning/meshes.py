@@ -18,7 +18,7 @@ from manu_jax.context import Run
 from manu_jax.folder import write_atomic
 from manu_jax.place import AUTO, Sizes, given_sizes
 from manu_jax.planning.chips import GIB, Target, target_here
-from manu_jax.planning.estimate import estimate
+from manu_jax.planning.estimate import estimate, towers_of
 from manu_jax.planning.items import planned
 from manu_jax.planning.nearest import lost_on
 from manu_jax.planning.page import duration
@@ -161,9 +161,10 @@ def _cost(choice: Choice) -> tuple[float, ...]:
 
 def _choice(items: list[Item], world: World, sizes: Sizes) -> Choice:
     there = world.on(sizes)
+    towers = towers_of(there.model)
     memory, seconds, largest = 0.0, 0.0, ""
     for item in items:
-        one = estimate(item, there)
+        one = estimate(item, there, towers)
         seconds += one.seconds
         if one.memory >= memory:
             memory, largest = one.memory, item.name
