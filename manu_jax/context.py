@@ -3,12 +3,10 @@
 import dataclasses
 import functools
 import itertools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from manu_jax import hub, parallel
@@ -18,7 +16,6 @@ from manu_jax.config import (
     AnyMethod,
     MaskMethod,
     MethodSettings,
-    RunConfig,
     UnlearnSection,
 )
 from manu_jax.data import own_answers
@@ -30,12 +27,11 @@ from manu_jax.edits import masks
 from manu_jax.edits.edit import Edit
 from manu_jax.edits.edit import load as load_edit
 from manu_jax.fingerprint import samples_hash
-from manu_jax.folder import write_atomic
 from manu_jax.importance.job import ScoringJob
-from manu_jax.importance.texts import kept_texts, texts_of
+from manu_jax.importance.texts import kept_texts, texts_of, wants_own_texts
 from manu_jax.models.families.family import Family
 from manu_jax.models.loaded import Loaded, family_of, load
-from manu_jax.models.nn import attention
+from manu_jax.place import RunPlace
 from manu_jax.selection import select
 from manu_jax.types import (
     KEEP_SETS,
@@ -50,30 +46,12 @@ from manu_jax.types import (
 )
 
 MASK, EDIT = "mask.safetensors", "edit.safetensors"  # in the folder of a method
-OF_METHOD = " of "  # between stage and name, in the times of single methods
 NUM_STRANGERS = 16  # that methods without training are given
 
 
 @dataclasses.dataclass(eq=False)
-class Run:
-    """One run: its config and folder, and what has been read from them so far."""
-
-    config: RunConfig
-    directory: Path
-    mesh: jax.sharding.Mesh | None
-
-    @classmethod
-    def begin(cls, config: RunConfig, directory: Path) -> "Run":
-        """Return the run with its mesh; one device alone needs none."""
-        attention.use(config.attention)
-        sizes = config.mesh
-        mesh = parallel.make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
-        if jax.process_count() > 1 and mesh.size != jax.device_count():
-            raise ManuError(
-                f"mesh: {mesh.size} devices, but the {jax.process_count()} processes have "
-                f"{jax.device_count()}. Make the mesh span them all (one size may be −1)."
-            )
-        return cls(config, directory, None if mesh.size == 1 else mesh)
+class Run(RunPlace):
+    """One run: its config, folder and meshes, and what has been read from them so far."""
 
     @functools.cached_property
     def benchmark(self) -> Benchmark:
@@ -298,11 +276,12 @@ class Run:
 
     def job_of(self, method: MethodSettings) -> ScoringJob[Any]:
         """Return what a method of METHODS is given."""
+        keep = self.keep_samples_of(method)  # which may move vanilla for a while
         return ScoringJob(
             self.vanilla,
             self.in_forms(method),
             self.forget_samples,
-            self.keep_samples_of(method),
+            keep,
             batch_size=self.config.score_batch,
             seed=self.config.seed,
             directory=self.directory / "statistics" / method.name,
@@ -336,7 +315,8 @@ class Run:
         if section is None:
             return ()
         directory = self.directory / "texts"
-        return kept_texts(self.vanilla, section, directory=directory, seed=self.config.seed)
+        with self.work("decode" if wants_own_texts(method) else self.kind):
+            return kept_texts(self.vanilla, section, directory=directory, seed=self.config.seed)
 
     def _keep_facts_of(self, method: MethodSettings) -> dict[Modality, tuple[Sample, ...]]:
         apart = {person.id for person in self.set_apart(method)}
@@ -361,38 +341,6 @@ class Run:
     def _forms(self, facts: Sequence[Fact]) -> dict[Modality, tuple[Sample, ...]]:
         template = self.vanilla.template
         return {modality: forms(facts, modality, template) for modality in self.modalities}
-
-    def add_time(self, stage: str, seconds: float) -> None:
-        """Add to the seconds that a stage has taken, over all calls on this folder."""
-        self._write_times(lambda times: {stage: times.get(stage, 0.0) + seconds})
-
-    def set_method_time(self, stage: str, name: str, seconds: float) -> None:
-        """Say how many seconds a stage took to make what is a method's own.
-
-        A method that is made anew replaces its time. Of a training that was killed, the call that
-        ended it counts.
-        """
-        self._write_times(lambda times: {f"{stage}{OF_METHOD}{name}": seconds})
-
-    def _write_times(self, changed: Callable[[dict[str, float]], dict[str, float]]) -> None:
-        def write() -> None:
-            times = self.times()
-            times |= {name: round(seconds, 2) for name, seconds in changed(times).items()}
-            write_atomic(self.directory / "times.json", json.dumps(times, indent=1) + "\n")
-
-        parallel.on_first_process(write)
-
-    def times(self) -> dict[str, float]:
-        """Return the seconds that each stage has taken so far, and each stage for each method."""
-        path = self.directory / "times.json"
-        if not path.exists():
-            return {}
-        try:
-            return {str(name): float(spent) for name, spent in json.loads(path.read_text()).items()}
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ManuError(
-                f"{path}: damaged ({error}). Delete the file and give the command again."
-            ) from error
 
 
 def select_neurons(method: MaskMethod, scores: Neurons, alpha: float) -> Neurons:

@@ -44,15 +44,15 @@ logger = logging.getLogger(__name__)
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 LETTER_AXES = {"F": "tensor", "N": "tensor", "K": "tensor", "V": "tensor", "D": "fsdp"}
-# Embedding rows are looked up: with the width split too, XLA gathers the whole table.
 # On disk query, key and value are one dimension, so that its heads can't be read apart.
 EXCEPTIONS: dict[str, tuple[str | None, ...]] = {
-    "embedding_VD": ("tensor", None),
     "qkv_LDZNH": (None, "fsdp", None, None, None),
     "qkv_bias_LZNH": (None, None, None, None),
 }
 ACTIVATION_AXES: dict[str | None, Any] = {
     "batch": BATCH_AXES,
+    "shared batch": "data",  # that the devices of fsdp look at together
+    "width": "fsdp",
     "neurons": "tensor",
     "heads": "tensor",
     "vocabulary": "tensor",
@@ -155,6 +155,17 @@ def constrain(array: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(array, PartitionSpec(*axes))
 
 
+def rows_of(table_VD: jax.Array, ids_BT: Any) -> jax.Array:
+    """Return the rows of a table whose width is split. [B, T, D], split as a batch.
+
+    The devices of fsdp look up the ids of all of them, each in its part of the width, and exchange
+    what they found. Left to itself, XLA gathers the whole table.
+    """
+    ids_BT = constrain(jax.numpy.asarray(ids_BT), "shared batch", None)
+    rows_BTD = constrain(table_VD[ids_BT], "shared batch", None, "width")
+    return constrain(rows_BTD, "batch", None, None)
+
+
 def on_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager:
     """Set the mesh that `constrain` sees while a function is traced; None: no mesh."""
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
@@ -196,6 +207,37 @@ def put_replicated(tree: Any, mesh: Mesh | None) -> Any:
     if mesh is None:
         return jax.tree.map(jax.numpy.asarray, tree)
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def move(leaves: dict[str, Any], mesh: Mesh) -> None:
+    """Lay leaves {path: array} out over another mesh of the same devices, each in its place.
+
+    They go from device to device, one after the other, and a stacked one layer by layer: XLA may
+    gather on every device what it moves. A leaf that nothing else holds is freed before the next
+    one moves.
+    """
+    for name in leaves:
+        leaf, place = leaves[name], sharding(name, leaves[name].shape, mesh)
+        in_order = Mesh(mesh.devices.reshape(leaf.sharding.mesh.devices.shape), AXES)
+        before = NamedSharding(in_order, leaf.sharding.spec)
+        leaf = jax.device_put(leaf, before)
+        leaves[name] = laying_out(before, place)(leaf).block_until_ready()
+
+
+@functools.cache
+def laying_out(before: NamedSharding, place: NamedSharding) -> Any:
+    """Return what lays a leaf out over another mesh of the same devices in the same order."""
+
+    def put(layer: jax.Array) -> jax.Array:
+        for one in (before, place):
+            spec = PartitionSpec(*one.spec[1:])
+            layer = jax.lax.with_sharding_constraint(layer, NamedSharding(one.mesh, spec))
+        return layer
+
+    def laid_out(leaf: jax.Array) -> jax.Array:
+        return jax.lax.map(put, leaf) if leaf.ndim > 2 and place.spec[0] is None else leaf
+
+    return jax.jit(laid_out, in_shardings=before, out_shardings=place)
 
 
 def gather(tree: Any) -> Any:

@@ -72,7 +72,8 @@ def run(config: RunConfig, only: Sequence[str] | None = None) -> Path:
     start = time.monotonic()
     _prepare_jax(config)
     from manu_jax import keys, parallel, preflight
-    from manu_jax.stages import STAGES, Run
+    from manu_jax.planning import meshes
+    from manu_jax.stages import STAGES
 
     unknown = [name for name in only or () if name not in STAGES]
     if unknown:
@@ -83,9 +84,10 @@ def run(config: RunConfig, only: Sequence[str] | None = None) -> Path:
         # One process owns the folder for all.
         folder = owned_folder(directory)
         parallel.on_first_process(lambda: stack.enter_context(folder))
-        current = Run.begin(config, directory)
+        current = meshes.begin(config, directory)
         preflight.check(current, only or tuple(STAGES))
         parallel.on_first_process(lambda: keys.settle(directory, config))
+        meshes.write_choices(current)
         for name in only or STAGES:
             begun = time.monotonic()
             STAGES[name](current)

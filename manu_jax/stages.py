@@ -78,6 +78,7 @@ def make_models(run: Run) -> None:
     names = [VANILLA] + [RETRAINED] * (config.train.retrained and not config.model.retrained_path)
     missing = [name for name in names if not parallel.exists(run.directory / name)]
     if config.train.steps and missing:
+        run.turn_to("train")
         if config.model.path is not None:
             check_questions(run, without_weights(run))  # training takes hours, and changes none
         kept = kept_folder(config, train_key(config))
@@ -100,6 +101,7 @@ def make_models(run: Run) -> None:
                     functools.partial(keep_models, names, run.directory, kept)
                 )
     remove_checkpoints(run.directory)
+    run.turn_to("decode")
     answer_own_questions(run)
     check_questions(run, run.vanilla)
     if config.train.memory_gate:
@@ -111,6 +113,7 @@ def make_scores(run: Run) -> None:
     without = _methods_without(run, run.masks, "scores.safetensors", stage="scores")
     for method, folder in without:
         logger.info("scores: %s", method.name)
+        run.turn_to("score")
         scores = scores_for(run.job_of(method))
         made_from = {"method": method.scored_by(), "name": method.name, "seed": run.config.seed}
         save_scores(folder / "scores.safetensors", scores, made_from)
@@ -120,6 +123,7 @@ def make_masks(run: Run) -> None:
     """Make the mask or the edit of every method of the config that trains nothing."""
     for method, folder in _methods_without(run, run.masks, MASK, stage="masks"):
         scores, _ = load_scores(folder / "scores.safetensors")
+        run.turn_to("decode" if method.auto is not None else "score")
         choice = choice_of(run, method, scores)
         alpha = method.scored_alpha if choice is None else choice.alpha
         mask = select_neurons(method, scores, alpha)
@@ -137,6 +141,7 @@ def make_masks(run: Run) -> None:
     others = [method for method in run.config.methods if not isinstance(method, MaskMethod)]
     for method, _ in _methods_without(run, others, EDIT, stage="masks"):
         logger.info("masks: %s", method.name)
+        run.turn_to("score")
         _save_edit(run, method.name, edit_for(run.job_of(method)), "masks")
 
 
@@ -155,6 +160,7 @@ def make_evaluation(run: Run) -> None:
     if parallel.exists(run.directory / "results.json"):
         return
     begun = time.monotonic()
+    run.turn_to("decode")
     rows = []
     models = run.models()
     for name, load_model in models.items():
@@ -225,6 +231,8 @@ def _train(run: Run, section: UnlearnSection) -> None:
     checkpoints = run.directory / "methods" / section.name / "checkpoints"
     if not parallel.exists(path) and not parallel.exists(edit_path):
         begun = time.monotonic()
+        run.turn_to("train")
+        texts = run.texts_of(section)  # which may move vanilla for a while
         made = unlearn(
             run.vanilla,
             run.in_forms(section),
@@ -235,7 +243,7 @@ def _train(run: Run, section: UnlearnSection) -> None:
             reference=_reference(run, section),
             decouple=_decouple_samples(run, section),
             portraits=run.portraits,
-            texts=run.texts_of(section),
+            texts=texts,
         )
         if isinstance(made, Loaded):
             save_pretrained(made, path)

@@ -32,6 +32,8 @@ Modality = Literal["image", "text"]
 Signal = Literal["activation", "gradient"]
 MODALITIES: tuple[Modality, ...] = ("image", "text")
 TEXT_ALONE: tuple[Modality, ...] = ("text",)  # the forms where nothing has an image
+WorkKind = Literal["score", "train", "decode"]  # what a mesh is for (config/sections.py)
+WORK_KINDS: tuple[WorkKind, ...] = ("score", "train", "decode")
 NO_IMAGE_TOKEN = -1  # the image token of a model that takes no images
 
 # The sets of people. `test` are the people to forget, with transformed images. `unseen` are people

@@ -27,6 +27,8 @@ def main(folder: Path) -> None:
     for mesh in [*(parallel.make_mesh(*sizes) for sizes in MESHES), mixed_mesh()]:
         check_batch(mesh)
     check_gather(parallel.make_mesh(2, 2, 2))
+    for mesh in [*(parallel.make_mesh(*sizes) for sizes in MESHES[1:]), mixed_mesh()]:
+        check_moved(mesh)
     assert parallel.broadcast(7 if first else 8) == 7
 
     path = folder / "late"
@@ -91,6 +93,15 @@ def check_gather(mesh: Mesh) -> None:
     for found in parallel.gather(tree):
         assert isinstance(found, np.ndarray)
         np.testing.assert_array_equal(found, values)
+
+
+def check_moved(mesh: Mesh) -> None:
+    """Weights move to another mesh, whose devices may be in another order, and stay the same."""
+    moving, expected = model(parallel.make_mesh(1, 8, 1)), model()
+    parallel.move(moving, mesh)
+    for name, leaf in expected.items():
+        assert moving[name].sharding == parallel.sharding(name, leaf.shape, mesh)
+        np.testing.assert_array_equal(parallel.gather(moving[name]), np.asarray(leaf))
 
 
 def check_checkpoint(path: Path, mesh: Mesh) -> None:

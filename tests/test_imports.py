@@ -27,7 +27,7 @@ LINES = (
     ("data", "models", "selection"),
     ("edits",),
     ("importance",),
-    ("absent",),
+    ("absent", "place"),
     ("context",),
     ("training",),
     ("evaluation",),  # the audit trains

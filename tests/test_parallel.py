@@ -13,7 +13,7 @@ def test_spec_follows_the_letters_of_the_name():
         None, "fsdp", "tensor"
     )
     assert parallel.spec_of("text.norm.scale_LD.value", (2, 8), mesh) == PartitionSpec(None, None)
-    assert parallel.spec_of("embedding_VD", (32, 8), mesh) == PartitionSpec("tensor", None)
+    assert parallel.spec_of("embedding_VD", (32, 8), mesh) == PartitionSpec("tensor", "fsdp")
 
 
 def test_axis_that_does_not_divide_is_dropped_and_logged(caplog):

@@ -26,6 +26,7 @@ from manu_jax.config.sections import (
     EvaluateSection,
     FilePath,
     JudgeSection,
+    MeshSection,
     ModelSection,
     Protocol,
     PublishedSection,

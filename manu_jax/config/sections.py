@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from manu_jax.config.base import Count, Section, Share, check_divides, registered, registry
-from manu_jax.types import Set
+from manu_jax.types import Set, WorkKind
 
 # How answers are asked for and judged, and a baseline's objective and a benchmark by their names.
 Protocol = Literal["zero_shot", "official_few_shot", "likelihood"]
@@ -25,18 +25,50 @@ JudgeAddress = Annotated[str, pydantic.Field(pattern=r"^https?://[^\s/@]+(/[^\s@
 VariableName = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z_]\w*$")]
 
 
-class MeshSection(Section):
-    """How many devices each mesh axis has; one may be −1: all that are left.
+class MeshSizes(Section):
+    """How many devices each mesh axis has; one may be −1: all that are left."""
+
+    data: int = 1  # batches are split over it
+    fsdp: int = 1  # batches and the width D of the weights are split over it
+    tensor: int = 1  # neurons, heads and vocabulary are split over it
+
+
+class MeshSection(MeshSizes):
+    """The mesh of all work, or one for each kind of work, of as many devices.
+
+    A bare text is the choice: with `mesh: auto` the kinds that are not named have the mesh that the
+    plan's arithmetic finds for them on all devices (planning/meshes.py).
 
     distributed: join the other processes of the job first (`jax.distributed.initialize`), which on
     TPU pods and under SLURM finds them by itself, elsewhere by the environment variables
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
     """
 
-    data: int = 1  # batches are split over it
-    fsdp: int = 1  # batches and the width D of the weights are split over it
-    tensor: int = 1  # neurons, heads and vocabulary are split over it
+    text_key = "choice"
+
+    choice: Literal["given", "auto"] = "given"
+    score: MeshSizes | None = None  # statistics, attribution, learned gates; None: as the others
+    train: MeshSizes | None = None  # training and unlearning
+    decode: MeshSizes | None = None  # answers, likelihoods, KL, candidates
     distributed: bool = False  # true: one process of several
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _from_choice(cls, values: Any) -> Any:
+        return {cls.text_key: values} if isinstance(values, str) else values
+
+    @pydantic.model_validator(mode="after")
+    def _check_choice(self) -> "MeshSection":
+        if self.choice == "auto" and (self.data, self.fsdp, self.tensor) != (1, 1, 1):
+            raise ValueError(
+                "auto chooses data, fsdp and tensor: leave them out, or give choice: given"
+            )
+        return self
+
+    def of(self, kind: WorkKind) -> MeshSizes | None:
+        """Return the sizes of the mesh of a kind of work; None: they are to be chosen."""
+        own: MeshSizes | None = getattr(self, kind)
+        return own or (None if self.choice == "auto" else self)
 
 
 class VisionSize(Section):

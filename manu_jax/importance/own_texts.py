@@ -56,14 +56,15 @@ def sampled(loaded: Loaded, count: int, *, tokens: int, seed: int) -> list[tuple
     ]
     encoded = encode_all(loaded, samples)
     multiple = parallel.batch_multiple(loaded.mesh)
-    size = -(-min(ROWS_AT_ONCE, count) // multiple) * multiple
+    size = min(ROWS_AT_ONCE, count)  # on every mesh, as the draws are those of a whole batch
+    filled = -(-size // multiple) * multiple
     batches = Batches(
         loaded,
         encoded,
         size,
         max_buckets=2,
         padding_side="left",
-        rows=parallel.batch_rows(loaded.mesh, size),
+        rows=parallel.batch_rows(loaded.mesh, filled),
     )
     key, decode = jax.random.key(seed), loaded.processor.tokenizer.decode
     found: list[tuple[str, str]] = [("", "")] * count
@@ -77,6 +78,7 @@ def sampled(loaded: Loaded, count: int, *, tokens: int, seed: int) -> list[tuple
                 jax.random.fold_in(key, step),
                 new_tokens=tokens,
                 barred=loaded.config.image_token,
+                rows=size,
             )
             for index, row in zip(indices, parallel.gather(drawn), strict=False):
                 start = encoded[index].token_ids_T.tolist()
@@ -88,13 +90,20 @@ def sampled(loaded: Loaded, count: int, *, tokens: int, seed: int) -> list[tuple
     return found
 
 
-@functools.partial(jax.jit, static_argnames=("new_tokens", "barred"))
+@functools.partial(jax.jit, static_argnames=("new_tokens", "barred", "rows"))
 def continued(
-    model: Any, batch: Batch, key: jax.Array, *, new_tokens: int, barred: int
+    model: Any,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    new_tokens: int,
+    barred: int,
+    rows: int | None = None,
 ) -> jax.Array:
     """Return tokens drawn after a left-padded batch of prompts. [B, T] int32.
 
-    barred: a token that is never drawn; below 0: there is none. Texts go on after an end token, as
+    barred: a token that is never drawn; below 0: there is none. rows: those that are drawn; the
+    others, which fill up a mesh, have token 0; None: all. Texts go on after an end token, as
     training texts do.
     """
     logits_BV, cache = model.prefill(batch, batch.token_ids_BT.shape[1] + new_tokens)
@@ -104,7 +113,8 @@ def continued(
         logits_BV = logits_BV.astype(jnp.float32)
         if barred >= 0:
             logits_BV = logits_BV.at[:, barred].set(-jnp.inf)
-        token_B = jax.random.categorical(jax.random.fold_in(key, number), logits_BV)
+        drawn_B = jax.random.categorical(jax.random.fold_in(key, number), logits_BV[:rows])
+        token_B = jnp.pad(drawn_B, (0, logits_BV.shape[0] - drawn_B.shape[0]))
         return model.decode(token_B, cache), token_B
 
     _, tokens_TB = jax.lax.scan(step, (logits_BV, cache), jnp.arange(new_tokens))

@@ -16,7 +16,7 @@ from manu_jax.planning.nearest import nearest_dividing
 from manu_jax.planning.shapes import filled, replicated
 from manu_jax.planning.world import World, trained_sections
 from manu_jax.stages import STAGES
-from manu_jax.types import ManuError
+from manu_jax.types import WORK_KINDS, ManuError, WorkKind
 
 
 def checked(world: World) -> tuple[list[str], list[str]]:
@@ -43,15 +43,18 @@ def _filled(world: World) -> list[str]:
     ]
     if config.train.steps:
         sections.append(("train.batch_size", config.train))
-    sizes = {name: section.batch_size for name, section in sections}
+    sizes: dict[str, tuple[WorkKind, int]] = {
+        name: ("train", section.batch_size) for name, section in sections
+    }
     if config.train.steps or trained_sections(config) or config.methods:
-        sizes["score_batch"] = config.score_batch
-    sizes["evaluate.batch_size"] = config.evaluate.batch_size
+        sizes["score_batch"] = ("score", config.score_batch)
+    sizes["evaluate.batch_size"] = ("decode", config.evaluate.batch_size)
     found = []
-    for name, size in sizes.items():
-        rows = filled(size, world.place)
+    for name, (kind, size) in sizes.items():
+        place = world.at(kind).place
+        rows = filled(size, place)
         if rows != size:
-            data, fsdp, _ = world.place.sizes
+            data, fsdp, _ = place.sizes
             found.append(
                 f"{name} is {size}, and data × fsdp = {data * fsdp} rows are filled up to {rows}: "
                 f"{1 - size / rows:.0%} of the work is for nothing. Nearest that divides: {rows}."
@@ -60,7 +63,12 @@ def _filled(world: World) -> list[str]:
 
 
 def _replicated(world: World) -> list[str]:
-    """Return which leaves stay whole, and the nearest mesh on which none does."""
+    """Return which leaves stay whole, and the nearest mesh on which none does, for each mesh."""
+    places = {world.at(kind).place.sizes: world.at(kind) for kind in WORK_KINDS}
+    return [line for there in places.values() for line in _replicated_on(there)]
+
+
+def _replicated_on(world: World) -> list[str]:
     lost = replicated(world.model, world.place.mesh)
     if not lost:
         return []

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 from jax._src import xla_bridge  # whether JAX has looked for devices no public name tells
 
+from manu_jax import parallel
 from manu_jax.types import ManuError
 
 GIB = 2**30
@@ -57,6 +58,18 @@ GPUS: dict[str, Chip] = {
     "a100": _chip("A100 80 GB SXM", 80e9 / GIB, flops=312e12, bandwidth=2.039e12, network=3e11),
     "h100": _chip("H100 80 GB SXM", 80e9 / GIB, flops=989e12, bandwidth=3.35e12, network=4.5e11),
     "h200": _chip("H200 141 GB SXM", 141e9 / GIB, flops=989e12, bandwidth=4.8e12, network=4.5e11),
+}
+# Rates for devices whose own are not known: what is chosen by them depends on their ratios alone.
+USUAL = _chip("devices of an unknown kind", 0, flops=2e14, bandwidth=1e12, network=1e11)
+# What JAX calls a chip → the chip; the first whose pattern is found in the name.
+DEVICE_KINDS: dict[str, Chip] = {
+    r"TPU v5 ?lite|TPU v5e": TPUS["v5e"],
+    r"TPU v6 ?lite|TPU v6e": TPUS["v6e"],
+    r"TPU v5": TPUS["v5p"],
+    r"TPU v4": TPUS["v4"],
+    r"A100": GPUS["a100"],
+    r"H200": GPUS["h200"],
+    r"H100": GPUS["h100"],
 }
 LIBTPU = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -108,6 +121,23 @@ def target_of(text: str) -> Target:
     if kind == "devices" and value.isdigit() and int(value):
         return _devices(text, int(value))
     raise ManuError(f"--plan {text}: expected {FORMS}.")
+
+
+def target_here() -> Target:
+    """Return all devices of the job as a target; all processes call it.
+
+    Memory is what the first process's first device has free to use; of devices that do not say so,
+    a share of the machine's.
+    """
+    devices = jax.devices()
+    kind = devices[0].device_kind
+    known = (chip for name, chip in DEVICE_KINDS.items() if re.search(name, kind))
+    chip = next(known, dataclasses.replace(USUAL, name=kind))
+    stats = jax.local_devices()[0].memory_stats() or {}
+    here = Target(kind, None, len(devices), None).memory
+    memory = stats.get("bytes_limit") or chip.memory or here
+    memory = parallel.broadcast(memory >> 20) << 20
+    return Target(kind, dataclasses.replace(chip, memory=memory), len(devices), tuple(devices))
 
 
 def _tpu(text: str, topology: str) -> Target:

@@ -6,6 +6,7 @@ that fits by this arithmetic is compiled before it is named.
 """
 
 import dataclasses
+import functools
 import itertools
 import logging
 import math
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from manu_jax.config.base import Remat
+from manu_jax.place import Sizes
 from manu_jax.planning.chips import GIB
 from manu_jax.planning.compiling import Compiled, compiled, memory_of
 from manu_jax.planning.shapes import bytes_held, filled, replicated
@@ -26,7 +28,6 @@ MOST_COMPILED = 4  # changes that are compiled for one step
 CAUTION = 0.75  # where a change did not fit, the next one has to need so much less
 # What a backward pass keeps of a forward pass, relative to keeping all; from LLaVA-1.5-7B on v5e.
 KEPT: dict[Remat, float] = {"none": 1.0, "dots": 0.7, "all": 0.25}
-Sizes = tuple[int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +39,11 @@ class Change:
     remat: Remat | None = None
     distance: float = 0.0
 
-    def text(self, item: Item) -> str:
-        """Return the change as the values of the config."""
+    def text(self, item: Item, *, key: str = "mesh") -> str:
+        """Return the change as the values of the config. key: that of the step's mesh."""
         parts = []
         if self.mesh is not None:
-            parts.append("mesh: {{data: {}, fsdp: {}, tensor: {}}}".format(*self.mesh))
+            parts.append("{}: {{data: {}, fsdp: {}, tensor: {}}}".format(key, *self.mesh))
         if self.batch is not None and item.batch is not None:
             parts.append(f"{item.batch[0]}: {self.batch}")
         if self.remat is not None and item.remat is not None:
@@ -57,21 +58,22 @@ def nearest(item: Item, world: World, found: Compiled, *, keep: Path | None = No
     how many chips hold what has to lie on them.
     """
     is_compiled, num_tried = world.target.devices is not None, 0
+    text = functools.partial(Change.text, item=item, key=mesh_key(item, world))
     known = found.memory.temporaries or 0
     for change in sorted(changes(item, world), key=lambda change: change.distance):
         room = world.target.memory * CAUTION**num_tried
         if estimate(item, world, change, temporaries=known) > room:
             continue
         if not is_compiled:
-            return f"{change.text(item)} (by arithmetic alone, without temporaries)"
+            return f"{text(change)} (by arithmetic alone, without temporaries)"
         if num_tried == MOST_COMPILED:
             break
         num_tried += 1
         there = _changed(world, change)
         tried = compiled(item.make(there, change.batch, change.remat), there, keep=keep)
-        logger.info("plan: %s with %s: tried", item.name, change.text(item))
+        logger.info("plan: %s with %s: tried", item.name, text(change))
         if not tried.refused and tried.memory.total <= world.target.memory:
-            return f"{change.text(item)} fits, with {tried.memory.total / GIB:.1f} GiB (compiled)"
+            return f"{text(change)} fits, with {tried.memory.total / GIB:.1f} GiB (compiled)"
     needed = _chips_needed(found, world)
     return (
         f"nothing near fits on {world.target.count} chips; weights, optimizer and other arguments "
@@ -155,6 +157,11 @@ def estimate(item: Item, world: World, change: Change, *, temporaries: int) -> f
     outputs, outputs_before = bytes_held(step.like), bytes_held(before.like)
     activations = max(temporaries - outputs_before, 0) * rows * again * split
     return memory_of(step, None).total + outputs + activations
+
+
+def mesh_key(item: Item, world: World) -> str:
+    """Return the key of the config that says on which mesh a step runs."""
+    return "mesh" if len({*world.sizes.values()}) <= 1 else f"mesh.{item.kind}"
 
 
 def mesh_of(world: World, sizes: Sizes) -> object:

@@ -11,20 +11,24 @@ import dataclasses
 import json
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from manu_jax.config import RunConfig
 from manu_jax.folder import expand_path, write_atomic
-from manu_jax.planning import asking, checks, nearest, page, roofline, scoring, strangers, training
+from manu_jax.parallel import AXES
+from manu_jax.place import Sizes
+from manu_jax.planning import checks, meshes, nearest, page, roofline
 from manu_jax.planning.chips import GIB, Target
 from manu_jax.planning.collectives import moved_by_kind
 from manu_jax.planning.compiling import Compiled, compiled
+from manu_jax.planning.items import planned
+from manu_jax.planning.meshes import Choice
 from manu_jax.planning.shapes import bytes_used, replicated
 from manu_jax.planning.step import WEIGHTS, Item, Step
 from manu_jax.planning.world import World, world_of
-from manu_jax.types import ManuError
+from manu_jax.types import ManuError, WorkKind
 
 logger = logging.getLogger("manu_jax")
 
@@ -38,7 +42,8 @@ class Row:
     total: what lies on a chip at the step's peak, and limit: what it has room for. temporaries:
     None: nothing was compiled. at_least, at_most, bound: of the roofline; 0 and "" where the rates
     are not known. rows, real_rows: of a batch, with and without those that fill up the mesh.
-    compile_seconds: None: nothing was compiled. nearest: what would fit, in words, or "".
+    compile_seconds: None: nothing was compiled. nearest: what would fit, in words, or "". mesh: the
+    sizes of the one that the step runs on.
     """
 
     name: str
@@ -65,6 +70,7 @@ class Row:
     compile_seconds: float | None
     refused: str
     nearest: str = ""
+    mesh: Sequence[int] = ()
 
 
 def plan(config: RunConfig, target: Target) -> Path:
@@ -74,18 +80,26 @@ def plan(config: RunConfig, target: Target) -> Path:
     """
     directory = expand_path(config.output)
     keep = None if config.cache is None else expand_path(config.cache) / "plans"
+    choices = meshes.chosen(config, target)
+    for kind, choice in choices.items():
+        if config.mesh.of(kind) is None:
+            logger.info("plan: mesh: %s on %s", kind, choice.text())
+    sizes: dict[WorkKind, Sizes] = {kind: choice.sizes for kind, choice in choices.items()}
     with tempfile.TemporaryDirectory(prefix="manu_jax-plan-") as scratch:
-        return _written(world_of(config, target, scratch=Path(scratch)), directory, keep)
+        world = world_of(config, target, scratch=Path(scratch), sizes=sizes)
+        return _written(world, choices, directory, keep=keep)
 
 
-def _written(world: World, directory: Path, keep: Path | None) -> Path:
+def _written(
+    world: World, choices: Mapping[WorkKind, Choice], directory: Path, *, keep: Path | None
+) -> Path:
     faults, remarks = checks.checked(world)
     rows = []
     for item in planned(world):
-        row = row_of(item, world, keep=keep, searches=True)
+        row = row_of(item, world.at(item.kind), keep=keep, searches=True)
         logger.info("plan: %s", page.line(row))
         rows.append(row)
-    found = _plain(world, rows, faults=faults, remarks=remarks)
+    found = _plain(world, rows, choices, faults=faults, remarks=remarks)
     directory.mkdir(parents=True, exist_ok=True)
     write_atomic(directory / "plan.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     path = directory / "plan.html"
@@ -98,16 +112,6 @@ def _written(world: World, directory: Path, keep: Path | None) -> Path:
     if faults or lacking:
         raise ManuError("\n  ".join(["the run can't be done as planned:", *faults, *lacking]))
     return path
-
-
-def planned(world: World) -> Iterator[Item]:
-    """Yield every step of a run, in the order of its stages."""
-    yield from training.vanilla_items(world)
-    yield from scoring.scoring_items(world)
-    yield from training.unlearn_items(world)
-    yield from strangers.stranger_items(world)
-    yield from asking.asking_items(world)
-    yield from asking.writing_items(world)
 
 
 def row_of(item: Item, world: World, *, keep: Path | None = None, searches: bool = False) -> Row:
@@ -152,24 +156,40 @@ def _row(item: Item, step: Step, found: Compiled, world: World) -> Row:
         bound="" if target.chip is None else seconds.bound,
         compile_seconds=found.compile_seconds,
         refused=found.refused,
+        mesh=world.place.sizes,
     )
 
 
 def _plain(
-    world: World, rows: list[Row], *, faults: list[str], remarks: list[str]
+    world: World,
+    rows: list[Row],
+    choices: Mapping[WorkKind, Choice],
+    *,
+    faults: list[str],
+    remarks: list[str],
 ) -> dict[str, Any]:
     """Return the plan as it is written."""
-    data, fsdp, tensor = world.place.sizes
+    meshes = {
+        kind: {
+            **dict(zip(AXES, choice.sizes, strict=True)),
+            "why": choice.text() if world.config.mesh.of(kind) is None else "given",
+        }
+        for kind, choice in choices.items()
+    }
+    lost: dict[str, dict[str, None]] = {}
+    for kind in choices:
+        for name, axes in replicated(world.model, world.at(kind).place.mesh).items():
+            lost.setdefault(name, {}).update(dict.fromkeys(axes))
     return {
         "format": FORMAT,
         "target": world.target.title,
-        "mesh": {"data": data, "fsdp": fsdp, "tensor": tensor},
+        "meshes": meshes,
         "model": world.loaded.family.sizes(world.loaded.config, world.model),
         "is_compiled": world.target.devices is not None,
         "limit_gib": world.target.memory / GIB,
         "assumptions": [*world.data.notes, *page.ASSUMPTIONS],
         "faults": faults,
         "remarks": remarks,
-        "replicated": replicated(world.model, world.place.mesh),
+        "replicated": {name: list(axes) for name, axes in lost.items()},
         "steps": [dataclasses.asdict(row) for row in rows],
     }

@@ -15,7 +15,6 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from manu_jax import parallel
-from manu_jax.config.sections import MeshSection
 from manu_jax.data.batches import Batches
 from manu_jax.leaves import path_name
 from manu_jax.models.inputs import processing
@@ -101,11 +100,6 @@ class PlannedEncoder:
         """Return encoded samples as one padded batch (NumPy)."""
         shape = shape or BatchShape()
         return processing.collate(encoded, shape, padding_token=0, sizes=self.config)
-
-
-def mesh_sizes(section: MeshSection, count: int) -> tuple[int, int, int]:
-    """Return the sizes that a config's mesh has on `count` devices; ManuError as `make_mesh`."""
-    return parallel.mesh_sizes(section.data, section.fsdp, section.tensor, count=count)
 
 
 def placed_model(loaded: Loaded, place: Place, dtype: Any) -> Loaded:

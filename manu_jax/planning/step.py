@@ -8,7 +8,9 @@ import jax
 
 from manu_jax.config.base import Remat
 from manu_jax.planning.world import World
+from manu_jax.types import WorkKind
 
+KINDS: dict[str, WorkKind] = {"train": "train", "unlearn": "train", "evaluate": "decode"}
 WEIGHTS, OPTIMIZER, OTHER = "weights", "optimizer", "other"
 
 
@@ -56,3 +58,8 @@ class Item:
     make: Callable[[World, int | None, Remat | None], Step]
     batch: tuple[str, int] | None = None
     remat: tuple[str, Remat] | None = None
+
+    @property
+    def kind(self) -> WorkKind:
+        """The kind of work that the step is, which says the mesh that it runs on."""
+        return KINDS.get(self.stage, "score")

@@ -23,12 +23,22 @@ from manu_jax.models.created import create_without_weights
 from manu_jax.models.loaded import Loaded, fetch, load_without_weights
 from manu_jax.models.nn import attention
 from manu_jax.models.stored import DTYPES, read_config
+from manu_jax.place import Sizes, given_sizes
 from manu_jax.planning.chips import Target
-from manu_jax.planning.shapes import Place, PlannedEncoder, assumed_sample, mesh_sizes, placed_model
+from manu_jax.planning.shapes import Place, PlannedEncoder, assumed_sample, placed_model
 from manu_jax.stages import make_data
 from manu_jax.training.tokenizer import train_tokenizer
 from manu_jax.training.vanilla import OTHERS, PEOPLE, tokenizer_texts
-from manu_jax.types import MODALITIES, TEXT_ALONE, VANILLA, Encoded, ManuError, Modality, Sample
+from manu_jax.types import (
+    MODALITIES,
+    TEXT_ALONE,
+    VANILLA,
+    Encoded,
+    ManuError,
+    Modality,
+    Sample,
+    WorkKind,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +95,8 @@ class Data:
 class World:
     """All that steps are made from; the same run on another mesh by `on`.
 
-    loaded: shapes on the place, in the run's dtype. run: None where there are no data.
+    loaded: shapes on the place, in the run's dtype. run: None where there are no data. sizes: of
+    the mesh of each kind of work; empty: that of the place for all.
     """
 
     config: RunConfig
@@ -94,6 +105,7 @@ class World:
     loaded: Loaded
     data: Data
     run: Run | None = None
+    sizes: Mapping[WorkKind, Sizes] = dataclasses.field(default_factory=dict)
 
     @property
     def model(self) -> Any:
@@ -106,6 +118,11 @@ class World:
             self.config.train.steps and self.config.train.retrained
         )
         return 1 + len(self.config.names) + bool(has_retrained)
+
+    def at(self, kind: WorkKind) -> "World":
+        """Return the same on the mesh of a kind of work."""
+        sizes = self.sizes.get(kind, self.place.sizes)
+        return self if sizes == self.place.sizes else self.on(sizes)
 
     def on(self, sizes: tuple[int, int, int]) -> "World":
         """Return the same on a mesh of these sizes."""
@@ -122,15 +139,18 @@ def world_of(
     assumed: Assumed | None = None,
     *,
     scratch: Path | None = None,
+    sizes: Mapping[WorkKind, Sizes] | None = None,
 ) -> World:
     """Return the world of a run; reads config.json, the processor and the data, no weights.
 
     assumed: takes the place of the data, where it is given. scratch: a folder for data that the run
-    would write; None: such data are assumed. Raises ManuError for a config.json that
-    is not handled, and a mesh that the target has no room for.
+    would write; None: such data are assumed. sizes: of the mesh of each kind of work; None: those
+    that the config gives. Raises ManuError for a config.json that is not handled, and a mesh that
+    the target has no room for.
     """
     attention.use(config.attention)
-    place = Place.of(mesh_sizes(config.mesh, target.count), target.devices)
+    sizes = sizes or given_sizes(config.mesh, target.count)
+    place = Place.of(sizes["score"], target.devices)
     run, notes = _run(config, scratch) if assumed is None else (None, [])
     empty, note = _without_weights(config, run)
     notes += [note] * (note != "")
@@ -143,7 +163,18 @@ def world_of(
             notes.append(f"The data can't be counted, and are assumed: {error}")
     if data is None:
         data = _assumed(loaded, assumed or _fitting(loaded), notes)
-    return World(config, target, place, loaded, data, run)
+    return World(config, target, place, loaded, data, run, sizes)
+
+
+def assumed_world(config: RunConfig, target: Target) -> World:
+    """Return the world of a run on one device, with assumed data: it reads the config.json alone.
+
+    Raises ManuError for one that is not handled.
+    """
+    empty, _ = _without_weights(config, None)
+    loaded = placed_model(empty, Place.of((1, 1, 1), target.devices), _dtype(config, empty))
+    data = _assumed(loaded, _fitting(loaded), [])
+    return World(config, target, Place.of((1, 1, 1), target.devices), loaded, data)
 
 
 def leaf_dtype(loaded: Loaded) -> Any:

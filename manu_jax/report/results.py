@@ -27,12 +27,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from manu_jax.context import OF_METHOD
 from manu_jax.evaluation.analyses.registry import ANALYSES
 from manu_jax.evaluation.metrics import METRICS
 from manu_jax.evaluation.plain import fits, from_plain, to_plain
 from manu_jax.evaluation.tasks import TASKS_BY_NAME
 from manu_jax.folder import write_atomic
+from manu_jax.place import OF_METHOD
 from manu_jax.types import MODALITIES, SETS, ManuError, Modality
 
 REQUIRED = ("rows", "models", "headline", "request", "config", "timings")

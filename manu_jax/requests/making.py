@@ -25,6 +25,7 @@ from manu_jax.folder import file_hash, versions, write_atomic
 from manu_jax.importance import statistics
 from manu_jax.importance.by_statistics import statistics_file
 from manu_jax.models.loaded import Loaded, load, save_pretrained
+from manu_jax.planning.meshes import begin
 from manu_jax.requests.book import Request, numbers_of
 from manu_jax.requests.shared import AGAIN, ANSWERS, EDIT, MODEL, Ledger, other_model
 from manu_jax.run import run
@@ -140,7 +141,7 @@ def _make(ledger: Ledger, request: Request, base: str, *, earlier: Sequence[Requ
             f"request {number}: {error}\nThe request stays pending. Mend this and give the command "
             f"again, or take it back: python -m manu_jax.ledger {ledger.folder} revoke {number}."
         ) from error
-    current = Run.begin(config, folder)
+    current = begin(config, folder)
     found = weights_hash(current.vanilla.model)
     if found != base:
         raise other_model(config.model.path, base, found)

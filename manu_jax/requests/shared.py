@@ -32,6 +32,7 @@ from manu_jax.data.record import Benchmark
 from manu_jax.fingerprint import weights_hash
 from manu_jax.folder import expand_path
 from manu_jax.models.loaded import Loaded, family_of
+from manu_jax.planning.meshes import begin
 from manu_jax.requests.book import BOOK, Book, Request
 from manu_jax.types import ManuError
 
@@ -66,7 +67,7 @@ class Ledger:
             raise ManuError(
                 f"{folder}: it holds {', '.join(others[:SHOWN])}, and no ledger. Give a new folder."
             )
-        run = Run.begin(_config(values, data=request, output=folder), folder)
+        run = begin(_config(values, data=request, output=folder), folder)
         return cls(folder, Book(folder, weights_hash(run.vanilla.model), values))
 
     def place(self, number: int) -> Path:
@@ -105,7 +106,7 @@ class Ledger:
         assert request.made is not None, f"request {request.number} has no edit yet"
         base = request.made["base"]
         config = self.config_of(request.number, base)
-        found = Run.begin(config, self.run_folder(request.number, base))
+        found = begin(config, self.run_folder(request.number, base))
         # The model that the run began with may be gone; it is of the original's family.
         found.family = family_of(self.config_of(request.number, self.book.model).model)
         return found
@@ -114,7 +115,7 @@ class Ledger:
     def original(self) -> Loaded:
         """The model that all requests are about; ManuError where it is no longer what it was."""
         number = next(iter(self.book.requests))
-        loaded = Run.begin(self.config_of(number, self.book.model), self.folder).vanilla
+        loaded = begin(self.config_of(number, self.book.model), self.folder).vanilla
         found = weights_hash(loaded.model)
         if found != self.book.model:
             raise other_model(self.book.config["model"]["path"], self.book.model, found)

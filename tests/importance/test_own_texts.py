@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny_llava
 
+from manu_jax import parallel
 from manu_jax.data.texts import OPENINGS
 from manu_jax.importance import own_texts
 from manu_jax.types import ManuError
@@ -35,6 +36,12 @@ def test_other_seeds_give_other_texts_and_openings_differ(loaded):
     assert all(
         text.startswith(opening) for (_, text), opening in zip(one, OPENINGS[:4], strict=True)
     )
+
+
+def test_a_mesh_draws_the_texts_of_one_device(loaded):
+    mesh = parallel.make_mesh(4, 1, 2)
+    expected = own_texts.sampled(loaded, 3, tokens=6, seed=0)
+    assert own_texts.sampled(tiny_llava.on_mesh(mesh), 3, tokens=6, seed=0) == expected
 
 
 def test_a_barred_token_is_never_drawn(loaded):

@@ -194,7 +194,8 @@ def test_a_pods_config_is_planned_by_one_process(folder, tmp_path, monkeypatch):
     )
     assert run.main(["--config", str(file), "--plan", "gpu=h100:8"]) == 0
     found = json.loads((tmp_path / "run" / "plan.json").read_text())
-    assert found["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
+    same = {"data": 1, "fsdp": 8, "tensor": 1, "why": "given"}
+    assert found["meshes"] == dict.fromkeys(("score", "train", "decode"), same)
     assert not any((tmp_path / "run").glob("*.partial"))
 
 

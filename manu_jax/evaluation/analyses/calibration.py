@@ -102,11 +102,12 @@ class _Variation:
 
 def _of_method(run: Run, method: MaskMethod) -> Iterator[CalibrationRow]:
     own, made_from = masks.load(run.method_folder(method.name) / "mask.safetensors")
-    job = run.job_of(method)
-    people = tuple(dict.fromkeys(person_of(one) for part in job.keep.values() for one in part))
-    variations = _variations(run, people)
-    made_again = _masks if is_by_people(method) else _rescored
-    found = [own, *made_again(job, variations, made_from["alpha"])]
+    with run.work("score"):
+        job = run.job_of(method)
+        people = tuple(dict.fromkeys(person_of(one) for part in job.keep.values() for one in part))
+        variations = _variations(run, people)
+        made_again = _masks if is_by_people(method) else _rescored
+        found = [own, *made_again(job, variations, made_from["alpha"])]
     asked = _asked(run, method)
     samples = [sample for part in asked.values() for sample in part]
     recalled_KN = recalled(

@@ -45,7 +45,8 @@ def null_of(
     is_own = isinstance(method, MethodSettings) and is_by_people(run.in_forms(method))
     if is_own:
         assert isinstance(method, MethodSettings)
-        job = run.job_of(method)
+        with run.work("score"):
+            job = run.job_of(method)
         everything = [fact for person in people.all for fact in person.facts]
         samples: Forms = {one: samples_of(run.vanilla, everything, one) for one in run.modalities}
         identities = np.asarray([person.id for person in people.all])

@@ -33,7 +33,7 @@ from manu_jax.models.nn.layers import (
 from manu_jax.models.nn.mlp import Mlp, TowerMlp, mlp_table
 from manu_jax.models.nn.rope import RotaryAngles, rotary_angles, rotate
 from manu_jax.models.nn.scan import scan_layers
-from manu_jax.parallel import constrain
+from manu_jax.parallel import constrain, rows_of
 from manu_jax.types import Array
 
 NO_WINDOW = 2**30
@@ -128,10 +128,10 @@ class Decoder(nnx.Module):
 
     def embed(self, token_ids_BT: Array) -> jax.Array:
         """Return the tokens' embeddings. [B, T, D]."""
-        h_BTD = self.embedding_VD[...][token_ids_BT]
+        h_BTD = rows_of(self.embedding_VD[...], token_ids_BT)
         if self.config.is_gemma:
             h_BTD = h_BTD * jnp.asarray(self.config.width**0.5, h_BTD.dtype)
-        return constrain(h_BTD, "batch", None, None)
+        return h_BTD
 
     def __call__(
         self,
