@@ -11,7 +11,8 @@ import numpy as np
 from manu_jax import fingerprint
 from manu_jax.config.base import Remat
 from manu_jax.evaluation import distance, generate, likelihood
-from manu_jax.evaluation.batched import MAX_BUCKETS, MULTIPLE
+from manu_jax.evaluation.batched import batching
+from manu_jax.evaluation.decoding import Writing
 from manu_jax.models.hf import export
 from manu_jax.models.inputs.vision_inputs import collate_vision_inputs
 from manu_jax.planning.shapes import Work, another, filled, work_of
@@ -63,9 +64,7 @@ def _work(world: World, samples: Samples, modality: Modality, size: int, **setti
         samples[modality],
         size,
         rows=size,
-        multiple=MULTIPLE,
-        max_buckets=MAX_BUCKETS,
-        counts_filling=True,
+        **batching(),
         **settings,
     )
 
@@ -122,7 +121,7 @@ def _answers(modality: Modality, world: World, size: int | None, remat: Remat | 
     return Step(
         generate._answers,
         (loaded.model, batch),
-        {"new_tokens": config.new_tokens, "eos_ids": ends, "rules": rules},
+        {"how": Writing(config.new_tokens, ends, rules)},
         world.num_models * work.batches,
         rows=rows,
         real_rows=given,

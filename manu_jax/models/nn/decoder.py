@@ -271,7 +271,9 @@ class Decoder(nnx.Module):
             def mixed(window: jax.Array | None) -> jax.Array:
                 visible_BS = valid_BS
                 if window is not None:
-                    visible_BS = visible_BS & (cache.next_slot - slots_S < window)[None]
+                    # Slots may go round (evaluation/decoding.py): the last one is before the first.
+                    age_S = (cache.next_slot - slots_S) % len(slots_S)
+                    visible_BS = visible_BS & (age_S < window)[None]
                 return attend_by_head(
                     q_B1NH,
                     keys_LBKSH[index],
