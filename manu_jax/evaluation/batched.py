@@ -11,7 +11,7 @@ from manu_jax.data.batches import Batches
 from manu_jax.models.loaded import Loaded
 from manu_jax.progress import Progress
 from manu_jax.training.features import ImageFeatures
-from manu_jax.types import Encoded, Encoder, Images, ManuError
+from manu_jax.types import BatchShape, Encoded, Encoder, Images, ManuError
 
 MAX_BUCKETS = 8  # lengths a step is compiled for, with images and without
 FREE_BUCKETS = 2  # of these; each further one has to be worth its compilation
@@ -19,13 +19,18 @@ WORTH = 128  # samples of the longest length, whose tokens it has to save
 MULTIPLE = 8  # of tokens; lengths are few as it is, so padding can be tight
 
 
+# (numbers of samples, sizes of their batch) → rows, a tree of NumPy arrays
+Beside = Callable[[np.ndarray, BatchShape], Any]
+
+
 class Feed:
     """Encoded samples in batches of few shapes, each placed on the mesh when it is asked for.
 
-    beside: a row for each sample, which follows the batch; 0 in padding rows. batch_size: rounded
-    up to a multiple of the mesh's data and fsdp axes. features_once: the features of images stand
-    in place of their patches, each image's computed once; for steps that run no other model.
-    features: what gives them, (model, images) → [B, I, P, E]; None: the model's own.
+    beside: gives what follows a batch, a tree of rows of these samples; in padding rows the first
+    ones stand again. batch_size: rounded up to a multiple of the mesh's data and fsdp axes.
+    features_once: the features of images stand in place of their patches, each image's computed
+    once; for steps that run no other model. features: what gives them, (model, images) →
+    [B, I, P, E]; None: the model's own.
     """
 
     def __init__(
@@ -34,7 +39,7 @@ class Feed:
         encoded: Sequence[Encoded],
         *,
         batch_size: int,
-        beside: np.ndarray | None = None,
+        beside: Beside | None = None,
         padding_side: Literal["left", "right"] = "right",
         features_once: bool = False,
         features: Callable[[Any, Images], jax.Array] | None = None,
@@ -63,9 +68,8 @@ class Feed:
         indices = self.batches.indices_at(number)
         given: list[Any] = [batch]
         if self._beside is not None:
-            rows = np.zeros((self.batch_size, *self._beside.shape[1:]), self._beside.dtype)
-            rows[: len(indices)] = self._beside[indices]
-            given.append(rows[self._rows])
+            rows = np.resize(indices, self.batch_size)[self._rows]
+            given.append(self._beside(rows, self.batches.shape_at(number)))
         return indices, parallel.put_batch(given, self._loaded.mesh)
 
 

@@ -96,7 +96,8 @@ def _tokens(
     answers: list[np.ndarray] = [np.zeros(0, np.int32)] * len(samples)
     rules = loaded.generation if loaded.generation.change_logits else None
     how = Writing(new_tokens, loaded.eos_ids, rules, sampling)
-    settings: dict[str, Any] = {"batch_size": batch_size, "beside": uniform_NT}
+    numbers = None if uniform_NT is None else lambda rows, shape: uniform_NT[rows]
+    settings: dict[str, Any] = {"batch_size": batch_size, "beside": numbers}
     written = refilled if refills(loaded, len(encoded), how, batch_size) else _whole_batches
     for indices, tokens_BA, is_finite_B in written(loaded, encoded, how, **settings):
         if not is_finite_B.all():

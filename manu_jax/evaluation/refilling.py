@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from manu_jax import faults, parallel
-from manu_jax.evaluation.batched import Feed, filled
+from manu_jax.evaluation.batched import Beside, Feed, filled
 from manu_jax.evaluation.decoding import (
     Answers,
     Writing,
@@ -51,12 +51,12 @@ def refilled(
     how: Writing,
     *,
     batch_size: int,
-    beside: np.ndarray | None,
+    beside: Beside | None,
 ) -> Iterator[Written]:
     """Yield (indices of the prompts, their tokens [·, A], what is finite) as answers end.
 
-    What is finite: flags of prompts that were read, these or others. beside: numbers that tokens
-    are drawn by, a row for each prompt. batch_size: rounded up to a multiple of the mesh's data and
+    What is finite: flags of prompts that were read, these or others. beside: as of Feed, the
+    numbers that tokens are drawn by. batch_size: rounded up to a multiple of the mesh's data and
     fsdp axes. All processes take the same steps.
     """
     rows = filled(batch_size, loaded)
