@@ -209,7 +209,8 @@ def _with_next(answers: Answers, logits_BV: jax.Array, how: Writing) -> Answers:
 
 def _ruled(answers: Answers, logits_BV: jax.Array, how: Writing) -> jax.Array:
     """Return the logits under the rules, each row by the number of its tokens."""
-    assert how.rules is not None and answers.prompt_BT is not None
+    assert how.rules is not None
+    assert answers.prompt_BT is not None and answers.is_prompt_BT is not None
     apply = functools.partial(constrained, rules=how.rules, eos_ids=how.eos_ids)
 
     def of_row(*row: jax.Array) -> jax.Array:

@@ -82,26 +82,29 @@ def _of_one_length(
     parts = parallel.batch_multiple(loaded.mesh)
     room, share = rows // parts, feed.batch_size // parts
     mine = parallel.batch_rows(loaded.mesh, rows)
+
+    def call(program: Any, *arguments: Any, **static: Any) -> Any:
+        with parallel.on_mesh(loaded.mesh):
+            return program(*arguments, **static)
+
     prompt_PR = np.full((parts, room), -1)  # the prompt of each row; −1: the row is free
     waiting = (feed.at(number) for number in numbers)
     next_one = next(waiting, None)
-    answers: Answers | None = None
+    answers = None
     finite: list[Any] = []  # of the prompts that were read since the last look
     while next_one is not None or (prompt_PR >= 0).any():
-        with parallel.on_mesh(loaded.mesh):
-            while next_one is not None and ((prompt_PR < 0).sum(axis=1) >= share).all():
-                indices, given = next_one
-                new, is_finite_B = _begun(loaded.model, *given, how=how)
-                finite.append(is_finite_B)
-                source_PR = _take_rows(prompt_PR, indices, share)
-                source_B = parallel.put_batch(source_PR.reshape(-1)[mine], loaded.mesh)
-                if answers is None:
-                    answers = _none_begun(new, rows=rows)
-                answers = _joined(answers, new, source_B, parts=parts)
-                next_one = next(waiting, None)
-            assert answers is not None
-            wanted = np.int32(room if next_one is None else share)
-            answers = _went_on(loaded.model, answers, wanted, how=how, parts=parts)
+        while next_one is not None and ((prompt_PR < 0).sum(axis=1) >= share).all():
+            indices, given = next_one
+            new, is_finite_B = call(_begun, loaded.model, *given, how=how)
+            finite.append(is_finite_B)
+            source_PR = _take_rows(prompt_PR, indices, share)
+            source_B = parallel.put_batch(source_PR.reshape(-1)[mine], loaded.mesh)
+            if answers is None:
+                answers = call(_none_begun, new, rows=rows)
+            answers = call(_joined, answers, new, source_B, parts=parts)
+            next_one = next(waiting, None)  # made while the device reads this one
+        wanted = np.int32(room if next_one is None else share)
+        answers = call(_went_on, loaded.model, answers, wanted, how=how, parts=parts)
         faults.stop_if_due()
         is_over_B, tokens_BA, *flags = parallel.gather(
             (answers.is_over_B, answers.tokens_BA, *finite)

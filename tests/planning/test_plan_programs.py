@@ -192,8 +192,8 @@ def test_answers_and_likelihoods_are_the_runs(loaded, text_of, facts, monkeypatc
 def test_prompts_that_join_are_planned_as_they_run(world, loaded, facts, monkeypatch):
     monkeypatch.setattr(refilling, "SHORT", 2)
     monkeypatch.setattr(refilling, "SHARE", 2)
-    config = world.config.model_copy(deep=True)
-    config.evaluate.__dict__["batch_size"] = 8
+    evaluate = world.config.evaluate.model_copy(update={"batch_size": 8})
+    config = world.config.model_copy(update={"evaluate": evaluate})
     prompts = {"text": (world.data.prompts["text"] * 9)[:9]}
     asked_world = dataclasses.replace(
         world, config=config, data=dataclasses.replace(world.data, prompts=prompts)
