@@ -64,7 +64,7 @@ class Answers:
 
 
 def begin(
-    model: Any, batch: Batch, uniform_BA: jax.Array | None, how: Writing
+    model: Any, batch: Batch, uniform_BA: jax.Array | None, *, how: Writing
 ) -> tuple[Answers, jax.Array]:
     """Return the answers to a left-padded batch with their first tokens, and which are finite [B].
 

@@ -98,7 +98,9 @@ def _tokens(
     how = Writing(new_tokens, loaded.eos_ids, rules, sampling)
     numbers = None if uniform_NT is None else lambda rows, shape: uniform_NT[rows]
     settings: dict[str, Any] = {"batch_size": batch_size, "beside": numbers}
-    written = refilled if refills(loaded, len(encoded), how, batch_size) else _whole_batches
+    written = (
+        refilled if refills(loaded, len(encoded), how, batch_size=batch_size) else _whole_batches
+    )
     for indices, tokens_BA, is_finite_B in written(loaded, encoded, how, **settings):
         if not is_finite_B.all():
             raise not_finite(loaded)
@@ -132,6 +134,6 @@ def _answers(
 
     After its end an answer goes on with the filler. Stops when all answers have ended.
     """
-    answers, is_finite_B = begin(model, batch, uniform_BA, how)
+    answers, is_finite_B = begin(model, batch, uniform_BA, how=how)
     answers = go_on(model, answers, how, wanted=len(is_finite_B))
     return answers.tokens_BA, is_finite_B

@@ -1,8 +1,8 @@
 """Long answers without rows that wait: whoever has ended leaves, and waiting prompts take the room.
 
 A batch writes until a quarter of its rows are over. As many prompts, a batch of their own, are read
-and join it. So for each length of prompts three programs are compiled, whatever the answers'
-lengths: to read prompts, to let them join, and to go on.
+and join it. Whatever the answers' lengths, each program is compiled once a length of prompts: what
+reads them, what lets them join, and what goes on.
 """
 
 import functools
@@ -34,7 +34,7 @@ SHARE = 4  # a batch is refilled by this part of its rows
 Written = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def refills(loaded: Loaded, num_prompts: int, how: Writing, batch_size: int) -> bool:
+def refills(loaded: Loaded, num_prompts: int, how: Writing, *, batch_size: int) -> bool:
     """Return whether prompts join a batch as answers end: where some wait, and answers are long."""
     rows = filled(batch_size, loaded)
     return how.new_tokens > SHORT and num_prompts > rows > joining_rows(loaded, rows)
@@ -133,7 +133,7 @@ def _take_rows(prompt_PR: np.ndarray, indices: np.ndarray, share: int) -> np.nda
 def _begun(
     model: Any, batch: Batch, uniform_BA: jax.Array | None = None, *, how: Writing
 ) -> tuple[Answers, jax.Array]:
-    answers, is_finite_B = begin(model, batch, uniform_BA, how)
+    answers, is_finite_B = begin(model, batch, uniform_BA, how=how)
     return laid_out(answers), is_finite_B
 
 

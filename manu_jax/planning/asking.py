@@ -34,7 +34,7 @@ def asking_items(world: World) -> Iterator[Item]:
         if not samples:
             continue
         name = f"answers, {modality} form"
-        if refilling.refills(world.loaded, len(samples), _writing(world), batch[1]):
+        if refilling.refills(world.loaded, len(samples), _writing(world), batch_size=batch[1]):
             for what, step in (("prompts", _begun), ("joining", _joined), ("tokens", _went_on)):
                 make = functools.partial(step, modality)
                 yield Item(f"{name}: {what}", "evaluate", make, batch)

@@ -192,7 +192,7 @@ def test_a_model_of_nan_is_an_error():
 def test_few_prompts_and_short_answers_are_written_in_whole_batches(monkeypatch):
     how = decoding.Writing(5, (2,))
     loaded = tiny_llava.loaded()
-    assert refilling.refills(loaded, 9, how, 8)
-    assert not refilling.refills(loaded, 8, how, 8)  # none waits
-    assert not refilling.refills(loaded, 9, dataclasses.replace(how, new_tokens=4), 8)
-    assert not refilling.refills(loaded, 9, how, 1)
+    assert refilling.refills(loaded, 9, how, batch_size=8)
+    assert not refilling.refills(loaded, 8, how, batch_size=8)  # none waits
+    assert not refilling.refills(loaded, 9, dataclasses.replace(how, new_tokens=4), batch_size=8)
+    assert not refilling.refills(loaded, 9, how, batch_size=1)

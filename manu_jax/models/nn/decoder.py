@@ -271,8 +271,7 @@ class Decoder(nnx.Module):
             def mixed(window: jax.Array | None) -> jax.Array:
                 visible_BS = valid_BS
                 if window is not None:
-                    # Slots may go round (evaluation/decoding.py): the last one is before the first.
-                    age_S = (cache.next_slot - slots_S) % len(slots_S)
+                    age_S = (cache.next_slot - slots_S) % len(slots_S)  # slots may go round
                     visible_BS = visible_BS & (age_S < window)[None]
                 return attend_by_head(
                     q_B1NH,
