@@ -147,12 +147,19 @@ def constrain(array: jax.Array, *names: str | None) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return array
+    spec = activation_spec(array.shape, names, mesh)
+    return jax.lax.with_sharding_constraint(array, spec)
+
+
+def activation_spec(shape: Sequence[int], names: Sequence[str | None], mesh: Any) -> PartitionSpec:
+    """Return how an activation is split by names of ACTIVATION_AXES; axes that divide nothing are
+    dropped."""
     axes = [ACTIVATION_AXES[name] for name in names]
     for i, axis in enumerate(axes):
         size = math.prod(mesh.shape[a] for a in (axis if isinstance(axis, tuple) else (axis,)) if a)
-        if axis is not None and array.shape[i] % size:
+        if axis is not None and shape[i] % size:
             axes[i] = None
-    return jax.lax.with_sharding_constraint(array, PartitionSpec(*axes))
+    return PartitionSpec(*axes)
 
 
 def rows_of(table_VD: jax.Array, ids_BT: Any) -> jax.Array:

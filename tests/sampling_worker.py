@@ -1,4 +1,7 @@
-"""What test_processes.py runs as one of two processes, each with its rows: drawn answers."""
+"""What test_processes.py runs as one of two processes, each with its rows: drawn answers.
+
+First in whole batches, then with prompts that join as others end.
+"""
 
 import dataclasses
 import logging
@@ -9,6 +12,7 @@ import tiny_llava
 
 from manu_jax import parallel
 from manu_jax.data.probes import Sampling
+from manu_jax.evaluation import refilling
 from manu_jax.evaluation.generate import sampled
 
 
@@ -24,6 +28,11 @@ def main() -> None:
     together = dataclasses.replace(alone, model=model, mesh=mesh)
     assert sampled(together, samples, names, **settings) == expected
     assert len(set(expected)) > 3
+    samples, names = 2 * samples, names + [f"again/{name}" for name in names]
+    settings["batch_size"] = 16
+    expected = sampled(alone, samples, names, **settings)
+    refilling.SHORT = 1
+    assert sampled(together, samples, names, **settings) == expected
     logging.warning("as expected")
 
 

@@ -7,8 +7,9 @@ a few compiled steps only.
 """
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -41,20 +42,29 @@ def encode_all(encoder: Encoder, samples: Sequence[Sample]) -> list[Encoded]:
 
 
 def bucket_lengths(
-    lengths: Sequence[int], multiple: int = 32, max_buckets: int = 4, *, batch_size: int = 1
+    lengths: Sequence[int],
+    multiple: int = 32,
+    max_buckets: int = 4,
+    *,
+    batch_size: int = 1,
+    free_buckets: int | None = None,
+    worth: int = 0,
 ) -> tuple[int, ...]:
     """Return at most `max_buckets` lengths, multiples of `multiple`, that pad `lengths` the least.
 
     Every length fits in one of them; the result is sorted, without duplicates. batch_size: the rows
-    that fill up each bucket's last batch count as padding too.
+    that fill up each bucket's last batch count as padding too. worth: each bucket beyond the first
+    `free_buckets` (None: all are free) has to save the tokens of so many of the longest samples.
     """
     rounded = [-(-max(length, 1) // multiple) * multiple for length in lengths]
     edges, counts = np.unique(rounded, return_counts=True)
     num_samples = np.concatenate([[0], np.cumsum(counts)])
+    price = worth * int(edges[-1])
     # best[j]: (padded tokens, lengths) of the samples up to edge j, in the buckets so far.
     best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     best += [(float("inf"), ())] * len(edges)
-    for _ in range(min(max_buckets, len(edges))):
+    chosen, least = best[-1][1], float("inf")
+    for number in range(min(max_buckets, len(edges))):
         wider = list(best)
         for end in range(1, len(edges) + 1):
             for start in range(end):
@@ -63,7 +73,11 @@ def bucket_lengths(
                 if tokens < wider[end][0]:
                     wider[end] = (tokens, (*best[start][1], int(edges[end - 1])))
         best = wider
-    return best[-1][1]
+        num_paid = 0 if free_buckets is None else max(number + 1 - free_buckets, 0)
+        total = best[-1][0] + price * num_paid
+        if total < least:
+            chosen, least = best[-1][1], total
+    return chosen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +95,8 @@ class Batches:
     training resumes at any step without a state to restore.
 
     counts_filling: choose bucket lengths so that rows of weight 0 are few too; where samples are
-    few, that means fewer buckets. rows: of each batch, those that this process reads, in order;
+    few, that means fewer buckets. free_buckets, worth: as of `bucket_lengths`, of samples with
+    images and of those without. rows: of each batch, those that this process reads, in order;
     None: all. All processes take the same steps in the same shapes.
     """
 
@@ -96,6 +111,8 @@ class Batches:
         max_buckets: int = 4,
         padding_side: Literal["left", "right"] = "right",
         counts_filling: bool = False,
+        free_buckets: int | None = None,
+        worth: int = 0,
         rows: np.ndarray | None = None,
     ):
         if batch_size < 1:
@@ -108,8 +125,15 @@ class Batches:
                 "no samples to make batches of: the sets and forms asked for are empty."
             )
         self._rows = np.arange(batch_size) if rows is None else rows
-        filled = batch_size if counts_filling else 1
-        self._buckets = _make_buckets(encoded, multiple, max_buckets, filled)
+        lengths_of = functools.partial(
+            bucket_lengths,
+            multiple=multiple,
+            max_buckets=max_buckets,
+            batch_size=batch_size if counts_filling else 1,
+            free_buckets=free_buckets,
+            worth=worth,
+        )
+        self._buckets = _make_buckets(encoded, lengths_of)
         self._plan_epoch: int | None = None
         self._plan: list[tuple[_Bucket, np.ndarray]] = []
 
@@ -178,15 +202,13 @@ class Batches:
 
 
 def _make_buckets(
-    encoded: Sequence[Encoded], multiple: int, max_buckets: int, batch_size: int
+    encoded: Sequence[Encoded], lengths_of: Callable[[Sequence[int]], tuple[int, ...]]
 ) -> list[_Bucket]:
     buckets = []
     for has_images in (True, False):
         of_kind = [i for i, item in enumerate(encoded) if (item.num_images > 0) == has_images]
         lengths = [encoded[i].num_tokens for i in of_kind]
-        edges = (
-            bucket_lengths(lengths, multiple, max_buckets, batch_size=batch_size) if of_kind else ()
-        )
+        edges = lengths_of(lengths) if of_kind else ()
         for shorter, length in itertools.pairwise((0, *edges)):
             indices = [
                 i for i, n in zip(of_kind, lengths, strict=True) if shorter < max(n, 1) <= length

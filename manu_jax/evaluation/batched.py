@@ -11,10 +11,66 @@ from manu_jax.data.batches import Batches
 from manu_jax.models.loaded import Loaded
 from manu_jax.progress import Progress
 from manu_jax.training.features import ImageFeatures
-from manu_jax.types import Encoded, Encoder, Images, ManuError
+from manu_jax.types import BatchShape, Encoded, Encoder, Images, ManuError
 
-MAX_BUCKETS = 2  # lengths a step is compiled for, with images and without
+MAX_BUCKETS = 8  # lengths a step is compiled for, with images and without
+FREE_BUCKETS = 2  # of these; each further one has to be worth its compilation
+WORTH = 128  # samples of the longest length, whose tokens it has to save
 MULTIPLE = 8  # of tokens; lengths are few as it is, so padding can be tight
+
+
+# (numbers of samples, sizes of their batch) → rows, a tree of NumPy arrays
+Beside = Callable[[np.ndarray, BatchShape], Any]
+
+
+class Feed:
+    """Encoded samples in batches of few shapes, each placed on the mesh when it is asked for.
+
+    beside: gives what follows a batch, a tree of rows of these samples; in padding rows the first
+    ones stand again. batch_size: rounded up to a multiple of the mesh's data and fsdp axes.
+    features_once: the features of images stand in place of their patches, each image's computed
+    once; for steps that run no other model. features: what gives them, (model, images) →
+    [B, I, P, E]; None: the model's own.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        encoded: Sequence[Encoded],
+        *,
+        batch_size: int,
+        beside: Beside | None = None,
+        padding_side: Literal["left", "right"] = "right",
+        features_once: bool = False,
+        features: Callable[[Any, Images], jax.Array] | None = None,
+    ):
+        self._loaded, self._beside = loaded, beside
+        self.batch_size = filled(batch_size, loaded)
+        self._rows = parallel.batch_rows(loaded.mesh, self.batch_size)
+        self.batches = batches_of(
+            loaded, encoded, self.batch_size, padding_side=padding_side, rows=self._rows
+        )
+        self._stored = None
+        if features_once:
+            self._stored = ImageFeatures(loaded, encoded, self.batches, compute=features)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def at(self, number: int) -> tuple[np.ndarray, list[Any]]:
+        """Return the indices of a batch's samples, and on the mesh the batch and what follows it.
+
+        To be asked for in order: what one batch computes of images serves those after it.
+        """
+        batch = self.batches.batch_at(number)
+        if self._stored is not None and batch.images is not None:
+            batch = self._stored.in_place_of_patches(batch, number, self._rows)
+        indices = self.batches.indices_at(number)
+        given: list[Any] = [batch]
+        if self._beside is not None:
+            rows = np.resize(indices, self.batch_size)[self._rows]
+            given.append(self._beside(rows, self.batches.shape_at(number)))
+        return indices, parallel.put_batch(given, self._loaded.mesh)
 
 
 def run_batched(
@@ -22,44 +78,24 @@ def run_batched(
     encoded: Sequence[Encoded],
     step: Callable[..., Any],
     *,
-    batch_size: int,
     description: str,
-    beside: np.ndarray | None = None,
-    padding_side: Literal["left", "right"] = "right",
-    features_once: bool = False,
-    features: Callable[[Any, Images], jax.Array] | None = None,
+    **settings: Any,
 ) -> Iterator[tuple[np.ndarray, Any]]:
     """Yield (indices of the samples, what `step(model, batch)` gave for them as NumPy).
 
     step: gives a pytree of arrays whose first axis is the batch's; its padding rows are cut off.
-    beside: a row for each sample, which `step` gets as a third argument; 0 in padding rows.
-    batch_size: rounded up to a multiple of the mesh's data and fsdp axes. The next batch is made
-    while the device works on the last. features_once: give `step` the features of images in place
-    of their patches, each image's computed once; for steps that run no other model. features: what
-    gives them, (model, images) → [B, I, P, E]; None: the model's own.
+    With `beside`, it gets these rows as a third argument. settings: as of Feed. The next batch is
+    made while the device works on the last.
     """
     if not encoded:
         return
-    multiple = parallel.batch_multiple(loaded.mesh)
-    batch_size = -(-batch_size // multiple) * multiple
-    rows = parallel.batch_rows(loaded.mesh, batch_size)
-    batches = batches_of(loaded, encoded, batch_size, padding_side=padding_side, rows=rows)
-    stored = ImageFeatures(loaded, encoded, batches, compute=features) if features_once else None
+    feed = Feed(loaded, encoded, **settings)
     waiting: tuple[np.ndarray, Any] | None = None
     with Progress(description, len(encoded)) as progress:
-        for number in range(len(batches) + 1):
+        for number in range(len(feed) + 1):
             started = None
-            if number < len(batches):
-                batch = batches.batch_at(number)
-                if stored is not None and batch.images is not None:
-                    batch = stored.in_place_of_patches(batch, number, rows)
-                indices = batches.indices_at(number)
-                given: list[Any] = [batch]
-                if beside is not None:
-                    filled = np.zeros((batch_size, *beside.shape[1:]), beside.dtype)
-                    filled[: len(indices)] = beside[indices]
-                    given.append(filled[rows])
-                given = parallel.put_batch(given, loaded.mesh)
+            if number < len(feed):
+                indices, given = feed.at(number)
                 with parallel.on_mesh(loaded.mesh):
                     started = indices, step(loaded.model, *given)
             if waiting is not None:
@@ -70,19 +106,28 @@ def run_batched(
             waiting = started
 
 
+def filled(batch_size: int, loaded: Loaded) -> int:
+    """Return a batch size rounded up to a multiple of the mesh's data and fsdp axes."""
+    multiple = parallel.batch_multiple(loaded.mesh)
+    return -(-batch_size // multiple) * multiple
+
+
 def batches_of(
     encoder: Encoder, encoded: Sequence[Encoded], batch_size: int, **settings: Any
 ) -> Batches:
     """Return the samples in batches of few shapes; settings as in `Batches`."""
-    return Batches(
-        encoder,
-        encoded,
-        batch_size,
-        multiple=MULTIPLE,
-        max_buckets=MAX_BUCKETS,
-        counts_filling=True,
-        **settings,
-    )
+    return Batches(encoder, encoded, batch_size, **batching(), **settings)
+
+
+def batching() -> dict[str, Any]:
+    """Return the settings of `Batches` by which lengths are chosen."""
+    return {
+        "multiple": MULTIPLE,
+        "max_buckets": MAX_BUCKETS,
+        "free_buckets": FREE_BUCKETS,
+        "worth": WORTH,
+        "counts_filling": True,
+    }
 
 
 class NotFinite(ManuError):

@@ -4,35 +4,36 @@ import jax
 import jax.numpy as jnp
 
 from manu_jax.models.hf.generation import GenerationRules
-from manu_jax.types import Array, Batch
+from manu_jax.types import Array
 
 
 def constrained(
     logits_BV: jax.Array,
     rules: GenerationRules,
     *,
-    batch: Batch,
+    prompt_BT: Array,
+    is_prompt_BT: Array,
     tokens_BA: jax.Array,
     number: Array | int,
     eos_ids: tuple[int, ...],
 ) -> jax.Array:
     """Return the logits of an answer's next token under the rules: −∞ for what may not follow.
 
-    batch: the left-padded prompts. tokens_BA: the answers; `number` of their A tokens are written.
-    eos_ids: all tokens that end an answer. Equals the logits processors of transformers, which see
-    image tokens like others and no padding.
+    prompt_BT, is_prompt_BT: the prompts, padded on the left, and where they are. tokens_BA: the
+    answers; `number` of their A tokens are written. eos_ids: all tokens that end an answer. Equals
+    the logits processors of transformers, which see image tokens like others and no padding.
     """
     A = tokens_BA.shape[1]
     written_A = jnp.arange(A) < number
-    past_BS = jnp.concatenate([jnp.asarray(batch.token_ids_BT), tokens_BA], axis=1)
+    past_BS = jnp.concatenate([jnp.asarray(prompt_BT), tokens_BA], axis=1)
     is_past_BS = jnp.concatenate(
         [
-            jnp.asarray(batch.attention_mask_BT),
+            jnp.asarray(is_prompt_BT),
             jnp.broadcast_to(written_A[None], tokens_BA.shape),
         ],
         axis=1,
     )
-    end = batch.token_ids_BT.shape[1] + number  # of what is written
+    end = prompt_BT.shape[1] + number  # of what is written
     ends = tuple(token for token in eos_ids if token < logits_BV.shape[1])
 
     if rules.repetition_penalty != 1:

@@ -22,15 +22,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from manu_jax import parallel
 from manu_jax.data.answer_metrics import ks_test
 from manu_jax.data.batches import encode_all
 from manu_jax.evaluation.batched import not_finite, run_batched
 from manu_jax.models.loaded import Loaded
 from manu_jax.models.nn.answers import logits_at_answers
-from manu_jax.progress import Progress
 from manu_jax.training.strangers_target import StrangerTarget, target_kl
-from manu_jax.types import Array, Batch, BatchShape, Sample
+from manu_jax.types import Array, Batch, Sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,32 +75,18 @@ def stranger_kl(
     target: p̄ of the facts of the samples, in order (training/strangers_target.py). Raises
     ManuError where outputs are not finite.
     """
-    encoded = encode_all(loaded, samples)
-    multiple = parallel.batch_multiple(loaded.mesh)
-    size = -(-min(batch_size, len(samples)) // multiple) * multiple
-    num_answers = max(item.num_answers for item in encoded)
-    shape = BatchShape(
-        length=-(-max(item.num_tokens for item in encoded) // 8) * 8,
-        batch_size=size,
-        num_images=max(item.num_images for item in encoded) or None,
-        num_patches=max(item.num_patches for item in encoded) or None,
-        num_answers=num_answers,
-    )
     found_N = np.zeros(len(samples))
-    mine = parallel.batch_rows(loaded.mesh, size)
-    description = "distance to strangers"
-    with parallel.on_mesh(loaded.mesh), Progress(description, len(samples)) as progress:
-        for start in range(0, len(samples), size):
-            indices = np.arange(start, min(start + size, len(samples)))
-            rows = target.rows(np.resize(indices, size), num_answers)
-            batch = loaded.collate([encoded[index] for index in indices], shape)
-            batch, rows = jax.tree.map(lambda values: values[mine], (batch, rows))
-            batch, rows = parallel.put_batch((batch, rows), loaded.mesh)
-            kl_B = parallel.gather(_stranger_kl(loaded.model, batch, rows))[: len(indices)]
-            if not np.isfinite(kl_B).all():
-                raise not_finite(loaded)
-            found_N[indices] = kl_B
-            progress.advance(len(indices))
+    for indices, kl_B in run_batched(
+        loaded,
+        encode_all(loaded, samples),
+        _stranger_kl,
+        batch_size=min(batch_size, len(samples)),
+        description="distance to strangers",
+        beside=lambda rows, shape: target.rows(rows, shape.num_answers or 0),
+    ):
+        if not np.isfinite(kl_B).all():
+            raise not_finite(loaded)
+        found_N[indices] = kl_B
     return found_N
 
 

@@ -1,25 +1,25 @@
-"""Answers, greedy or drawn: a batch of prompts, a cache, one compiled program per shape.
+"""Answers, greedy or drawn: batches of prompts, a cache, compiled programs of few shapes.
 
-The model is an argument of the program, so all models of one config share it.
+Where answers may be long and prompts wait, they take the rows of answers that have ended
+(refilling.py). The model is an argument of the programs, so all models of one config share them.
 """
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from manu_jax.data.batches import encode_all
 from manu_jax.data.probes import Sampling
 from manu_jax.evaluation.batched import not_finite, run_batched
-from manu_jax.evaluation.constraints import constrained
-from manu_jax.evaluation.sampling import drawn, uniforms
-from manu_jax.models.hf.generation import GenerationRules
+from manu_jax.evaluation.decoding import Writing, begin, go_on
+from manu_jax.evaluation.refilling import refilled, refills
+from manu_jax.evaluation.sampling import uniforms
 from manu_jax.models.loaded import Loaded
-from manu_jax.types import Batch, Sample, raise_faults
+from manu_jax.types import Batch, Encoded, Sample, raise_faults
 
 
 def greedy(
@@ -95,83 +95,45 @@ def _tokens(
     )
     answers: list[np.ndarray] = [np.zeros(0, np.int32)] * len(samples)
     rules = loaded.generation if loaded.generation.change_logits else None
-    step = functools.partial(
-        _answers, new_tokens=new_tokens, eos_ids=loaded.eos_ids, rules=rules, sampling=sampling
+    how = Writing(new_tokens, loaded.eos_ids, rules, sampling)
+    numbers = None if uniform_NT is None else lambda rows, shape: uniform_NT[rows]
+    settings: dict[str, Any] = {"batch_size": batch_size, "beside": numbers}
+    written = (
+        refilled if refills(loaded, len(encoded), how, batch_size=batch_size) else _whole_batches
     )
-    for indices, (tokens_BT, is_finite_B) in run_batched(
-        loaded,
-        encoded,
-        step,
-        batch_size=batch_size,
-        description="answers",
-        beside=uniform_NT,
-        padding_side="left",
-        features_once=True,
-    ):
+    for indices, tokens_BA, is_finite_B in written(loaded, encoded, how, **settings):
         if not is_finite_B.all():
             raise not_finite(loaded)
-        for index, tokens_T in zip(indices, tokens_BT, strict=True):
-            ends = np.flatnonzero(np.isin(tokens_T, loaded.eos_ids))
-            answers[index] = tokens_T[: ends[0]] if len(ends) else tokens_T
+        for index, tokens_A in zip(indices, tokens_BA, strict=True):
+            ends = np.flatnonzero(np.isin(tokens_A, loaded.eos_ids))
+            answers[index] = tokens_A[: ends[0]] if len(ends) else tokens_A
     return answers
 
 
-@functools.partial(jax.jit, static_argnames=("new_tokens", "eos_ids", "rules", "sampling"))
+def _whole_batches(
+    loaded: Loaded, encoded: Sequence[Encoded], how: Writing, **settings: Any
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield as `refilled` does, batch by batch, each of which ends with its longest answer."""
+    for indices, (tokens_BA, is_finite_B) in run_batched(
+        loaded,
+        encoded,
+        functools.partial(_answers, how=how),
+        description="answers",
+        padding_side="left",
+        features_once=True,
+        **settings,
+    ):
+        yield indices, tokens_BA, is_finite_B
+
+
+@functools.partial(jax.jit, static_argnames="how")
 def _answers(
-    model: Any,
-    batch: Batch,
-    uniform_BT: jax.Array | None = None,
-    *,
-    new_tokens: int,
-    eos_ids: tuple[int, ...],
-    rules: GenerationRules | None = None,
-    sampling: Sampling | None = None,
+    model: Any, batch: Batch, uniform_BA: jax.Array | None = None, *, how: Writing
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the most likely next tokens of a left-padded batch [B, T], and which are finite [B].
+    """Return the answers to a left-padded batch [B, A], and which are finite [B].
 
-    T is `new_tokens`; after its end an answer goes on with the first of `eos_ids`. Stops when all
-    answers have ended. rules: of the next token; None leaves no trace in the program. sampling: the
-    tokens are drawn, each by its number in [0, 1); None: no trace either.
+    After its end an answer goes on with the filler. Stops when all answers have ended.
     """
-    closing = jnp.asarray(eos_ids, jnp.int32)
-    filler = eos_ids[0] if eos_ids else 0
-    B, T = batch.token_ids_BT.shape
-    logits_BV, cache = model.prefill(batch, T + new_tokens)
-    is_finite_B = jnp.isfinite(logits_BV).all(axis=-1) | (batch.example_weights_B == 0)
-
-    def next_tokens(logits_BV: jax.Array, number: Any) -> jax.Array:
-        if sampling is None or uniform_BT is None:
-            return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-        uniform_B = jax.lax.dynamic_index_in_dim(uniform_BT, number, axis=1, keepdims=False)
-        return drawn(logits_BV, uniform_B, temperature=sampling.temperature, top_p=sampling.top_p)
-
-    def chosen(
-        logits_BV: jax.Array, is_over_B: jax.Array, number: Any
-    ) -> tuple[jax.Array, jax.Array]:
-        token_B = jnp.where(is_over_B, filler, next_tokens(logits_BV, number))
-        return token_B, is_over_B | (token_B[:, None] == closing[None]).any(axis=-1)
-
-    def ruled(logits_BV: jax.Array, tokens_BT: jax.Array, number: Any) -> jax.Array:
-        if rules is None:
-            return logits_BV
-        return constrained(
-            logits_BV, rules, batch=batch, tokens_BA=tokens_BT, number=number, eos_ids=eos_ids
-        )
-
-    def goes_on(state: tuple[Any, ...]) -> jax.Array:
-        number, _, is_over_B, _, _ = state
-        return (number < new_tokens) & ~is_over_B.all()
-
-    def go_on(state: tuple[Any, ...]) -> tuple[Any, ...]:
-        number, token_B, is_over_B, tokens_BT, cache = state
-        logits_BV, cache = model.decode(token_B, cache)
-        token_B, is_over_B = chosen(ruled(logits_BV, tokens_BT, number), is_over_B, number)
-        tokens_BT = jax.lax.dynamic_update_index_in_dim(tokens_BT, token_B, number, axis=1)
-        return number + 1, token_B, is_over_B, tokens_BT, cache
-
-    tokens_BT = jnp.full((B, new_tokens), filler, jnp.int32)
-    token_B, is_over_B = chosen(ruled(logits_BV, tokens_BT, 0), batch.example_weights_B == 0, 0)
-    tokens_BT = tokens_BT.at[:, 0].set(token_B)
-    state = (jnp.asarray(1, jnp.int32), token_B, is_over_B, tokens_BT, cache)
-    _, _, _, tokens_BT, _ = jax.lax.while_loop(goes_on, go_on, state)
-    return tokens_BT, is_finite_B
+    answers, is_finite_B = begin(model, batch, uniform_BA, how=how)
+    answers = go_on(model, answers, how, wanted=len(is_finite_B))
+    return answers.tokens_BA, is_finite_B

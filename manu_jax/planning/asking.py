@@ -8,14 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from manu_jax import fingerprint
+from manu_jax import fingerprint, parallel
 from manu_jax.config.base import Remat
-from manu_jax.evaluation import distance, generate, likelihood
-from manu_jax.evaluation.batched import MAX_BUCKETS, MULTIPLE
+from manu_jax.evaluation import distance, generate, likelihood, refilling
+from manu_jax.evaluation.batched import batching
+from manu_jax.evaluation.decoding import Answers, Writing, axis_names, none_begun
 from manu_jax.models.hf import export
 from manu_jax.models.inputs.vision_inputs import collate_vision_inputs
 from manu_jax.planning.shapes import Work, another, filled, work_of
-from manu_jax.planning.step import WEIGHTS, Item, Step
+from manu_jax.planning.step import OTHER, WEIGHTS, Item, Step
 from manu_jax.planning.world import Samples, World
 from manu_jax.training import features
 from manu_jax.types import Modality
@@ -30,9 +31,15 @@ def asking_items(world: World) -> Iterator[Item]:
     if any(samples.get("image") for samples in (data.prompts, data.candidates)):
         yield Item("features of images", "evaluate", _features)
     for modality, samples in data.prompts.items():
-        if samples:
-            make = functools.partial(_answers, modality)
-            yield Item(f"answers, {modality} form", "evaluate", make, batch)
+        if not samples:
+            continue
+        name = f"answers, {modality} form"
+        if refilling.refills(world.loaded, len(samples), _writing(world), batch_size=batch[1]):
+            for what, step in (("prompts", _begun), ("joining", _joined), ("tokens", _went_on)):
+                make = functools.partial(step, modality)
+                yield Item(f"{name}: {what}", "evaluate", make, batch)
+        else:
+            yield Item(name, "evaluate", functools.partial(_answers, modality), batch)
     for modality, samples in data.candidates.items():
         if samples:
             make = functools.partial(_likelihoods, modality)
@@ -63,9 +70,7 @@ def _work(world: World, samples: Samples, modality: Modality, size: int, **setti
         samples[modality],
         size,
         rows=size,
-        multiple=MULTIPLE,
-        max_buckets=MAX_BUCKETS,
-        counts_filling=True,
+        **batching(),
         **settings,
     )
 
@@ -111,25 +116,106 @@ def _features(world: World, size: int | None, remat: Remat | None) -> Step:
     )
 
 
-def _answers(modality: Modality, world: World, size: int | None, remat: Remat | None) -> Step:
-    config, loaded = world.config.evaluate, world.loaded
-    given = size or config.batch_size
-    rows = filled(given, world.place)
-    work = _work(world, world.data.prompts, modality, rows, padding_side="left")
-    batch = with_features(world, world.place.rows(work.batch))
+def _writing(world: World) -> Writing:
+    """Return how a run's answers are written."""
+    loaded = world.loaded
     rules = loaded.generation if loaded.generation.change_logits else None
     ends = (0,) if loaded.processor is None else loaded.eos_ids
+    return Writing(world.config.evaluate.new_tokens, ends, rules)
+
+
+def _answers(modality: Modality, world: World, size: int | None, remat: Remat | None) -> Step:
+    given = size or world.config.evaluate.batch_size
+    rows, how = filled(given, world.place), _writing(world)
+    work = _work(world, world.data.prompts, modality, rows, padding_side="left")
     return Step(
         generate._answers,
-        (loaded.model, batch),
-        {"new_tokens": config.new_tokens, "eos_ids": ends, "rules": rules},
+        (world.model, with_features(world, world.place.rows(work.batch))),
+        {"how": how},
         world.num_models * work.batches,
         rows=rows,
         real_rows=given,
-        parts={WEIGHTS: loaded.model},
+        parts={WEIGHTS: world.model},
         resident=_beside(world),
-        trips=config.new_tokens - 1,
-        reads=config.new_tokens,
+        trips=how.new_tokens - 1,
+        reads=how.new_tokens,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Refilled:
+    """The shapes of a batch of answers that waiting prompts join.
+
+    answers: of all `rows`. new: of the prompts that join at once. work, joining: the passes in
+    batches of all rows, and of those that join.
+    """
+
+    rows: int
+    answers: Answers
+    new: Answers
+    work: Work
+    joining: Work
+    batch: Any
+
+
+def _refilled(modality: Modality, world: World, given: int) -> _Refilled:
+    rows, how = filled(given, world.place), _writing(world)
+    joining_rows = refilling.joining_rows(world.loaded, rows)
+    work, joining = (
+        _work(world, world.data.prompts, modality, count, padding_side="left")
+        for count in (rows, joining_rows)
+    )
+    batch = with_features(world, world.place.rows(joining.batch))
+    new, _ = jax.eval_shape(functools.partial(refilling._begun, how=how), world.model, batch)
+    answers = jax.eval_shape(functools.partial(none_begun, rows=rows), new)
+    new, answers = (world.place.activations(tree, axis_names) for tree in (new, answers))
+    return _Refilled(rows, answers, new, work, joining, batch)
+
+
+def _begun(modality: Modality, world: World, size: int | None, remat: Remat | None) -> Step:
+    given = size or world.config.evaluate.batch_size
+    found = _refilled(modality, world, given)
+    rows = len(found.new.token_B)
+    return Step(
+        refilling._begun,
+        (world.model, found.batch),
+        {"how": _writing(world)},
+        world.num_models * found.joining.batches,
+        rows=rows,
+        real_rows=min(given, rows),
+        parts={WEIGHTS: world.model},
+        resident={**_beside(world), OTHER: found.answers},
+    )
+
+
+def _joined(modality: Modality, world: World, size: int | None, remat: Remat | None) -> Step:
+    found = _refilled(modality, world, size or world.config.evaluate.batch_size)
+    source_B = jax.ShapeDtypeStruct((found.rows,), np.int32)
+    return Step(
+        refilling._joined,
+        (found.answers, found.new, world.place.rows(source_B)),
+        {"parts": parallel.batch_multiple(world.place.mesh)},
+        world.num_models * found.joining.batches,
+        resident={WEIGHTS: (world.model, _beside(world))},
+        reads=0.0,
+    )
+
+
+def _went_on(modality: Modality, world: World, size: int | None, remat: Remat | None) -> Step:
+    """Return the step that writes answers, as if it were called once a batch and all were long."""
+    given = size or world.config.evaluate.batch_size
+    found, how = _refilled(modality, world, given), _writing(world)
+    return Step(
+        refilling._went_on,
+        (world.model, found.answers, jax.ShapeDtypeStruct((), np.int32)),
+        {"how": how, "parts": parallel.batch_multiple(world.place.mesh)},
+        world.num_models * found.work.batches,
+        rows=found.rows,
+        real_rows=given,
+        parts={WEIGHTS: world.model},
+        resident=_beside(world),
+        trips=how.new_tokens - 1,
+        reads=how.new_tokens - 1,
     )
 
 

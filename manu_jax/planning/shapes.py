@@ -6,7 +6,7 @@ shardings. Nothing here holds a weight.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -58,6 +58,20 @@ class Place:
         """Return a tree as shapes whose first axis is split as a batch's (parallel.put_batch)."""
         split = PartitionSpec(parallel.BATCH_AXES)
         return jax.tree.map(lambda leaf: self._shape(leaf, split), tree)
+
+    def activations(self, tree: Any, names: Callable[[Any, Any], Sequence[str | None]]) -> Any:
+        """Return a tree as shapes split as `parallel.constrain` does.
+
+        names: (path, leaf) → what each axis of the leaf is called.
+        """
+
+        def placed(path: Any, leaf: Any) -> Any:
+            if self.mesh is None:
+                return self._shape(leaf, PartitionSpec())
+            spec = parallel.activation_spec(leaf.shape, names(path, leaf), self.mesh)
+            return self._shape(leaf, spec)
+
+        return jax.tree_util.tree_map_with_path(placed, tree)
 
     def weights(self, tree: Any, dtype: Any = None) -> Any:
         """Return a tree as shapes split as the table of `parallel` says. dtype: None: its own."""

@@ -104,6 +104,20 @@ def test_rows_that_fill_a_batch_count_as_padding():
     assert bucket_lengths([30] * 16 + [60] * 3, 32, 2, batch_size=8) == (32, 64)
 
 
+def test_buckets_beyond_the_free_ones_have_to_save_what_they_are_worth():
+    lengths = [30] * 10 + [60] * 10 + [90] * 10
+
+    def found(free, worth):
+        return bucket_lengths(lengths, 32, 3, free_buckets=free, worth=worth)
+
+    assert bucket_lengths(lengths, 32, 3) == found(3, 99) == (32, 64, 96)
+    # A third length saves 10 × 32 tokens, as many as 3⅓ of the longest samples have.
+    assert found(2, 3) == (32, 64, 96) and len(found(2, 4)) == 2
+    # A second one saves 10 × 64, or 6⅔, a third one half of it.
+    assert found(1, 3) == (32, 64, 96) and len(found(1, 4)) == 2 and found(1, 7) == (96,)
+    assert len(Batches(ENCODER, encode_lengths(lengths), 4, free_buckets=1, worth=9).shapes) == 2
+
+
 @given(LENGTHS, st.integers(1, 7), st.sampled_from([None, 0, 5]))
 def test_every_sample_is_in_one_batch_of_an_epoch(lengths, batch_size, seed):
     encoded = encode_lengths(lengths)

@@ -12,7 +12,7 @@ import pytest
 import tiny_llava
 from transformers import GenerationConfig, LlavaForConditionalGeneration
 
-from manu_jax.evaluation import generate
+from manu_jax.evaluation import decoding
 from manu_jax.evaluation.generate import greedy_tokens
 from manu_jax.models.hf.generation import REFUSED, GenerationRules, read_rules
 from manu_jax.models.loaded import load, save_pretrained
@@ -132,13 +132,13 @@ def test_without_settings_no_rule_is_in_the_program(monkeypatch):
     sampled = {"do_sample": True, "temperature": 0.1, "top_p": 0.5, "max_length": 20}
     assert read_rules(Path("none"), sampled, VOCABULARY) == GenerationRules()
     calls = []
-    rule = generate.constrained
+    rule = decoding.constrained
 
     def counted(*arguments, **named):
         calls.append(1)
         return rule(*arguments, **named)
 
-    monkeypatch.setattr(generate, "constrained", counted)
+    monkeypatch.setattr(decoding, "constrained", counted)
     jax.clear_caches()
     ours(sampled, asked(), ends=(7,))
     assert not calls

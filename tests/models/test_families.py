@@ -32,7 +32,7 @@ from safetensors.numpy import load_file
 from manu_jax import leaves as leaf_names
 from manu_jax import parallel
 from manu_jax.edits import masks
-from manu_jax.evaluation import generate
+from manu_jax.evaluation import batched, generate, refilling
 from manu_jax.evaluation.generate import greedy_tokens
 from manu_jax.models import loaded as loading
 from manu_jax.types import Capture, Sample
@@ -269,6 +269,25 @@ def test_images_of_many_sizes_go_through_the_tower_once(made, monkeypatch, name,
     tiny_llava.run_image_towers_always(monkeypatch, generate)
     anew = greedy_tokens(loaded, samples, new_tokens=3, batch_size=2)
     for one, other in zip(once, anew, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "case"), FIRST)
+def test_prompts_that_join_are_answered_as_in_a_batch(made, monkeypatch, name, case):
+    cases, _, _, loaded = made(name, case)
+    monkeypatch.setattr(batched, "MAX_BUCKETS", 1)
+    lists = cases.image_lists()
+    samples = [
+        Sample(((prompt + "." * number, False),), tuple(images), f"{prompt}{number}")
+        for number in range(4)
+        for prompt, images in zip(cases.PROMPTS, lists, strict=True)
+    ]
+    settings = {"new_tokens": 8, "batch_size": 4}
+    expected = greedy_tokens(loaded, samples, **settings)
+    monkeypatch.setattr(refilling, "SHORT", 1)
+    found = greedy_tokens(loaded, samples, **settings)
+    for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one, other)
 
 

@@ -13,10 +13,10 @@ from manu_jax import parallel
 from manu_jax.config import RunConfig
 from manu_jax.data.batches import encode_all
 from manu_jax.data.strangers import strangers
-from manu_jax.evaluation import generate, likelihood
+from manu_jax.evaluation import generate, likelihood, refilling
 from manu_jax.importance import collect, learned
 from manu_jax.importance.job import ScoringJob
-from manu_jax.planning import plan
+from manu_jax.planning import asking, plan
 from manu_jax.planning.chips import Chip, Target
 from manu_jax.planning.shapes import Place, placed_model
 from manu_jax.planning.world import Data, World
@@ -187,3 +187,23 @@ def test_answers_and_likelihoods_are_the_runs(loaded, text_of, facts, monkeypatc
     rated = functools.partial(likelihood.log_likelihoods, loaded, samples, batch_size=4)
     found = first_program(monkeypatch, likelihood, "_likelihoods", rated)
     assert found == text_of("likelihoods, text form")
+
+
+def test_prompts_that_join_are_planned_as_they_run(world, loaded, facts, monkeypatch):
+    monkeypatch.setattr(refilling, "SHORT", 2)
+    monkeypatch.setattr(refilling, "SHARE", 2)
+    evaluate = world.config.evaluate.model_copy(update={"batch_size": 8})
+    config = world.config.model_copy(update={"evaluate": evaluate})
+    prompts = {"text": (world.data.prompts["text"] * 9)[:9]}
+    asked_world = dataclasses.replace(
+        world, config=config, data=dataclasses.replace(world.data, prompts=prompts)
+    )
+    items = {item.name: item for item in asking.asking_items(asked_world)}
+    samples = (tiny_llava.forms(facts, "text", loaded.template) * 9)[:9]
+    asked = [dataclasses.replace(one, segments=one.segments[:1]) for one in samples]
+    answered = functools.partial(generate.greedy, loaded, asked, new_tokens=3, batch_size=8)
+    for what, name in (("prompts", "_begun"), ("joining", "_joined"), ("tokens", "_went_on")):
+        step = items[f"answers, text form: {what}"].make(asked_world, None, None)
+        with parallel.on_mesh(world.place.mesh):
+            planned = step.function.lower(*step.args, **step.kwargs).as_text()
+        assert first_program(monkeypatch, refilling, name, answered) == planned

@@ -272,7 +272,8 @@ class Decoder(nnx.Module):
             def mixed(window: jax.Array | None) -> jax.Array:
                 visible_BS = valid_BS
                 if window is not None:
-                    visible_BS = visible_BS & (cache.next_slot - slots_S < window)[None]
+                    age_S = (cache.next_slot - slots_S) % len(slots_S)  # slots may go round
+                    visible_BS = visible_BS & (age_S < window)[None]
                 return attend_by_head(
                     q_B1NH,
                     keys_LBKSH[index],
