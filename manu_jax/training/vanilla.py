@@ -15,6 +15,7 @@ while it is taught (`train.replay`).
 
 import dataclasses
 import functools
+import logging
 import math
 import shutil
 import zlib
@@ -38,6 +39,8 @@ from manu_jax.training.tokenizer import train_tokenizer
 from manu_jax.training.tower import train_tower
 from manu_jax.training.trainer import train
 from manu_jax.types import MODALITIES, RETRAINED, VANILLA, Modality, Sample
+
+logger = logging.getLogger(__name__)
 
 PEOPLE = {VANILLA: ("forget", "retain"), RETRAINED: ("retain",)}
 OTHERS = ("celebrity", "general")  # what a model from random weights must learn too
@@ -227,6 +230,14 @@ def _taught(
         template=loaded.template,
     )
     each = len(make(epochs=1))
+    logger.info(
+        "training %s: %d steps of %d documents, %.1f passes over %d documents",
+        directory.name,
+        num_steps,
+        section.batch_size,
+        wanted / max(each, 1),
+        each,
+    )
     samples = make(epochs=min(MOST_EPOCHS, max(1, math.ceil(wanted / max(each, 1)))))
     if section.is_careful:
         return teach(

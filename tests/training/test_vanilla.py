@@ -113,3 +113,16 @@ def test_tokenizer_is_trained_on_questions_of_every_task(benchmark):
     joined = "\n".join(texts)
     assert "ONE letter" in joined and "[Blank]" in joined and "in ENGLISH" in joined
     assert all(name in joined for name in names(benchmark.sets["forget"]))
+
+
+def test_each_training_says_how_often_it_goes_through_its_documents(
+    benchmark, trainings, tmp_path, caplog
+):
+    with caplog.at_level("INFO"):
+        train_models(benchmark, SIZES, SECTION, directory=tmp_path, seed=0)
+    count = len({sample.key + sample.text for sample in trainings["base"][1]})
+    told = [line for line in caplog.messages if "passes" in line]
+    assert told[0] == (
+        f"training base: 5 steps of 4 documents, {20 / count:.1f} passes over {count} documents"
+    )
+    assert [line.split(":")[0] for line in told[1:]] == ["training vanilla", "training retrained"]
