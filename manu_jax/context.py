@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from manu_jax import hub, parallel
+from manu_jax import hub, parallel, stores
 from manu_jax.absent import SomeMethod, absent_of, in_forms
 from manu_jax.config import (
     SYSTEM_PROMPT,
@@ -92,7 +92,7 @@ class Run:
             return self.read_benchmark
         if not parallel.exists(self.own_answers):
             raise ManuError(f"{self.own_answers}: no answers there. Run the stage `train` first.")
-        own = own_answers.read_own(self.own_answers, seed=self.config.seed)
+        own = own_answers.read_own(stores.local_copies(self.own_answers), seed=self.config.seed)
         return own_answers.with_own(self.read_benchmark, own)
 
     @property
@@ -120,6 +120,8 @@ class Run:
         path = self.directory / "data"
         if data.path is not None:
             path = hub.local(data.path, "dataset", self.benchmark_format.files(data))
+        elif parallel.exists(path):
+            path = stores.local_copies(path)
         if not (parallel.exists(path) and path.is_dir()):
             remedy = "Mend data.path." if data.path else "Run the stage `data` first."
             raise ManuError(f"{path}: no benchmark there. {remedy}")

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from manu_jax import parallel
+from manu_jax import parallel, stores
 from manu_jax.folder import FileHashes, ForeignErrors, expand_path
 from manu_jax.types import ManuError
 
@@ -64,13 +64,14 @@ def local(path: str | os.PathLike, kind: Kind, patterns: Sequence[str]) -> Path:
     """Return the folder here that a path or a name on the hub means, with the files it needs.
 
     patterns: of the files that are fetched, as `fnmatch` reads them; at least one has to match. Of
-    several processes the first one of each host fetches; all have to call this together. Raises
+    several processes the first one of each host fetches; all have to call this together. Of a store
+    each process has copies of its own. Raises
     ManuError where there is no such repository or revision, where it is gated, and where the
     network or the cache lacks it.
     """
     named = repository(path, kind)
     if named is None:
-        return expand_path(path)
+        return stores.local_copies(expand_path(path), patterns)
     key = (named, tuple(patterns))
     if key not in _fetched:
         if jax.process_count() == 1:
@@ -122,6 +123,7 @@ def push(folder: Path, name: str, *, card: str, message: str) -> str:
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
+    folder = stores.local_copies(folder)
     files = [
         file
         for file in sorted(folder.rglob("*"))

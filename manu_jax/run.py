@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from manu_jax import faults
+from manu_jax import faults, stores
 from manu_jax.config import RunConfig, load_config
 from manu_jax.folder import expand_path, explained, owned_folder
 from manu_jax.types import ManuError
@@ -46,8 +46,9 @@ def exit_status(action: Callable[[], Any]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("jax", "orbax", "httpx", "httpx2"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # Orbax logs there, with a traceback, what it raises as well.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # Orbax and gcsfs log there, with a traceback, what they raise as well.
+    for doubled in ("absl", "gcsfs"):
+        logging.getLogger(doubled).setLevel(logging.CRITICAL)
     with faults.TracebackStopsAll():
         try:
             action()
@@ -80,6 +81,7 @@ def run(config: RunConfig, only: Sequence[str] | None = None) -> Path:
     directory = expand_path(config.output)
     with contextlib.ExitStack() as stack:
         stack.enter_context(faults.sigterm_stops())
+        stack.enter_context(stores.told(directory, but_files=True))
         # One process owns the folder for all.
         folder = owned_folder(directory)
         parallel.on_first_process(lambda: stack.enter_context(folder))

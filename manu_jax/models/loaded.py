@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from manu_jax import checkpoint, hub, parallel
+from manu_jax import checkpoint, hub, parallel, staged, stores
 from manu_jax.config import ModelSection
 from manu_jax.folder import (
     check_replaceable,
@@ -252,29 +252,30 @@ def load(
     """
     if dtype is not None and dtype not in DTYPES:
         raise ManuError(f"dtype {dtype!r}: known: {', '.join(DTYPES)}.")
-    path = fetch(path)
+    place = expand_path(path) if stores.is_store(path) else fetch(path)
     empty = load_without_weights(path, prompt=prompt)
     family, config, hf_config = empty.family, empty.config, empty.hf_config
-    if (path / CHECKPOINT).exists():
-        kind = jnp.dtype(dtype or saved_dtype(path, hf_config))
-        model = load_checkpoint(path / CHECKPOINT, family.abstract(config, kind), mesh)
+    if (place / CHECKPOINT).is_dir():
+        kind = jnp.dtype(dtype or saved_dtype(place, hf_config))
+        model = load_checkpoint(place / CHECKPOINT, family.abstract(config, kind), mesh)
     else:
-        tensors, table = read_tensors(path, family, config)
+        tensors, table = read_tensors(place, family, config)
         model = empty.model
-        weights.compare(tensors, table, shapes(model)).refuse(str(path))
+        weights.compare(tensors, table, shapes(model)).refuse(str(place))
         kind = jnp.dtype(dtype) if dtype else weights.stored_dtype(tensors)
         model = weights.fill(model, tensors, table, dtype=kind, mesh=mesh)
-    logger.info("%s: %s, %s", path, family.name, family.sizes(config, model))
-    logger.info("%s: prompts are made of %s", path, empty.template.source)
+    logger.info("%s: %s, %s", place, family.name, family.sizes(config, model))
+    logger.info("%s: prompts are made of %s", place, empty.template.source)
     if empty.generation.change_logits:
-        logger.info("%s: answers follow its generation settings: %s", path, empty.generation)
+        logger.info("%s: answers follow its generation settings: %s", place, empty.generation)
     return dataclasses.replace(empty, model=model, mesh=mesh)
 
 
 def fetch(path: str | os.PathLike, *, with_weights: bool = True) -> Path:
     """Return the folder of a model; what it needs of one that is named on the hub is fetched.
 
-    The small files come first, and tell which weights there are.
+    The small files come first, and tell which weights there are. Of a store the folder has copies
+    of these alone: its weights are read where they are.
     """
     folder = hub.local(path, "model", files.NEEDED)
     if with_weights and hub.repository(path, "model") is not None:
@@ -332,12 +333,16 @@ def save_checkpoint(loaded: Loaded, path: str | os.PathLike) -> None:
     """
     parallel.on_first_process(lambda: check_replaceable(path))
     number = parallel.broadcast(os.getpid())
+    target = expand_path(path)
+    is_store = stores.is_store(target)  # where arrays are written in their place
+    place = target if is_store else part_of(Path(os.path.realpath(target)), number)
     if not parallel.is_first_process():
-        target = Path(os.path.realpath(expand_path(path)))
-        checkpoint.save(part_of(target, number) / CHECKPOINT, leaves(loaded.model))
+        checkpoint.save(place / CHECKPOINT, leaves(loaded.model))
         return
     with new_folder(path, number) as folder:
-        checkpoint.save(folder / CHECKPOINT, leaves(loaded.model))
+        if is_store:
+            staged.begin_folder(folder)
+        checkpoint.save(place / CHECKPOINT, leaves(loaded.model))
         write_small_files(loaded, folder)
 
 

@@ -1,13 +1,12 @@
 """Checkpoints of a long loop: a process that was killed goes on from the newest."""
 
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from manu_jax import checkpoint, parallel
+from manu_jax import checkpoint, parallel, stores
 from manu_jax.leaves import leaves
 
 logger = logging.getLogger(__name__)
@@ -37,7 +36,7 @@ def save_step(directory: Path, step: int, state: Any) -> None:
 
     def remove_old() -> None:
         for old in _checkpoint_steps(directory)[:-KEPT_CHECKPOINTS]:
-            shutil.rmtree(directory / CHECKPOINT_NAME.format(old))
+            stores.remove_folder(directory / CHECKPOINT_NAME.format(old))
 
     parallel.on_first_process(remove_old)
 
