@@ -120,12 +120,10 @@ class Run:
         path = self.directory / "data"
         if data.path is not None:
             path = hub.local(data.path, "dataset", self.benchmark_format.files(data))
-        elif parallel.exists(path):
-            path = stores.local_copies(path)
         if not (parallel.exists(path) and path.is_dir()):
             remedy = "Mend data.path." if data.path else "Run the stage `data` first."
             raise ManuError(f"{path}: no benchmark there. {remedy}")
-        found = self.benchmark_format.read(path, data, self.config.seed)
+        found = self.benchmark_format.read(stores.local_copies(path), data, self.config.seed)
         if not found.has_images(*SETS) or self.family.takes_images:
             return found
         return in_text_alone(found)

@@ -71,7 +71,7 @@ def local(path: str | os.PathLike, kind: Kind, patterns: Sequence[str]) -> Path:
     """
     named = repository(path, kind)
     if named is None:
-        return stores.local_copies(expand_path(path), patterns)
+        return _from_store(expand_path(path), kind, patterns)
     key = (named, tuple(patterns))
     if key not in _fetched:
         if jax.process_count() == 1:
@@ -140,6 +140,19 @@ def push(folder: Path, name: str, *, card: str, message: str) -> str:
         old = api.list_repo_files(name)
         operations += [CommitOperationDelete(path) for path in _old_weights(old, names)]
         return str(api.create_commit(name, operations, commit_message=message).commit_url)
+
+
+def _from_store(path: Any, kind: Kind, patterns: Sequence[str]) -> Path:
+    """Return a folder of this machine, or copies of what matches in one of a store."""
+    folder = stores.local_copies(path, patterns)
+    if not stores.is_store(path):
+        return folder
+    if not folder.is_dir():
+        shown = ", ".join(patterns[:SHOWN])
+        raise ManuError(f"{path}: it holds none of {shown}. Give the folder of a {kind}.")
+    if stores.is_unfinished(path):
+        raise ManuError(f"{path}: it is being written, or was left half-written. Write it anew.")
+    return folder
 
 
 def _old_weights(there: Collection[str], sent: Collection[str]) -> list[str]:

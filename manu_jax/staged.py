@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from manu_jax.stores import MANIFEST, names_in, remove_files, told, write
+from manu_jax.stores import MANIFEST, UNFINISHED, names_in, remove_files, told, write
 from manu_jax.types import ManuError
 
-UNFINISHED = ".manu_jax.part"  # in a folder of a store that is being written
 SHOWN = 10  # names in an error
 
 

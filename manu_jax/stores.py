@@ -28,6 +28,7 @@ from typing import Any
 from manu_jax.types import ManuError
 
 MANIFEST = ".manu_jax.json"  # in every folder that `new_folder` made: its files and their hashes
+UNFINISHED = ".manu_jax.part"  # in a folder of a store that is being written
 # What reads each scheme. memory: fsspec's own, of one process, for tests.
 LIBRARIES = {"gs": "gcsfs", "s3": "s3fs", "memory": "fsspec"}
 CREDENTIALS = {
@@ -129,6 +130,12 @@ def stands(path: Any) -> bool:
         return path.exists()
     with told(path):
         return path.is_file() or (path / MANIFEST).is_file()
+
+
+def is_unfinished(path: Any) -> bool:
+    """Whether a folder of a store was begun and has not its list of files yet."""
+    with told(path):
+        return (path / UNFINISHED).is_file() and not (path / MANIFEST).is_file()
 
 
 def remove_folder(path: Any) -> None:

@@ -91,6 +91,10 @@ def test_a_folder_that_was_killed_half_way_does_not_stand_and_is_made_again(plac
             fill(place / "model", a="two", b="two")
     assert stores.names_in(place) == ["model/.manu_jax.part", "model/a"]
     assert not stores.stands(place / "model")
+    with pytest.raises(ManuError, match="was left half-written"):
+        hub.local(str(place / "model"), "model", ("a",))
+    with pytest.raises(ManuError, match=r"it holds none of \*\.json\. Give the folder of a model"):
+        hub.local(str(place / "model"), "model", ("*.json",))
     fill(place / "model", a="three")
     assert stores.stands(place / "model")
     assert stores.names_in(place) == ["model/.manu_jax.json", "model/a"]
