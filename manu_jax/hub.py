@@ -144,15 +144,13 @@ def push(folder: Path, name: str, *, card: str, message: str) -> str:
 
 def _from_store(path: Any, kind: Kind, patterns: Sequence[str]) -> Path:
     """Return a folder of this machine, or copies of what matches in one of a store."""
-    folder = stores.local_copies(path, patterns)
-    if not stores.is_store(path):
-        return folder
-    if not folder.is_dir():
-        shown = ", ".join(patterns[:SHOWN])
-        raise ManuError(f"{path}: it holds none of {shown}. Give the folder of a {kind}.")
-    if stores.is_unfinished(path):
-        raise ManuError(f"{path}: it is being written, or was left half-written. Write it anew.")
-    return folder
+    if stores.is_store(path):
+        if stores.is_unfinished(path):
+            raise ManuError(f"{path}: it is being written, or was left half-written. Make it anew.")
+        if not any(stores.matches(name, patterns) for name in stores.names_in(path)):
+            shown = ", ".join(patterns[:SHOWN])
+            raise ManuError(f"{path}: it holds none of {shown}. Give the folder of a {kind}.")
+    return stores.local_copies(path, patterns)
 
 
 def _old_weights(there: Collection[str], sent: Collection[str]) -> list[str]:

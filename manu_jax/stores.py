@@ -185,6 +185,11 @@ def names_in(folder: Any) -> list[str]:
     return [name for name, _ in _found(folder)]
 
 
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a file's name in a folder is not hidden and fits one of the patterns (`fnmatch`)."""
+    return not _is_hidden(name) and any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+
+
 def identity(path: Any) -> str:
     """Return what tells the files of a store below `path` from others; "absent" for none.
 
@@ -206,15 +211,12 @@ def local_copies(folder: Any, patterns: Sequence[str] = ("*",)) -> Path:
     """
     if not is_store(folder):
         return folder
-    place = _copies() / str(folder).replace("://", "/")
+    number = hashlib.sha256(str(folder).encode()).hexdigest()[:8]  # so that none is in another
+    place = _copies() / number / str(folder).replace("://", "/")
     with told(folder):
-        wanted = {
-            name: _stamp(info)
-            for name, info in _found(folder)
-            if not _is_hidden(name) and _matches(name, patterns)
-        }
+        wanted = {name: _stamp(info) for name, info in _found(folder) if matches(name, patterns)}
         known = _stamps.setdefault(str(place), {})
-        gone = [name for name in known if name not in wanted and _matches(name, patterns)]
+        gone = [name for name in known if name not in wanted and matches(name, patterns)]
         for name in gone:
             (place / name).unlink(missing_ok=True)
             del known[name]
@@ -343,10 +345,6 @@ def _stamp(info: dict[str, Any]) -> str:
 
 def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") for part in PurePosixPath(name).parts)
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from compiler import LEAST_EFFORT
 
 from manu_jax import folder, stores
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.pods]
 
 # Makes a tiny LLaVA, and data in MLLMU-Bench's layout, for the run to name.
 INPUT = """
@@ -58,14 +58,17 @@ def given(tmp_path_factory):
     return place
 
 
-@pytest.mark.parametrize("scheme", SERVERS)
-def test_a_run_in_a_store_ends_like_one_here_though_it_is_killed(given, scheme, monkeypatch):
+@pytest.mark.parametrize(("scheme", "landmarks"), [("s3", LANDMARKS), ("gs", LANDMARKS[1:2])])
+def test_a_run_in_a_store_ends_like_one_here_though_it_is_killed(
+    scheme, landmarks, monkeypatch, request
+):
     module, library, package = SERVERS[scheme]
     pytest.importorskip("upath", reason="the extra `cloud` is not installed")
     pytest.importorskip(library, reason="the extra `cloud` is not installed")
     server = pytest.importorskip(module, reason=f"{package} is not installed")
     import stores_servers
 
+    given = request.getfixturevalue("given")
     with getattr(stores_servers, scheme)(server) as variables:
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
@@ -74,8 +77,8 @@ def test_a_run_in_a_store_ends_like_one_here_though_it_is_killed(given, scheme, 
             stores.put_folder(given / "input" / name, bucket / name, last=stores.MANIFEST)
         paths = [f"data.path={bucket / 'data'}", f"model.path={bucket / 'vanilla'}"]
         arguments = ["--config", given / "config.yaml", *paths]
-        killed = [mark for mark in LANDMARKS if is_killed_at(mark, given, arguments, bucket)]
-        assert len(killed) >= len(LANDMARKS) - 1  # the last blow may come too late
+        killed = [mark for mark in landmarks if is_killed_at(mark, given, arguments, bucket)]
+        assert len(killed) >= max(len(landmarks) - 1, 1)  # the last blow may come too late
         assert start(given, arguments, bucket / "run").wait() == 0, told(given)
         names = [name for name in stores.names_in(bucket / "run") if "/." not in f"/{name}"]
         results = json.loads((bucket / "run" / "results.json").read_text())
