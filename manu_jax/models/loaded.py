@@ -29,7 +29,7 @@ from manu_jax.models.families.registry import FAMILIES
 from manu_jax.models.hf import export, files, generation, processors, weights
 from manu_jax.models.hf.generation import GenerationRules
 from manu_jax.models.inputs import images as inputs
-from manu_jax.models.inputs import processing, vision_inputs
+from manu_jax.models.inputs import processing, vision_inputs, workers
 from manu_jax.models.inputs.chat import ChatTemplate, read_chat_template
 from manu_jax.models.stored import (
     CHECKPOINT,
@@ -222,13 +222,14 @@ class Loaded:
         """Return what the vision tower reads of one of a sample's images (PIL)."""
         of_many = self.family.vision_inputs_of_many if len(sample.images) > 1 else None
         make = of_many or self.family.vision_inputs
-        with inputs.image_border(sample, (image,)):
-            return self.cache.vision_inputs(
-                image,
-                lambda image: make(image, self.processor, self.config),
-                is_one_of_many=of_many is not None,
-                digests=digests,
-            )
+        border = inputs.image_border(sample, (image,))
+        settings = self.processor, self.config
+        return self.cache.vision_inputs(
+            image,
+            lambda image: workers.vision_inputs(make, image, settings, border=border),
+            is_one_of_many=of_many is not None,
+            digests=digests,
+        )
 
     def _replacements(self, sample: Sample) -> Sequence[processing.Replacement]:
         with inputs.image_border(sample, sample.images):
