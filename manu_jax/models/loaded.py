@@ -224,12 +224,13 @@ class Loaded:
         make = of_many or self.family.vision_inputs
         border = inputs.image_border(sample, (image,))
         settings = self.processor, self.config
-        return self.cache.vision_inputs(
-            image,
-            lambda image: workers.vision_inputs(make, image, settings, border=border),
-            is_one_of_many=of_many is not None,
-            digests=digests,
-        )
+        with border:
+            return self.cache.vision_inputs(
+                image,
+                lambda image: workers.vision_inputs(make, image, settings, border=border),
+                is_one_of_many=of_many is not None,
+                digests=digests,
+            )
 
     def _replacements(self, sample: Sample) -> Sequence[processing.Replacement]:
         with inputs.image_border(sample, sample.images):
@@ -320,7 +321,7 @@ def save_pretrained(loaded: Loaded, path: str | os.PathLike) -> None:
     table = loaded.family.weight_table(loaded.config)
     tensors = export.export_tensors(loaded.model, table)
     if not parallel.is_first_process():
-        export.write_tensors(tensors, Path(path))
+        export.write_tensors(tensors, expand_path(path))
         return
     with new_folder(path) as folder:
         write_small_files(loaded, folder)

@@ -211,13 +211,12 @@ def vision_inputs(
 ) -> tuple[VisionInput, ...]:
     """Return the vision inputs of an image: what `make(image, *settings)` gives.
 
-    settings: the processor and the config. border: what errors of the processor say. With workers
-    the patches are pending.
+    settings: the processor and the config. With workers the patches are pending; border: what
+    errors of the processor say then.
     """
-    with border:
-        if _workers is None:
-            return make(image, *settings)
-        return _workers.vision_inputs(make, image, settings, border=border)
+    if _workers is None:
+        return make(image, *settings)
+    return _workers.vision_inputs(make, image, settings, border=border)
 
 
 def _begin(parent: int) -> None:
