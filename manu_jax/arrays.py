@@ -10,6 +10,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from manu_jax import stores
 from manu_jax.folder import ForeignErrors, expand_path, write_atomic
 from manu_jax.types import ManuError
 
@@ -41,7 +42,7 @@ def read_arrays(path: str | os.PathLike, form: str) -> tuple[dict[str, np.ndarra
     if not path.is_file():
         raise ManuError(f"{form} {path}: there is no such file. Run the stage that makes it first.")
     with ForeignErrors(f"{form} {path}", "damaged or cut short", REMEDY):
-        with safetensors.safe_open(path, "numpy") as file:
+        with stores.local_file(path) as place, safetensors.safe_open(place, "numpy") as file:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}
     if metadata.get("format") != PREFIX + form:

@@ -2,6 +2,9 @@
 
 Orbax finds no damage in the numbers, so a folder holds the SHA-256 of each of its files in
 `checksums.json`, which is written last and checked on loading. The only file that imports orbax.
+
+Orbax writes to `gs://` itself. Of another store it knows nothing: there one process makes the
+folder on its machine and puts it file by file, and several processes are refused.
 """
 
 import errno
@@ -10,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,8 +23,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from manu_jax import parallel
-from manu_jax.folder import ForeignErrors, explained, write_atomic
+from manu_jax import parallel, stores
+from manu_jax.folder import ForeignErrors, expand_path, explained, write_atomic
 from manu_jax.leaves import first_name, path_name
 from manu_jax.types import ManuError
 
@@ -41,6 +45,9 @@ def save(path: str | os.PathLike, tree: Any) -> None:
     What stood under `path` is removed first: who needs it until then gives each save its own name.
     Raises ManuError where it can't be written; where there is no room, before a byte is.
     """
+    if _is_staged(path):
+        _save_staged(path, tree)
+        return
     from orbax.checkpoint import v1 as ocp
 
     try:
@@ -67,6 +74,11 @@ def load(path: str | os.PathLike, target: Any) -> Any:
 
     if not exists(path):
         raise ManuError(f"checkpoint {path}: not there, or not whole. {REMEDY}")
+    if _is_staged(path):
+        with tempfile.TemporaryDirectory(prefix="manu_jax-") as place:
+            local = Path(place) / "checkpoint"
+            stores.fetch_folder(expand_path(path), local)
+            return load(local, target)
     _verify(path)
     with ForeignErrors(f"checkpoint {path}", "damaged", REMEDY):
         held = _shapes(ocp.metadata(_location(path)).metadata)
@@ -85,7 +97,28 @@ def load(path: str | os.PathLike, target: Any) -> Any:
 
 def exists(path: str | os.PathLike) -> bool:
     """Whether a whole checkpoint stands under `path`."""
+    if stores.is_store(path):
+        return bool((expand_path(path) / CHECKSUMS).is_file())
     return (_folder(path) / METADATA).exists()
+
+
+def _is_staged(path: Any) -> bool:
+    return stores.is_store(path) and not str(path).startswith("gs://")
+
+
+def _save_staged(path: Any, tree: Any) -> None:
+    """Make a checkpoint on this machine and put it into a store, its checksums last."""
+    if jax.process_count() > 1:
+        raise ManuError(
+            f"checkpoint {path}: several processes write checkpoints to gs:// or to a folder that "
+            "they share, not to other stores. Give such a place."
+        )
+    target = expand_path(path)
+    stores.remove_folder(target)
+    with tempfile.TemporaryDirectory(prefix="manu_jax-") as place:
+        local = Path(place) / "checkpoint"
+        save(local, tree)
+        stores.put_folder(local, target, last=CHECKSUMS)
 
 
 def _storage(path: Any, leaf: Any) -> Any:
@@ -104,10 +137,7 @@ def _write_checksums(path: str | os.PathLike) -> None:
     with ThreadPoolExecutor() as threads:
         sums = list(threads.map(lambda name: _checksum(folder / name), names))
     content = json.dumps(dict(zip(names, sums, strict=True)), indent=1) + "\n"
-    if "://" in os.fspath(path):
-        (folder / CHECKSUMS).write_text(content)
-    else:
-        write_atomic(folder / CHECKSUMS, content)
+    write_atomic(expand_path(path) / CHECKSUMS, content)
 
 
 def _verify(path: str | os.PathLike) -> None:
@@ -172,7 +202,7 @@ def _folder(path: str | os.PathLike) -> Any:
 
 def _check_room(path: str | os.PathLike, tree: Any) -> None:
     """Raise OSError where the disk has no room for this process's part of `tree`."""
-    if "://" in os.fspath(path):
+    if stores.is_store(path):
         return
     folder = Path(path).absolute().parent
     folder.mkdir(parents=True, exist_ok=True)
@@ -188,8 +218,7 @@ def _check_room(path: str | os.PathLike, tree: Any) -> None:
 
 
 def _location(path: str | os.PathLike) -> str:
-    text = os.fspath(path)
-    return text if "://" in text else str(Path(text).absolute())
+    return str(path) if stores.is_store(path) else str(Path(path).absolute())
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

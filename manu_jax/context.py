@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from manu_jax import hub, parallel
+from manu_jax import hub, parallel, stores
 from manu_jax.absent import SomeMethod, absent_of, in_forms
 from manu_jax.config import (
     SYSTEM_PROMPT,
@@ -72,7 +72,7 @@ class Run(RunPlace):
             return self.read_benchmark
         if not parallel.exists(self.own_answers):
             raise ManuError(f"{self.own_answers}: no answers there. Run the stage `train` first.")
-        own = own_answers.read_own(self.own_answers, seed=self.config.seed)
+        own = own_answers.read_own(stores.local_copies(self.own_answers), seed=self.config.seed)
         return own_answers.with_own(self.read_benchmark, own)
 
     @property
@@ -103,7 +103,7 @@ class Run(RunPlace):
         if not (parallel.exists(path) and path.is_dir()):
             remedy = "Mend data.path." if data.path else "Run the stage `data` first."
             raise ManuError(f"{path}: no benchmark there. {remedy}")
-        found = self.benchmark_format.read(path, data, self.config.seed)
+        found = self.benchmark_format.read(stores.local_copies(path), data, self.config.seed)
         if not found.has_images(*SETS) or self.family.takes_images:
             return found
         return in_text_alone(found)

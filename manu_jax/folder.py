@@ -3,7 +3,7 @@
 A file is written under a temporary name beside its own and renamed, so a file that stands is whole.
 A process that is killed leaves at most temporary files (`.part`), which the next one removes. A
 folder that we write holds a list of its files and their hashes, and is replaced only where it holds
-nothing else. A run's folder has one owner at a time.
+nothing else. A run's folder has one owner at a time. What differs in a store is in stores.py.
 """
 
 import contextlib
@@ -22,12 +22,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from manu_jax import staged, stores
+from manu_jax.stores import MANIFEST
 from manu_jax.types import ManuError
 
 logger = logging.getLogger("manu_jax")
 
 PART = ".part"
-MANIFEST = ".manu_jax.json"  # in every folder that `new_folder` made: its files and their hashes
 SHOWN = 10  # names in an error
 CHECKPOINT_PART = ".orbax-checkpoint-tmp"  # Orbax's own, and how it may go on
 # How Rust, TensorStore and shutil tell of an error of the operating system.
@@ -71,8 +72,12 @@ class ForeignErrors(contextlib.AbstractContextManager):
 def expand_path(path: str | os.PathLike) -> Path:
     """Return a path as the user means it: `~` and `~user` at its start are home folders.
 
-    Raises ManuError for what is no path, an empty path, and the home folder of nobody.
+    `gs://` and `s3://` name places in a store, whose paths have the methods of `pathlib.Path`.
+    Raises ManuError for what is no path, an empty path, the home folder of nobody, and a store that
+    is not to be had.
     """
+    if stores.is_store(path):
+        return stores.open_store(path)
     text = path if isinstance(path, str) else getattr(path, "__fspath__", lambda: None)()
     if not isinstance(text, str) or not text or "\0" in text:
         raise ManuError(
@@ -87,9 +92,12 @@ def expand_path(path: str | os.PathLike) -> Path:
 
 def write_atomic(path: str | os.PathLike, content: bytes | str) -> None:
     """Write a whole file or none: to a temporary name beside it, flushed to disk, then renamed."""
+    data = content.encode() if isinstance(content, str) else content
+    if stores.is_store(path):
+        stores.write(expand_path(path), data)
+        return
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PART}")
-    data = content.encode() if isinstance(content, str) else content
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
@@ -111,6 +119,10 @@ def new_folder(path: str | os.PathLike, number: int | None = None) -> Iterator[P
     the temporary folder is made of where several processes write into it; None: this process's.
     """
     target = check_replaceable(path)
+    if stores.is_store(target):
+        with staged.staged_folder(target) as folder:
+            yield folder
+        return
     temporary = part_of(target, os.getpid() if number is None else number)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -130,8 +142,13 @@ def check_replaceable(path: str | os.PathLike) -> Path:
     """Return the absolute folder that `path` names; links are followed, so that they stay.
 
     Raises ManuError unless it is new, or empty, or holds only files that `new_folder` wrote, and
-    unchanged; and for the working folder, which can't be replaced under its users.
+    unchanged; and for the working folder, which can't be replaced under its users. In a store their
+    names are looked at, and not what is in them.
     """
+    if stores.is_store(path):
+        place = expand_path(path)
+        staged.check_replaceable(place)
+        return place
     try:
         target = Path(os.path.realpath(expand_path(path)))
         here = Path.cwd()
@@ -175,6 +192,8 @@ class FileHashes:
         if path is None:
             return None
         place = expand_path(path)
+        if stores.is_store(place):
+            return stores.identity(place)
         files = [place] if place.is_file() else sorted(_inputs(place))
         if not files:
             return "absent"
@@ -226,8 +245,15 @@ def os_error(error: Exception) -> OSError | None:
 
 @contextlib.contextmanager
 def owned_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """Open a run's folder for this process alone; ManuError where another process has it."""
+    """Open a run's folder for this process alone; ManuError where another process has it.
+
+    In a store there are no locks: an owner that did not end is told of, and taken for killed.
+    """
     path = expand_path(path)
+    if stores.is_store(path):
+        with _noted_owner(path):
+            yield path
+        return
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = open(path / ".lock", "a+")
@@ -250,6 +276,26 @@ def owned_folder(path: str | os.PathLike) -> Iterator[Path]:
         lock.flush()
         _remove_parts(path)
         yield path
+
+
+@contextlib.contextmanager
+def _noted_owner(path: Any) -> Iterator[None]:
+    """Say in a run's folder of a store who writes there, as long as it does."""
+    note = path / ".owner"
+    with stores.told(path):
+        if note.is_file():
+            logger.warning(
+                "%s: process %s did not end there. Where it still runs, stop one of the two: a "
+                "store has no locks.",
+                path,
+                note.read_text(encoding="utf-8"),
+            )
+    stores.write(note, f"{os.getpid()} on {platform.node()}".encode())
+    try:
+        yield
+    finally:
+        with stores.told(path):
+            note.unlink(missing_ok=True)
 
 
 def _files(folder: Path) -> list[str]:

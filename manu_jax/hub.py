@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from manu_jax import parallel
+from manu_jax import parallel, stores
 from manu_jax.folder import FileHashes, ForeignErrors, expand_path
 from manu_jax.types import ManuError
 
@@ -64,13 +64,14 @@ def local(path: str | os.PathLike, kind: Kind, patterns: Sequence[str]) -> Path:
     """Return the folder here that a path or a name on the hub means, with the files it needs.
 
     patterns: of the files that are fetched, as `fnmatch` reads them; at least one has to match. Of
-    several processes the first one of each host fetches; all have to call this together. Raises
+    several processes the first one of each host fetches; all have to call this together. Of a store
+    each process has copies of its own. Raises
     ManuError where there is no such repository or revision, where it is gated, and where the
     network or the cache lacks it.
     """
     named = repository(path, kind)
     if named is None:
-        return expand_path(path)
+        return _from_store(expand_path(path), kind, patterns)
     key = (named, tuple(patterns))
     if key not in _fetched:
         if jax.process_count() == 1:
@@ -122,6 +123,7 @@ def push(folder: Path, name: str, *, card: str, message: str) -> str:
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
+    folder = stores.local_copies(folder)
     files = [
         file
         for file in sorted(folder.rglob("*"))
@@ -138,6 +140,17 @@ def push(folder: Path, name: str, *, card: str, message: str) -> str:
         old = api.list_repo_files(name)
         operations += [CommitOperationDelete(path) for path in _old_weights(old, names)]
         return str(api.create_commit(name, operations, commit_message=message).commit_url)
+
+
+def _from_store(path: Any, kind: Kind, patterns: Sequence[str]) -> Path:
+    """Return a folder of this machine, or copies of what matches in one of a store."""
+    if stores.is_store(path):
+        if stores.is_unfinished(path):
+            raise ManuError(f"{path}: it is being written, or was left half-written. Make it anew.")
+        if not any(stores.matches(name, patterns) for name in stores.names_in(path)):
+            shown = ", ".join(patterns[:SHOWN])
+            raise ManuError(f"{path}: it holds none of {shown}. Give the folder of a {kind}.")
+    return stores.local_copies(path, patterns)
 
 
 def _old_weights(there: Collection[str], sent: Collection[str]) -> list[str]:

@@ -15,14 +15,13 @@ new key only when nothing of the old key is there.
 
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from manu_jax import hub
+from manu_jax import hub, stores
 from manu_jax.config import RunConfig, stored_config, to_yaml
 from manu_jax.folder import FileHashes, versions, write_atomic
 from manu_jax.parts import PATHS, Part, Reads, made_from, parts_of
@@ -87,7 +86,7 @@ def settle(folder: Path, config: RunConfig) -> None:
             kept = folder / EARLIER / part.key / stored_name
             if kept.exists() and not (folder / place).exists():
                 (folder / place).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(kept, folder / place)
+                stores.move(kept, folder / place)
 
 
 def _write_changed(path: Path, text: str) -> None:
@@ -102,7 +101,7 @@ def _move_aside(path: Path, target: Path) -> None:
     number, free = 2, target
     while free.exists():
         free, number = target.with_name(f"{target.name}.{number}"), number + 1
-    os.replace(path, free)
+    stores.move(path, free)
 
 
 def _changes(before: Reads, now: Reads) -> Iterator[str]:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from manu_jax import stores
 from manu_jax.folder import expand_path
 from manu_jax.requests import keeping
 from manu_jax.requests.book import Book, Request
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wrong = [text for text in options.overrides if text.startswith("-") or "=" not in text]
     if wrong or (options.overrides and options.verb != "add"):
         parser.error(f"unrecognized arguments: {' '.join(wrong or options.overrides)}")
+    if stores.is_store(options.folder):
+        parser.error(f"{options.folder}: a ledger needs a folder of this machine")
     options.folder = expand_path(options.folder)
     return exit_status(lambda: VERBS[options.verb](options))
 

@@ -25,7 +25,6 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -34,8 +33,8 @@ from jax._src import distributed  # of the keys that processes share there is no
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from manu_jax import faults
-from manu_jax.folder import explained
+from manu_jax import faults, stores
+from manu_jax.folder import expand_path, explained
 from manu_jax.leaves import path_name
 from manu_jax.types import ManuError
 
@@ -324,14 +323,15 @@ def broadcast(number: int) -> int:
 
 
 def exists(path: str | os.PathLike) -> bool:
-    """Whether a file or folder stands: the first process looks, and the others wait to see it too.
+    """Whether a file or whole folder stands: the first process looks, the others wait to see it.
 
     So all take the same way, and read nothing that is still being written. Raises ManuError where a
     process does not come to see what the first one does.
     """
-    is_there = bool(broadcast(Path(path).exists()))
+    place = expand_path(path)
+    is_there = bool(broadcast(stores.stands(place)))
     start = time.monotonic()
-    while is_there and not Path(path).exists():
+    while is_there and not stores.stands(place):
         if time.monotonic() - start > SHARED_SECONDS:
             raise ManuError(
                 f"{path}: the first process sees it, process {jax.process_index()} does not. "

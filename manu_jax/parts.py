@@ -40,7 +40,7 @@ SECTIONS = (
     *"erase push model data".split(),
 )
 # What may differ between two calls on one folder and changes no number.
-FREE = ("output", "cache", "mesh", "attention", "score_batch")
+FREE = ("output", "cache", "mesh", "attention", "score_batch", "workers")
 FREE_TRAIN = ("memory_gate", "retrained", "checkpoint_every")
 TEXTS = ("keep_texts",)  # see `texts_read`
 FREE_DATA = ("keep_share",)  # read by what methods are given, and by whom models are asked about

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from manu_jax import faults
+from manu_jax import faults, stores
 from manu_jax.config import RunConfig, load_config
 from manu_jax.folder import expand_path, explained, owned_folder
 from manu_jax.types import ManuError
@@ -44,10 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def exit_status(action: Callable[[], Any]) -> int:
     """Do a command's work, telling how far it is and how it fails; return its exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("jax", "orbax", "httpx", "httpx2"):
+    for noisy in ("jax", "orbax", "httpx", "httpx2", "fsspec", "botocore", "aiobotocore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # Orbax logs there, with a traceback, what it raises as well.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # Orbax and gcsfs log there, with a traceback, what they raise as well.
+    for doubled in ("absl", "gcsfs"):
+        logging.getLogger(doubled).setLevel(logging.CRITICAL)
     with faults.TracebackStopsAll():
         try:
             action()
@@ -72,6 +73,7 @@ def run(config: RunConfig, only: Sequence[str] | None = None) -> Path:
     start = time.monotonic()
     _prepare_jax(config)
     from manu_jax import keys, parallel, preflight
+    from manu_jax.models.inputs import workers
     from manu_jax.planning import meshes
     from manu_jax.stages import STAGES
 
@@ -81,6 +83,8 @@ def run(config: RunConfig, only: Sequence[str] | None = None) -> Path:
     directory = expand_path(config.output)
     with contextlib.ExitStack() as stack:
         stack.enter_context(faults.sigterm_stops())
+        stack.enter_context(stores.told(directory, but_files=True))
+        stack.enter_context(workers.used(config.workers))
         # One process owns the folder for all.
         folder = owned_folder(directory)
         parallel.on_first_process(lambda: stack.enter_context(folder))

@@ -20,12 +20,11 @@ at the top of the folder, the others in methods/NAME/.
 import contextlib
 import functools
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from manu_jax import parallel
+from manu_jax import parallel, stores
 from manu_jax.absent import SomeMethod, check_goal
 from manu_jax.config import SYSTEM_PROMPT, MaskMethod, UnlearnSection
 from manu_jax.context import EDIT, MASK, Run, select_neurons
@@ -255,9 +254,10 @@ def _train(run: Run, section: UnlearnSection) -> None:
 
 def _remove(folder: Path) -> None:
     """Remove a folder, and the one around it where nothing else is there."""
-    shutil.rmtree(folder, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        folder.parent.rmdir()
+    stores.remove_folder(folder)
+    if not stores.is_store(folder):  # where no folder is empty
+        with contextlib.suppress(OSError):
+            folder.parent.rmdir()
 
 
 def _reference(run: Run, section: UnlearnSection) -> Loaded | None:

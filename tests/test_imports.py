@@ -20,6 +20,8 @@ PACKAGE = ROOT / "manu_jax"
 # `selection` is arrays alone, and stands above `importance`, whose rounds select.
 LINES = (
     ("types", "leaves", "yaml12"),
+    ("stores",),
+    ("staged",),
     ("folder", "progress", "faults"),
     ("config",),
     ("arrays", "parallel"),
@@ -62,9 +64,11 @@ HOMES = {
     "huggingface_hub": (("manu_jax/hub.py",), True),
     "torch": ((), True),
     "orbax": (("manu_jax/checkpoint.py",), True),
+    "upath": (("manu_jax/stores.py",), True),
 }
 # Strings, words and pictures in, numbers out: these never touch a device.
 WITHOUT_JAX = ("evaluation/metrics.py", "selection.py", "folder.py", "faults.py", "yaml12.py")
+WITHOUT_JAX += ("stores.py", "staged.py")
 WITHOUT_JAX += tuple(f"config/{file.name}" for file in sorted((PACKAGE / "config").glob("*.py")))
 PACKAGE_FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -25,6 +25,7 @@ from manu_jax.types import (
 )
 
 ANSWER_MULTIPLE = 4  # tokens
+STEPS_AHEAD = 2  # whose images are asked for while one is computed
 
 
 def encode_all(encoder: Encoder, samples: Sequence[Sample]) -> list[Encoded]:
@@ -164,7 +165,8 @@ class Batches:
     def batch_at(self, step: int) -> Batch:
         """Return this process's rows of the batch of a step, as NumPy."""
         bucket, indices = self._at(step)
-        mine = indices[self._rows[self._rows < len(indices)]]
+        mine = self._mine(indices)
+        self._ask_ahead(step)
         shape = dataclasses.replace(
             bucket.shape, batch_size=len(self._rows), padding_side=self._padding_side
         )
@@ -179,6 +181,18 @@ class Batches:
             example_weights_B=np.zeros_like(batch.example_weights_B),
             loss_weights_BT=np.zeros_like(batch.loss_weights_BT),
         )
+
+    def _mine(self, indices: np.ndarray) -> np.ndarray:
+        return indices[self._rows[self._rows < len(indices)]]
+
+    def _ask_ahead(self, step: int) -> None:
+        """Have images made ready for this step and the next ones of its epoch, where workers do."""
+        end = (step // len(self) + 1) * len(self)
+        for later in range(step, min(step + 1 + STEPS_AHEAD, end)):
+            for index in self._mine(self._at(later)[1]):
+                for vision_input in self._encoded[index].vision_inputs:
+                    if not isinstance(vision_input.patches_PC, np.ndarray):
+                        vision_input.patches_PC.ask()  # of models/inputs/workers.py
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, Batch]]:
         """Yield (indices, batch) of the first epoch."""

@@ -23,7 +23,7 @@ import numpy as np
 
 from manu_jax.data import portraits
 from manu_jax.data.forms import with_name
-from manu_jax.folder import new_folder
+from manu_jax.folder import expand_path, new_folder
 from manu_jax.types import ManuError
 
 NOTE = "Synthetic: a person made up by manu_jax, who does not exist."
@@ -135,7 +135,7 @@ def write(
 
     forget_5 ⊂ forget_10 ⊂ forget_15 hold that share of the people, rounded, one at least.
     """
-    path = Path(path)
+    path = expand_path(path)
     _check(path, num_people, num_general=num_general, num_celebrities=num_celebrities)
     rows = _make_people(num_people + num_celebrities, seed)
     people, celebrities = rows[:num_people], rows[num_people:]

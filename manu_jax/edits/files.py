@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import safetensors
 
+from manu_jax import stores
 from manu_jax.arrays import PREFIX, REMEDY
 from manu_jax.edits import edit as edits
 from manu_jax.edits import masks
@@ -59,7 +60,7 @@ def read(path: str | os.PathLike, loaded: Loaded | None = None) -> EditFile:
     if not place.is_file():
         raise ManuError(f"edit {path}: there is no such file. Give an edit or a mask of a run.")
     with ForeignErrors(f"edit {path}", "damaged or cut short", REMEDY):
-        with safetensors.safe_open(place, "numpy") as file:
+        with stores.local_file(place) as local, safetensors.safe_open(local, "numpy") as file:
             form = (file.metadata() or {}).get("format", "")
     if form == PREFIX + masks.FORMAT:
         mask, made_from = masks.load(place, loaded)

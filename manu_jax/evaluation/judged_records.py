@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from manu_jax import stores
 from manu_jax.data.probes import JudgeQuestion, ProbeRecord
 from manu_jax.folder import write_atomic
 from manu_jax.types import ManuError
@@ -90,7 +91,7 @@ def _asked(
     """Ask for verdicts, and keep each as soon as it is there."""
     found: dict[tuple[Any, ...], Verdict] = {}
     error: ManuError | None = None
-    with open(path, "a", encoding="utf-8") as file, ThreadPoolExecutor(at_once) as pool:
+    with stores.appended(path) as file, ThreadPoolExecutor(at_once) as pool:
         lines: dict[Future[str], Verdict] = {
             pool.submit(ask, message): line for line, message in lacking
         }
@@ -108,8 +109,7 @@ def _asked(
             value = questions[line["metric"]].verdict(said)
             line |= {"said": said, "value": value or 0.0, "is_unread": value is None}
             found[_name(line)] = line
-            file.write(json.dumps(line) + "\n")
-            file.flush()
+            file.line(json.dumps(line))
     if error is not None:
         raise error
     return found

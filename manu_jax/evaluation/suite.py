@@ -34,6 +34,7 @@ from manu_jax.evaluation.plain import fits, plain_interval
 from manu_jax.evaluation.record_files import Record, RecordFile, complete, read_records
 from manu_jax.evaluation.shots import draw_shots
 from manu_jax.evaluation.tasks import TASKS_BY_NAME, Item, Prompting, record_of
+from manu_jax.folder import expand_path
 from manu_jax.models.loaded import Loaded
 from manu_jax.types import (
     FORGET_SETS,
@@ -79,7 +80,7 @@ def evaluate(
     unknown sets and tasks, and where files are damaged or hold other questions.
     """
     _check_names(section, sets)
-    folder = Path(directory) / model_name
+    folder = expand_path(directory) / model_name
     files = _files(loaded, sets, section, folder=folder, seed=seed, question_prompt=question_prompt)
     for modality in MODALITIES:
         _complete(loaded, [file for file in files if file.modality == modality], section)
@@ -192,7 +193,7 @@ def stored_records(folder: str | Path) -> dict[tuple[str, str, str], list[Record
     for name in SETS:
         for task in TASKS_BY_NAME:
             for modality in MODALITIES:
-                path = Path(folder) / f"{name}.{task}.{modality}.jsonl"
+                path = expand_path(folder) / f"{name}.{task}.{modality}.jsonl"
                 if path.exists():
                     lines = path.read_text(encoding="utf-8").splitlines()
                     found[name, task, modality] = [json.loads(line) for line in lines]

@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from manu_jax import stores
 from manu_jax.folder import ForeignErrors, expand_path
 from manu_jax.leaves import leaves, shapes
-from manu_jax.models.hf import weights
+from manu_jax.models.hf import files, weights
 from manu_jax.models.hf.tables import TensorNames
 from manu_jax.models.nn.decoder import Decoder, decoder_table
 from manu_jax.models.nn.decoder_config import DecoderConfig
@@ -54,7 +55,7 @@ def decoder_tokenizer(path: str) -> Any:
         "The folder needs tokenizer.json and tokenizer_config.json.",
     ):
         return AutoTokenizer.from_pretrained(
-            expand_path(path),
+            stores.local_copies(expand_path(path), files.NEEDED),
             extra_special_tokens={"image_token": IMAGE_TOKEN},
             padding_side="left",
             local_files_only=True,

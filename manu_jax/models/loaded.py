@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from manu_jax import checkpoint, hub, parallel
+from manu_jax import checkpoint, hub, parallel, staged, stores
 from manu_jax.config import ModelSection
 from manu_jax.folder import (
     check_replaceable,
@@ -29,7 +29,7 @@ from manu_jax.models.families.registry import FAMILIES
 from manu_jax.models.hf import export, files, generation, processors, weights
 from manu_jax.models.hf.generation import GenerationRules
 from manu_jax.models.inputs import images as inputs
-from manu_jax.models.inputs import processing, vision_inputs
+from manu_jax.models.inputs import processing, vision_inputs, workers
 from manu_jax.models.inputs.chat import ChatTemplate, read_chat_template
 from manu_jax.models.stored import (
     CHECKPOINT,
@@ -222,10 +222,12 @@ class Loaded:
         """Return what the vision tower reads of one of a sample's images (PIL)."""
         of_many = self.family.vision_inputs_of_many if len(sample.images) > 1 else None
         make = of_many or self.family.vision_inputs
-        with inputs.image_border(sample, (image,)):
+        border = inputs.image_border(sample, (image,))
+        settings = self.processor, self.config
+        with border:
             return self.cache.vision_inputs(
                 image,
-                lambda image: make(image, self.processor, self.config),
+                lambda image: workers.vision_inputs(make, image, settings, border=border),
                 is_one_of_many=of_many is not None,
                 digests=digests,
             )
@@ -252,29 +254,30 @@ def load(
     """
     if dtype is not None and dtype not in DTYPES:
         raise ManuError(f"dtype {dtype!r}: known: {', '.join(DTYPES)}.")
-    path = fetch(path)
+    place = expand_path(path) if stores.is_store(path) else fetch(path)
     empty = load_without_weights(path, prompt=prompt)
     family, config, hf_config = empty.family, empty.config, empty.hf_config
-    if (path / CHECKPOINT).exists():
-        kind = jnp.dtype(dtype or saved_dtype(path, hf_config))
-        model = load_checkpoint(path / CHECKPOINT, family.abstract(config, kind), mesh)
+    if (place / CHECKPOINT).is_dir():
+        kind = jnp.dtype(dtype or saved_dtype(place, hf_config))
+        model = load_checkpoint(place / CHECKPOINT, family.abstract(config, kind), mesh)
     else:
-        tensors, table = read_tensors(path, family, config)
+        tensors, table = read_tensors(place, family, config)
         model = empty.model
-        weights.compare(tensors, table, shapes(model)).refuse(str(path))
+        weights.compare(tensors, table, shapes(model)).refuse(str(place))
         kind = jnp.dtype(dtype) if dtype else weights.stored_dtype(tensors)
         model = weights.fill(model, tensors, table, dtype=kind, mesh=mesh)
-    logger.info("%s: %s, %s", path, family.name, family.sizes(config, model))
-    logger.info("%s: prompts are made of %s", path, empty.template.source)
+    logger.info("%s: %s, %s", place, family.name, family.sizes(config, model))
+    logger.info("%s: prompts are made of %s", place, empty.template.source)
     if empty.generation.change_logits:
-        logger.info("%s: answers follow its generation settings: %s", path, empty.generation)
+        logger.info("%s: answers follow its generation settings: %s", place, empty.generation)
     return dataclasses.replace(empty, model=model, mesh=mesh)
 
 
 def fetch(path: str | os.PathLike, *, with_weights: bool = True) -> Path:
     """Return the folder of a model; what it needs of one that is named on the hub is fetched.
 
-    The small files come first, and tell which weights there are.
+    The small files come first, and tell which weights there are. Of a store the folder has copies
+    of these alone: its weights are read where they are.
     """
     folder = hub.local(path, "model", files.NEEDED)
     if with_weights and hub.repository(path, "model") is not None:
@@ -318,7 +321,7 @@ def save_pretrained(loaded: Loaded, path: str | os.PathLike) -> None:
     table = loaded.family.weight_table(loaded.config)
     tensors = export.export_tensors(loaded.model, table)
     if not parallel.is_first_process():
-        export.write_tensors(tensors, Path(path))
+        export.write_tensors(tensors, expand_path(path))
         return
     with new_folder(path) as folder:
         write_small_files(loaded, folder)
@@ -332,12 +335,16 @@ def save_checkpoint(loaded: Loaded, path: str | os.PathLike) -> None:
     """
     parallel.on_first_process(lambda: check_replaceable(path))
     number = parallel.broadcast(os.getpid())
+    target = expand_path(path)
+    is_store = stores.is_store(target)  # where arrays are written in their place
+    place = target if is_store else part_of(Path(os.path.realpath(target)), number)
     if not parallel.is_first_process():
-        target = Path(os.path.realpath(expand_path(path)))
-        checkpoint.save(part_of(target, number) / CHECKPOINT, leaves(loaded.model))
+        checkpoint.save(place / CHECKPOINT, leaves(loaded.model))
         return
     with new_folder(path, number) as folder:
-        checkpoint.save(folder / CHECKPOINT, leaves(loaded.model))
+        if is_store:
+            staged.begin_folder(folder)
+        checkpoint.save(place / CHECKPOINT, leaves(loaded.model))
         write_small_files(loaded, folder)
 
 

@@ -6,7 +6,7 @@ no weights.
 
 from pathlib import Path
 
-from manu_jax import preflight
+from manu_jax import preflight, stores
 from manu_jax.config import OptimizerSection
 from manu_jax.context import Run
 from manu_jax.folder import expand_path
@@ -84,6 +84,8 @@ def _replicated_on(world: World) -> list[str]:
 
 def _weights(world: World) -> list[str]:
     path = world.loaded.path
+    if stores.is_store(world.config.model.path):
+        return []  # of which there are copies without weights
     if path is None or any((Path(path) / name).exists() for name in (WEIGHTS, INDEX, CHECKPOINT)):
         return []
     return [f"{path}: no weights there yet; the plan needs none, the run does."]

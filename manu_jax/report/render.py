@@ -9,7 +9,7 @@ import jinja2
 import markupsafe
 
 from manu_jax.data.record import Benchmark
-from manu_jax.folder import write_atomic
+from manu_jax.folder import expand_path, write_atomic
 from manu_jax.report import edits, examples, headline, inputs, neurons, numbers
 from manu_jax.report.results import load_results
 from manu_jax.report.sections import Material, all_sections
@@ -29,7 +29,7 @@ def render(
     names: of people by ID, beside those of the request.
     Raises ManuError that names what is missing or damaged.
     """
-    directory = Path(directory)
+    directory = expand_path(directory)
     results = load_results(directory)
     material = Material(
         results=results,
@@ -77,7 +77,7 @@ def render_with_portraits(directory: Path, benchmark: Benchmark) -> Path:
 
 def people_shown(directory: str | Path) -> list[str]:
     """Return the IDs of the people whose portraits `render` shows, for a caller that makes them."""
-    directory = Path(directory)
+    directory = expand_path(directory)
     results = load_results(directory)
     shown = examples.examples(results, inputs.load_items(directory, results))
     return list(dict.fromkeys(example.person for example in shown))

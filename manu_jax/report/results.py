@@ -31,7 +31,7 @@ from manu_jax.evaluation.analyses.registry import ANALYSES
 from manu_jax.evaluation.metrics import METRICS
 from manu_jax.evaluation.plain import fits, from_plain, to_plain
 from manu_jax.evaluation.tasks import TASKS_BY_NAME
-from manu_jax.folder import write_atomic
+from manu_jax.folder import expand_path, write_atomic
 from manu_jax.place import OF_METHOD
 from manu_jax.types import MODALITIES, SETS, ManuError, Modality
 
@@ -166,7 +166,7 @@ def write_results(
         "config": dict(config),
         "timings": {stage: float(seconds) for stage, seconds in timings.items()},
     }
-    path = Path(directory) / "results.json"
+    path = expand_path(directory) / "results.json"
     _parse(content, str(path))
     write_atomic(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return path
@@ -174,7 +174,7 @@ def write_results(
 
 def load_results(directory: str | Path) -> Results:
     """Return the checked content of `directory`/results.json; ManuError names all its faults."""
-    path = Path(directory) / "results.json"
+    path = expand_path(directory) / "results.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

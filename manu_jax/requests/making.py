@@ -9,7 +9,6 @@ again.
 import logging
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 
 from manu_jax.config import MaskMethod, StatisticsMethod
 from manu_jax.context import EDIT as EDIT_OF_RUN
@@ -21,7 +20,7 @@ from manu_jax.edits.edit import Edit, compose
 from manu_jax.edits.files import EditFile
 from manu_jax.edits.leafwise import write
 from manu_jax.fingerprint import samples_hash, weights_hash
-from manu_jax.folder import file_hash, versions, write_atomic
+from manu_jax.folder import expand_path, file_hash, versions, write_atomic
 from manu_jax.importance import statistics
 from manu_jax.importance.by_statistics import statistics_file
 from manu_jax.models.loaded import Loaded, load, save_pretrained
@@ -183,7 +182,7 @@ def _take_statistics(ledger: Ledger, request: Request, other: Request) -> None:
     if method.rounds > 1 or method.keep_per_forget is not None:
         return
     source = ledger.run_folder(other.number, other.made["base"]) / "statistics" / method.name
-    target = Path(config.output) / "statistics" / method.name
+    target = expand_path(config.output) / "statistics" / method.name
     named = ledger.named(request.number)
     if not named.sets["retain"]:
         return

@@ -25,6 +25,7 @@ from manu_jax import faults, parallel
 from manu_jax.config import UnlearnSection
 from manu_jax.data.forms import forms
 from manu_jax.data.record import Fact
+from manu_jax.folder import expand_path
 from manu_jax.leaves import path_name
 from manu_jax.models.loaded import Loaded
 from manu_jax.progress import Progress
@@ -54,7 +55,7 @@ def weight_mask(
     """
     where = f"unlearn ({section.name})"
     check_no_adapters(section)
-    directory = Path(directory)
+    directory = expand_path(directory)
     # Shapes alone: of a large model no second copy is made.
     like = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding),

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from manu_jax import stores
 from manu_jax.config import RunConfig
 from manu_jax.folder import expand_path, new_folder, versions
 
@@ -15,6 +16,8 @@ def kept_folder(config: RunConfig, key: str) -> Path | None:
 
     key: of what they are trained from (`keys.train_key`).
     """
+    if stores.is_store(config.output) or stores.is_store(config.cache):
+        return None  # they are quicker trained than sent
     is_large = config.model.path is not None or config.model.decoder is not None
     if config.cache is None or is_large or config.data.path is not None:
         return None

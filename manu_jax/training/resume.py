@@ -1,13 +1,12 @@
 """Checkpoints of a long loop: a process that was killed goes on from the newest."""
 
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from manu_jax import checkpoint, parallel
+from manu_jax import checkpoint, parallel, stores
 from manu_jax.leaves import leaves
 
 logger = logging.getLogger(__name__)
@@ -23,7 +22,7 @@ def resume(directory: Path, state: Any) -> tuple[Any, int]:
     """
     step = parallel.broadcast(max(_checkpoint_steps(directory), default=0))
     path = directory / CHECKPOINT_NAME.format(step)
-    if not step or not parallel.exists(path):
+    if not step or not parallel.exists(path / checkpoint.METADATA):
         return state, 0
     target = leaves(state)
     found = checkpoint.load(path, target)
@@ -37,7 +36,7 @@ def save_step(directory: Path, step: int, state: Any) -> None:
 
     def remove_old() -> None:
         for old in _checkpoint_steps(directory)[:-KEPT_CHECKPOINTS]:
-            shutil.rmtree(directory / CHECKPOINT_NAME.format(old))
+            stores.remove_folder(directory / CHECKPOINT_NAME.format(old))
 
     parallel.on_first_process(remove_old)
 

@@ -12,7 +12,6 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,6 +23,7 @@ from manu_jax.config import OptimizerSection, TrainSection, UnlearnSection
 from manu_jax.data.batches import Batches, encode_all
 from manu_jax.edits.edit import Edit
 from manu_jax.edits.weights import begins
+from manu_jax.folder import expand_path
 from manu_jax.leaves import matrix_axes, path_name
 from manu_jax.models.loaded import Loaded
 from manu_jax.progress import Progress
@@ -170,7 +170,7 @@ def train_loop(
     of the weights, from these values on. ends: (steps taken, what is trained) → whether to end
     here; a function of these alone, so that a killed run ends where it would have ended.
     """
-    directory = Path(directory)
+    directory = expand_path(directory)
     key = jax.random.key(seed)
     state, first = resume(directory, initial_state(loaded, section, key, edit=edit))
     if first > num_steps:

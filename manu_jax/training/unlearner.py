@@ -24,6 +24,7 @@ from manu_jax.data.record import Fact
 from manu_jax.data.strangers import Portraits, Stranger, check_count, strangers
 from manu_jax.edits.edit import Edit
 from manu_jax.edits.low_rank import LowRank
+from manu_jax.folder import expand_path
 from manu_jax.models.loaded import Loaded
 from manu_jax.training.edited import new_edit
 from manu_jax.training.fisher import weight_mask
@@ -84,7 +85,7 @@ def unlearn(
             section,
             forget=forget,
             keep=keep,
-            directory=Path(directory),
+            directory=expand_path(directory),
             seed=seed,
             reference=reference,
             decouple=decouple,

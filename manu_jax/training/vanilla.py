@@ -17,7 +17,6 @@ import dataclasses
 import functools
 import logging
 import math
-import shutil
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from manu_jax import parallel
+from manu_jax import parallel, stores
 from manu_jax.config import ModelSection, ReplaySection, TrainSection
 from manu_jax.data.documents import documents
 from manu_jax.data.forms import LLAVA, forms
@@ -105,7 +104,7 @@ def train_models(
 def remove_checkpoints(directory: Path) -> None:
     """Remove the checkpoints of `train_models`; to be called when its models exist."""
     if parallel.is_first_process():
-        shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
+        stores.remove_folder(directory / CHECKPOINTS)
 
 
 def tokenizer_texts(benchmark: Benchmark, question_prompt: QuestionPrompt) -> Iterator[str]:

@@ -25,6 +25,7 @@ from manu_jax.leaves import leaves
 from manu_jax.models.hf.copying import copy_into
 from manu_jax.models.hf.files import INDEX, WEIGHTS
 from manu_jax.models.hf.tables import Entry
+from manu_jax.staged import put_finished
 
 SHARD_BYTES = 5 * 10**9
 PIECE_BYTES = 2**27  # gathered at a time
@@ -157,6 +158,7 @@ def write_tensors(
             if parallel.is_first_process():
                 opened = stack.enter_context(open(folder / file, "wb"))
             _write_shard(shard, opened)
+        put_finished(folder / file)
     if len(shards) > 1 and parallel.is_first_process():
         where = {
             tensor.name: file for file, shard in zip(files, shards, strict=True) for tensor in shard

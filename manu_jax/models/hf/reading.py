@@ -2,7 +2,8 @@
 
 A slice along the columns of a tensor is many short pieces of its file, so that a disk reads all of
 it. So files are only ever read in whole rows, in pieces of some megabytes. Nothing is mapped into
-memory, where pages of the file would count as the process's own.
+memory, where pages of the file would count as the process's own. Of a store each piece is one
+request.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from manu_jax import stores
 from manu_jax.types import ManuError
 
 DTYPES = {
@@ -102,6 +104,9 @@ class Reader:
         """Fill contiguous memory with the rows of a tensor from `start` on."""
         place = tensor.begin + start * tensor.row_bytes
         left = memoryview(rows.reshape(-1).view(np.uint8).data)
+        if stores.is_store(tensor.file):
+            left[:] = stores.read_range(tensor.file, place, place + len(left))
+            return
         while left:
             count = os.preadv(self._descriptor(tensor.file), [left], place)
             if not count:

@@ -9,14 +9,14 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from manu_jax import parallel
+from manu_jax import parallel, stores
 from manu_jax.leaves import path_name
 from manu_jax.models.hf.files import weight_files
 from manu_jax.models.hf.filling import Filling
@@ -83,21 +83,18 @@ def open_tensors(path: Path) -> dict[str, Tensor]:
 
     Raises ManuError for what that refuses, a damaged file, and a name that two files hold.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     found: dict[str, Tensor] = {}
     faults = []
     for file in weight_files(path):
         try:
-            with safe_open(file, "numpy") as opened:  # which checks the file
-                begins = _begins(file)
-                for name in opened.keys():
-                    piece = opened.get_slice(name)
-                    if name in found:
-                        faults.append(f"{name} stands in {found[name].file.name} and {file.name}")
-                    shape = tuple(piece.get_shape())
-                    found[name] = Tensor(file, name, shape, piece.get_dtype(), begins[name])
-        except (SafetensorError, OSError) as error:
+            for tensor in _tensors_of(file):
+                name = tensor.stored_name
+                if name in found:
+                    faults.append(f"{name} stands in {found[name].file.name} and {file.name}")
+                found[name] = tensor
+        except (SafetensorError, OSError, ValueError) as error:
             faults.append(f"{file.name} is damaged or cut short ({error})")
     raise_faults(faults, f"{path}: its weights can't be read. Download the files again.")
     return found
@@ -232,6 +229,36 @@ def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         logger.info("all tensors' names begin with %r, which is taken off", start)
         kept = {name[len(start) :]: tensor for name, tensor in kept.items()}
     return kept
+
+
+def _tensors_of(file: Path) -> Iterator[Tensor]:
+    """Yield the tensors of a safetensors file; of one in a store its header alone is read."""
+    from safetensors import safe_open
+
+    if stores.is_store(file):
+        yield from _tensors_in_store(file)
+        return
+    with safe_open(file, "numpy") as opened:  # which checks the file
+        begins = _begins(file)
+        for name in opened.keys():
+            piece = opened.get_slice(name)
+            yield Tensor(file, name, tuple(piece.get_shape()), piece.get_dtype(), begins[name])
+
+
+def _tensors_in_store(file: Any) -> Iterator[Tensor]:
+    """Yield what the header of a file in a store tells; ValueError where the file is not whole."""
+    whole = file.stat().st_size
+    size = int.from_bytes(stores.read_range(file, 0, 8), "little")
+    if not 0 < size <= whole - 8:
+        raise ValueError("its header is cut short")
+    header = json.loads(stores.read_range(file, 8, 8 + size))
+    header.pop("__metadata__", None)
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        tensor = Tensor(file, name, tuple(entry["shape"]), entry["dtype"], 8 + size + begin)
+        if 8 + size + end > whole or (tensor.dtype in DTYPES and tensor.nbytes != end - begin):
+            raise ValueError(f"{name} goes beyond its end, or is not of its shape's size")
+        yield tensor
 
 
 def _begins(file: Path) -> dict[str, int]:

@@ -218,15 +218,14 @@ class Decoder(nnx.Module):
         """
         assert context is None, "every layer attends to tokens alone"
         angles_of = self._rotary_angles(positions)
-        num_tokens = jnp.shape(attention_mask_BT)[1]
-        distance_TT = jnp.arange(num_tokens)[:, None] - jnp.arange(num_tokens)[None]
-        is_real_BT = jnp.asarray(attention_mask_BT)
-        mask_BTT = (distance_TT >= 0)[None] & is_real_BT[:, None, :]
+        slots_T = jnp.arange(jnp.shape(attention_mask_BT)[1])
+        distance_TT = slots_T[:, None] - slots_T[None]
+        mask_BTT = (distance_TT >= 0)[None] & jnp.asarray(attention_mask_BT)[:, None, :]
         joint_BTT = None
         if group_BT is not None:
             same_BTT = (group_BT[:, :, None] == group_BT[:, None]) & (group_BT[:, None] >= 0)
             joint_BTT = jnp.asarray(same_BTT & attention_mask_BT[:, None, :])
-        pattern = Pattern(is_real_BT, is_causal=True, windows=self.config.windows)
+        pattern = Pattern(jnp.asarray(attention_mask_BT), is_causal=True, windows=self.config.windows)
 
         def step(
             h_BTD: jax.Array,

@@ -1,0 +1,242 @@
+"""Processes that make vision inputs ahead of the step that takes them.
+
+An image's pixels are the dear part of a sample, and only the process whose devices hold the sample
+needs them. With workers, `encode` gives an image's vision inputs with their sizes alone, and their
+patches come when a batch of this process's rows is collated. `Batches` asks for those of the next
+steps, so that they are made while the devices work. How many patches there are, and where, follows
+from an image's size: the first image of each size is made at once, and the others are checked
+against it. Numbers and their order are the same without workers.
+
+This is the standard library's pool: it is started once and serves every stage. grain starts its
+workers anew with each iterator, of which a run has dozens, and each start imports JAX.
+"""
+
+import collections
+import contextlib
+import functools
+import hashlib
+import os
+import pickle
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from manu_jax.fingerprint import EXIF_TURN, UPRIGHT
+from manu_jax.folder import ForeignErrors
+from manu_jax.types import ManuError, VisionInput
+
+KEPT_BYTES = 2**30  # of vision inputs that were made, and may be asked for again
+PARENT_SECONDS = 5  # between two looks at whether the process that wants them is still there
+SPARE_CORES = 2  # for the process itself, where workers are counted by cores
+
+Make = Callable[[Any, Any, Any], tuple[VisionInput, ...]]
+
+
+class Workers:
+    """A pool of processes, and the vision inputs that they made last."""
+
+    def __init__(self, number: int):
+        self.number = number
+        self._folder = tempfile.TemporaryDirectory(prefix="manu_jax-")
+        self._pool = ProcessPoolExecutor(
+            number, mp_context=get_context("spawn"), initializer=_begin, initargs=(os.getpid(),)
+        )
+        self._files: dict[Any, tuple[Any, Path]] = {}  # of what a worker reads once
+        self._firsts: dict[Any, tuple[VisionInput, ...]] = {}  # of each size of images
+        self._kept: collections.OrderedDict[PendingImage, int] = collections.OrderedDict()
+        self._bytes = 0
+
+    def vision_inputs(
+        self, make: Make, image: Any, settings: tuple[Any, Any], *, border: ForeignErrors
+    ) -> tuple[VisionInput, ...]:
+        """Return what `make(image, *settings)` gives, now for the first image of a size, else when
+        it is asked for.
+        """
+        kind = make, *map(id, settings)
+        if kind not in self._files:
+            content = pickle.dumps((make, *settings))
+            file = Path(self._folder.name) / hashlib.sha256(content).hexdigest()
+            file.write_bytes(content)
+            self._files[kind] = settings, file  # which keeps them, and so their identities
+        size = kind, image.mode, image.size, image.getexif().get(EXIF_TURN, UPRIGHT)
+        if size not in self._firsts:
+            self._firsts[size] = make(image, *settings)
+            return self._firsts[size]
+        file = self._files[kind][1]
+
+        def submit(image: Any) -> "Future[tuple[VisionInput, ...]]":
+            return self._pool.submit(_made, file, image)
+
+        pending = PendingImage(image, self._firsts[size], submit, workers=self, border=border)
+        return pending.vision_inputs()
+
+    def keep(self, image: "PendingImage", num_bytes: int) -> None:
+        """Note that an image has its vision inputs; those of the images used longest ago go."""
+        if image in self._kept:
+            self._kept.move_to_end(image)
+            return
+        self._kept[image] = num_bytes
+        self._bytes += num_bytes
+        while self._bytes > KEPT_BYTES and len(self._kept) > 1:
+            oldest, size = self._kept.popitem(last=False)
+            oldest.forget()
+            self._bytes -= size
+
+    def stop(self) -> None:
+        """End the processes."""
+        self._pool.shutdown(cancel_futures=True)
+        self._folder.cleanup()
+
+
+class PendingImage:
+    """The vision inputs of an image, made by a worker when they are asked for.
+
+    like: what another image of the same size gave. border: what its errors say.
+    """
+
+    def __init__(
+        self,
+        image: Any,
+        like: tuple[VisionInput, ...],
+        submit: Callable[[Any], "Future[tuple[VisionInput, ...]]"],
+        *,
+        workers: Workers,
+        border: ForeignErrors,
+    ):
+        self._image, self._like, self._submit = image, like, submit
+        self._workers, self._border = workers, border
+        self._future: Future[tuple[VisionInput, ...]] | None = None
+        self._made: tuple[VisionInput, ...] | None = None
+
+    def ask(self) -> None:
+        """Have them made, unless they are, or are being made."""
+        if self._made is None and self._future is None:
+            self._future = self._submit(self._image)
+
+    def made(self) -> tuple[VisionInput, ...]:
+        """Return them, when they are there."""
+        if self._made is None:
+            self.ask()
+            assert self._future is not None
+            with self._border:
+                try:
+                    self._made = self._future.result()
+                except BrokenProcessPool:
+                    raise ManuError(
+                        "a process that makes vision inputs was killed. Is there memory for "
+                        f"workers={self._workers.number}? Lower it, or leave it out."
+                    ) from None
+            self._future = None
+            self._check(self._made)
+        self._workers.keep(self, sum(one.patches_PC.nbytes for one in self._made))
+        return self._made
+
+    def forget(self) -> None:
+        """Drop them; they are made again where they are asked for again."""
+        self._made = None
+
+    def vision_inputs(self) -> tuple[VisionInput, ...]:
+        """Return vision inputs whose patches are pending."""
+        return tuple(
+            VisionInput(
+                PendingPatches(self, number, one.patches_PC.shape),  # pyright: ignore
+                one.patch_positions_P2,
+                one.num_features,
+            )
+            for number, one in enumerate(self._like)
+        )
+
+    def _check(self, made: tuple[VisionInput, ...]) -> None:
+        def sizes(one: VisionInput) -> Any:
+            places = one.patch_positions_P2
+            rows = None if places is None else places.tolist()
+            return one.patches_PC.shape, one.num_features, rows
+
+        if [sizes(one) for one in made] != [sizes(one) for one in self._like]:
+            raise ManuError(
+                "two images of one size give vision inputs of different sizes, so that they can't "
+                "be made by other processes. Set workers to 0."
+            )
+
+
+class PendingPatches:
+    """The patches of a vision input that are not there yet: an array when NumPy asks for it."""
+
+    def __init__(self, image: PendingImage, number: int, shape: tuple[int, ...]):
+        self._image, self._number, self.shape = image, number, shape
+        self.nbytes = 0  # here; those that are made count with the workers
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self._image.made()[self._number].patches_PC, dtype)
+
+    def ask(self) -> None:
+        """Have the patches made."""
+        self._image.ask()
+
+
+_workers: Workers | None = None
+
+
+@contextlib.contextmanager
+def used(number: int) -> Iterator[None]:
+    """Have vision inputs made by so many processes while the block runs; −1: one a core but two."""
+    global _workers
+    if number < 0:
+        number = max((os.cpu_count() or 1) - SPARE_CORES, 0)
+    if not number:
+        yield
+        return
+    _workers = Workers(number)
+    try:
+        yield
+    finally:
+        _workers.stop()
+        _workers = None
+
+
+def vision_inputs(
+    make: Make, image: Any, settings: tuple[Any, Any], *, border: ForeignErrors
+) -> tuple[VisionInput, ...]:
+    """Return the vision inputs of an image: what `make(image, *settings)` gives.
+
+    settings: the processor and the config. With workers the patches are pending; border: what
+    errors of the processor say then.
+    """
+    if _workers is None:
+        return make(image, *settings)
+    return _workers.vision_inputs(make, image, settings, border=border)
+
+
+def _begin(parent: int) -> None:
+    """Prepare a worker: it takes no device, leaves Ctrl-C to its parent, and ends with it."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@functools.cache
+def _read(file: Path) -> Any:
+    return pickle.loads(file.read_bytes())
+
+
+def _made(file: Path, image: Any) -> tuple[VisionInput, ...]:
+    make, *settings = _read(file)
+    return make(image, *settings)

@@ -1,0 +1,142 @@
+"""Images made ready by other processes: the same batches, and only this process's rows."""
+
+import dataclasses
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import numpy as np
+import pytest
+import tiny_llava
+from PIL import Image
+
+from manu_jax.data.batches import STEPS_AHEAD, Batches, encode_all
+from manu_jax.data.forms import forms
+from manu_jax.models.inputs import workers
+from manu_jax.models.inputs.vision_inputs import VisionInputCache
+from manu_jax.types import ManuError
+
+SIZES = ((16, 16), (40, 24), (16, 16, "L"))
+
+
+@pytest.fixture
+def in_threads(monkeypatch):
+    """Workers that are threads of this process, which start at once."""
+    pools = lambda number, **_: ThreadPoolExecutor(number)  # noqa: E731
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", pools)
+
+
+def samples(count=12):
+    """Samples whose images are all different, of a few sizes."""
+    random = np.random.default_rng(1)
+    facts = []
+    for number, fact in enumerate(tiny_llava.facts() * 2):
+        width, height, *mode = SIZES[number % len(SIZES)]
+        image = Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8))
+        facts.append(dataclasses.replace(fact, image=image.convert(mode[0] if mode else "RGB")))
+    return forms(facts, "image", tiny_llava.loaded().template)[:count]
+
+
+def encoder():
+    return dataclasses.replace(tiny_llava.loaded(), cache=VisionInputCache())
+
+
+def batches(rows=None, seed=None, size=2):
+    loaded = encoder()
+    return Batches(loaded, encode_all(loaded, samples()), size, seed=seed, rows=rows)
+
+
+def assert_same(one, other, steps):
+    for step in range(steps):
+        jax.tree.map(np.testing.assert_array_equal, one.batch_at(step), other.batch_at(step))
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_batches_are_the_same_with_workers(in_threads, seed):
+    plain = batches(seed=seed)
+    with workers.used(2):
+        assert_same(batches(seed=seed), plain, 2 * len(plain))
+
+
+def test_images_are_made_when_a_batch_comes_near_and_no_others(in_threads, monkeypatch):
+    """One of two hosts: of the images only its own rows' are made, a few steps ahead."""
+    made = []
+    kept = workers._made
+    monkeypatch.setattr(
+        workers, "_made", lambda file, image: made.append(image) or kept(file, image)
+    )
+    with workers.used(1):
+        ours = batches(rows=np.array([0]))
+        assert not made  # but the first of each size, in this process
+        ours.batch_at(0)
+        wanted = {ours.indices_at(step)[0] for step in range(1 + STEPS_AHEAD)}
+        pending = {i for i in wanted if not isinstance(patches(ours, i), np.ndarray)}
+        deadline = time.monotonic() + 10
+        while len(made) < len(pending) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert len(made) == len(pending) > 0
+
+
+def patches(chosen, index):
+    return chosen._encoded[index].vision_inputs[0].patches_PC
+
+
+def test_what_was_made_goes_when_there_is_much(in_threads, monkeypatch):
+    monkeypatch.setattr(workers, "KEPT_BYTES", 1)
+    plain = batches()
+    with workers.used(1):
+        ours = batches()
+        assert_same(ours, plain, len(plain))
+        assert workers._workers is not None and len(workers._workers._kept) == 1
+        assert_same(ours, plain, len(plain))
+
+
+def test_an_image_of_other_sizes_than_its_like_is_an_error(in_threads, monkeypatch):
+    kept = workers._made
+
+    def doubled(file, image):
+        return kept(file, image) * 2
+
+    monkeypatch.setattr(workers, "_made", doubled)
+    with workers.used(1), pytest.raises(ManuError, match="Set workers to 0"):
+        ours = batches()
+        for step in range(len(ours)):
+            ours.batch_at(step)
+
+
+def test_an_error_of_the_image_processor_names_the_prompt(in_threads, monkeypatch):
+    def broken(file, image):
+        raise ValueError("no such mode")
+
+    monkeypatch.setattr(workers, "_made", broken)
+    with workers.used(1), pytest.raises(ManuError, match=r"prompt .*does not take its image"):
+        ours = batches()
+        for step in range(len(ours)):
+            ours.batch_at(step)
+
+
+@pytest.mark.slow
+def test_processes_make_the_same_and_a_killed_one_is_told_of():
+    plain = batches()
+    with workers.used(2):
+        assert_same(batches(), plain, len(plain))
+        assert workers._workers is not None
+        processes = list(workers._workers._pool._processes.values())
+        for process in processes:
+            os.kill(process.pid, signal.SIGKILL)
+        with pytest.raises(ManuError, match="was killed. Is there memory for workers=2"):
+            fresh = batches()
+            for step in range(len(fresh)):
+                fresh.batch_at(step)
+    assert workers._workers is None
+
+
+def test_minus_one_counts_the_cores(in_threads, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    with workers.used(-1):
+        assert workers._workers is not None and workers._workers.number == 4
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    with workers.used(-1):
+        assert workers._workers is None

@@ -1,0 +1,272 @@
+"""Places in stores: fsspec's memory for what all have in common, and S3 on loopback for faults."""
+
+import importlib
+import json
+
+import fsspec
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_llava
+
+from manu_jax import checkpoint, folder, hub, parallel, stages, stores
+from manu_jax.arrays import read_arrays, write_arrays
+from manu_jax.fingerprint import weights_hash
+from manu_jax.models.loaded import load, save_checkpoint, save_pretrained
+from manu_jax.types import ManuError
+
+pytest.importorskip("upath", reason="the extra `cloud` is not installed")
+
+
+@pytest.fixture
+def place():
+    """An empty folder in memory, as of a store."""
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    yield folder.expand_path("memory://bucket/run")
+    system.store.clear()
+
+
+def fill(path, **files):
+    with folder.new_folder(path) as part:
+        for name, text in files.items():
+            (part / name).write_text(text)
+
+
+def test_a_local_path_stays_what_it_was(tmp_path):
+    assert folder.expand_path(str(tmp_path)) == tmp_path
+    assert type(folder.expand_path(str(tmp_path))) is type(tmp_path)
+    assert stores.local_copies(tmp_path) is tmp_path
+
+
+def test_a_file_is_put_whole(place):
+    folder.write_atomic(place / "a" / "b.json", "one")
+    folder.write_atomic(place / "a" / "b.json", b"two")
+    assert (place / "a" / "b.json").read_text() == "two"
+    assert stores.names_in(place) == ["a/b.json"]
+
+
+def test_a_folder_has_its_list_last_and_stands_with_it(place, monkeypatch):
+    written = []
+    write = stores.write
+
+    def noted(path, data):
+        written.append((path.name, stores.names_in(place)))
+        write(path, data)
+
+    monkeypatch.setattr("manu_jax.staged.write", noted)
+    fill(place / "model", weights="one", config="x")
+    assert [name for name, _ in written] == [".manu_jax.part", ".manu_jax.json"]
+    assert set(written[-1][1]) == {"model/.manu_jax.part", "model/weights", "model/config"}
+    assert stores.stands(place / "model") and parallel.exists(place / "model")
+    assert not stores.stands(place) and not stores.stands(place / "other")
+    fill(place / "model", weights="two")
+    assert stores.names_in(place) == ["model/.manu_jax.json", "model/weights"]
+    assert (place / "model" / "weights").read_text() == "two"
+
+
+def test_a_folder_that_fails_leaves_the_old_one(place):
+    fill(place / "model", weights="one")
+    with pytest.raises(RuntimeError), folder.new_folder(place / "model") as part:
+        (part / "weights").write_text("half")
+        raise RuntimeError
+    assert (place / "model" / "weights").read_text() == "one"
+    assert stores.stands(place / "model")
+
+
+def test_a_folder_that_was_killed_half_way_does_not_stand_and_is_made_again(place, monkeypatch):
+    fill(place / "model", a="one", b="one", old="one")
+    system = fsspec.filesystem("memory")
+    put = type(system).put_file
+
+    def killed(self, local, remote, **settings):
+        if remote.endswith("/b"):
+            raise KeyboardInterrupt
+        put(self, local, remote, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(system), "put_file", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fill(place / "model", a="two", b="two")
+    assert stores.names_in(place) == ["model/.manu_jax.part", "model/a"]
+    assert not stores.stands(place / "model")
+    with pytest.raises(ManuError, match="was left half-written"):
+        hub.local(str(place / "model"), "model", ("a",))
+    fill(place / "model", a="three")
+    assert stores.stands(place / "model")
+    with pytest.raises(ManuError, match=r"it holds none of \*\.json\. Give the folder of a model"):
+        hub.local(str(place / "model"), "model", ("*.json",))
+    assert stores.names_in(place) == ["model/.manu_jax.json", "model/a"]
+
+
+def test_files_of_others_are_not_replaced(place):
+    (place / "model" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ManuError, match=r"would remove: thesis\.txt\. Nothing was changed"):
+        fill(place / "model", weights="one")
+    with pytest.raises(ManuError, match="it is a file"):
+        fill(place / "model" / "thesis.txt", weights="one")
+    assert stores.names_in(place) == ["model/thesis.txt"]
+
+
+def test_a_folder_is_moved_with_its_list_last(place, monkeypatch):
+    fill(place / "model", weights="one")
+    copied = []
+    system = fsspec.filesystem("memory")
+    copy = system.copy
+    monkeypatch.setattr(system, "copy", lambda one, two: (copied.append(two), copy(one, two)))
+    stores.move(place / "model", place / "earlier" / "model")
+    assert stores.names_in(place) == ["earlier/model/.manu_jax.json", "earlier/model/weights"]
+    assert copied[-1].endswith(stores.MANIFEST)
+    stores.remove_folder(place / "earlier")
+    assert stores.names_in(place) == []
+
+
+def test_copies_follow_the_store(place):
+    for name in ("config.json", "deep/rows.parquet", "weights.safetensors", ".hidden"):
+        (place / name).write_text(name)
+    before = stores.identity(place)
+    copies = stores.local_copies(place, ("*.json", "*.parquet"))
+    held = {p.relative_to(copies).as_posix() for p in copies.rglob("*") if p.is_file()}
+    assert held == {"config.json", "deep/rows.parquet"}
+    (place / "config.json").write_text("other")
+    (place / "deep" / "rows.parquet").unlink()
+    assert hub.local(str(place), "model", ("*.json", "*.parquet")) == copies
+    assert (copies / "config.json").read_text() == "other"
+    assert not (copies / "deep" / "rows.parquet").exists()
+    assert stores.identity(place) != before
+    assert stores.identity(place / "nothing") == "absent"
+
+
+def test_a_file_of_arrays_goes_to_a_store_and_back(place):
+    arrays = {"text": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    write_arrays(place / "scores.safetensors", "scores", arrays, metadata={"made_from": "{}"})
+    found, metadata = read_arrays(place / "scores.safetensors", "scores")
+    np.testing.assert_array_equal(found["text"], arrays["text"])
+    assert metadata["made_from"] == "{}"
+
+
+def test_lines_are_kept_as_they_come(place, monkeypatch):
+    monkeypatch.setattr(stores, "APPENDED_LINES", 2)
+    with pytest.raises(RuntimeError), stores.appended(place / "said.jsonl") as file:
+        for number in range(3):
+            file.line(str(number))
+        assert (place / "said.jsonl").read_text() == "0\n1\n"
+        raise RuntimeError
+    with stores.appended(place / "said.jsonl") as file:
+        file.line("3")
+    assert (place / "said.jsonl").read_text() == "0\n1\n2\n3\n"
+
+
+def test_what_stands_beside_removed_checkpoints_stays(place):
+    (place / "methods" / "NPO" / "checkpoints" / "state").write_text("1")
+    (place / "methods" / "NPO" / "edit.safetensors").write_text("2")
+    stages._remove(place / "methods" / "NPO" / "checkpoints")
+    assert stores.names_in(place) == ["methods/NPO/edit.safetensors"]
+
+
+def test_an_owner_that_did_not_end_is_told_of(place, caplog):
+    with folder.owned_folder(place):
+        note = (place / ".owner").read_text()
+    assert "did not end" not in caplog.text and not (place / ".owner").exists()
+    (place / ".owner").write_text(note)
+    with folder.owned_folder(place):
+        pass
+    assert f"process {note} did not end there" in caplog.text
+
+
+def test_a_model_is_written_to_a_store_and_read_by_ranges(place, monkeypatch):
+    """Of the weights only what is asked for travels; the small files alone are copied."""
+    given = tiny_llava.loaded()
+    save_pretrained(given, str(place / "model"))
+    assert stores.stands(place / "model")
+    ranges, system = [], fsspec.filesystem("memory")
+    read = stores.read_range
+    monkeypatch.setattr(stores, "read_range", lambda *one: (ranges.append(one), read(*one))[1])
+    fetched, get = [], type(system).get_file
+    monkeypatch.setattr(
+        type(system), "get_file", lambda *one, **rest: (fetched.append(one[1]), get(*one, **rest))
+    )
+    found = load(str(place / "model"))
+    assert weights_hash(found.model) == weights_hash(given.model)
+    sizes = [stop - start for _, start, stop in ranges]
+    size = system.info(f"{place.path}/model/model.safetensors")["size"]
+    assert sum(sizes) == size and max(sizes) < size
+    assert fetched and not any(name.endswith(".safetensors") for name in fetched)
+
+
+def test_damaged_weights_in_a_store_are_told_of(place):
+    save_pretrained(tiny_llava.loaded(), str(place / "model"))
+    file = place / "model" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(ManuError, match=r"model\.safetensors is damaged or cut short"):
+        load(str(place / "model"))
+    file.write_bytes(b"\xff" * 4)
+    with pytest.raises(ManuError, match="header is cut short"):
+        load(str(place / "model"))
+
+
+def test_a_converted_model_and_checkpoints_go_to_a_store_and_back(place):
+    given = tiny_llava.loaded()
+    save_checkpoint(given, str(place / "model"))
+    assert weights_hash(load(str(place / "model"), "float32").model) == weights_hash(given.model)
+    save_checkpoint(given, str(place / "model"))  # it is replaced
+    tree = {"a_LDF": jnp.arange(24.0).reshape(2, 3, 4), "step": jnp.int32(3)}
+    checkpoint.save(place / "step-1", tree)
+    found = checkpoint.load(place / "step-1", tree)
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), found, tree))
+    (place / "step-1" / checkpoint.CHECKSUMS).unlink()  # as one that was killed before its end
+    assert not checkpoint.exists(place / "step-1")
+
+
+def test_unknown_schemes_and_missing_packages_are_told_of(monkeypatch):
+    with pytest.raises(ManuError, match="no known place. Give a folder of this machine, or gs://"):
+        folder.expand_path("ftp://host/run")
+    with pytest.raises(ManuError, match="no known place"):
+        folder.expand_path("s3://")
+
+    def missing(name):
+        raise ImportError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(ManuError, match=r"needs the package gcsfs\. Call `pip install"):
+        folder.expand_path("gs://bucket/run")
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """An S3 on loopback, with a bucket."""
+    server = pytest.importorskip("moto.server", reason="moto[server] is not installed")
+    pytest.importorskip("s3fs", reason="the extra `cloud` is not installed")
+    import stores_servers
+
+    with stores_servers.s3(server) as variables, pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        yield stores_servers.fresh_s3()
+
+
+def test_a_bucket_that_is_not_there_is_told_of(s3):
+    assert json.dumps(str(folder.expand_path("s3://bucket/run"))) == '"s3://bucket/run"'
+    with pytest.raises(ManuError, match="s3://nobody: there is no such bucket"):
+        folder.expand_path("s3://nobody/run")
+
+
+def test_lacking_credentials_and_permissions_are_told_of(s3, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    s3()
+    with pytest.raises(ManuError, match="no credentials .*AWS_ACCESS_KEY_ID"):
+        folder.expand_path("s3://bucket/run")
+    with pytest.raises(ManuError, match="the store forbids it .*permission"), stores.told("s3://b"):
+        raise PermissionError("Access Denied")
+    from botocore.exceptions import EndpointConnectionError
+
+    with pytest.raises(ManuError, match=r"does not answer .*Look at the network"):
+        with stores.told("s3://bucket"):
+            raise EndpointConnectionError(endpoint_url="http://127.0.0.1:9")
+    with pytest.raises(FileNotFoundError), stores.told("s3://bucket", but_files=True):
+        raise FileNotFoundError
+    monkeypatch.undo()
+    s3()
