@@ -131,13 +131,14 @@ def test_a_batch_that_does_not_divide_over_the_mesh_trains_as_on_one_device(tmp_
             state = trainer.initial_state(loaded, section, jax.random.key(0))
             batch = batches.batch_at(step)
             assert len(batch.example_weights_B) == (8 if sizes else 4)
+            settings = trainer.step_settings(section, loaded, cross_entropy_on_answers)
             with parallel.on_mesh(loaded.mesh):
                 loss, gradient = trainer.loss_and_gradient(
                     state.weights,
                     parallel.put_batch(batch, loaded.mesh),
                     base=loaded.model,
                     key=jax.random.key(1),
-                    settings=trainer.step_settings(section, loaded, cross_entropy_on_answers),
+                    settings=settings.gradient,
                     mesh=loaded.mesh,
                 )
             gradients += [np.asarray(leaf) for leaf in jax.tree.leaves(gradient)] + [float(loss)]
