@@ -402,6 +402,7 @@ def test_rounding_keeps_each_channels_largest_weight_and_the_grid():
     )
 
 
+@pytest.mark.slow
 def test_a_mesh_changes_nothing_of_what_an_attacker_makes():
     alone, spread = tiny_llava.loaded(), tiny_llava.on_mesh(make_mesh(2, 2, 2))
     mask: Any = {"text": np.arange(80).reshape(2, 40) % 3 == 0}

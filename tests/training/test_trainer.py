@@ -155,7 +155,7 @@ def test_half_precision_model_is_trained_in_float32_and_returned_as_it_was(tmp_p
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), loaded.model)
     settings = trainer.step_settings(SECTION, loaded.replace_model(half), cross_entropy_on_answers)
     state = trainer.initial_state(loaded.replace_model(half), SECTION, jax.random.key(0))
-    assert settings.dtype == "bfloat16"
+    assert settings.gradient.dtype == "bfloat16"
     assert {leaf.dtype for leaf in jax.tree.leaves(state.weights)} == {jnp.dtype("float32")}
     trained = run(tmp_path, loaded=loaded.replace_model(half), num_steps=1).model
     assert {leaf.dtype for leaf in jax.tree.leaves(trained)} == {jnp.dtype("bfloat16")}
