@@ -201,7 +201,7 @@ def put_batch(batch: Any, mesh: Mesh | None) -> Any:
     With several processes each gives its own rows of the global batch (`batch_rows`).
     """
     if mesh is None:
-        return jax.tree.map(jax.numpy.asarray, batch)
+        return jax.tree.map(_on_device, batch)
     split = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(split, np.asarray(x)), batch
@@ -211,7 +211,7 @@ def put_batch(batch: Any, mesh: Mesh | None) -> Any:
 def put_replicated(tree: Any, mesh: Mesh | None) -> Any:
     """Place a pytree whole on every device."""
     if mesh is None:
-        return jax.tree.map(jax.numpy.asarray, tree)
+        return jax.tree.map(_on_device, tree)
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
@@ -345,6 +345,11 @@ def wait_for_all(name: str) -> None:
     """Go on when every process has come here; `name` is the place."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def _on_device(leaf: Any) -> jax.Array:
+    """Return a copy on the device; `asarray` would compile a program for each shape."""
+    return leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf, may_alias=False)
 
 
 @functools.cache

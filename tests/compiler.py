@@ -10,3 +10,5 @@ LEAST_EFFORT = "--xla_backend_optimization_level=0"
 # as fast as the one with MLIR, and one LLVM module as fast as several on two cores.
 if version("jaxlib").startswith("0.10."):
     LEAST_EFFORT += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    # Eight devices on a loaded core may come to an exchange more than the usual 40 s apart.
+    LEAST_EFFORT += " --xla_cpu_collective_call_terminate_timeout_seconds=600"

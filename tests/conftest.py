@@ -6,12 +6,16 @@ import os
 import shutil
 import tempfile
 
+import pytest
 from compiler import LEAST_EFFORT
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# PyTorch's threads wait for each other longer than they compute: they took two thirds of the time
+# of a tiny model. Each worker has a core of its own.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Programs that one worker compiles serve the other, and the commands that tests start. With a limit
 # on its size the folder is written under a lock.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -24,13 +28,24 @@ os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} {LEAST_EFFORT} --xla_force_host_platform_device_count=8"
 ).strip()
 
-import jax
-import pytest
+# Whole runs first, so that no worker is left with one of them at the end. xdist would begin with
+# the files that hold most tests.
+FIRST = ("test_run.py", "test_families.py", "test_stranger_loss.py")
 
-from manu_jax import run
 
-jax.config.update("jax_default_matmul_precision", "highest")
-jax.config.update("jax_numpy_rank_promotion", "raise")
+def pytest_configure(config):
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        return  # of xdist: this process starts the workers, and runs no tests
+    import jax
+
+    jax.config.update("jax_default_matmul_precision", "highest")
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in FIRST)
 
 
 def pytest_collection_finish(session):
@@ -43,6 +58,7 @@ def pytest_collection_finish(session):
 @pytest.fixture
 def error_of(capsys):
     """Return a function that runs the command, which has to fail, and gives its one message."""
+    from manu_jax import run
 
     def message_of(*arguments):
         assert run.main([str(argument) for argument in arguments]) == 1

@@ -320,6 +320,7 @@ def test_a_result_is_pushed_with_its_card(hub, tmp_path, model_folder):
     assert {*again.commits[again.main]} == {*files, "notes.txt"}
 
 
+@pytest.mark.slow
 def test_a_push_of_nobody_is_one_sentence(hub, tmp_path, model_folder):
     run = result_folder(tmp_path / "run", model_folder)
     requests = [("check_push", {"name": name}) for name in ("org/x", "x", "org/x@main")]

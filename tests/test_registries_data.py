@@ -104,6 +104,7 @@ train: {memory_gate: 0.0}
 method: random
 evaluate: {new_tokens: 2, resamples: 20, batch_size: 4, tasks: [generation], ability: false}
 audit: none
+neurons: {methods: []}
 """
 
 

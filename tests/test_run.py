@@ -31,6 +31,7 @@ unlearn:
   - {name: prompt, objective: system_prompt, prompt: "Do not tell of {names}.\n"}
 sweep: {alphas: [0.1, 0.3], max_people: 2}
 evaluate: {new_tokens: 4, max_people: 2, resamples: 50}
+audit: none
 """
 
 
@@ -43,7 +44,7 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(config, tmp_path_factory):
-    """The folder of one whole run."""
+    """The folder of one whole run, for slow tests; test_run_methods.py has quick ones."""
     directory = tmp_path_factory.mktemp("runs") / "whole"
     assert run.main(["--config", str(config), "--output", str(directory)]) == 0
     return directory
@@ -55,6 +56,7 @@ def results_without_times(directory):
     return results
 
 
+@pytest.mark.slow
 def test_whole_run_leaves_every_file_of_the_design(finished):
     names = {path.name for path in finished.iterdir() if not path.name.startswith(".")}
     assert names >= {
@@ -69,6 +71,7 @@ def test_whole_run_leaves_every_file_of_the_design(finished):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_used_and_unseen_people_are_asked_and_written_down(finished):
     results = load_results(finished)
     assert results.kept is not None and results.kept.keep_share == 0.67
@@ -94,6 +97,7 @@ def test_run_from_its_own_config_file_gives_the_same_results(finished, tmp_path)
     assert results_without_times(copy) == results_without_times(finished)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["train", "masks", "evaluate"])
 def test_stage_can_be_run_alone_and_gives_the_same(finished, config, tmp_path, stage):
     copy = tmp_path / "copy"
@@ -121,6 +125,7 @@ def test_stage_can_be_run_alone_and_gives_the_same(finished, config, tmp_path, s
             assert path.read_bytes() == before.read_bytes()
 
 
+@pytest.mark.slow
 def test_trained_baseline_is_a_folder_and_stands_beside_the_masks(finished):
     folder = finished / "methods" / "NPO"
     assert not (folder / "checkpoints").exists()
@@ -142,6 +147,7 @@ def test_trained_baseline_is_a_folder_and_stands_beside_the_masks(finished):
     assert "NPO" in (finished / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_system_prompt_stands_before_every_question_and_nothing_is_trained(finished):
     assert not (finished / "methods" / "prompt").exists()
     names = [
@@ -155,6 +161,7 @@ def test_a_system_prompt_stands_before_every_question_and_nothing_is_trained(fin
     assert {d.metric for d in distances if d.model == "prompt"} == {"ks"}
 
 
+@pytest.mark.slow
 def test_what_is_not_asked_is_counted(finished):
     results = json.loads((finished / "results.json").read_text())
     assert results["shots"] == []
@@ -165,6 +172,7 @@ def test_what_is_not_asked_is_counted(finished):
     assert skipped["facts that have no text form"] > 0
 
 
+@pytest.mark.slow
 def test_a_reference_that_is_not_there_is_one_error(finished, config, tmp_path, error_of):
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
@@ -220,6 +228,7 @@ def test_mesh_larger_than_the_machine_is_one_error(config, tmp_path, error_of):
     assert "needs 99 devices" in message
 
 
+@pytest.mark.slow
 def test_a_folder_from_before_a_key_with_a_default_goes_on(finished, config, tmp_path, error_of):
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
@@ -239,6 +248,7 @@ def test_a_folder_from_before_a_key_with_a_default_goes_on(finished, config, tmp
     assert "from_another_age: unknown key" in message and "--output" in message
 
 
+@pytest.mark.slow
 def test_another_share_of_neurons_makes_one_method_again_and_going_back_nothing(
     finished, config, tmp_path, caplog
 ):
@@ -328,11 +338,12 @@ def test_a_tiny_model_of_each_family_goes_all_the_way(config, tmp_path, family):
     directory = tmp_path / family
     patch = 7 if family.startswith("qwen") else 14
     sizes = [f"model.vision.patch_size={patch}", "model.vision.image_size=56"]
-    settings = [f"model.family={family}", *sizes]
+    settings = [f"model.family={family}", *sizes, "audit={steps: 4}"]
     assert run.main(["--config", str(config), "--output", str(directory), *settings]) == 0
     results = json.loads((directory / "results.json").read_text())
     names = {"vanilla", "retrained", "learned", "gradient", "paper", "official-code", "NPO"}
     assert names <= {row["model"] for row in results["rows"]}
+    assert {row["model"] for row in results["audit"]} == {"learned"}
     assert set(load(directory / "unlearned").towers) == set(load(directory / "vanilla").towers)
     _, info = transformers.AutoModelForImageTextToText.from_pretrained(
         directory / "unlearned", output_loading_info=True

@@ -23,13 +23,14 @@ from manu_jax.report import of_run
 from manu_jax.report.results import load_results
 from manu_jax.training.unlearner import unlearn
 
+# Data and model are those of test_run.py, whose programs serve here.
 TINY = """
 seed: 0
 cache: null
 data: {num_people: 6, num_celebrities: 4, num_general: 8, forget: 15}
 model:
-  vision: {image_size: 28, patch_size: 14, width: 16, num_layers: 2, num_heads: 2, num_neurons: 16}
-  text: {width: 16, num_layers: 2, num_heads: 2, num_key_heads: 1, num_neurons: 32, context: 512}
+  vision: {image_size: 42, patch_size: 14, width: 16, num_layers: 4, num_heads: 2, num_neurons: 16}
+  text: {width: 16, num_layers: 3, num_heads: 2, num_key_heads: 1, num_neurons: 32, context: 512}
 train: {steps: 2, base_steps: 2, batch_size: 4, memory_gate: 0.0, checkpoint_every: 1}
 method: {preset: climb, steps: 2}
 compare:
@@ -37,14 +38,17 @@ compare:
   - random
   - {kind: trained, name: in-place, objective: gradient_difference, steps: 2, learning_rate: 1e-3}
 unlearn:
-  - {name: NPO, objective: npo, steps: 2, learning_rate: 1e-3}
+  - {name: NPO, objective: npo, steps: 2, learning_rate: 1e-3, modalities: [text]}
   - {name: prompt, objective: system_prompt, prompt: "Do not tell of {names}.\\n"}
 sweep: {alphas: [0.3], max_people: 2}
-evaluate: {new_tokens: 2, max_people: 1, resamples: 50, sets: [forget, retain], tasks: [generation]}
+evaluate: {new_tokens: 4, max_people: 1, resamples: 50, sets: [forget, retain], tasks: [generation]}
 audit: none
+neurons: {methods: []}
 """
+# Of one form: fewer programs.
 CLIMB = {
-    "kind": "trained", "objective": "gradient_ascent", "learning_rate": 1e-3, "checkpoint_every": 1
+    "kind": "trained", "objective": "gradient_ascent", "learning_rate": 1e-3, "checkpoint_every": 1,
+    "modalities": ["text"],
 }  # fmt: skip
 LEAF = "text.layers.mlp.down"
 
@@ -264,7 +268,7 @@ def test_what_trains_is_checked_before_the_first_stage_wherever_it_stands(
 @pytest.mark.parametrize(
     ("method", "told"),
     [
-        ("suppress, neurons: {layers: [1, 2]}", "(suppress).neurons.layers: [1, 2]; give differ"),
+        ("suppress, neurons: {layers: [1, 3]}", "(suppress).neurons.layers: [1, 3]; give differ"),
         ("suppress, neurons: {layers: [-1]}", "(suppress).neurons.layers: [-1]; give different"),
         ("suppress, neurons: {count: 33}", "(suppress).neurons.count: 33 neurons, but a layer"),
     ],

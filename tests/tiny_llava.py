@@ -106,6 +106,12 @@ def run_image_towers_always(monkeypatch, module):
     monkeypatch.setattr(module, "run_batched", anew)
 
 
+@jax.jit
+def logits(model, batch, gates=None):
+    """Return a model's logits, from one program for all tests of a shape. [B, T, V]"""
+    return model(batch, gates=gates).logits_BTV
+
+
 def on_mesh(mesh):
     """The same model with its weights laid out on a mesh."""
     model = jax.device_put(loaded().model, tree_shardings(loaded().model, mesh))

@@ -105,7 +105,7 @@ def state_of(world: World, section: OptimizerSection) -> trainer.TrainState:
         weights = jax.eval_shape(lambda model: new_adapters(model, lora, jax.random.key(0)), model)
     else:
         weights = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), model)
-    settings = trainer.step_settings(section, loaded, cross_entropy_on_answers)
+    settings = trainer.update_settings(section)
     optimizer = jax.eval_shape(trainer._optimizer(settings).init, weights)
     state = trainer.TrainState(weights, optimizer)
     if isinstance(section, UnlearnSection) and section.primal_dual is not None:
@@ -130,7 +130,7 @@ def gradient_step(
     common = {
         "base": base,
         "key": key,
-        "settings": trainer.step_settings(section, world.loaded, objective),
+        "settings": trainer.step_settings(section, world.loaded, objective).gradient,
         "mesh": world.place.mesh,
     }
     models = [tree for tree in (reference, base) if tree is not None]
@@ -199,7 +199,7 @@ def _updating(world: World, section: OptimizerSection, *, calls: float, mask: An
         {
             "mask": mask,
             "rate": world.place.number_within(np.float32(0)),
-            "settings": trainer.step_settings(section, world.loaded, cross_entropy_on_answers),
+            "settings": trainer.update_settings(section),
             "mesh": world.place.mesh,
         },
         calls,
@@ -316,11 +316,12 @@ def _fisher(
     largest = max(works, key=lambda work: work.batch.token_ids_BT.shape[1])
     weights = state_of(world, section).weights
     rows = filled(section.batch_size, world.place)
+    settings = trainer.step_settings(section, world.loaded, cross_entropy_on_answers).gradient
     return Step(
         fisher._add,
         (another(weights), weights, world.place.rows(largest.batch)),
         {
-            "settings": trainer.step_settings(section, world.loaded, cross_entropy_on_answers),
+            "settings": settings,
             "mesh": world.place.mesh,
             "by_example": section.fisher == "example",
         },

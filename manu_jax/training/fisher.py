@@ -29,7 +29,7 @@ from manu_jax.folder import expand_path
 from manu_jax.leaves import path_name
 from manu_jax.models.loaded import Loaded
 from manu_jax.progress import Progress
-from manu_jax.training.gradient import StepSettings, loss_and_gradient
+from manu_jax.training.gradient import GradientSettings, loss_and_gradient
 from manu_jax.training.objectives import cross_entropy_on_answers
 from manu_jax.training.resume import resume, save_step
 from manu_jax.training.trainer import batches_of, step_settings
@@ -117,7 +117,7 @@ def fisher_sums(
     """
     weights = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), loaded.model)
     batches = batches_of(loaded, samples, section, seed=seed, where=where, max_buckets=1)
-    settings = step_settings(section, loaded, cross_entropy_on_answers)
+    settings = step_settings(section, loaded, cross_entropy_on_answers).gradient
     zeros = jax.tree.map(jnp.zeros_like, weights)
     total, first = resume(directory, zeros)
     by_example = section.fisher == "example"
@@ -143,7 +143,7 @@ def _add(
     weights: Any,
     batch: Batch,
     *,
-    settings: StepSettings,
+    settings: GradientSettings,
     mesh: jax.sharding.Mesh | None,
     by_example: bool,
 ) -> Any:

@@ -16,20 +16,37 @@ from manu_jax.training.objectives import Objective
 
 
 @dataclasses.dataclass(frozen=True)
-class StepSettings:
-    """What a compiled step depends on besides shapes. The learning rate is an argument instead."""
+class GradientSettings:
+    """What the compiled gradient of a step depends on besides shapes."""
 
     objective: Objective
     dtype: str  # in which the forward and the backward pass run
     remat: Remat
+    lora: LoraSection | None
+    primal_dual: PrimalDualSection | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateSettings:
+    """What the compiled update depends on besides shapes: one program for all objectives.
+
+    The learning rate is an argument instead.
+    """
+
     optimizer: str
     beta1: float
     beta2: float
     weight_decay: float
     clip: float | None
-    lora: LoraSection | None
-    primal_dual: PrimalDualSection | None = None
     factors: tuple[tuple[str, float], ...] = ()  # (part, factor of the learning rate)
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSettings:
+    """What the two programs of a step are compiled for."""
+
+    gradient: GradientSettings
+    update: UpdateSettings
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "mesh"))
@@ -39,7 +56,7 @@ def loss_and_gradient(
     *,
     base: Any,
     key: jax.Array | None,
-    settings: StepSettings,
+    settings: GradientSettings,
     mesh: jax.sharding.Mesh | None,
 ) -> tuple[jax.Array, Any]:
     """Return the loss, and its gradient with respect to the weights (or adapters, or an edit)."""
@@ -55,7 +72,7 @@ def primal_dual_gradient(
     *,
     base: Any,
     key: jax.Array | None,
-    settings: StepSettings,
+    settings: GradientSettings,
     mesh: jax.sharding.Mesh | None,
 ) -> tuple[jax.Array, Any, jax.Array]:
     """Return what loss_and_gradient does, and the next step's weight of the facts to keep.
@@ -83,7 +100,7 @@ def placed(tree: Any, mesh: jax.sharding.Mesh | None) -> Any:
 
 
 def _loss(
-    weights: Any, data: Any, *, base: Any, key: jax.Array | None, settings: StepSettings
+    weights: Any, data: Any, *, base: Any, key: jax.Array | None, settings: GradientSettings
 ) -> jax.Array:
     if isinstance(weights, LeafEdit):
         model = weights.edited(base)

@@ -28,7 +28,9 @@ from manu_jax.leaves import matrix_axes, path_name
 from manu_jax.models.loaded import Loaded
 from manu_jax.progress import Progress
 from manu_jax.training.gradient import (
+    GradientSettings,
     StepSettings,
+    UpdateSettings,
     loss_and_gradient,
     placed,
     primal_dual_gradient,
@@ -233,17 +235,24 @@ def learning_rate(section: OptimizerSection, step: int, num_steps: int) -> float
 
 def step_settings(section: OptimizerSection, loaded: Loaded, objective: Objective) -> StepSettings:
     """Return what a step of this training is compiled for."""
-    return StepSettings(
+    gradient = GradientSettings(
         objective=objective,
         dtype=str(jax.tree.leaves(loaded.model)[0].dtype),
         remat=section.remat,
+        lora=section.lora,
+        primal_dual=section.primal_dual if isinstance(section, UnlearnSection) else None,
+    )
+    return StepSettings(gradient, update_settings(section))
+
+
+def update_settings(section: OptimizerSection) -> UpdateSettings:
+    """Return what the update of a step of this training is compiled for."""
+    return UpdateSettings(
         optimizer=section.optimizer,
         beta1=section.beta1,
         beta2=section.beta2,
         weight_decay=section.weight_decay,
         clip=section.clip,
-        lora=section.lora,
-        primal_dual=section.primal_dual if isinstance(section, UnlearnSection) else None,
         factors=_factors(section),
     )
 
@@ -261,8 +270,7 @@ def initial_state(
         weights = new_adapters(loaded.model, section.lora, key)
     else:
         weights = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), loaded.model)
-    settings = step_settings(section, loaded, cross_entropy_on_answers)  # any: moments are alike
-    state = TrainState(weights, _optimizer(settings).init(weights))
+    state = TrainState(weights, _optimizer(update_settings(section)).init(weights))
     if isinstance(section, UnlearnSection) and section.primal_dual is not None:
         state = dataclasses.replace(state, keep_weight=jnp.float32(section.retain_weight))
     # Bound to their devices as restored arrays are, so that both take the same compiled step.
@@ -288,7 +296,7 @@ def train_step(
     that is not trained, and the key of the dropout. Two compiled programs: the gradient's, one per
     shape of the data, and the update's, one for all.
     """
-    common = {"base": base, "key": key, "settings": settings, "mesh": mesh}
+    common = {"base": base, "key": key, "settings": settings.gradient, "mesh": mesh}
     if state.keep_weight is None:
         loss, gradient = loss_and_gradient(state.weights, data, **common)
     else:
@@ -296,8 +304,8 @@ def train_step(
             state.weights, state.keep_weight, data, **common
         )
         state = dataclasses.replace(state, keep_weight=next_weight)
-    updated = _updated(state, gradient, mask=mask, rate=rate, settings=settings, mesh=mesh)
-    return updated, loss
+    further = {"mask": mask, "rate": rate, "settings": settings.update, "mesh": mesh}
+    return _updated(state, gradient, **further), loss
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "mesh"), donate_argnums=0)
@@ -307,7 +315,7 @@ def _updated(
     *,
     mask: Any,
     rate: jax.Array,
-    settings: StepSettings,
+    settings: UpdateSettings,
     mesh: jax.sharding.Mesh | None,
 ) -> TrainState:
     if settings.clip is not None:
@@ -323,7 +331,7 @@ def _updated(
 
 
 @functools.cache
-def _optimizer(settings: StepSettings) -> optax.GradientTransformation:
+def _optimizer(settings: UpdateSettings) -> optax.GradientTransformation:
     """Return the optimizer of clipped gradients at a learning rate of 1.
 
     The rate is an argument of the step.

@@ -87,13 +87,23 @@ def host(loaded):
 
 
 def logits(model, modality="image"):
-    return jax.jit(lambda m, b: m(b).logits_BTV)(model, tiny.batch(modality))
+    return tiny.logits(model, tiny.batch(modality))
 
 
-@pytest.mark.parametrize(
-    ("dtype", "mesh"), [("float32", None), ("bfloat16", None), ("bfloat16", (2, 2, 2))]
-)
-@pytest.mark.parametrize("name", MAKERS)
+ON_A_MESH = ("mask", "written", "low rank", "weights")  # always; the others in the slow suite
+PLACES = [
+    pytest.param(
+        name,
+        dtype,
+        mesh,
+        marks=[pytest.mark.slow] if mesh is not None and name not in ON_A_MESH else [],
+    )
+    for name in MAKERS
+    for dtype, mesh in (("float32", None), ("bfloat16", None), ("bfloat16", (2, 2, 2)))
+]
+
+
+@pytest.mark.parametrize(("name", "dtype", "mesh"), PLACES)
 def test_an_edit_changes_the_model_and_is_undone_bit_for_bit(name, dtype, mesh):
     edit = MAKERS[name]()
     loaded = loaded_as(dtype, None if mesh is None else make_mesh(*mesh))

@@ -1,6 +1,5 @@
 """Gates in the weights do what gates in the forward pass do."""
 
-import jax
 import numpy as np
 import pytest
 import tiny_llava as tiny
@@ -13,8 +12,7 @@ from manu_jax.types import ManuError
 
 
 def gated(edit, modality):
-    step = jax.jit(lambda model, batch, gates: model(batch, gates=gates).logits_BTV)
-    return step(tiny.loaded().model, tiny.batch(modality), edit.as_gates())
+    return tiny.logits(tiny.loaded().model, tiny.batch(modality), edit.as_gates())
 
 
 @pytest.mark.parametrize("modality", ["image", "text"])

@@ -23,8 +23,7 @@ def leaves(loaded):
 
 
 def logits(loaded, gates=None, modality="image"):
-    step = jax.jit(lambda model, batch, gates: model(batch, gates=gates).logits_BTV)
-    return np.asarray(step(loaded.model, tiny.batch(modality), gates))
+    return np.asarray(tiny.logits(loaded.model, tiny.batch(modality), gates))
 
 
 @pytest.mark.parametrize("modality", ["image", "text"])

@@ -62,8 +62,7 @@ def test_neurons_that_are_off_do_nothing(places):
     if places is not None:
         gate_LF = np.ones((2, 40), np.float32)
         gate_LF[np.arange(2)[:, None], np.asarray(places)] = 0
-        step = jax.jit(lambda model, batch: model(batch, gates={"text": gate_LF}).logits_BTV)
-        before = step(loaded.model, tiny.batch("image"))
+        before = tiny.logits(loaded.model, tiny.batch("image"), {"text": gate_LF})
     for one in (edit, off):
         np.testing.assert_allclose(logits(one.apply(loaded).model), before, atol=1e-5)
     on = drawn(edit)

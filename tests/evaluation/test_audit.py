@@ -1,6 +1,7 @@
 """The audit: its arithmetic, and models of declared kind: removed, hidden, hardened, known."""
 
 import dataclasses
+import functools
 import json
 import types
 from typing import Any
@@ -401,6 +402,7 @@ def test_rounding_keeps_each_channels_largest_weight_and_the_grid():
     )
 
 
+@pytest.mark.slow
 def test_a_mesh_changes_nothing_of_what_an_attacker_makes():
     alone, spread = tiny_llava.loaded(), tiny_llava.on_mesh(make_mesh(2, 2, 2))
     mask: Any = {"text": np.arange(80).reshape(2, 40) % 3 == 0}
@@ -417,12 +419,17 @@ def test_a_mesh_changes_nothing_of_what_an_attacker_makes():
 
 def test_a_decoder_goes_on_from_any_layer_as_the_whole_one_does():
     model, batch = tiny_llava.loaded().model, tiny_llava.batch("image")
-    whole = model(batch, remat="none").logits_BTV
-    for number in range(3):
+    whole = jax.jit(lambda model: model(batch, remat="none").logits_BTV)(model)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def logits_from(model, number):
         hidden = model.hidden(batch, num_layers=number, remat="none")
-        last = run_from(model, batch, hidden, first_layer=number)
+        return model.text.logits(run_from(model, batch, hidden, first_layer=number))
+
+    for number in range(3):
         # Equal but for the order of sums in another program.
-        assert np.asarray(model.text.logits(last)) == pytest.approx(np.asarray(whole), abs=2e-5)
+        found = np.asarray(logits_from(model, number))
+        assert found == pytest.approx(np.asarray(whole), abs=2e-5)
 
 
 def test_patching_takes_the_sources_states_and_nothing_else():
@@ -430,9 +437,10 @@ def test_patching_takes_the_sources_states_and_nothing_else():
     other = loaded.replace_model(jax.tree.map(lambda leaf: leaf * 0.9, loaded.model))
     at = jnp.asarray(batch.answer_index_BA)
 
+    jitted = jax.jit(lambda model: model(batch, at_BA=at, remat="none").logits_BTV)
+
     def logits(model):
-        found = model(batch, at_BA=at, remat="none").logits_BTV
-        return np.asarray(found)
+        return np.asarray(jitted(model))
 
     own = patched_logits(loaded.model, loaded.model, batch, at_BA=at, num_layers=1)
     assert np.asarray(own) == pytest.approx(logits(loaded.model), abs=2e-5)

@@ -19,7 +19,7 @@ def test_likelihoods_are_those_of_the_answers_tokens(modality):
     found = log_likelihoods(loaded, samples, batch_size=4)
     assert len(found) == len(samples)
     batch = loaded.collate([loaded.encode(sample) for sample in samples])
-    logits_BTV = np.asarray(jax.jit(lambda model, x: model(x).logits_BTV)(loaded.model, batch))
+    logits_BTV = np.asarray(tiny_llava.logits(loaded.model, batch))
     for i, sample in enumerate(samples):
         encoded = loaded.encode(sample)
         log_p_TV = np.asarray(jax.nn.log_softmax(logits_BTV[i]))

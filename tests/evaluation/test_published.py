@@ -105,6 +105,7 @@ def test_drawn_answers_are_several_and_have_no_likelihood(whole):
         assert len(record["answers"]) == 2 and "nll" not in record
 
 
+@pytest.mark.slow
 def test_batch_size_and_mesh_change_no_answer(whole, tmp_path):
     run = run_of(tmp_path)
     run.config = run.config.model_copy(

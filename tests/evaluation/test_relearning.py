@@ -228,7 +228,7 @@ def test_one_step_is_adams_on_the_sum_over_both_forms():
         changed = attacking.with_weights(loaded.model, {name: weight})
         return sum(cross_entropy_on_answers(changed, batch, "none") for batch in batches)
 
-    loss, gradient = jax.value_and_grad(loss_of)(weight)
+    loss, gradient = jax.jit(jax.value_and_grad(loss_of))(weight)
     state = attacking.first_state(loaded.model, None)
     (weights, _), found = attack_step(
         state, loaded.model, batches, rate=jnp.float32(1e-2), remat="none", mesh=None

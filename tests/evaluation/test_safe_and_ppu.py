@@ -28,6 +28,7 @@ evaluate:
   sets: [forget, test, retain]
   published: {new_tokens: 2, max_items: 2}
 audit: none
+neurons: {methods: []}
 """
 
 

@@ -83,7 +83,7 @@ def test_parts_of_a_set_add_to_the_whole():
     ("preset", "sizes"),
     [
         (ACTIVATION, (2, 2, 2)),
-        (GRADIENT, (2, 2, 2)),
+        pytest.param(GRADIENT, (2, 2, 2), marks=pytest.mark.slow),
         pytest.param(ACTIVATION, (8, 1, 1), marks=pytest.mark.slow),
         pytest.param(ACTIVATION, (1, 2, 4), marks=pytest.mark.slow),
     ],
@@ -99,7 +99,7 @@ def test_a_mesh_gives_the_numbers_of_one_device(sizes, preset):
 @pytest.mark.parametrize(
     ("modality", "sizes"),
     [
-        ("image", (8, 1, 1)),
+        pytest.param("image", (8, 1, 1), marks=pytest.mark.slow),
         ("text", (2, 2, 2)),
         pytest.param("image", (2, 2, 2), marks=pytest.mark.slow),
         pytest.param("text", (8, 1, 1), marks=pytest.mark.slow),

@@ -86,6 +86,7 @@ def test_the_projection_is_the_least_squares_solution_of_pytorchs_rows(layer):
     np.testing.assert_array_equal(edited[DOWN][1 - layer], before[DOWN][1 - layer])
 
 
+@pytest.mark.slow
 def test_a_mesh_gives_the_same_projection():
     alone = redirect(job_of(layer=1)).values[DOWN]
     spread = redirect(job_of(tiny.on_mesh(make_mesh(2, 2, 2)), layer=1)).values[DOWN]

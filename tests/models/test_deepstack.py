@@ -21,9 +21,27 @@ from manu_jax.training import lora
 CLOSE = {"atol": 2e-5, "rtol": 0}
 
 
+# Programs that the tests share
+
+
 @functools.partial(jax.jit, static_argnums=2)
 def hidden(model, batch, num_layers):
     return model.hidden(batch, num_layers=num_layers, remat="none")
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def answers_of(model, batch, first_layer=0):
+    return model.answers(batch, first_layer=first_layer)
+
+
+@jax.jit
+def forward(model, batch, at_BA=None):
+    return model(batch, at_BA=at_BA)
+
+
+@jax.jit
+def features_of(model, images):
+    return model.features(images)
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +91,8 @@ def test_the_stream_between_layers_is_that_of_transformers(tmp_path, case):
 @pytest.mark.parametrize("first", [1, 2])
 def test_answers_go_on_from_any_layer_as_from_the_first(batch, first, has_features):
     model = tiny.loaded().model
-    logits_BAV, stream_LBTD, last_BAD = jax.jit(model.answers)(batch)
-    whole = jax.jit(model)(batch, at_BA=batch.answer_index_BA)
+    logits_BAV, stream_LBTD, last_BAD = answers_of(model, batch)
+    whole = forward(model, batch, batch.answer_index_BA)
     np.testing.assert_allclose(logits_BAV, whole.logits_BTV, **CLOSE)
     images = batch.images
     if has_features:
@@ -82,12 +100,11 @@ def test_answers_go_on_from_any_layer_as_from_the_first(batch, first, has_featur
             images,
             patches_BIPC=None,
             patch_positions_BIP2=None,
-            features_BIPE=jax.jit(model.features)(images),
+            features_BIPE=features_of(model, images),
         )
     entering_BTD = hidden(model, batch, first)
     given = dataclasses.replace(batch, images=images, entering_BTD=entering_BTD)
-    answers = jax.jit(lambda batch: model.answers(batch, first_layer=first))
-    logits, later_LBTD, later_BAD = answers(given)
+    logits, later_LBTD, later_BAD = answers_of(model, given, first)
     np.testing.assert_allclose(logits, logits_BAV, **CLOSE)
     start_BTD = stream_LBTD[first - 1]
     np.testing.assert_allclose(later_LBTD, stream_LBTD[first:] - start_BTD[None], **CLOSE)
@@ -103,14 +120,14 @@ def test_a_tower_does_not_run_where_no_layer_that_runs_takes_its_features(batch)
     answers = jax.jit(
         lambda batch, first: model.answers(batch, first_layer=first), static_argnums=1
     )
-    np.testing.assert_allclose(answers(given, 2)[0], jax.jit(model.answers)(batch)[0], **CLOSE)
+    np.testing.assert_allclose(answers(given, 2)[0], answers_of(model, batch)[0], **CLOSE)
     products = [answers.lower(given, first).compile().as_text().count("dot(") for first in (1, 2)]
     assert products[1] < products[0] / 2
 
 
 def test_a_decoder_goes_on_from_any_layer_as_the_whole_one_does(batch):
     model = tiny.loaded().model
-    whole = jax.jit(model)(batch).logits_BTV
+    whole = forward(model, batch).logits_BTV
     for number in range(4):
         entering_BTD = hidden(model, batch, number)
         last = jax.jit(functools.partial(run_from, first_layer=number))(model, batch, entering_BTD)
@@ -119,7 +136,7 @@ def test_a_decoder_goes_on_from_any_layer_as_the_whole_one_does(batch):
 
 def test_patching_from_the_model_itself_changes_nothing(batch):
     model, at_BA = tiny.loaded().model, jnp.asarray(batch.answer_index_BA)
-    expected = jax.jit(model)(batch, at_BA=at_BA).logits_BTV
+    expected = forward(model, batch, at_BA).logits_BTV
     for number in (1, 2):
         patched = jax.jit(functools.partial(patched_logits, num_layers=number))
         found = patched(model, model, batch, at_BA=at_BA)
@@ -129,7 +146,7 @@ def test_patching_from_the_model_itself_changes_nothing(batch):
 def test_gradients_reach_the_mergers_and_no_token_of_text(batch):
     model = tiny.loaded().model
     images = batch.images
-    features = jax.jit(model.features)(images)
+    features = features_of(model, images)
 
     @jax.jit
     @jax.grad
@@ -150,8 +167,7 @@ def test_an_adapter_beside_a_merger_gives_what_its_product_gives(batch):
     assert {"vision.merger.first", "vision.deepstack.second"} <= set(adapters)
     random = np.random.default_rng(0)
     adapters = jax.tree.map(lambda leaf: random.normal(size=leaf.shape) * 0.3, adapters)
-    features = jax.jit(lambda model: model.features(batch.images))
-    found = features(lora.adapted(model, adapters, section))
-    expected = features(lora.merged(model, adapters, section))
+    found = features_of(lora.adapted(model, adapters, section), batch.images)
+    expected = features_of(lora.merged(model, adapters, section), batch.images)
     np.testing.assert_allclose(found, expected, atol=1e-4)  # sums of sizes up to 10
-    assert np.abs(found - features(model)).max() > 0.1
+    assert np.abs(found - features_of(model, batch.images)).max() > 0.1

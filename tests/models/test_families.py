@@ -47,18 +47,21 @@ FIRST += [("gemma3", "one-key-head"), ("llava-next", "vicuna"), ("llava-onevisio
 FIRST += [("llama", "grouped-tied"), ("qwen3-vl", "three-layers")]
 FIRST += [("internvl", "small-tower"), ("mllama", "four-tiles")]
 
-# Of the variants the logits are compared always, the rest in `pytest -m slow` (and so in CI).
-ALL = [pytest.param(*case, marks=[] if case in FIRST else [pytest.mark.slow]) for case in CASES]
-
-# What depends on how vision inputs come into a batch more than on the family: these three always.
+# The logits of all are compared always, with what else is quick; the rest of these three alone, and
+# of all in `pytest -m slow` (and so in CI).
 ALWAYS = [("idefics2", "whole-images"), ("qwen-vl", "2.5"), ("llava-onevision", "interpolated")]
-BY_VISION_INPUTS = [
-    pytest.param(*case, marks=[] if case in ALWAYS else [pytest.mark.slow]) for case in FIRST
-]
-WITH_IMAGES = [case for case in FIRST if case[0] != "llama"]
-SIZES_BY_VISION_INPUTS = [
-    pytest.param(*case, marks=[] if case in ALWAYS else [pytest.mark.slow]) for case in WITH_IMAGES
-]
+
+
+def quick(cases, always):
+    """Return the cases, those beside `always` marked as slow."""
+    return [pytest.param(*one, marks=[] if one in always else [pytest.mark.slow]) for one in cases]
+
+
+ALL = quick(CASES, ALWAYS)
+SAVED = quick(CASES, FIRST)
+OF_FAMILIES = quick(FIRST, ALWAYS)
+WITH_IMAGES = quick([case for case in FIRST if case[0] != "llama"], ALWAYS)
+OF_SIZES = quick([case for case in FIRST if case[0] != "llama"], ALWAYS[:1])
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +88,7 @@ def test_ids_and_logits_equal_those_of_transformers(made, name, case):
         check_logits(reference, inputs, forward(loaded.model, batch), batch)
 
 
-@pytest.mark.parametrize(("name", "case"), FIRST)
+@pytest.mark.parametrize(("name", "case"), OF_FAMILIES)
 def test_a_text_only_batch_runs_no_image_tower(made, name, case):
     cases, folder, reference, loaded = made(name, case)
     prompts = cases.text_prompts()
@@ -145,7 +148,7 @@ def test_activations_and_gate_gradients_of_every_tower_equal_those_of_hooks(made
                 )
 
 
-@pytest.mark.parametrize(("name", "case"), FIRST)
+@pytest.mark.parametrize(("name", "case"), OF_FAMILIES)
 def test_fold_equals_gates_bit_for_bit_in_every_tower(made, name, case):
     cases, _, _, loaded = made(name, case)
     batch = loaded.batch(cases.PROMPTS, cases.image_lists())
@@ -175,7 +178,7 @@ def test_a_tower_without_gates_has_open_ones(made):
         np.testing.assert_allclose(alone, among_others, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "case"), FIRST)
+@pytest.mark.parametrize(("name", "case"), OF_FAMILIES)
 def test_every_weight_changes_the_logits(made, name, case):
     cases, _, _, loaded = made(name, case)
     batch = loaded.batch(cases.PROMPTS, cases.image_lists())
@@ -198,7 +201,7 @@ def test_every_weight_changes_the_logits(made, name, case):
     assert unchanged == cases.WITHOUT_EFFECT
 
 
-@pytest.mark.parametrize(("name", "case"), ALL)
+@pytest.mark.parametrize(("name", "case"), SAVED)
 def test_what_is_saved_equals_what_was_loaded_and_transformers_loads_it(made, tmp_path, name, case):
     cases, folder, reference, loaded = made(name, case)
     loading.save_pretrained(loaded, tmp_path / "out")
@@ -241,7 +244,7 @@ def test_features_in_place_of_patches_give_the_same_logits(made, name, case):
     )
 
 
-@pytest.mark.parametrize(("name", "case"), BY_VISION_INPUTS)
+@pytest.mark.parametrize(("name", "case"), OF_FAMILIES)
 def test_a_mesh_gives_the_numbers_of_one_device(made, name, case):
     cases, folder, _, alone = made(name, case)
     prompts, images = cases.PROMPTS + cases.PROMPTS[:1], cases.image_lists()
@@ -256,7 +259,7 @@ def test_a_mesh_gives_the_numbers_of_one_device(made, name, case):
         np.testing.assert_allclose(found.activations[tower], expected.activations[tower], atol=2e-5)
 
 
-@pytest.mark.parametrize(("name", "case"), SIZES_BY_VISION_INPUTS)
+@pytest.mark.parametrize(("name", "case"), OF_SIZES)
 def test_images_of_many_sizes_go_through_the_tower_once(made, monkeypatch, name, case):
     cases, _, _, loaded = made(name, case)
     lists = cases.image_lists()

@@ -240,6 +240,7 @@ def test_a_decoder_goes_on_from_any_layer_as_the_whole_one_does(made, number):
     np.testing.assert_allclose(through_the_middle(model, batch), whole, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_patching_reads_the_images_by_each_models_own_tower(made):
     _, _, loaded = made
     model, num_layers = loaded.model, len(CROSS)

@@ -16,7 +16,7 @@ from manu_jax.types import ManuError
 KEY = jax.random.key(3)
 
 
-@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("layer", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_rmu_is_that_of_pytorch(layer):
     direction = torch.tensor(np.asarray(random_direction(KEY, 16), np.float64))
 

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -54,9 +55,9 @@ def rows_of(modality, seed):
     return ForgetRows(own, target(own, seed), theirs, differs_BT * own.attention_mask_BT)
 
 
-def data(relearn_steps=0, *, hidden=True):
+def data(relearn_steps=0, *, hidden=True, of=tuple(ROWS)):
     forms = {}
-    for number, modality in enumerate(ROWS):
+    for number, modality in enumerate(of):
         rows = rows_of(modality, number)
         asked = rows_of(modality, number + 7)
         if not hidden:
@@ -177,13 +178,13 @@ def torch_keep(peer, vanilla, modality, scale):
     return loss + SETTINGS["keep_hidden"] * sum(parts)
 
 
-def torch_relearned(peer, steps):
-    """Return a copy of the peer after steps on the rows of each part in turn."""
+def torch_relearned(peer, steps, of):
+    """Return a copy of the peer after steps on the rows of each part in turn, in these forms."""
     moved = copy.deepcopy(peer)
     layers = list(moved.model.language_model.layers.parameters())
     for number in range(steps):
         moved.zero_grad()
-        for modality in KEEP:
+        for modality in of:
             # Of four rows the part takes every other; the last does not count.
             seen = [Seen(moved, KEEP[modality][row]) for row in range(3) if row % 2 == number]
             chosen = [one.log_q.gather(-1, one.tokens[:, None])[:, 0] for one in seen]
@@ -238,9 +239,9 @@ def test_a_kept_token_that_is_far_longer_than_a_layer_s_change_counts_by_its_own
     def kept(own_length):
         monkeypatch.setattr(stranger_loss, "OWN_LENGTH", own_length)
         given, rows = data(), batch(KEEP["text"])
-        found = stranger_loss.keep_loss(
-            model, rows, given, reference=vanilla, scale=list(map(jnp.float32, scale)), remat="none"
-        )
+        settings = {"scale": list(map(jnp.float32, scale)), "remat": "none"}
+        loss = functools.partial(stranger_loss.keep_loss, **settings)
+        found = jax.jit(loss)(model, rows, given, reference=vanilla)
         expected = torch_keep(peer, before, "text", [torch.tensor(one) for one in scale])
         assert float(found) == pytest.approx(expected.item(), rel=5e-5)
         return float(found)
@@ -248,14 +249,17 @@ def test_a_kept_token_that_is_far_longer_than_a_layer_s_change_counts_by_its_own
     assert kept(1.5) < 0.99 * kept(1e-9)
 
 
-def test_relearning_within_the_step_is_that_of_pytorch():
+@pytest.mark.parametrize(
+    "of", [("text",), pytest.param(("image", "text"), marks=pytest.mark.slow)], ids="+".join
+)
+def test_relearning_within_the_step_is_that_of_pytorch(of):
     """F is asked at θ + δ, and its gradient there is added to that at θ."""
-    given, plain = data(relearn_steps=2), data()
+    given, plain = data(relearn_steps=2, of=of), data(of=of)
     start = torch_peer.models()[0].model
     loss, gradient = torch_peer.loss_and_gradient(start, given, like_a_stranger)
     without, gradient_without = torch_peer.loss_and_gradient(start, plain, like_a_stranger)
     peer, vanilla = torch_peer.peers()
-    moved = torch_relearned(peer, 2)
+    moved = torch_relearned(peer, 2, of)
     value = sum(
         torch_forget(moved, vanilla, modality, rows.asked, relearned=True)[0]
         for modality, rows in given.forms.items()
@@ -268,7 +272,7 @@ def test_relearning_within_the_step_is_that_of_pytorch():
 
 
 def test_no_gradient_flows_through_the_relearning_steps():
-    given = data(relearn_steps=1)
+    given = data(relearn_steps=1, of=("text",))
     longer = dataclasses.replace(given, relearn_rate=jnp.float32(0))
     start = torch_peer.models()[0].model
     _, gradient = torch_peer.loss_and_gradient(start, longer, like_a_stranger)

@@ -216,6 +216,7 @@ def test_suppress_writes_neurons_and_leaves_all_else(tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_neurons_can_be_added_in_place_of_written_over(tmp_path):
     edit = trained(tmp_path, "suppress", neurons={"count": 3, "places": "appended"}, steps=2)
     assert isinstance(edit, WrittenNeurons)

@@ -98,15 +98,20 @@ def test_something_has_to_learn(tmp_path):
         taught(tmp_path, changed(SECTION, frozen=parts))
 
 
+@jax.jit
+def log_p_at_answers(model, batch):
+    return jax.nn.log_softmax(logits_at_answers(model, batch)[0])
+
+
 def kl_on_texts(model):
     """KL(before ‖ now), mean over the tokens of TEXTS, from whole distributions."""
     encoder = tiny_llava.loaded()
     texts = encoder.collate([encoder.encode(text) for text in TEXTS])
     log_p_BAV, log_q_BAV = (
-        jax.nn.log_softmax(logits_at_answers(one, texts)[0]) for one in (encoder.model, model)
+        np.asarray(log_p_at_answers(one, texts)) for one in (encoder.model, model)
     )
     weights_BA = np.asarray(targets_at_answers(texts).weights_BT)
-    kl_BA = np.asarray((np.exp(log_p_BAV) * (log_p_BAV - log_q_BAV)).sum(-1))
+    kl_BA = (np.exp(log_p_BAV) * (log_p_BAV - log_q_BAV)).sum(-1)
     return float((kl_BA * weights_BA).sum() / weights_BA.sum())
 
 
@@ -117,9 +122,10 @@ def test_the_loss_is_that_of_documents_and_what_is_said_of_texts_by_its_weight(m
     repeated = replay.Repeated(loaded, TEXTS, replay.said_at(loaded, TEXTS), batch_size=4, seed=0)
     data = teaching.Taught(batch, *repeated.at(0), np.float32(0.5))
     moved = jax.tree.map(lambda leaf: leaf * 1.1, loaded.model)
+    loss_alone = jax.jit(lambda model: answer_cross_entropy(*logits_at_answers(model, batch)))
+    loss = jax.jit(lambda model: teaching.cross_entropy_with_replay(model, data, "none"))
     for model in (loaded.model, moved):
-        alone = float(answer_cross_entropy(*logits_at_answers(model, batch)))
-        found = float(teaching.cross_entropy_with_replay(model, data, "none"))
+        alone, found = float(loss_alone(model)), float(loss(model))
         assert found == pytest.approx(alone + 0.5 * kl_on_texts(model), rel=1e-4, abs=1e-4)
     assert kl_on_texts(loaded.model) == 0 and kl_on_texts(moved) > 0.01
 
@@ -199,6 +205,7 @@ def test_a_killed_training_ends_where_it_would_have_ended(tmp_path, monkeypatch,
 def test_the_loss_on_texts_is_that_of_their_tokens():
     loaded = tiny_llava.loaded()
     encoded = loaded.collate([loaded.encode(text) for text in TEXTS])
-    expected = answer_cross_entropy(*logits_at_answers(loaded.model, encoded))
+    loss = jax.jit(lambda model: answer_cross_entropy(*logits_at_answers(model, encoded)))
+    expected = loss(loaded.model)
     assert teaching.text_loss(loaded, TEXTS) == pytest.approx(float(expected), rel=1e-5)
     assert teaching.text_loss(loaded, ()) == 0

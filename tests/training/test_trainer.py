@@ -131,13 +131,14 @@ def test_a_batch_that_does_not_divide_over_the_mesh_trains_as_on_one_device(tmp_
             state = trainer.initial_state(loaded, section, jax.random.key(0))
             batch = batches.batch_at(step)
             assert len(batch.example_weights_B) == (8 if sizes else 4)
+            settings = trainer.step_settings(section, loaded, cross_entropy_on_answers)
             with parallel.on_mesh(loaded.mesh):
                 loss, gradient = trainer.loss_and_gradient(
                     state.weights,
                     parallel.put_batch(batch, loaded.mesh),
                     base=loaded.model,
                     key=jax.random.key(1),
-                    settings=trainer.step_settings(section, loaded, cross_entropy_on_answers),
+                    settings=settings.gradient,
                     mesh=loaded.mesh,
                 )
             gradients += [np.asarray(leaf) for leaf in jax.tree.leaves(gradient)] + [float(loss)]
@@ -154,7 +155,7 @@ def test_half_precision_model_is_trained_in_float32_and_returned_as_it_was(tmp_p
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), loaded.model)
     settings = trainer.step_settings(SECTION, loaded.replace_model(half), cross_entropy_on_answers)
     state = trainer.initial_state(loaded.replace_model(half), SECTION, jax.random.key(0))
-    assert settings.dtype == "bfloat16"
+    assert settings.gradient.dtype == "bfloat16"
     assert {leaf.dtype for leaf in jax.tree.leaves(state.weights)} == {jnp.dtype("float32")}
     trained = run(tmp_path, loaded=loaded.replace_model(half), num_steps=1).model
     assert {leaf.dtype for leaf in jax.tree.leaves(trained)} == {jnp.dtype("bfloat16")}

@@ -1,6 +1,7 @@
 """What the rest of the program knows of a family of models."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ class Family:
 
     def abstract(self, config: Any, dtype: Any = jnp.float32) -> Any:
         """Return the model with shapes in place of arrays; nothing is computed or allocated."""
-        model = jax.eval_shape(lambda: self.build(jax.random.key(0), config))
+        model = _shapes(self.build, config)
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), model)
 
     def strings_for(self, tokenizer: Any) -> Template:
@@ -117,3 +118,9 @@ class Family:
         for tower, (layers, neurons) in self.towers(config).items():
             parts.append(f"{tower}: {layers} × {neurons:,} = {layers * neurons:,} neurons")
         return "; ".join(parts)
+
+
+@functools.lru_cache(maxsize=64)
+def _shapes(build: Callable[[jax.Array, Any], Any], config: Any) -> Any:
+    """Return the shapes of a model; nobody changes it, so that those of one config are one."""
+    return jax.eval_shape(lambda: build(jax.random.key(0), config))
