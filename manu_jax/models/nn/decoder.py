@@ -225,7 +225,7 @@ class Decoder(nnx.Module):
         if group_BT is not None:
             same_BTT = (group_BT[:, :, None] == group_BT[:, None]) & (group_BT[:, None] >= 0)
             joint_BTT = jnp.asarray(same_BTT & attention_mask_BT[:, None, :])
-        pattern = Pattern(jnp.asarray(attention_mask_BT), is_causal=True, windows=self.config.windows)
+        kind = Pattern(jnp.asarray(attention_mask_BT), is_causal=True, windows=self.config.windows)
 
         def step(
             h_BTD: jax.Array,
@@ -243,7 +243,7 @@ class Decoder(nnx.Module):
                 bound_TT = is_near_TT if self.config.groups_in_windows else None
                 visible_BTT = visible_BTT | _both(joint_BTT, bound_TT)
             is_whole = joint_BTT is None and at_BA is None
-            own = dataclasses.replace(pattern, window=window) if is_whole else None
+            own = dataclasses.replace(kind, window=window) if is_whole else None
             if at_BA is not None:
                 rows = (_rows_at(values, at_BA) for values in (h_BTD, q_BTNH, visible_BTT))
                 h_BTD, q_BTNH, visible_BTT = rows
