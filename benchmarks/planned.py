@@ -263,6 +263,7 @@ def _random_batch(shapes: Batch, world: World) -> Batch:
 
 def _marked(batch: Batch) -> Batch:
     """Return a batch of which a quarter is to be forgotten, and the rest kept."""
+    assert isinstance(batch.example_weights_B, jax.Array)
     B = len(batch.example_weights_B)
     marks_B = np.where(np.arange(B) < max(B // 4, 1), learned.FORGET, learned.KEEP)
     marks_B = jax.device_put(marks_B.astype(np.float32), batch.example_weights_B.sharding)
