@@ -309,13 +309,13 @@ def _look_at_bucket(scheme: str, bucket: str, system: Any) -> None:
 def _errors(scheme: str) -> tuple[type[BaseException], ...]:
     """Return what the library of a scheme raises beside OSError."""
     if scheme == "s3":
-        from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.exceptions import BotoCoreError, ClientError  # pyright: ignore[reportMissingImports]
 
         return OSError, BotoCoreError, ClientError
     if scheme == "gs":
-        from aiohttp import ClientError
-        from gcsfs.retry import HttpError
-        from google.auth.exceptions import GoogleAuthError
+        from aiohttp import ClientError  # pyright: ignore[reportMissingImports]
+        from gcsfs.retry import HttpError  # pyright: ignore[reportMissingImports]
+        from google.auth.exceptions import GoogleAuthError  # pyright: ignore[reportMissingImports]
 
         return OSError, ClientError, HttpError, GoogleAuthError
     return (OSError,)
