@@ -114,6 +114,7 @@ def evaluated_run(tmp_path, monkeypatch):
             vanilla=models["vanilla"],
             models=lambda: {name: lambda one=one: one for name, one in models.items()},
             times=lambda: {},
+            turn_to=lambda kind: None,
         )
         stages.make_evaluation(run)
         mask = {"text": np.eye(2, 4, dtype=bool)}

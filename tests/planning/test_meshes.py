@@ -116,7 +116,7 @@ def test_a_plan_shows_the_meshes_and_plans_each_step_on_its_own(tiny, tmp_path):
     assert "of 6 meshes have room" in found["meshes"]["score"]["why"]
     assert "no such work" in found["meshes"]["train"]["why"]
     by_name = {step["name"]: step for step in found["steps"]}
-    assert by_name["answers, text form"]["mesh"] == [2, 1, 2]
+    assert by_name["answers, text form: tokens"]["mesh"] == [2, 1, 2]
     score = [found["meshes"]["score"][axis] for axis in ("data", "fsdp", "tensor")]
     assert by_name["paper: statistics, text form"]["mesh"] == score
     assert "Why these meshes" in (tmp_path / "plan.html").read_text()
