@@ -105,6 +105,7 @@ def folders(tmp_path_factory):
     return folder / "one", folder / "two"
 
 
+@pytest.mark.slow
 def test_batches_decisions_and_errors_are_the_same_on_all_processes(tmp_path):
     mesh = parallel.make_mesh(1, 1, 8)
     leaves = model(mesh, times=20)

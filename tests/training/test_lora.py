@@ -89,6 +89,7 @@ def test_layers_and_matrices_drop_different_inputs():
     assert len({tuple(key) for part in keys for key in np.asarray(part).tolist()}) == 4
 
 
+@pytest.mark.slow
 def test_only_targets_are_trained_and_a_killed_run_could_not_tell(tmp_path):
     section = UnlearnSection(
         name="x",

@@ -249,9 +249,8 @@ def test_a_kept_token_that_is_far_longer_than_a_layer_s_change_counts_by_its_own
     assert kept(1.5) < 0.99 * kept(1e-9)
 
 
-@pytest.mark.parametrize(
-    "of", [("text",), pytest.param(("image", "text"), marks=pytest.mark.slow)], ids="+".join
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("of", [("text",), ("image", "text")], ids="+".join)
 def test_relearning_within_the_step_is_that_of_pytorch(of):
     """F is asked at θ + δ, and its gradient there is added to that at θ."""
     given, plain = data(relearn_steps=2, of=of), data(of=of)

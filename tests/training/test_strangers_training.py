@@ -47,7 +47,8 @@ def trained(tmp_path, objective, loaded=None, **changes):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("modality", [pytest.param("image", marks=pytest.mark.slow), "text"])
+@pytest.mark.slow
+@pytest.mark.parametrize("modality", ["image", "text"])
 def test_the_target_is_the_mean_of_what_is_said_of_strangers(modality):
     loaded = tiny_llava.loaded()
     facts = [fact for fact in FORGOTTEN if forms([fact], modality)]
