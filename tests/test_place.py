@@ -135,7 +135,7 @@ model:
   vision: {image_size: 28, patch_size: 14, width: 16, num_layers: 2, num_heads: 2, num_neurons: 16}
   text: {width: 16, num_layers: 2, num_heads: 2, num_key_heads: 2, num_neurons: 32, context: 512}
 train: {steps: 2, base_steps: 1, batch_size: 8, memory_gate: 0, retrained: false}
-method: {preset: official-code, alpha: 0.2}
+method: {preset: official-code, layers: {}, alpha: 0.2}
 compare: [{preset: paper, alpha: 0.2}, {preset: gradient, rounds: 1, keep_texts: {count: 4}}]
 unlearn: [{name: NPO, objective: npo, steps: 2, learning_rate: 1e-3, lora: {rank: 2}}]
 sweep: {alphas: [0.3], max_people: 2, null_groups: 2, null_facts: 4}
