@@ -182,6 +182,12 @@ def batch_multiple(mesh: Mesh | None) -> int:
     return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+def filled(size: int, mesh: Mesh | None) -> int:
+    """Return a batch size rounded up to a multiple of the mesh's data and fsdp axes."""
+    multiple = batch_multiple(mesh)
+    return -(-size // multiple) * multiple
+
+
 def batch_rows(mesh: Mesh | None, batch_size: int) -> np.ndarray:
     """Return which rows of a global batch the devices of this process hold, in order.
 

@@ -45,7 +45,7 @@ class Feed:
         features: Callable[[Any, Images], jax.Array] | None = None,
     ):
         self._loaded, self._beside = loaded, beside
-        self.batch_size = filled(batch_size, loaded)
+        self.batch_size = parallel.filled(batch_size, loaded.mesh)
         self._rows = parallel.batch_rows(loaded.mesh, self.batch_size)
         self.batches = batches_of(
             loaded, encoded, self.batch_size, padding_side=padding_side, rows=self._rows
@@ -104,12 +104,6 @@ def run_batched(
                 progress.advance(len(indices))
             faults.stop_if_due()
             waiting = started
-
-
-def filled(batch_size: int, loaded: Loaded) -> int:
-    """Return a batch size rounded up to a multiple of the mesh's data and fsdp axes."""
-    multiple = parallel.batch_multiple(loaded.mesh)
-    return -(-batch_size // multiple) * multiple
 
 
 def batches_of(

@@ -176,8 +176,7 @@ class _Asked:
     def _programs(self, size: int) -> dict[Any, "_Program"]:
         """Return {shapes of a batch: the compiled step} for all batches, `size` candidates each."""
         loaded = self.loaded
-        multiple = parallel.batch_multiple(loaded.mesh)
-        rows_of_batch = -(-self.batch_size // multiple) * multiple
+        rows_of_batch = parallel.filled(self.batch_size, loaded.mesh)
         rows = parallel.batch_rows(loaded.mesh, rows_of_batch)
         batches = batches_of(loaded, self.encoded, rows_of_batch, rows=rows)
         gates = parallel.put_replicated(self._gates([0] * size, images=False), loaded.mesh)

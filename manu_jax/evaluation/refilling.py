@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from manu_jax import faults, parallel
-from manu_jax.evaluation.batched import Beside, Feed, filled
+from manu_jax.evaluation.batched import Beside, Feed
 from manu_jax.evaluation.decoding import (
     Answers,
     Writing,
@@ -36,13 +36,13 @@ Written = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 def refills(loaded: Loaded, num_prompts: int, how: Writing, *, batch_size: int) -> bool:
     """Return whether prompts join a batch as answers end: where some wait, and answers are long."""
-    rows = filled(batch_size, loaded)
+    rows = parallel.filled(batch_size, loaded.mesh)
     return how.new_tokens > SHORT and num_prompts > rows > joining_rows(loaded, rows)
 
 
 def joining_rows(loaded: Loaded, rows: int) -> int:
     """Return how many prompts join a batch of `rows` at once."""
-    return filled(-(-rows // SHARE), loaded)
+    return parallel.filled(-(-rows // SHARE), loaded.mesh)
 
 
 def refilled(
@@ -59,7 +59,7 @@ def refilled(
     numbers that tokens are drawn by. batch_size: rounded up to a multiple of the mesh's data and
     fsdp axes. All processes take the same steps.
     """
-    rows = filled(batch_size, loaded)
+    rows = parallel.filled(batch_size, loaded.mesh)
     feed = Feed(
         loaded,
         encoded,

@@ -242,8 +242,7 @@ def capture_step_of(
 
 def _filled(loaded: Loaded, batch_size: int) -> int:
     """Return the rows of a batch once they divide over the mesh's data and fsdp axes."""
-    multiple = parallel.batch_multiple(loaded.mesh)
-    return -(-batch_size // multiple) * multiple
+    return parallel.filled(batch_size, loaded.mesh)
 
 
 def _partial(path: Path) -> Path:

@@ -175,8 +175,7 @@ class _Stream:
         self._length = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
         self._num_answers = max(item.num_answers for item in everything)
         self._num_images = max(item.num_images for item in everything) or None
-        multiple = parallel.batch_multiple(loaded.mesh)
-        self._batch_size = -(-sum(sizes) // multiple) * multiple
+        self._batch_size = parallel.filled(sum(sizes), loaded.mesh)
 
     def batch_at(self, step: int) -> Batch:
         """Return this process's rows of the batch; its example weights are FORGET, KEEP or 0."""

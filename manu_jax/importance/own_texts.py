@@ -55,9 +55,8 @@ def sampled(loaded: Loaded, count: int, *, tokens: int, seed: int) -> list[tuple
         Sample((("".join(start), False),), (), f"opening/{n}") for n, start in enumerate(prompts)
     ]
     encoded = encode_all(loaded, samples)
-    multiple = parallel.batch_multiple(loaded.mesh)
     size = min(ROWS_AT_ONCE, count)  # on every mesh, as the draws are those of a whole batch
-    filled = -(-size // multiple) * multiple
+    filled = parallel.filled(size, loaded.mesh)
     batches = Batches(
         loaded,
         encoded,

@@ -31,8 +31,7 @@ def run_over(
     batch_size: samples a step; on a mesh rows of weight 0 fill up the batch. seed: of the order;
     None: as given. title: of the progress that is shown.
     """
-    multiple = parallel.batch_multiple(loaded.mesh)
-    rows = parallel.batch_rows(loaded.mesh, -(-batch_size // multiple) * multiple)
+    rows = parallel.batch_rows(loaded.mesh, parallel.filled(batch_size, loaded.mesh))
     batches = Batches(loaded, encode_all(loaded, samples), batch_size, seed=seed, rows=rows)
     total = start
     with parallel.on_mesh(loaded.mesh), Progress(title, len(batches)) as progress:

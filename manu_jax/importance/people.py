@@ -81,8 +81,7 @@ def collect_people(
         }
         for moment in MOMENTS
     }
-    multiple = parallel.batch_multiple(loaded.mesh)
-    batch_size = -(-batch_size // multiple) * multiple
+    batch_size = parallel.filled(batch_size, loaded.mesh)
     rows = parallel.batch_rows(loaded.mesh, batch_size)
     batches = Batches(loaded, encode_all(loaded, samples), batch_size, rows=rows)
     with parallel.on_mesh(loaded.mesh), Progress("people", len(batches)) as progress:

@@ -179,8 +179,7 @@ def work_of(
 
 def filled(size: int, place: Place) -> int:
     """Return the rows of a batch once they divide over the place's data and fsdp axes."""
-    multiple = 1 if place.mesh is None else parallel.batch_multiple(place.mesh)
-    return -(-size // multiple) * multiple
+    return parallel.filled(size, place.mesh)
 
 
 def another(tree: Any) -> Any:

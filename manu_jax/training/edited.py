@@ -101,8 +101,7 @@ def neuron_use(loaded: Loaded, facts: Sequence[Fact], *, seed: int) -> np.ndarra
 
 def _squares(loaded: Loaded, samples: Sequence[Sample]) -> np.ndarray:
     """Return Σ over samples of the mean of z² over their tokens. [L, F]."""
-    multiple = parallel.batch_multiple(loaded.mesh)
-    size = -(-BATCH_SIZE // multiple) * multiple
+    size = parallel.filled(BATCH_SIZE, loaded.mesh)
     rows = parallel.batch_rows(loaded.mesh, size)
     batches = Batches(loaded, encode_all(loaded, samples), size, max_buckets=1, rows=rows)
     total_LF: Any = 0.0

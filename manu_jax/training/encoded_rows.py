@@ -125,8 +125,7 @@ class EncodedRows:
         return (np.arange(length) >= start).astype(np.float32)
 
     def _filled(self, size: int) -> int:
-        multiple = parallel.batch_multiple(self.loaded.mesh)
-        return -(-size // multiple) * multiple
+        return parallel.filled(size, self.loaded.mesh)
 
 
 def without_weight(batch: Batch) -> Batch:
@@ -151,8 +150,7 @@ def _all_features(loaded: Loaded, encoded: Sequence[Encoded]) -> dict[int, np.nd
     by_size: dict[int, list[VisionInput]] = {}
     for one in unique.values():
         by_size.setdefault(one.padded_patches, []).append(one)
-    multiple = parallel.batch_multiple(loaded.mesh)
-    at_once = -(-AT_ONCE // multiple) * multiple
+    at_once = parallel.filled(AT_ONCE, loaded.mesh)
     found: dict[int, np.ndarray] = {}
     for group in by_size.values():
         for start in range(0, len(group), at_once):

@@ -36,8 +36,7 @@ class ImageFeatures:
         *,
         compute: Callable[[Any, Images], jax.Array] | None = None,
     ):
-        multiple = parallel.batch_multiple(loaded.mesh)
-        self._at_once = -(-AT_ONCE // multiple) * multiple
+        self._at_once = parallel.filled(AT_ONCE, loaded.mesh)
         self._loaded, self._encoded, self._batches = loaded, encoded, batches
         self._features = compute or _features
         self._stored: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()

@@ -52,8 +52,7 @@ class Repeated:
         seed: int,
     ):
         self._said, self._mesh = said, loaded.mesh
-        multiple = parallel.batch_multiple(loaded.mesh)
-        self._filled = -(-batch_size // multiple) * multiple
+        self._filled = parallel.filled(batch_size, loaded.mesh)
         self._batches = _batches(loaded, texts, batch_size, seed=seed)
 
     def at(self, step: int) -> tuple[Batch, StrangerTarget]:
@@ -72,8 +71,7 @@ def _batches(
     loaded: Loaded, texts: Sequence[Sample], batch_size: int, *, seed: int | None = None
 ) -> Batches:
     """Return texts in batches of one shape; rows of weight 0 fill up what the mesh divides."""
-    multiple = parallel.batch_multiple(loaded.mesh)
-    filled = -(-batch_size // multiple) * multiple
+    filled = parallel.filled(batch_size, loaded.mesh)
     return Batches(
         loaded,
         encode_all(loaded, texts),

@@ -85,8 +85,7 @@ def stranger_target(
     )
     S = len(strangers)
     per_call = max(ROWS_AT_ONCE // S, 1)
-    multiple = parallel.batch_multiple(loaded.mesh)
-    num_rows = -(-per_call * S // multiple) * multiple
+    num_rows = parallel.filled(per_call * S, loaded.mesh)
     shape = BatchShape(
         length=-(-max(item.num_tokens for item in encoded) // 8) * 8,
         batch_size=num_rows,

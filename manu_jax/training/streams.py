@@ -143,8 +143,7 @@ class Streams:
         batch = self.forget.batch_at(number)
         assert batch.answer_index_BA is not None
         indices = self.forget.indices_at(number)
-        multiple = parallel.batch_multiple(self.mesh)
-        filled = -(-self.forget.batch_size // multiple) * multiple
+        filled = parallel.filled(self.forget.batch_size, self.mesh)
         rows = np.zeros(filled, np.int64)
         rows[: len(indices)] = self.target_rows[indices]
         mine = rows[parallel.batch_rows(self.mesh, filled)]

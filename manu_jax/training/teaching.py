@@ -224,8 +224,7 @@ def _answers_of(
 
 
 def _batches(loaded: Loaded, samples: Sequence[Sample]) -> Batches:
-    multiple = parallel.batch_multiple(loaded.mesh)
-    size = -(-ROWS_AT_ONCE // multiple) * multiple
+    size = parallel.filled(ROWS_AT_ONCE, loaded.mesh)
     return Batches(
         loaded,
         encode_all(loaded, samples),

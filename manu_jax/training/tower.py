@@ -126,8 +126,7 @@ class _Shown:
         if not captioned:
             raise ManuError("train.tower: no fact has an image, so there is nothing to train on.")
         self._loaded, self._seed = loaded, seed
-        multiple = parallel.batch_multiple(loaded.mesh)
-        self._size = -(-section.batch_size // multiple) * multiple
+        self._size = parallel.filled(section.batch_size, loaded.mesh)
         self._rows = parallel.batch_rows(loaded.mesh, self._size)
         inputs = [_vision_inputs(loaded, image, section.views, seed) for image, _ in captioned]
         self._inputs = [one for several in inputs for one in several]

@@ -135,8 +135,7 @@ def batches_of(
             dataclasses.replace(one, segments=tuple((text, True) for text, _ in one.segments))
             for one in samples
         ]
-    multiple = parallel.batch_multiple(loaded.mesh)
-    filled = -(-section.batch_size // multiple) * multiple
+    filled = parallel.filled(section.batch_size, loaded.mesh)
     return Batches(
         loaded,
         encode_all(loaded, samples),
