@@ -251,9 +251,7 @@ def _tensors_in_store(file: Any) -> Iterator[Tensor]:
     size = int.from_bytes(stores.read_range(file, 0, 8), "little")
     if not 0 < size <= whole - 8:
         raise ValueError("its header is cut short")
-    header = json.loads(stores.read_range(file, 8, 8 + size))
-    header.pop("__metadata__", None)
-    for name, entry in header.items():
+    for name, entry in _entries(stores.read_range(file, 8, 8 + size)).items():
         begin, end = entry["data_offsets"]
         tensor = Tensor(file, name, tuple(entry["shape"]), entry["dtype"], 8 + size + begin)
         if 8 + size + end > whole or (tensor.dtype in DTYPES and tensor.nbytes != end - begin):
@@ -265,12 +263,13 @@ def _begins(file: Path) -> dict[str, int]:
     """Return {name: first byte} of the tensors in a safetensors file: after its header."""
     with open(file, "rb") as opened:
         size = int.from_bytes(opened.read(8), "little")
-        header = json.loads(opened.read(size))
-    return {
-        name: 8 + size + entry["data_offsets"][0]
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
+        entries = _entries(opened.read(size))
+    return {name: 8 + size + entry["data_offsets"][0] for name, entry in entries.items()}
+
+
+def _entries(header: bytes) -> dict[str, Any]:
+    """Return what the header of a safetensors file says of each tensor."""
+    return {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
 
 
 def _equal_values(one: Tensor, two: Tensor, reader: Reader) -> bool:
