@@ -25,11 +25,17 @@ def score_by_statistics(job: ScoringJob[StatisticsMethod]) -> Neurons:
     removed: Neurons = {}
     removed_in: dict[str, np.ndarray] = {}  # round, from 0; method.rounds where never
     at_removal: dict[str, np.ndarray] = {}  # score in that round; the last score where never
+    # The first round has gates too, all open, so that all rounds run the same programs.
+    scored = method.scored_towers(job.loaded.towers, job.modalities)
+    gates: Neurons = {
+        tower: np.ones(shape, np.float32)
+        for tower, shape in job.loaded.towers.items()
+        if tower in scored
+    }
     for number in range(method.rounds):
-        gates = {tower: 1 - mask_LF.astype(np.float32) for tower, mask_LF in removed.items()}
         folder = None if job.directory is None else job.directory / f"round_{number:02d}"
         round_job = dataclasses.replace(job, seed=job.seed + number, directory=folder)
-        scores = score_round(round_job, gates or None)
+        scores = score_round(round_job, gates)
         if not removed:
             removed = {tower: np.zeros(np.shape(scores[tower]), bool) for tower in scores}
             removed_in = {tower: np.full(np.shape(scores[tower]), number) for tower in scores}
@@ -40,6 +46,7 @@ def score_by_statistics(job: ScoringJob[StatisticsMethod]) -> Neurons:
             scores[tower] = np.where(was_removed_LF, np.inf, scores[tower])
         share = method.scored_alpha * (number + 1) / method.rounds
         removed = select(scores, share, method.scope, layers=method.layers)
+        gates = {tower: 1 - mask_LF.astype(np.float32) for tower, mask_LF in removed.items()}
     for tower, was_removed_LF in removed.items():
         removed_in[tower] += ~was_removed_LF
     return _ranks(removed_in, at_removal)

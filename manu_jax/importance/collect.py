@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ from manu_jax.importance.statistics import (
 from manu_jax.models.loaded import Loaded
 from manu_jax.models.nn.layers import Remat
 from manu_jax.progress import Progress
-from manu_jax.types import Batch, Capture, ManuError, Modality, Neurons, Sample, Signal
+from manu_jax.types import Array, Batch, Capture, ManuError, Modality, Neurons, Sample, Signal
 
 logger = logging.getLogger(__name__)
 
@@ -45,16 +46,16 @@ logger = logging.getLogger(__name__)
 class CaptureStep:
     """What a scoring step computes. Static: one compiled step for each.
 
-    capture: of the activation signal; None is the gradient signal of `objective`. fade: the
-    attributions of a sample are multiplied by the logistic function of its objective + fade.
-    remat: what a backward pass computes again.
+    capture: of the activation signal; None is the gradient signal of `objective`. fades: the
+    attributions of a sample are multiplied by the logistic function of its objective + a fade,
+    which is an argument of the step. remat: what a backward pass computes again.
     """
 
     towers: tuple[tuple[str, tuple[int, int]], ...]
     capture: Capture | None
     objective: str
     threshold: float
-    fade: float | None
+    fades: bool
     remat: Remat
 
     @property
@@ -99,7 +100,8 @@ def collect(
     """Return the statistics of `samples`, all of one modality, as `method` measures them; NumPy.
 
     gates: factors [L, F] of neurons in the forward pass (1 − mask of those removed already).
-    fade: gradient signal only; samples whose objective is below −fade fade out. batch_size: rounded
+    fade: gradient signal only; samples whose objective is below −fade fade out; None: none do. Of
+    a method with a fade, both run the same program. batch_size: rounded
     up to a multiple of the mesh's data and fsdp axes, except for statistics by position, which
     depend on it: there rows of weight 0 fill up the mesh. path: the file of the statistics. If it
     exists and was made from the same model, samples and settings, it is read; otherwise a partial
@@ -111,6 +113,8 @@ def collect(
             f"scoring, {modality} form: no samples. Give at least one fact that has this form."
         )
     capture_step = capture_step_of(loaded, method, modality, fade=fade)
+    if not capture_step.fades:
+        fade = None
     if not capture_step.is_of_batches:
         batch_size = _filled(loaded, batch_size)
     made_from = {}
@@ -123,7 +127,7 @@ def collect(
             "modality": modality,
             "batch_size": batch_size,
             "gates": _gates_hash(gates),
-            "capture_step": _plain(capture_step),
+            "capture_step": _plain(capture_step, fade),
         }
         if parallel.exists(path):
             return _read(path, made_from, capture_step)
@@ -140,7 +144,14 @@ def collect(
             batch = parallel.put_batch(batches.batch_at(index), loaded.mesh)
             if total is None:
                 total = zero(loaded, batch, capture_step)
-            total = add_batch(total, loaded.model, batch, gates=gates, capture_step=capture_step)
+            total = add_batch(
+                total,
+                loaded.model,
+                batch,
+                gates=gates,
+                capture_step=capture_step,
+                fade=fade_of(capture_step, fade),
+            )
             progress.advance()
             is_due = faults.stop_is_due()
             if path is not None and (is_due or (index + 1) % save_every == 0):
@@ -164,20 +175,26 @@ def add_batch(
     *,
     gates: Neurons | None,
     capture_step: CaptureStep,
+    fade: Array | None = None,
 ) -> AnyStatistics:
-    """Return the statistics with one batch; runs whole on the device."""
-    z_by_tower = values_of(model, batch, gates=gates, capture_step=capture_step)
+    """Return the statistics with one batch; runs whole on the device. fade: of `fade_of`."""
+    z_by_tower = values_of(model, batch, gates=gates, fade=fade, capture_step=capture_step)
     if isinstance(total, PositionStatistics):
         return total.add(z_by_tower)
     return total.add(z_by_tower, batch.example_weights_B)
 
 
 def values_of(
-    model: Any, batch: Batch, *, gates: Neurons | None, capture_step: CaptureStep
+    model: Any,
+    batch: Batch,
+    *,
+    gates: Neurons | None,
+    capture_step: CaptureStep,
+    fade: Array | None = None,
 ) -> dict[str, Any]:
     """Return what statistics are made of, of each sample of a batch: {tower: [L, B, F]}.
 
-    By position, of the whole batch: {"tower.matrix": [L or 1, 4, rows]}. Pure.
+    By position, of the whole batch: {"tower.matrix": [L or 1, 4, rows]}. fade: of `fade_of`. Pure.
     """
     if capture_step.capture is not None:
         return model(batch, gates=gates, capture=capture_step.capture).activations
@@ -189,10 +206,20 @@ def values_of(
         gates=gates,
         remat=capture_step.remat,
     )
-    if capture_step.fade is None:
+    if fade is None:
         return z_by_tower
-    weights_1B1 = jax.nn.sigmoid(values_B + capture_step.fade)[None, :, None]
+    weights_1B1 = jax.nn.sigmoid(values_B + fade)[None, :, None]
     return {tower: z_LBF * weights_1B1 for tower, z_LBF in z_by_tower.items()}
+
+
+def fade_of(capture_step: CaptureStep, fade: float | None) -> np.ndarray | None:
+    """Return the argument `fade` of a step: ∞, whose logistic function is 1, where none is given.
+
+    None where the step has none.
+    """
+    if not capture_step.fades:
+        return None
+    return np.asarray(math.inf if fade is None else fade, np.float32)
 
 
 def zero(loaded: Loaded, batch: Batch, capture_step: CaptureStep) -> AnyStatistics:
@@ -219,7 +246,10 @@ def _zero_samples(capture_step: CaptureStep) -> Statistics:
 def capture_step_of(
     loaded: Loaded, method: StatisticsMethod, modality: Modality, *, fade: float | None = None
 ) -> CaptureStep:
-    """Return what a scoring step of `method` computes on facts in one form."""
+    """Return what a scoring step of `method` computes on facts in one form.
+
+    fade: a fade beside the method's own.
+    """
     scored = method.scored_towers(loaded.towers, (modality,))
     missing = [tower for tower in scored if tower not in loaded.towers]
     if missing:
@@ -235,7 +265,7 @@ def capture_step_of(
         None if is_gradient else capture,
         method.objective if is_gradient else "",
         method.threshold,
-        fade if is_gradient else None,
+        is_gradient and (fade is not None or method.fade is not None),
         method.remat if is_gradient else "none",
     )
 
@@ -275,9 +305,11 @@ def _read(path: Path, made_from: Mapping[str, Any], capture_step: CaptureStep) -
     return total
 
 
-def _plain(capture_step: CaptureStep) -> Any:
-    """Return what was captured as it reads back from JSON."""
-    return json.loads(json.dumps(dataclasses.asdict(capture_step)))
+def _plain(capture_step: CaptureStep, fade: float | None) -> Any:
+    """Return what was captured, and the fade, as they read back from JSON."""
+    values = dataclasses.asdict(capture_step)
+    del values["fades"]
+    return json.loads(json.dumps({**values, "fade": fade}))
 
 
 def _gates_hash(gates: Neurons | None) -> str | None:

@@ -11,7 +11,7 @@ import numpy as np
 from manu_jax import parallel
 from manu_jax.config import StatisticsMethod
 from manu_jax.data.batches import Batches, encode_all
-from manu_jax.importance.collect import CaptureStep, capture_step_of, values_of
+from manu_jax.importance.collect import CaptureStep, capture_step_of, fade_of, values_of
 from manu_jax.importance.statistics import MOMENTS, Statistics, Sum, check_statistics
 from manu_jax.models.loaded import Loaded
 from manu_jax.progress import Progress
@@ -87,7 +87,14 @@ def collect_people(
     with parallel.on_mesh(loaded.mesh), Progress("people", len(batches)) as progress:
         for step in range(len(batches)):
             batch = parallel.put_batch(batches.batch_at(step), loaded.mesh)
-            values = parallel.gather(_values(loaded.model, batch, capture_step=capture_step))
+            values = parallel.gather(
+                _values(
+                    loaded.model,
+                    batch,
+                    fade_of(capture_step, fade),
+                    capture_step=capture_step,
+                )
+            )
             indices = batches.indices_at(step)
             for tower, _ in capture_step.towers:
                 z_BLF = values[tower].swapaxes(0, 1)[: len(indices)]
@@ -118,8 +125,10 @@ def without(total: Statistics, part: Statistics) -> Statistics:
 
 
 @functools.partial(jax.jit, static_argnames="capture_step")
-def _values(model: Any, batch: Batch, *, capture_step: CaptureStep) -> dict[str, Any]:
-    return values_of(model, batch, gates=None, capture_step=capture_step)
+def _values(
+    model: Any, batch: Batch, fade: np.ndarray | None, *, capture_step: CaptureStep
+) -> dict[str, Any]:
+    return values_of(model, batch, gates=None, fade=fade, capture_step=capture_step)
 
 
 def _sum(total: np.ndarray | np.float64) -> Sum:

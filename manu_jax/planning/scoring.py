@@ -86,11 +86,11 @@ def _statistics(
     size: int | None,
     remat: Remat | None,
 ) -> Step:
-    """Return the step of `collect` on facts in one form; the fade of the facts to forget is in."""
+    """Return the step of `collect` on facts in one form, of those to forget and those to keep."""
     if remat is not None:
         method = method.model_copy(update={"remat": remat})
     loaded, place = world.loaded, world.place
-    capture_step = collect.capture_step_of(loaded, method, modality, fade=method.fade)
+    capture_step = collect.capture_step_of(loaded, method, modality)
     given = size or method.batch_size or world.config.score_batch
     size = given if capture_step.is_of_batches else filled(given, place)
     forget, keep = world.data.forget.get(modality, ()), _kept(method, modality, world)
@@ -105,11 +105,12 @@ def _statistics(
     gates = None
     if method.rounds > 1:
         gates = place.whole(by_sizes(dict(capture_step.towers)))
+    fade = collect.fade_of(capture_step, method.fade)
     calls = method.rounds * sum(one.batches * _tokens(one) / _tokens(largest) for one in works)
     return Step(
         collect.add_batch,
         (total, loaded.model, batch),
-        {"gates": gates, "capture_step": capture_step},
+        {"gates": gates, "fade": fade, "capture_step": capture_step},
         calls,
         rows=filled(size, place),
         real_rows=given,

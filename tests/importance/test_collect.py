@@ -202,6 +202,20 @@ def test_facts_that_are_forgotten_fade_by_the_logistic_of_their_log_odds():
     np.testing.assert_allclose(faded, plain / (1 + np.exp(-log_odds - 2)), rtol=1e-4, atol=1e-9)
 
 
+def test_where_none_fades_the_statistics_are_those_without_a_fade_from_the_program_with_one():
+    loaded, samples = tiny.loaded(), tiny.samples("text")
+    settings = dict(modality="text", batch_size=4)
+    assert GRADIENT.fade is not None
+    collect(loaded, samples, GRADIENT, fade=GRADIENT.fade, **settings)
+    count = collect_module.add_batch._cache_size()
+    kept = collect(loaded, samples, GRADIENT, **settings)
+    assert collect_module.add_batch._cache_size() == count
+    without = GRADIENT.model_copy(update={"fade": None})
+    same = collect(loaded, samples, without, **settings)
+    assert collect_module.add_batch._cache_size() == count + 1
+    jax.tree.map(np.testing.assert_array_equal, kept, same)
+
+
 def test_position_statistics_have_the_rows_of_each_matrix():
     loaded = tiny.loaded()
     preset = named_method("official-code")

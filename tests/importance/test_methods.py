@@ -4,6 +4,7 @@ import tiny_llava as tiny
 
 from manu_jax.config import named_method
 from manu_jax.importance import by_statistics
+from manu_jax.importance.collect import add_batch
 from manu_jax.importance.job import ScoringJob
 from manu_jax.importance.methods import METHODS, load_scores, save_scores, scores_for
 from manu_jax.models.nn.answers import answer_log_odds
@@ -68,6 +69,21 @@ def test_rounds_remove_part_by_part_and_score_again():
     order = np.argsort(-np.concatenate([rest["text"].ravel(), rest["vision"].ravel()]))
     new = np.concatenate([(whole[t] & ~first[t]).ravel() for t in ("text", "vision")])
     assert set(np.flatnonzero(new)) == set(order[:number])
+
+
+def test_all_rounds_and_both_sets_run_the_same_programs(monkeypatch):
+    method = named_method("gradient", rounds=2, alpha=0.2)
+    counts, real = [], by_statistics.score_round
+
+    def counted(*arguments):
+        scores = real(*arguments)
+        counts.append(add_batch._cache_size())
+        return scores
+
+    monkeypatch.setattr(by_statistics, "score_round", counted)
+    add_batch.clear_cache()
+    scores_of(method)
+    assert counts == [2, 2]  # one for each form
 
 
 def test_kept_facts_are_drawn_by_the_number_of_forget_facts(monkeypatch):
