@@ -10,6 +10,7 @@ import pytest
 import tiny_llava
 
 from manu_jax import parallel
+from manu_jax.evaluation import generate, likelihood
 from manu_jax.evaluation.audit import attacker as attacking
 from manu_jax.evaluation.audit import relearning, tuning
 from manu_jax.evaluation.audit.attacker import Attacker, Curve, Lesson, attack_step
@@ -378,6 +379,14 @@ def test_benign_tuning_trains_no_fact_to_forget_and_asks_only_about_those(tmp_pa
         (step, modality) for step in (0, 1, 4) for modality in MODALITIES
     }
     assert {row.n for row in rows} == {world.NUM_FORGET * len(world.QUESTIONS)}
+
+
+def test_trained_copy_is_asked_by_the_programs_that_asked_the_model(tmp_path):
+    model = attacked(tmp_path, steps=1)
+    model.answered(model.loaded, model.questions)
+    count = generate._answers._cache_size(), likelihood._likelihoods._cache_size()
+    list(tuning.measure(model))
+    assert (generate._answers._cache_size(), likelihood._likelihoods._cache_size()) == count
 
 
 def test_benign_tuning_of_one_step_is_asked_about_once(tmp_path):

@@ -299,8 +299,8 @@ def first_state(
         if path_name(path).startswith(TRAINED)
     }
     state = weights, OPTIMIZER.init(weights)
-    if mesh is None:
-        return jax.device_put(state, jax.local_devices()[0])
+    if mesh is None:  # not bound to a device, as no loaded weights are: the answers' programs serve
+        return state
     return jax.device_put(state, parallel.tree_shardings(state, mesh))
 
 
