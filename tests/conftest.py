@@ -42,6 +42,7 @@ def pytest_configure(config):
 
     jax.config.update("jax_default_matmul_precision", "highest")
     jax.config.update("jax_numpy_rank_promotion", "raise")
+    gc.disable()  # until all is imported: next to nothing of that is garbage
 
 
 def pytest_collection_modifyitems(items):
@@ -50,9 +51,15 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish(session):
     """Spare the collector what stays for good: it takes a tenth of the suite's time otherwise."""
-    gc.collect()
     gc.freeze()
     gc.set_threshold(200_000, 20, 20)
+    gc.enable()
+
+
+def pytest_sessionfinish(session):
+    """Look for leaks once; pytest would do it five times after this, and Python at its exit."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

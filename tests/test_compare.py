@@ -55,6 +55,14 @@ class Halve(MethodSettings):
     power: float = 1.0
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs_stay():
+    """No comparison here compiles anything: what other tests have compiled is not forgotten."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare_module.jax, "clear_caches", lambda: None)
+        yield
+
+
 def write(folder, **changes):
     path = folder / "compare.yaml"
     path.write_text(yaml.safe_dump(TINY | changes))

@@ -74,7 +74,7 @@ def check_equal(found, wanted):
     ("name", "form"),
     [
         ("a.mask", "hugging-face"),
-        ("appended", "hugging-face"),
+        pytest.param("appended", "hugging-face", marks=pytest.mark.slow),
         ("appended", "orbax"),
         *(
             pytest.param(name, form, marks=pytest.mark.slow)

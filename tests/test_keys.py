@@ -555,14 +555,15 @@ def test_killed_between_any_two_writes_nothing_is_lost_or_mixed(
     """Killed at each move in turn, then the same, the earlier or a third config."""
     first, second, third = settings()
     monkeypatch.setattr(os, "fsync", lambda _: None)
+    done_once = tmp_path / "done"
+    done_once.mkdir()
+    for one in (first, second, first):
+        keys.settle(done_once, one)
+        fill_missing(done_once, one)
+    count = len(places(done_once))
     real, number = os.replace, 0
     while True:
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        for one in (first, second, first):
-            keys.settle(folder, one)
-            fill_missing(folder, one)
-        count = len(places(folder))
+        folder = shutil.copytree(done_once, tmp_path / str(number))
         done = []
 
         def replace(source, target, done=done, last=number):

@@ -33,8 +33,17 @@ def config_of(mesh, **values):
     return validate_config({"model": {"path": "a/folder"}, "mesh": mesh, **values}, "test")
 
 
-@pytest.mark.parametrize("to", [(8, 1, 1), (2, 2, 2), (1, 1, 8)])
-@pytest.mark.parametrize("start", [(1, 8, 1), (1, 2, 4), (4, 2, 1)])
+STARTS, ENDS = ((1, 8, 1), (1, 2, 4), (4, 2, 1)), ((8, 1, 1), (2, 2, 2), (1, 1, 8))
+
+
+@pytest.mark.parametrize(
+    ("start", "to"),  # each once; the others of the product in the slow suite
+    [
+        pytest.param(start, to, marks=[] if number == other else [pytest.mark.slow])
+        for number, start in enumerate(STARTS)
+        for other, to in enumerate(ENDS)
+    ],
+)
 def test_leaves_of_every_form_move_bit_for_bit(start, to):
     moving, mesh = model(parallel.make_mesh(*start), kind="both"), parallel.make_mesh(*to)
     parallel.move(moving, mesh)

@@ -60,9 +60,9 @@ def loaded():
 
     def draw(path, leaf):
         if "norm_" in path_name(path) and "bias" not in path_name(path):
-            return jnp.ones(leaf.shape)
+            return jnp.asarray(np.ones(leaf.shape, np.float32))
         # Large enough that activations, and differences between models, count.
-        return jnp.asarray(random.normal(size=leaf.shape) * 0.3, jnp.float32)
+        return jnp.asarray((random.normal(size=leaf.shape) * 0.3).astype(np.float32))
 
     model = jax.tree_util.tree_map_with_path(draw, FAMILIES["llava"].abstract(config))
     processor = llava.tiny_processor(SIZES, tokenizer)
@@ -113,8 +113,10 @@ def logits(model, batch, gates=None):
 
 
 def on_mesh(mesh):
-    """The same model with its weights laid out on a mesh."""
-    model = jax.device_put(loaded().model, tree_shardings(loaded().model, mesh))
+    """The same model with its weights laid out on a mesh, from the host: JAX compiles a program for
+    each array that it splits on a device."""
+    model = jax.tree.map(np.asarray, loaded().model)
+    model = jax.device_put(model, tree_shardings(loaded().model, mesh))
     return dataclasses.replace(loaded(), model=model, mesh=mesh)
 
 

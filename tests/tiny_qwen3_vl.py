@@ -38,9 +38,9 @@ def loaded():
     random = np.random.default_rng(0)
 
     def draw(path, leaf):
-        noise = jnp.asarray(random.normal(size=leaf.shape) * 0.3, jnp.float32)
+        noise = (random.normal(size=leaf.shape) * 0.3).astype(np.float32)
         is_scale = "norm_" in path_name(path) and "bias" not in path_name(path)
-        return 1 + noise if is_scale else noise
+        return jnp.asarray(1 + noise if is_scale else noise)
 
     model = jax.tree_util.tree_map_with_path(draw, family.abstract(config))
     return Loaded(model, processor, family, config, hf_config)

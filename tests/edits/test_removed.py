@@ -28,8 +28,13 @@ def check_same(found, original):
         assert value.dtype == before[path].dtype and value.tobytes() == before[path].tobytes(), path
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", KINDS)
+# In bfloat16 more is lost when weights are written: float32 is in the slow suite, but for the mask.
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("mask", "float32")]
+    + [(name, "bfloat16") for name in KINDS]
+    + [pytest.param(n, "float32", marks=pytest.mark.slow) for n in KINDS if n != "mask"],
+)
 def test_the_original_comes_back_bit_for_bit(name, dtype, tmp_path):
     original = loaded_as(dtype)
     edited = KINDS[name]().apply(original)

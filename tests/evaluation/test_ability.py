@@ -14,7 +14,7 @@ from manu_jax.data.texts import text_samples
 from manu_jax.evaluation.analyses import ability
 from manu_jax.evaluation.analyses.ability import ANALYSIS, MEANS, Ability
 from manu_jax.evaluation.distance import answer_kl
-from manu_jax.types import VANILLA, question_sample
+from manu_jax.types import VANILLA, BatchShape, question_sample
 
 PASSAGES = ("Where does this person live? In Oslo.", "What about the winding answer")
 COMPLETIONS = (("this person is a", "baker"), ("What about", "chess"), ("It is", "Rome"))
@@ -25,9 +25,12 @@ def damaged():
     """The tiny model with other weights in its last layer."""
     loaded = tiny_llava.loaded()
     random = np.random.default_rng(1)
-    model = jax.tree.map(
-        lambda leaf: leaf + 0.1 * random.normal(size=leaf.shape).astype(np.float32), loaded.model
-    )
+
+    def damage(leaf):
+        noise = 0.1 * random.normal(size=leaf.shape).astype(np.float32)
+        return jax.device_put(np.asarray(leaf) + noise)
+
+    model = jax.tree.map(damage, loaded.model)
     return loaded.replace_model(model)
 
 
@@ -63,16 +66,21 @@ def test_numbers_are_those_of_single_samples(rows):
     found, name = by_place(rows), rows[-1].model
     loaded, other = tiny_llava.loaded(), damaged()
     losses, right = [], []
+
+    def logits_of(coded):
+        batch = other.collate([coded], BatchShape(length=tiny_llava.SIZES.text.context))
+        return np.asarray(tiny_llava.logits(other.model, batch))[0]
+
     for sample in text_samples(PASSAGES, group="p"):
         coded = other.encode(sample)
-        logits_TV = np.asarray(other.model(other.collate([coded]), remat="none").logits_BTV)[0]
+        logits_TV = logits_of(coded)
         wide = logits_TV.astype(np.float64)
         log_p_TV = wide - np.log(np.exp(wide).sum(-1, keepdims=True))
         places = np.flatnonzero(coded.loss_weights_T)
         losses += [-log_p_TV[t - 1, coded.token_ids_T[t]] for t in places]
     for beginning, word in COMPLETIONS:
         coded = other.encode(question_sample(beginning, f" {word}"))
-        logits_TV = np.asarray(other.model(other.collate([coded]), remat="none").logits_BTV)[0]
+        logits_TV = logits_of(coded)
         places = np.flatnonzero(coded.loss_weights_T)
         right.append(all(logits_TV[t - 1].argmax() == coded.token_ids_T[t] for t in places))
     english = found[name, "english"]

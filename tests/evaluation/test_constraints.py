@@ -6,13 +6,12 @@ import json
 import re
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import tiny_llava
 from transformers import GenerationConfig, LlavaForConditionalGeneration
 
-from manu_jax.evaluation import decoding
+from manu_jax.evaluation import decoding, generate
 from manu_jax.evaluation.generate import greedy_tokens
 from manu_jax.models.hf.generation import REFUSED, GenerationRules, read_rules
 from manu_jax.models.loaded import load, save_pretrained
@@ -100,7 +99,12 @@ NAMES = (
 WITH_IMAGES = ("repetition_penalty", "all")  # whose tokens count as well
 
 
-@pytest.mark.parametrize("name", NAMES)
+AGAIN = ("penalty-below-one", "no_repeat_ngram_size-1")  # settings with another value
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in AGAIN else []) for n in NAMES]
+)
 def test_each_setting_changes_tokens_as_in_transformers(name, torch_model):
     given = dict(settings()[name])
     end = given.pop("eos", None)
@@ -139,7 +143,7 @@ def test_without_settings_no_rule_is_in_the_program(monkeypatch):
         return rule(*arguments, **named)
 
     monkeypatch.setattr(decoding, "constrained", counted)
-    jax.clear_caches()
+    generate._answers.clear_cache()
     ours(sampled, asked(), ends=(7,))
     assert not calls
     ours({"min_new_tokens": 1}, asked(), ends=(7,))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import planted_neurons as planted
@@ -150,9 +151,9 @@ def found():
 def test_the_mean_over_tokens_is_what_a_mean_captures(found):
     """And so on every tower, in both forms; the text form runs no image tower."""
     encoded = fed()
+    activations = jax.jit(lambda model, batch: model(batch, capture=Capture()).activations)
     for start in (0, 6):
-        batch = tiny.loaded().collate(encoded[start : start + 6])
-        whole = tiny.loaded().model(batch, capture=Capture()).activations
+        whole = activations(tiny.loaded().model, tiny.loaded().collate(encoded[start : start + 6]))
         for index, own in enumerate(found[start : start + 6]):
             assert ("vision" in own) == (start == 0)
             for slot, place in ((0, PLACES[0]), (1, PLACES[1]), (0, PLACES[2]), (1, PLACES[3])):

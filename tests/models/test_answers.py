@@ -108,7 +108,8 @@ def test_log_odds_stay_exact_where_the_answer_is_all_but_certain(lead):
     np.testing.assert_allclose(gradient[0, 0, 4], 1, rtol=1e-6)
 
 
-@pytest.mark.parametrize("modality", ["image", "text"])
+# The image form asks in words as well.
+@pytest.mark.parametrize("modality", ["image", pytest.param("text", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_logits_at_answers_are_those_of_the_whole_pass(modality, side):
     loaded = tiny_llava.loaded()

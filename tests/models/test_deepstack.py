@@ -60,7 +60,9 @@ def test_the_tiny_model_has_features_for_two_of_three_layers(batch):
     assert not added_LBTD[:, ~is_image_BT].any() and np.asarray(added_LBTD)[:, is_image_BT].all()
 
 
-@pytest.mark.parametrize("case", ["three-layers", "one-key-head-tied"])
+@pytest.mark.parametrize(
+    "case", ["three-layers", pytest.param("one-key-head-tied", marks=pytest.mark.slow)]
+)
 def test_the_stream_between_layers_is_that_of_transformers(tmp_path, case):
     reference, loaded = cases.write_case(case, tmp_path), loading.load(tmp_path)
     images = cases.image_lists()

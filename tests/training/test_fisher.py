@@ -50,7 +50,8 @@ def torch_squares(peer, sample):
     return loss.item(), [np.square(g, dtype=np.float64).T for g in grads]
 
 
-@pytest.mark.parametrize("modality", ["image", "text"])
+# The image form asks in words as well.
+@pytest.mark.parametrize("modality", ["image", pytest.param("text", marks=pytest.mark.slow)])
 def test_fisher_of_examples_is_that_of_pytorch(tmp_path, peer, modality):
     loaded = tiny_llava.loaded()
     samples = forms(FORGOTTEN, modality, loaded.template)

@@ -46,7 +46,8 @@ def test_an_image_s_tokens_are_nearest_to_the_words_of_its_caption(found):
         found, tower.captions(people()), TowerSection(batch_size=8, views=0), seed=1
     )
     batch = shown.batch_at(0)
-    features_BIPE, _ = found.model.encode_images(batch.images, Forward(remat="none"))
+    encode = jax.jit(lambda model, images: model.encode_images(images, Forward(remat="none"))[0])
+    features_BIPE = encode(found.model, batch.images)
     scores_BPV = np.einsum("BPE,VE->BPV", features_BIPE[:, 0], batch.candidates_VE)
     assert (scores_BPV.argmax(-1) == batch.words_BP).mean() > 0.9
     loss = float(tower.caption_loss(found.model, batch, "none"))
