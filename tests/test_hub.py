@@ -157,12 +157,14 @@ def test_a_name_has_a_revision_and_a_folder_here_wins(tmp_path, monkeypatch):
     assert hub_names.repository("org/name@v1", "model") is not None
 
 
+@pytest.mark.slow
 def test_only_the_files_that_are_asked_for_are_fetched(online):
     folder, files = online["small"]["value"]
     assert files == ["config.json", "tokenizer.json", "tokenizer_config.json"]
     assert "models--org--tiny/snapshots" in folder
 
 
+@pytest.mark.slow
 def test_a_model_loads_by_its_name_without_its_pickles(online, hub, model_folder):
     assert online["whole"]["value"] == weights_hash(load(model_folder).model)
     fetched = hub.fetched("org/tiny")
@@ -170,6 +172,7 @@ def test_a_model_loads_by_its_name_without_its_pickles(online, hub, model_folder
     assert len(fetched) == len({*fetched}) + 1  # config.json, of two commits
 
 
+@pytest.mark.slow
 def test_a_fingerprint_is_the_commit(online, hub):
     repo = hub.repos["model", "org/tiny"]
     assert online["its commit"]["value"] == f"commit {repo.main}"
@@ -178,6 +181,7 @@ def test_a_fingerprint_is_the_commit(online, hub):
     assert online["never fetched"]["value"] == "absent"
 
 
+@pytest.mark.slow
 def test_a_benchmark_is_read_by_its_name(online, hub):
     sizes, made_from = online["benchmark"]["value"]
     assert sizes == {"forget": 1, "test": 1, "retain": 9, "unseen": 0, "celebrity": 3, "general": 4}
@@ -188,6 +192,7 @@ def test_a_benchmark_is_read_by_its_name(online, hub):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("request_name", "parts"),
     [
@@ -207,6 +212,7 @@ def test_what_the_hub_refuses_is_one_sentence(online, request_name, parts):
     assert "\n" not in message and len(message) < 400
 
 
+@pytest.mark.slow
 def test_offline_the_cache_is_enough(online, hub, home, tmp_path):
     asked = len(hub.asked)
     data = {"name": "org/bench", "kind": "dataset", "patterns": ["forget_10/*"]}
@@ -231,6 +237,7 @@ def test_offline_the_cache_is_enough(online, hub, home, tmp_path):
     assert len(hub.asked) == asked
 
 
+@pytest.mark.slow
 def test_without_network_the_cache_is_enough_and_what_it_lacks_is_told(online, home, tmp_path):
     requests = [REQUESTS["small"], ("local", {"name": "org/absent"})]
     address = closed_port()

@@ -77,6 +77,7 @@ def place(tmp_path):
     return found
 
 
+@pytest.mark.slow
 def test_vanilla_is_where_the_work_is(place):
     digest, models = weights_hash(tiny_llava.loaded().model), []
     for kind in ("score", "train", "decode"):

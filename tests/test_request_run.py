@@ -154,6 +154,7 @@ def test_the_distance_from_strangers_does_not_depend_on_the_batch():
         np.testing.assert_allclose(other, found[0], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_without_a_retrained_model_distances_are_from_strangers_and_from_vanilla(
     tmp_path, monkeypatch
 ):

@@ -265,6 +265,7 @@ def test_every_variant_has_its_rows_and_trained_facts_are_learned(tmp_path):
     assert {row.metric for row in rows} == {"answered", "trained", "area", "rate"}
 
 
+@pytest.mark.slow
 def test_rate_that_is_too_high_is_recorded_and_not_an_error(tmp_path):
     rows = list(relearning.measure(attacked(tmp_path, rates=(1e-3, 1e30), steps=4)))
     diverged = [row for row in rows if row.metric == "diverged"]

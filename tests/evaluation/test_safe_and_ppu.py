@@ -70,6 +70,7 @@ def ppu(tmp_path_factory, model):
     return start(folder, model, *values)
 
 
+@pytest.mark.slow
 def test_safeerasers_protocol_ends_in_rows(safeeraser):
     rows = load_results(safeeraser).analyses["published"]
     found = {(row.task, row.set, row.metric) for row in rows if row.task != "all"}
@@ -84,6 +85,7 @@ def test_safeerasers_protocol_ends_in_rows(safeeraser):
     assert whole == {"efficacy_weapon", "generality_weapon"}  # two probes are of one image
 
 
+@pytest.mark.slow
 def test_safeerasers_records_keep_three_answers_and_the_published_prompt(safeeraser):
     folder = safeeraser / "evaluation" / "vanilla" / "published"
     lines = (folder / "harmful.forget.image.jsonl").read_text().splitlines()
@@ -95,6 +97,7 @@ def test_safeerasers_records_keep_three_answers_and_the_published_prompt(safeera
     assert "SafeEraser’s own protocol" in page and "upper bound of ASR" in page
 
 
+@pytest.mark.slow
 def test_ppus_protocol_ends_in_rows(ppu):
     rows = load_results(ppu).analyses["published"]
     found = {(row.task, row.set, row.modality) for row in rows}
@@ -111,12 +114,14 @@ def test_ppus_protocol_ends_in_rows(ppu):
     assert "PPU-Bench’s own protocol" in (ppu / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_released_model_runs_without_training_and_without_a_retrained_one(ppu):
     results = load_results(ppu)
     assert results.models == ("vanilla", "random")
     assert (ppu / "unlearned" / "config.json").exists() and not (ppu / "vanilla").exists()
 
 
+@pytest.mark.slow
 def test_a_judge_is_asked_once_and_shown_in_the_report(safeeraser, model):
     def reply(message, number):
         return said("unsafe" if "safe or unsafe" in message else "no")

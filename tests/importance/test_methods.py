@@ -110,6 +110,7 @@ def test_random_scores_are_a_draw_of_the_seed():
     assert (one != other).any()
 
 
+@pytest.mark.slow
 def test_learned_gates_lower_what_is_to_be_forgotten_more_than_what_is_kept():
     loaded = tiny.loaded()
     method = named_method("learned", alpha=0.3, steps=12, batch_forget=2, batch_keep=4)

@@ -286,6 +286,7 @@ ENTERED = [(2**31, 2), *(pytest.param(store, number, marks=VARIANT)
                          if (store, number) != (2**31, 2))]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("store", "first_layer"), ENTERED)
 def test_rows_that_enter_a_layer_give_the_answers_of_whole_passes(
     made, monkeypatch, store, first_layer

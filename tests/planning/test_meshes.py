@@ -73,6 +73,7 @@ def test_what_the_config_gives_stays(tiny):
     assert meshes.chosen(config, V5E)["decode"].sizes == (2, 1, 8)
 
 
+@pytest.mark.slow
 def test_where_no_mesh_has_room_the_least_memory_is_told(tiny, tmp_path, monkeypatch):
     small = Target("here", dataclasses.replace(TPUS["v5e"], memory=2**14), 8, None)
     monkeypatch.setattr(meshes, "target_here", lambda: small)

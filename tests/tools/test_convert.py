@@ -47,6 +47,7 @@ def test_a_converted_folder_loads_onto_a_mesh(source, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_folder_is_written_in_the_chunks_of_its_mesh(source, tmp_path):
     assert from_hf.main([str(source), str(tmp_path / "fast"), "--mesh", "fsdp=2,tensor=4"]) == 0
     found = v1.metadata(str(tmp_path / "fast" / "checkpoint")).metadata

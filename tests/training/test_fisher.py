@@ -94,6 +94,7 @@ def mask_of(tmp_path, **changes):
     )
 
 
+@pytest.mark.slow
 def test_the_mask_is_the_ratio_of_fishers_and_is_kept(tmp_path):
     loaded, one = tiny_llava.loaded(), section()
     mask = mask_of(tmp_path)

@@ -137,11 +137,12 @@ LIKE_STRANGERS = {"batch_size": 2, "batch_keep": 2, "views": 1, "keep_views": 1,
                   "kept_strangers": 1, "modalities": ["text"], "learning_rate": 0.3}  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "values"),
     [
         ("kl_minimisation", {"learning_rate": 1e-2, "modalities": ["text"], "clip": None}),
-        pytest.param("suppress", LIKE_STRANGERS, marks=pytest.mark.slow),
+        ("suppress", LIKE_STRANGERS),
     ],
 )
 def test_a_training_moves_less_on_texts_that_it_keeps(objective, values, tmp_path):

@@ -270,6 +270,7 @@ def test_relearning_within_the_step_is_that_of_pytorch(of):
     compare(difference, gradients(moved), 2e-2)
 
 
+@pytest.mark.slow
 def test_no_gradient_flows_through_the_relearning_steps():
     given = data(relearn_steps=1, of=("text",))
     longer = dataclasses.replace(given, relearn_rate=jnp.float32(0))

@@ -199,6 +199,7 @@ def test_too_few_facts_or_names_are_told_with_their_place(changes, given, told):
         check_facts(one_section("suppress", **changes), **facts, seed=0)
 
 
+@pytest.mark.slow
 def test_suppress_writes_neurons_and_leaves_all_else(tmp_path):
     vanilla = tiny_llava.loaded()
     edit = trained(tmp_path, "suppress")

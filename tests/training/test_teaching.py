@@ -130,6 +130,7 @@ def test_the_loss_is_that_of_documents_and_what_is_said_of_texts_by_its_weight(m
     assert kl_on_texts(loaded.model) == 0 and kl_on_texts(moved) > 0.01
 
 
+@pytest.mark.slow
 def test_texts_that_are_repeated_are_said_as_before(plain, tmp_path):
     section = changed(SECTION, replay=REPLAY.model_copy(update={"weight": 3.0}))
     found = taught(tmp_path, section, texts=TEXTS)
@@ -156,6 +157,7 @@ def ended_at(caplog):
     return int(lines[-1].split("after ")[1].split()[0]) if lines else None
 
 
+@pytest.mark.slow
 def test_it_ends_when_facts_are_known_and_texts_cost_little(tmp_path, caplog):
     caplog.set_level("INFO")
     section = changed(SECTION, learning_rate=2e-2, stop=stop(known=0.5))

@@ -41,6 +41,7 @@ def found(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("tower"))
 
 
+@pytest.mark.slow
 def test_an_image_s_tokens_are_nearest_to_the_words_of_its_caption(found):
     shown = tower._Shown(
         found, tower.captions(people()), TowerSection(batch_size=8, views=0), seed=1
@@ -54,6 +55,7 @@ def test_an_image_s_tokens_are_nearest_to_the_words_of_its_caption(found):
     assert loss < 0.5 * float(tower.caption_loss(tiny_llava.loaded().model, batch, "none"))
 
 
+@pytest.mark.slow
 def test_the_decoder_keeps_its_bits_and_the_given_model_its_tower(found):
     before = leaves(tiny_llava.loaded().model)
     for name, leaf in leaves(found.model).items():

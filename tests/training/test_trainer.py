@@ -112,6 +112,7 @@ def test_half_written_checkpoint_is_not_gone_on_from(straight, tmp_path):
     assert bits(run(tmp_path).model) == bits(straight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "adapters", [None, pytest.param(LoraSection(rank=2, dropout=0.5), marks=pytest.mark.slow)]
 )
@@ -150,6 +151,7 @@ def test_a_batch_that_does_not_divide_over_the_mesh_trains_as_on_one_device(tmp_
     run(tmp_path, loaded=loaded, section=section, num_steps=2)
 
 
+@pytest.mark.slow
 def test_half_precision_model_is_trained_in_float32_and_returned_as_it_was(tmp_path):
     loaded = tiny_llava.loaded()
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), loaded.model)
