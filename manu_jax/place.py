@@ -69,7 +69,7 @@ class RunPlace:
             return
         self.mesh = mesh
         if "vanilla" in self.__dict__:
-            self.__dict__["vanilla"] = _moved([self.__dict__.pop("vanilla")], mesh)
+            self.__dict__["vanilla"] = moved([self.__dict__.pop("vanilla")], mesh)
             sizes = "data={} × fsdp={} × tensor={}".format(*mesh.devices.shape)
             logger.info("mesh: the vanilla model moved to %s, to %s", sizes, kind)
 
@@ -80,6 +80,10 @@ class RunPlace:
             if self.meshes.get(kind) is self.mesh:
                 return kind
         return "decode"
+
+    def is_at(self, kind: WorkKind) -> bool:
+        """Whether a kind of work is done on the mesh of the work at hand."""
+        return self.meshes.get(kind, self.mesh) is self.mesh
 
     @contextlib.contextmanager
     def work(self, kind: WorkKind) -> Iterator[None]:
@@ -148,8 +152,11 @@ def given_sizes(section: MeshSection, count: int) -> dict[WorkKind, Sizes]:
     return found
 
 
-def _moved(held: list[Loaded], mesh: jax.sharding.Mesh) -> Loaded:
-    """Return the model of a list, which is then empty, on another mesh of the same devices."""
+def moved(held: list[Loaded], mesh: jax.sharding.Mesh) -> Loaded:
+    """Return the model of a list, which is then empty, on another mesh of the same devices.
+
+    Leaves that somebody else holds stay where they are, beside those that moved.
+    """
     loaded = held.pop()
     shell, structure = dataclasses.replace(loaded, model=None), jax.tree.structure(loaded.model)
     moving: dict[str, Any] = leaves(loaded.model)

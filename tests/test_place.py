@@ -1,8 +1,10 @@
 """A run's meshes: weights move between them bit for bit, and every number stays what it is."""
 
+import gc
 import json
 import shutil
 import sys
+import types
 import weakref
 from pathlib import Path
 
@@ -21,9 +23,12 @@ from manu_jax.arrays import read_arrays
 from manu_jax.config.run import validate_config
 from manu_jax.context import Run
 from manu_jax.edits import masks
+from manu_jax.evaluation.analyses import audit
+from manu_jax.evaluation.audit import attack
+from manu_jax.evaluation.audit.attack import Attack
 from manu_jax.fingerprint import weights_hash
 from manu_jax.place import RunPlace, given_sizes
-from manu_jax.types import WORK_KINDS, ManuError
+from manu_jax.types import VANILLA, WORK_KINDS, ManuError
 
 SCORE, TRAIN, DECODE = {"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}, {"tensor": 8}
 MESHES = {"score": SCORE, "train": TRAIN, "decode": DECODE}
@@ -99,6 +104,44 @@ def test_what_nobody_else_holds_is_freed_when_it_moves(place):
     old = [weakref.ref(leaf) for leaf in jax.tree.leaves(place.vanilla.model)]
     place.turn_to("score")
     assert not any(reference() for reference in old)
+
+
+def test_attacks_that_train_do_so_on_the_mesh_of_training(place):
+    seen, old = [], [weakref.ref(leaf) for leaf in jax.tree.leaves(place.vanilla.model)]
+
+    def measure(attacked):
+        gc.collect()  # the first compilation leaves models in cycles of references
+        is_held = any(reference() is not None for reference in old)
+        seen.append((place.kind, attacked.loaded.mesh, attacked.asks_on, is_held))
+        return []
+
+    usual, training = (Attack(measure, False, "", "", work=work) for work in ("decode", "train"))
+    attacks = {"plain": usual, "tuning": training, "asked": usual}
+    assert audit._rows_of(place, VANILLA, attacks) == []
+    train, decode = place.meshes["train"], place.meshes["decode"]
+    assert seen == [
+        ("decode", decode, decode, True),
+        ("train", train, decode, False),  # nothing lies on two meshes at once
+        ("decode", decode, decode, False),
+    ]
+    assert place.vanilla.mesh is decode
+
+
+def test_a_model_of_another_mesh_is_asked_as_a_copy(place, monkeypatch):
+    train, decode = place.meshes["train"], place.meshes["decode"]
+    trained, asked = tiny_llava.on_mesh(train), []
+    none = types.SimpleNamespace(recalled_N=np.zeros(0))
+    monkeypatch.setattr(attack, "greedy", lambda loaded, *_, **__: asked.append(loaded) or [])
+    monkeypatch.setattr(attack, "log_likelihoods", lambda *_, **__: none)
+    settings = {"run": place, "name": VANILLA, "vanilla": place.vanilla, "asks_on": decode}
+    attack.Attacked(loaded=trained, **settings).answered(trained, [])
+    assert asked[0].mesh is decode and trained.mesh is train
+    assert weights_hash(asked[0].model) == weights_hash(trained.model)
+    for name, leaf in leaf_names.leaves(trained.model).items():
+        assert leaf.sharding == parallel.sharding(name, leaf.shape, train), name
+    place.vanilla = asked[0]
+    attack.Attacked(loaded=asked[0], **settings).answered(asked[0], [])
+    assert asked[1] is asked[0]
 
 
 def test_one_mesh_for_all_kinds_moves_nothing(tmp_path):

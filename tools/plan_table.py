@@ -49,6 +49,8 @@ STEPS = {
     "attribution": ("gradient: attribution, image form", False),
     "training": ("full: gradient, image form", False),
     "update": ("full: update", False),
+    "erase": ("erase: gradient", False),
+    "suppress": ("suppress: gradient", False),
     "learned": ("learned: learned gates", False),
 }
 ABSENT = "–"
@@ -102,7 +104,9 @@ def config_of(model: str, *, is_tensor: bool) -> RunConfig:
                 "objective": "gradient_difference",
                 "batch_size": 16,
                 "remat": "all",
-            }
+            },
+            {"preset": "erase", "remat": "all"},
+            {"preset": "suppress", "remat": "all"},
         ],
         "score_batch": BATCH,
         "evaluate": {"batch_size": BATCH, "new_tokens": 50},

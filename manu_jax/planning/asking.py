@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,39 +17,91 @@ from manu_jax.models.hf import export
 from manu_jax.models.inputs.vision_inputs import collate_vision_inputs
 from manu_jax.planning.shapes import Work, another, filled, work_of
 from manu_jax.planning.step import OTHER, WEIGHTS, Item, Step
-from manu_jax.planning.world import Samples, World
+from manu_jax.planning.world import World
 from manu_jax.training import features
-from manu_jax.types import Modality
+from manu_jax.types import Encoded
 
 # The compiled steps are private to the modules that call them; a plan compiles them and calls none.
+
+
+Beside = Callable[[World], Mapping[str, Any]]  # what lies on the devices, as Step.resident
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Asked:
+    """Samples that models answer or rate, in batches as the run makes them.
+
+    passes: how often all of them are asked. beside: what WEIGHTS, and what OPTIMIZER, lie beside
+    the model that is asked. new_tokens: of an answer; None: as many as the config says.
+    """
+
+    samples: Sequence[Encoded]
+    passes: float
+    beside: Beside
+    new_tokens: int | None = None
 
 
 def asking_items(world: World) -> Iterator[Item]:
     """Yield the steps of the evaluation, of one model after the other."""
     config, data = world.config, world.data
-    batch = ("evaluate.batch_size", config.evaluate.batch_size)
     if any(samples.get("image") for samples in (data.prompts, data.candidates)):
         yield Item("features of images", "evaluate", _features)
     for modality, samples in data.prompts.items():
-        if not samples:
-            continue
-        name = f"answers, {modality} form"
-        if refilling.refills(world.loaded, len(samples), _writing(world), batch_size=batch[1]):
-            for what, step in (("prompts", _begun), ("joining", _joined), ("tokens", _went_on)):
-                make = functools.partial(step, modality)
-                yield Item(f"{name}: {what}", "evaluate", make, batch)
-        else:
-            yield Item(name, "evaluate", functools.partial(_answers, modality), batch)
+        if samples:
+            asked = Asked(samples, world.num_models, beside_a_method)
+            yield from answer_items(f"answers, {modality} form", asked, world)
     for modality, samples in data.candidates.items():
         if samples:
-            make = functools.partial(_likelihoods, modality)
-            yield Item(f"likelihoods, {modality} form", "evaluate", make, batch)
-    has_retrained = config.model.retrained_path or (config.train.steps and config.train.retrained)
-    if config.evaluate.kl and has_retrained:
+            asked = Asked(samples, world.num_models, beside_a_method)
+            name = f"likelihoods, {modality} form"
+            yield rated_item(name, asked, world, function=likelihood._likelihoods)
+    if config.evaluate.kl and world.has_retrained:
         for modality, samples in data.forget.items():
             if samples:
-                make = functools.partial(_kl, modality)
-                yield Item(f"KL to the retrained model, {modality} form", "evaluate", make, batch)
+                kept = data.keep.get(modality, ())
+                name = f"KL to the retrained model, {modality} form"
+                yield kl_item(name, samples, world, kept=kept)
+
+
+def answer_items(name: str, asked: Asked, world: World) -> Iterator[Item]:
+    """Yield the steps that write answers to prompts: of whole batches, or of those that refill."""
+    batch = _batch_of(world)
+    how = _writing(world, asked)
+    if refilling.refills(world.loaded, len(asked.samples), how, batch_size=batch[1]):
+        for what, step in (("prompts", _begun), ("joining", _joined), ("tokens", _went_on)):
+            make = functools.partial(step, asked)
+            yield Item(f"{name}: {what}", "evaluate", make, batch)
+    else:
+        yield Item(name, "evaluate", functools.partial(_answers, asked), batch)
+
+
+def rated_item(name: str, asked: Asked, world: World, *, function: Any) -> Item:
+    """Return a step that reads samples with their answers once, and the features of their images.
+
+    function: (model, batch) → what it finds.
+    """
+    make = functools.partial(_rated, function, asked)
+    return Item(name, "evaluate", make, _batch_of(world))
+
+
+def kl_item(
+    name: str,
+    samples: Sequence[Encoded],
+    world: World,
+    *,
+    kept: Sequence[Encoded] = (),
+    is_vanilla: bool = False,
+) -> Item:
+    """Return the step of `answer_kl` on samples and kept ones; its shape is that of the former.
+
+    is_vanilla: the reference is vanilla, which else lies beside it.
+    """
+    make = functools.partial(_kl, samples, kept, is_vanilla)
+    return Item(name, "evaluate", make, _batch_of(world))
+
+
+def _batch_of(world: World) -> tuple[str, int]:
+    return "evaluate.batch_size", world.config.evaluate.batch_size
 
 
 def writing_items(world: World) -> Iterator[Item]:
@@ -59,20 +111,14 @@ def writing_items(world: World) -> Iterator[Item]:
         yield Item("export: a piece of the largest tensor, gathered", "unlearn", _gathered)
 
 
-def _beside(world: World) -> dict[str, Any]:
+def beside_a_method(world: World) -> dict[str, Any]:
     """Return what lies on the devices while a method's model is evaluated: vanilla."""
     return {WEIGHTS: another(world.model)} if world.num_models > 1 else {}
 
 
-def _work(world: World, samples: Samples, modality: Modality, size: int, **settings: Any) -> Work:
-    return work_of(
-        world.data.encoder,
-        samples[modality],
-        size,
-        rows=size,
-        **batching(),
-        **settings,
-    )
+def work_in_buckets(world: World, samples: Sequence[Encoded], rows: int, **settings: Any) -> Work:
+    """Return the Work of samples in batches of `rows`, of lengths as an evaluation chooses them."""
+    return work_of(world.data.encoder, samples, rows, rows=rows, **batching(), **settings)
 
 
 def with_features(world: World, batch: Any) -> Any:
@@ -112,31 +158,31 @@ def _features(world: World, size: int | None, remat: Remat | None) -> Step:
         rows=rows,
         real_rows=min(rows, number),
         parts={WEIGHTS: world.model},
-        resident=_beside(world),
+        resident=beside_a_method(world),
     )
 
 
-def _writing(world: World) -> Writing:
+def _writing(world: World, asked: Asked) -> Writing:
     """Return how a run's answers are written."""
     loaded = world.loaded
     rules = loaded.generation if loaded.generation.change_logits else None
     ends = (0,) if loaded.processor is None else loaded.eos_ids
-    return Writing(world.config.evaluate.new_tokens, ends, rules)
+    return Writing(asked.new_tokens or world.config.evaluate.new_tokens, ends, rules)
 
 
-def _answers(modality: Modality, world: World, size: int | None, remat: Remat | None) -> Step:
+def _answers(asked: Asked, world: World, size: int | None, remat: Remat | None) -> Step:
     given = size or world.config.evaluate.batch_size
-    rows, how = filled(given, world.place), _writing(world)
-    work = _work(world, world.data.prompts, modality, rows, padding_side="left")
+    rows, how = filled(given, world.place), _writing(world, asked)
+    work = work_in_buckets(world, asked.samples, rows, padding_side="left")
     return Step(
         generate._answers,
         (world.model, with_features(world, world.place.rows(work.batch))),
         {"how": how},
-        world.num_models * work.batches,
+        asked.passes * work.batches,
         rows=rows,
         real_rows=given,
         parts={WEIGHTS: world.model},
-        resident=_beside(world),
+        resident=asked.beside(world),
         trips=how.new_tokens - 1,
         reads=how.new_tokens,
     )
@@ -158,11 +204,11 @@ class _Refilled:
     batch: Any
 
 
-def _refilled(modality: Modality, world: World, given: int) -> _Refilled:
-    rows, how = filled(given, world.place), _writing(world)
+def _refilled(asked: Asked, world: World, given: int) -> _Refilled:
+    rows, how = filled(given, world.place), _writing(world, asked)
     joining_rows = refilling.joining_rows(world.loaded, rows)
     work, joining = (
-        _work(world, world.data.prompts, modality, count, padding_side="left")
+        work_in_buckets(world, asked.samples, count, padding_side="left")
         for count in (rows, joining_rows)
     )
     batch = with_features(world, world.place.rows(joining.batch))
@@ -172,85 +218,94 @@ def _refilled(modality: Modality, world: World, given: int) -> _Refilled:
     return _Refilled(rows, answers, new, work, joining, batch)
 
 
-def _begun(modality: Modality, world: World, size: int | None, remat: Remat | None) -> Step:
+def _begun(asked: Asked, world: World, size: int | None, remat: Remat | None) -> Step:
     given = size or world.config.evaluate.batch_size
-    found = _refilled(modality, world, given)
+    found = _refilled(asked, world, given)
     rows = len(found.new.token_B)
     return Step(
         refilling._begun,
         (world.model, found.batch),
-        {"how": _writing(world)},
-        world.num_models * found.joining.batches,
+        {"how": _writing(world, asked)},
+        asked.passes * found.joining.batches,
         rows=rows,
         real_rows=min(given, rows),
         parts={WEIGHTS: world.model},
-        resident={**_beside(world), OTHER: found.answers},
+        resident={**asked.beside(world), OTHER: found.answers},
     )
 
 
-def _joined(modality: Modality, world: World, size: int | None, remat: Remat | None) -> Step:
-    found = _refilled(modality, world, size or world.config.evaluate.batch_size)
+def _joined(asked: Asked, world: World, size: int | None, remat: Remat | None) -> Step:
+    found = _refilled(asked, world, size or world.config.evaluate.batch_size)
     source_B = jax.ShapeDtypeStruct((found.rows,), np.int32)
     return Step(
         refilling._joined,
         (found.answers, found.new, world.place.rows(source_B)),
         {"parts": parallel.batch_multiple(world.place.mesh)},
-        world.num_models * found.joining.batches,
-        resident={WEIGHTS: (world.model, _beside(world))},
+        asked.passes * found.joining.batches,
+        resident={WEIGHTS: (world.model, asked.beside(world))},
         reads=0.0,
     )
 
 
-def _went_on(modality: Modality, world: World, size: int | None, remat: Remat | None) -> Step:
+def _went_on(asked: Asked, world: World, size: int | None, remat: Remat | None) -> Step:
     """Return the step that writes answers, as if it were called once a batch and all were long."""
     given = size or world.config.evaluate.batch_size
-    found, how = _refilled(modality, world, given), _writing(world)
+    found, how = _refilled(asked, world, given), _writing(world, asked)
     return Step(
         refilling._went_on,
         (world.model, found.answers, jax.ShapeDtypeStruct((), np.int32)),
         {"how": how, "parts": parallel.batch_multiple(world.place.mesh)},
-        world.num_models * found.work.batches,
+        asked.passes * found.work.batches,
         rows=found.rows,
         real_rows=given,
         parts={WEIGHTS: world.model},
-        resident=_beside(world),
+        resident=asked.beside(world),
         trips=how.new_tokens - 1,
         reads=how.new_tokens - 1,
     )
 
 
-def _likelihoods(modality: Modality, world: World, size: int | None, remat: Remat | None) -> Step:
+def _rated(
+    function: Any, asked: Asked, world: World, size: int | None, remat: Remat | None
+) -> Step:
     given = size or world.config.evaluate.batch_size
     rows = filled(given, world.place)
-    work = _work(world, world.data.candidates, modality, rows)
+    work = work_in_buckets(world, asked.samples, rows)
     return Step(
-        likelihood._likelihoods,
+        function,
         (world.model, with_features(world, world.place.rows(work.batch))),
         {},
-        world.num_models * work.batches,
+        asked.passes * work.batches,
         rows=rows,
         real_rows=given,
         parts={WEIGHTS: world.model},
-        resident=_beside(world),
+        resident=asked.beside(world),
     )
 
 
-def _kl(modality: Modality, world: World, size: int | None, remat: Remat | None) -> Step:
-    """Return the step that compares a model with the retrained one; vanilla is in memory too."""
+def _kl(
+    samples: Sequence[Encoded],
+    kept: Sequence[Encoded],
+    is_vanilla: bool,
+    world: World,
+    size: int | None,
+    remat: Remat | None,
+) -> Step:
+    """Return the step that compares a model with a reference."""
     given = size or world.config.evaluate.batch_size
     rows = filled(given, world.place)
-    work = _work(world, world.data.forget, modality, rows)
-    kept = _work(world, world.data.keep, modality, rows).batches
+    work = work_in_buckets(world, samples, rows)
+    of_kept = work_in_buckets(world, kept, rows).batches if kept else 0.0
     reference = another(world.model)
     return Step(
         distance._kl,
         (world.model, reference, world.place.rows(work.batch)),
         {},
-        (world.num_models - 1) * (work.batches + kept),
+        (world.num_models - 1) * (work.batches + of_kept),
         rows=rows,
         real_rows=given,
         parts={WEIGHTS: (world.model, reference)},
-        resident=_beside(world),
+        resident={} if is_vanilla else beside_a_method(world),
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from manu_jax.planning import asking, scoring, strangers, training
+from manu_jax.planning import analysing, asking, auditing, scoring, strangers, training
 from manu_jax.planning.step import Item
 from manu_jax.planning.world import World
 
@@ -14,4 +14,6 @@ def planned(world: World) -> Iterator[Item]:
     yield from training.unlearn_items(world)
     yield from strangers.stranger_items(world)
     yield from asking.asking_items(world)
+    yield from analysing.analysis_items(world)
+    yield from auditing.audit_items(world)
     yield from asking.writing_items(world)

@@ -89,7 +89,8 @@ def begin(config: RunConfig, directory: Path) -> Run:
         raise ManuError(
             "\n  ".join(["mesh: auto: no mesh of these devices has room.", *lacking])
             + f"\n{least / ROOM / GIB:.1f} GiB a chip would do. Take more devices, smaller "
-            "batches, remat: all or LoRA; or name the mesh yourself, where you know better."
+            "batches, remat: all or LoRA; leave out what needs most, as audit: none does; or name "
+            "the mesh yourself, where you know better."
         )
     return Run.begin(config, directory, {kind: choice.sizes for kind, choice in choices.items()})
 
@@ -124,7 +125,9 @@ def chosen(config: RunConfig, target: Target) -> dict[WorkKind, Choice]:
         items.setdefault(item.kind, []).append(item)
     for kind in WORK_KINDS:
         if kind not in found and kind in items:
-            found[kind] = _best(items[kind], world)
+            # What was chosen so far is known to a step that needs another mesh beside its own.
+            sizes = {one: choice.sizes for one, choice in found.items()}
+            found[kind] = _best(items[kind], dataclasses.replace(world, sizes=sizes))
     usual = next((found[kind] for kind in ("score", "decode", "train") if kind in found), None)
     sizes = (target.count, 1, 1) if usual is None else usual.sizes
     for kind in WORK_KINDS:

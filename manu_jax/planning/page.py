@@ -11,8 +11,8 @@ ASSUMPTIONS = (
     "memory as often as the step uses them, the network as one ring in both directions. The first "
     "number lets compute, memory and network overlap, the second none. Nothing is measured.",
     "An answer takes all of its new tokens; relearning takes its mean number of steps.",
-    "Not compiled: the sweep over α, the analysis of ability and the audit, which take the steps "
-    "of evaluation and training again, and the training of a new tower with replayed texts.",
+    "Not compiled: what takes a planned step again on as many tokens or fewer (docs/devices.md has "
+    "the list), and the training of a new tower with replayed texts.",
 )
 
 

@@ -87,11 +87,12 @@ def plan(config: RunConfig, target: Target) -> Path:
     sizes: dict[WorkKind, Sizes] = {kind: choice.sizes for kind, choice in choices.items()}
     with tempfile.TemporaryDirectory(prefix="manu_jax-plan-") as scratch:
         world = world_of(config, target, scratch=Path(scratch), sizes=sizes)
-        return _written(world, choices, directory, keep=keep)
+        # Several steps may be one program with other things beside it.
+        return _written(world, choices, directory, keep=keep or Path(scratch) / "plans")
 
 
 def _written(
-    world: World, choices: Mapping[WorkKind, Choice], directory: Path, *, keep: Path | None
+    world: World, choices: Mapping[WorkKind, Choice], directory: Path, *, keep: Path
 ) -> Path:
     faults, remarks = checks.checked(world)
     rows = []

@@ -50,7 +50,7 @@ class Item:
 
     stage: of the run. make: (world, rows a batch or None, remat or None) → the step; None: as the
     config has it. batch, remat: the keys of the config that say so, and their values; None: there
-    is none.
+    is none. work: its kind; None: that of its stage.
     """
 
     name: str
@@ -58,8 +58,9 @@ class Item:
     make: Callable[[World, int | None, Remat | None], Step]
     batch: tuple[str, int] | None = None
     remat: tuple[str, Remat] | None = None
+    work: WorkKind | None = None
 
     @property
     def kind(self) -> WorkKind:
         """The kind of work that the step is, which says the mesh that it runs on."""
-        return KINDS.get(self.stage, "score")
+        return self.work or KINDS.get(self.stage, "score")

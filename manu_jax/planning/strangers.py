@@ -38,8 +38,8 @@ def stranger_items(world: World) -> Iterator[Item]:
         forms = forms_of(world, section)
         if section.target == "strangers":
             for modality in forms:
-                make = functools.partial(_mean, section, modality)
-                yield Item(f"{name}: what is said of strangers, {modality} form", "unlearn", make)
+                told = f"{name}: what is said of strangers, {modality} form"
+                yield mean_item(told, modality, section.strangers, stage="unlearn")
         if section.neurons is not None and section.neurons.places == "least_used":
             for modality in forms:
                 make = functools.partial(_use, modality)
@@ -55,6 +55,11 @@ def stranger_items(world: World) -> Iterator[Item]:
         make = functools.partial(_gradient, section)
         yield Item(f"{name}: gradient", "unlearn", make, batch, remat)
         yield update_item(section, name)
+
+
+def mean_item(name: str, modality: Modality, strangers: int, *, stage: str) -> Item:
+    """Return the step of `stranger_target`, over so many strangers for each fact to forget."""
+    return Item(name, stage, functools.partial(_mean, strangers, modality))
 
 
 def _pool(
@@ -181,14 +186,14 @@ def _gradient(section: UnlearnSection, world: World, size: int | None, remat: Re
 
 
 def _mean(
-    section: UnlearnSection,
+    strangers: int,
     modality: Modality,
     world: World,
     size: int | None,
     remat: Remat | None,
 ) -> Step:
     """Return the step of `stranger_target`."""
-    data, strangers = world.data, section.strangers
+    data = world.data
     per_call = max(strangers_target.ROWS_AT_ONCE // strangers, 1)
     rows = filled(per_call * strangers, world.place)
     forget, asked = (samples.get(modality, ()) for samples in (data.forget, data.strangers))

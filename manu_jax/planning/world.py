@@ -25,6 +25,7 @@ from manu_jax.models.nn import attention
 from manu_jax.models.stored import DTYPES, read_config
 from manu_jax.place import Sizes, given_sizes
 from manu_jax.planning.chips import Target
+from manu_jax.planning.probes import MORE_TEXT, Probes, assumed_probes, measured_probes
 from manu_jax.planning.shapes import Place, PlannedEncoder, assumed_sample, placed_model
 from manu_jax.stages import make_data
 from manu_jax.training.tokenizer import train_tokenizer
@@ -67,8 +68,8 @@ class Data:
 
     forget, keep: what methods are given. prompts: what each model answers. candidates: what each
     model rates. documents: what the run's own models are trained on. strangers: facts
-    to forget, asked about strangers. encoder: puts samples into batches. notes: what was assumed, a
-    sentence each.
+    to forget, asked about strangers. probes: what analyses ask besides. encoder: puts samples into
+    batches. notes: what was assumed, a sentence each.
     """
 
     encoder: Any
@@ -78,6 +79,7 @@ class Data:
     candidates: Samples
     documents: Samples
     strangers: Samples = dataclasses.field(default_factory=dict)
+    probes: Probes = Probes()
     is_assumed: bool = False
     notes: tuple[str, ...] = ()
 
@@ -112,12 +114,15 @@ class World:
         return self.loaded.model
 
     @property
+    def has_retrained(self) -> bool:
+        """Whether there will be a model that never saw the people to forget."""
+        config = self.config
+        return bool(config.model.retrained_path or (config.train.steps and config.train.retrained))
+
+    @property
     def num_models(self) -> int:
         """How many models are evaluated."""
-        has_retrained = self.config.model.retrained_path or (
-            self.config.train.steps and self.config.train.retrained
-        )
-        return 1 + len(self.config.names) + bool(has_retrained)
+        return 1 + len(self.config.names) + self.has_retrained
 
     def at(self, kind: WorkKind) -> "World":
         """Return the same on the mesh of a kind of work."""
@@ -162,7 +167,7 @@ def world_of(
         except ManuError as error:
             notes.append(f"The data can't be counted, and are assumed: {error}")
     if data is None:
-        data = _assumed(loaded, assumed or _fitting(loaded), notes)
+        data = _assumed(config, loaded, assumed or _fitting(loaded), notes=notes)
     return World(config, target, place, loaded, data, run, sizes)
 
 
@@ -173,7 +178,7 @@ def assumed_world(config: RunConfig, target: Target) -> World:
     """
     empty, _ = _without_weights(config, None)
     loaded = placed_model(empty, Place.of((1, 1, 1), target.devices), _dtype(config, empty))
-    data = _assumed(loaded, _fitting(loaded), [])
+    data = _assumed(config, loaded, _fitting(loaded), notes=[])
     return World(config, target, Place.of((1, 1, 1), target.devices), loaded, data)
 
 
@@ -248,7 +253,10 @@ def _measured(run: Run, loaded: Loaded, notes: Sequence[str]) -> Data:
     strangers: Samples = {}
     if any(section.target == "strangers" for section in trained_sections(run.config)):
         strangers = _encoded(loaded, run.stranger_samples)
-    return Data(loaded, forget, keep, prompts, candidates, taught, strangers, notes=tuple(notes))
+    probes = measured_probes(run, loaded)
+    return Data(
+        loaded, forget, keep, prompts, candidates, taught, strangers, probes, notes=tuple(notes)
+    )
 
 
 def _documents(run: Run, loaded: Loaded) -> Samples:
@@ -314,16 +322,16 @@ def _fitting(loaded: Loaded) -> Assumed:
     return dataclasses.replace(usual, text=room // 2, answers=min(usual.answers, room // 8))
 
 
-def _assumed(loaded: Loaded, assumed: Assumed, notes: Sequence[str]) -> Data:
+def _assumed(config: RunConfig, loaded: Loaded, assumed: Assumed, *, notes: Sequence[str]) -> Data:
     forms = MODALITIES if loaded.family.takes_images else TEXT_ALONE
-    config = loaded.config
+    context = loaded.config.text.context
     with_image = assumed.tokens or assumed.text + _num_features(loaded)
     lengths = {"image": with_image, "text": assumed.text}
-    too_long = {form: length for form, length in lengths.items() if length > config.text.context}
+    too_long = {form: length for form, length in lengths.items() if length > context}
     if too_long:
         raise ManuError(
             f"plan: samples of {max(too_long.values())} tokens are assumed, and the context of the "
-            f"model is {config.text.context}."
+            f"model is {context}."
         )
 
     def made(answers: int) -> Samples:
@@ -338,15 +346,18 @@ def _assumed(loaded: Loaded, assumed: Assumed, notes: Sequence[str]) -> Data:
     note = (
         f"Assumed: {assumed.samples:,} samples to forget and as many to keep in each form, of "
         f"{shown}{assumed.text} in text alone, {assumed.answers} of them the answer; as many "
-        "prompts to answer and candidates to rate."
+        "prompts to answer and candidates to rate. A question that the audit asks otherwise has "
+        f"{MORE_TEXT} times the text."
     )
+    prompts = made(0)
     return Data(
-        PlannedEncoder(config),
+        PlannedEncoder(loaded.config),
         answered,
         answered,
-        made(0),
+        prompts,
         answered,
         answered,
+        probes=assumed_probes(config, loaded, prompts, text=assumed.text),
         is_assumed=True,
         notes=(*notes, note),
     )

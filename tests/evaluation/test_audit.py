@@ -320,9 +320,9 @@ def test_other_words_and_help_are_put_into_the_benchmarks_prompt(tmp_path, monke
     assert half is not None and half.is_recall
     start, rest = (part for part, _ in half.sample.segments)
     assert start + rest == pet.sample.text + " parrot" and 0 < len(rest) < len("parrot")
-    variants = {name for name, _, _ in asked._variants(one)}
+    variants = {name for name, _, _ in asked.variants(one)}
     assert variants == {asked.NAMED, asked.GIVEN, asked.BEGUN, asked.REWORDED, asked.FRAMED}
-    named = [q for name, _, q in asked._variants(one) if name == asked.NAMED]
+    named = [q for name, _, q in asked.variants(one) if name == asked.NAMED]
     assert {q.modality for q in named} == {"image"} and "of Ada A?" in named[0].sample.text
 
 

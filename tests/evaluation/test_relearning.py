@@ -477,3 +477,16 @@ def test_what_is_merely_silenced_comes_back_and_what_was_never_known_does_not(tm
     assert value("never", "area") < 0.2 < value("hidden", "area") - 0.2
     assert value("hidden", "regained") < 0.8
     assert value("never", "regained") == 1
+
+
+@pytest.mark.slow
+def test_an_attack_goes_the_same_where_it_trains_and_asks_on_two_meshes(tmp_path):
+    lesson = lessons_of()["people"]
+    meshes = [parallel.make_mesh(*sizes) for sizes in ((1, 8, 1), (2, 1, 4))]
+    spread = attacked(tmp_path, loaded=tiny_llava.on_mesh(meshes[0]))
+    one, two = (
+        Attacker(model).curve(lesson, rate=3e-3, steps=(1, 2))
+        for model in (attacked(tmp_path), dataclasses.replace(spread, asks_on=meshes[1]))
+    )
+    assert one.right == two.right and one.learned == two.learned
+    assert two.losses == pytest.approx(one.losses, rel=1e-4)

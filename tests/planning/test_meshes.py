@@ -58,7 +58,7 @@ def test_every_mesh_is_tried_once():
     ("name", "heads", "decode"), [("llava-1.5-13b", 40, (2, 1, 8)), ("qwen2.5-vl-7b", 4, (4, 1, 4))]
 )
 def test_heads_that_do_not_divide_are_avoided(released, name, heads, decode):
-    found = meshes.chosen(config_of(released(name)), V5E)
+    found = meshes.chosen(config_of(released(name), audit="none"), V5E)
     for kind in WORK_KINDS:
         assert heads % found[kind].sizes[2] == 0 and found[kind].is_whole
         assert found[kind].fits
@@ -66,6 +66,12 @@ def test_heads_that_do_not_divide_are_avoided(released, name, heads, decode):
     assert found["decode"].sizes == decode
     assert found["train"].sizes == found["score"].sizes  # there is nothing to train
     assert "by arithmetic" in found["decode"].text()
+
+
+@pytest.mark.slow
+def test_an_audit_that_has_no_room_is_found_before_the_run(released):
+    found = meshes.chosen(config_of(released("llava-1.5-13b")), V5E)
+    assert not found["train"].fits and found["train"].largest.startswith("audit: an attacker")
 
 
 def test_what_the_config_gives_stays(tiny):

@@ -76,7 +76,7 @@ class _Values:
 def measure(evaluated: Evaluated) -> Iterator[Ability]:
     """Yield the rows of every model, vanilla first."""
     run = evaluated.run
-    if note := _why_not(run.vanilla):
+    if note := why_not(run.vanilla):
         yield Ability(model=VANILLA, measure=LEFT_OUT, note=note)
         return
     before = {COMPLETED: _completed(run, run.vanilla)}
@@ -142,7 +142,7 @@ def check(row: Ability) -> Iterable[str]:
         yield f"of {row.model}: {row.measure} is {row.value}"
 
 
-def _why_not(loaded: Loaded) -> str:
+def why_not(loaded: Loaded) -> str:
     """Return why a model can't be asked, without asking it; "" where nothing speaks against it."""
     vocabulary = loaded.config.text.vocabulary
     if vocabulary < LEAST_VOCABULARY:

@@ -106,9 +106,14 @@ def _rows_of(run: Run, name: str, attacks: Mapping[str, Attack]) -> list[AuditRo
     for attack_name, attack in attacks.items():
         path = run.directory / "audit" / name / f"{attack_name}.rows.json"
         if not parallel.exists(path):
-            attacked = attacked or _attacked(run, name)
             logger.info("audit: %s: %s", name, attack.title.lower())
-            found = list(attack.measure(attacked))
+            # Nothing else may hold a model that moves to another mesh, and back.
+            stays = run.is_at(attack.work)
+            attacked = attacked if stays else None
+            with run.work(attack.work):
+                attacked = attacked or _attacked(run, name)
+                found = list(attack.measure(attacked))
+                attacked = attacked if stays else None
             text = json.dumps([to_plain(row) for row in found], indent=1) + "\n"
             parallel.on_first_process(lambda path=path, text=text: write_atomic(path, text))
         rows += _read(path, model=name, attack=attack_name)
@@ -147,6 +152,7 @@ def _attacked(run: Run, name: str) -> Attacked:
         vanilla=run.vanilla,
         retrained=models[RETRAINED]() if RETRAINED in models else None,
         edit=edit,
+        asks_on=run.meshes.get("decode"),
     )
 
 

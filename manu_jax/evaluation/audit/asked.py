@@ -40,7 +40,7 @@ NUM_GIVEN = 2
 
 def measure(attacked: Attacked) -> Iterable[AuditRow]:
     """Yield a row for each way of asking and each form; all prompts are answered in one go."""
-    asked = [pair for pair in _variants(attacked) if fits(attacked, pair[2])]
+    asked = [pair for pair in variants(attacked) if fits(attacked, pair[2])]
     right = attacked.answered(attacked.loaded, [question for _, _, question in asked])
     for variant in (NAMED, GIVEN, BEGUN, REWORDED, FRAMED):
         # A fact that is asked in several wordings comes back if one of them brings it back.
@@ -92,7 +92,7 @@ def begun(attacked: Attacked, asked: Asked) -> Asked | None:
     return dataclasses.replace(asked, sample=sample)
 
 
-def _variants(attacked: Attacked) -> Iterator[tuple[str, int, Asked]]:
+def variants(attacked: Attacked) -> Iterator[tuple[str, int, Asked]]:
     """Yield (variant, number of the fact, how it is asked)."""
     for number, asked in enumerate(attacked.questions):
         alike = [

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from manu_jax.context import Run
 from manu_jax.data.forms import form, has_form, question_and_answer
 from manu_jax.data.record import Fact, Person, Question, images_of
@@ -25,7 +27,16 @@ from manu_jax.evaluation.generate import greedy
 from manu_jax.evaluation.likelihood import log_likelihoods
 from manu_jax.evaluation.metrics import bootstrap, contains
 from manu_jax.models.loaded import Loaded
-from manu_jax.types import KEEP_SETS, MODALITIES, RETRAINED, Modality, Sample, question_sample
+from manu_jax.place import moved
+from manu_jax.types import (
+    KEEP_SETS,
+    MODALITIES,
+    RETRAINED,
+    Modality,
+    Sample,
+    WorkKind,
+    question_sample,
+)
 
 ANSWERED = "answered"  # share of the facts to forget that are answered right
 
@@ -122,6 +133,7 @@ class Attacked:
     name, loaded: the model. retrained: the floor, or None. edit: how the model was made of the
     vanilla one: a mask ({tower: [L, F] bool}), or an Edit, with `separable`, `scaled(factor)` and
     `apply(loaded)`; None for a model whose weights were all trained, and for the retrained one.
+    asks_on: the mesh that questions are asked on, with the same devices; None: that of the model.
     """
 
     run: Run
@@ -130,6 +142,7 @@ class Attacked:
     vanilla: Loaded
     retrained: Loaded | None = None
     edit: Any = None
+    asks_on: jax.sharding.Mesh | None = None
 
     @property
     def people(self) -> tuple[Person, ...]:
@@ -190,8 +203,11 @@ class Attacked:
         """Return whether `loaded` answers each question right.
 
         A written answer (greedy) has to hold one of the truths: the metric `exact` of the task
-        generation. Where there is a taught answer instead, it has to be recalled.
+        generation. Where there is a taught answer instead, it has to be recalled. A model that lies
+        on another mesh than `asks_on` is asked as a copy there.
         """
+        if self.asks_on is not None and loaded.mesh is not self.asks_on:
+            loaded = moved([loaded], self.asks_on)
         section = self.run.config.evaluate
         written = [asked for asked in questions if not asked.is_recall]
         answers = iter(
@@ -297,7 +313,7 @@ class Attack:
     where the attack does not apply. All processes call it. full: it trains, and is made only by
     `audit: full`. title: in the report. finds: what a row above the floor says, in words.
     is_trace: it brings no answer back, and measures what is left inside. left_out: when it gives no
-    rows, in words; "": it always gives some.
+    rows, in words; "": it always gives some. work: on whose mesh the models lie meanwhile.
     """
 
     measure: Callable[[Attacked], Iterable[AuditRow]]
@@ -306,6 +322,7 @@ class Attack:
     finds: str
     is_trace: bool = False
     left_out: str = ""
+    work: WorkKind = "decode"
 
 
 def plain(attacked: Attacked) -> Iterable[AuditRow]:

@@ -1,9 +1,9 @@
 """An attacker who trains the text decoder on a few facts, and asks about others in between.
 
 All weights of the text decoder are trained, by AdamW at a constant rate without weight decay, in
-float32. The towers and connectors of images stay as they are, so that one attack costs about what
-training on text alone does; what was removed from them can come back only as far as the decoder
-learns to read what is left.
+float32, on the mesh of `train`. The towers and connectors of images stay as they are, so that one
+attack costs about what training on text alone does; what was removed from them can come back only
+as far as the decoder learns to read what is left.
 
 Every batch has the shape that the longest of all facts needs. So one compiled step serves every
 attack, rate and model of a run, and nothing is written but the answers (`curves_of`).
@@ -166,8 +166,8 @@ class Attacker:
             except NotFinite:
                 diverged = step
                 break
-        none_right = (False,) * len(lesson.asked)
-        right += [none_right] * (1 + len(steps) - len(right))
+            del trained  # which would lie beside the next steps
+        right += [(False,) * len(lesson.asked)] * (1 + len(steps) - len(right))
         return Curve(
             steps=(0, *steps),
             right=tuple(right[: 1 + len(steps)]),
@@ -220,20 +220,33 @@ class Attacker:
             facts += self.kept[modality]
             # Piece by piece, since encoded facts hold their images.
             sizes = [
-                (one.num_tokens, one.num_images, one.num_patches, one.num_answers)
+                sizes_of(one)
                 for start in range(0, len(facts), BATCH_SIZE)
                 for one in self._encoded(facts[start : start + BATCH_SIZE], modality)
             ]
             if sizes:
-                num_tokens, num_images, num_patches, num_answers = map(max, *sizes, sizes[0])
-                found[modality] = BatchShape(
-                    length=_rounded(num_tokens, LENGTH_MULTIPLE),
-                    batch_size=_rounded(BATCH_SIZE, multiple),
-                    num_images=num_images or None,
-                    num_patches=num_patches or None,
-                    num_answers=_rounded(num_answers, ANSWER_MULTIPLE),
-                )
+                found[modality] = shape_of(sizes, multiple)
         return found
+
+
+def sizes_of(encoded: Encoded) -> tuple[int, int, int, int]:
+    """Return the tokens of a fact, its images, their patches and the answer's tokens."""
+    return encoded.num_tokens, encoded.num_images, encoded.num_patches, encoded.num_answers
+
+
+def shape_of(sizes: Sequence[tuple[int, int, int, int]], multiple: int) -> BatchShape:
+    """Return the shape of every batch of facts of these sizes, on a mesh that divides `multiple`.
+
+    sizes: as `sizes_of` gives them, of at least one fact.
+    """
+    num_tokens, num_images, num_patches, num_answers = map(max, *sizes, sizes[0])
+    return BatchShape(
+        length=_rounded(num_tokens, LENGTH_MULTIPLE),
+        batch_size=_rounded(BATCH_SIZE, multiple),
+        num_images=num_images or None,
+        num_patches=num_patches or None,
+        num_answers=_rounded(num_answers, ANSWER_MULTIPLE),
+    )
 
 
 def curves_of(

@@ -234,4 +234,5 @@ ATTACK = Attack(
     full=True,
     title="Relearning from the other half",
     finds="what was forgotten comes back faster than a model that never knew it learns it",
+    work="train",
 )

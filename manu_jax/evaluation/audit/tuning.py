@@ -37,4 +37,5 @@ ATTACK = Attack(
     full=False,
     title="Benign tuning on kept facts",
     finds="what was forgotten comes back when the model is tuned on other facts",
+    work="train",
 )

@@ -1,0 +1,101 @@
+"""What analyses ask of each model beside the evaluation's questions, as numbers."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+from manu_jax.config import RunConfig
+from manu_jax.context import Run
+from manu_jax.data.ability import CHAT, MOST_PASSAGES, WORDS, english_passages
+from manu_jax.data.batches import encode_all
+from manu_jax.data.texts import text_samples
+from manu_jax.evaluation.analyses import ability
+from manu_jax.evaluation.audit.asked import fits, variants
+from manu_jax.evaluation.audit.attack import Asked, Attacked
+from manu_jax.models.loaded import Loaded
+from manu_jax.planning.shapes import assumed_sample
+from manu_jax.types import VANILLA, Encoded, Modality, question_sample
+
+# Where there is no tokenizer
+TOKENS_A_WORD = 1.4  # of English
+CHAT_TOKENS = 64  # of a chat prompt
+MORE_TEXT = 2  # so many times the text of a question has one that is asked otherwise
+OTHER_WAYS = 8  # wordings of a question that an answer is written to
+
+
+@dataclasses.dataclass(frozen=True)
+class Probes:
+    """What is asked, each of no samples where the config does without.
+
+    plain: the facts to forget, as the audit asks them first. otherwise: the same in other words and
+    with help. english: passages whose every token is rated. chat: prompts that are answered.
+    replies: the same with answers, as long as they may become.
+    """
+
+    plain: Sequence[Encoded] = ()
+    otherwise: Sequence[Encoded] = ()
+    english: Sequence[Encoded] = ()
+    chat: Sequence[Encoded] = ()
+    replies: Sequence[Encoded] = ()
+
+
+def measured_probes(run: Run, loaded: Loaded) -> Probes:
+    """Return what a run's analyses will ask. loaded: vanilla, as shapes with its processor."""
+    probes, section = Probes(), run.config.evaluate
+    if run.config.audit.level != "none":
+        attacked = Attacked(run=run, name=VANILLA, loaded=loaded, vanilla=loaded)
+        asked = (one for *_, one in variants(attacked) if fits(attacked, one))
+        plain, otherwise = _prompts(loaded, attacked.questions), _prompts(loaded, asked)
+        probes = dataclasses.replace(probes, plain=plain, otherwise=otherwise)
+    if section.ability and not ability.why_not(loaded):
+        chat = encode_all(
+            loaded, [question_sample(loaded.template.prompt(one, "text"), "") for one in CHAT]
+        )
+        passages = text_samples(english_passages(), group="passage")
+        longest = max(one.num_tokens for one in chat)
+        probes = dataclasses.replace(
+            probes,
+            english=encode_all(loaded, passages),
+            chat=chat,
+            replies=_texts(loaded, longest, ability.NEW_TOKENS) * len(chat),
+        )
+    return probes
+
+
+def assumed_probes(
+    config: RunConfig, loaded: Loaded, prompts: Mapping[Modality, Sequence[Encoded]], *, text: int
+) -> Probes:
+    """Return what is assumed of a run's analyses.
+
+    prompts: to be answered, in each form. text: tokens of one without an image. A question that is
+    asked otherwise has more of them, as far as the context lets.
+    """
+    probes = Probes()
+    if config.audit.level != "none":
+        plain = [one for samples in prompts.values() for one in samples]
+        otherwise: list[Encoded] = []
+        for form, samples in prompts.items():
+            longest = samples[0].num_tokens + (MORE_TEXT - 1) * text
+            room = loaded.config.text.context - config.evaluate.new_tokens
+            length = max(min(longest, room), samples[0].num_tokens)
+            asked = assumed_sample(loaded, form, tokens=length, answers=0)
+            otherwise += [asked] * (OTHER_WAYS * len(samples))
+        probes = dataclasses.replace(probes, plain=plain, otherwise=otherwise)
+    if config.evaluate.ability and not ability.why_not(loaded):
+        passage = round(WORDS[1] * TOKENS_A_WORD)
+        probes = dataclasses.replace(
+            probes,
+            english=_texts(loaded, 1, passage) * MOST_PASSAGES,
+            chat=_texts(loaded, CHAT_TOKENS, 0) * len(CHAT),
+            replies=_texts(loaded, CHAT_TOKENS, ability.NEW_TOKENS) * len(CHAT),
+        )
+    return probes
+
+
+def _texts(loaded: Loaded, prompt: int, answers: int) -> list[Encoded]:
+    """Return one text of so many tokens before its answer and in it."""
+    return [assumed_sample(loaded, "text", tokens=prompt + answers, answers=answers)]
+
+
+def _prompts(loaded: Loaded, asked: Iterable[Asked]) -> list[Encoded]:
+    """Return the prompts of those questions that an answer is written to."""
+    return encode_all(loaded, [one.sample for one in asked if not one.is_recall])
