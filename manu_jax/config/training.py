@@ -217,9 +217,10 @@ class UnlearnSection(OptimizerSection):
     batch_size: int = pydantic.Field(default=4, ge=1)
     batch_keep: Count | None = None  # suppress, erase: facts to keep a step and form; None: as many
     # What is trained: all weights (or the adapters of `lora`, merged into them), neurons that are
-    # written into the decoder's MLPs, the weights of these MLPs, or the adapters of `lora`, kept
-    # apart. The last three make an edit, a file beside the vanilla model.
-    trains: Literal["all", "neurons", "mlp", "low_rank"] = "all"
+    # written into the decoder's MLPs, the weights of these MLPs, those of the image towers' as
+    # well, or the adapters of `lora`, kept apart. All but the first make an edit, a file beside the
+    # vanilla model.
+    trains: Literal["all", "neurons", "mlp", "all_mlps", "low_rank"] = "all"
     neurons: NeuronsSection | None = None
     # How often a fact stands among the facts: as it is, then in other words with moved portraits
     views: Count = 1
@@ -277,6 +278,11 @@ class UnlearnSection(OptimizerSection):
             return filled
         return values
 
+    @property
+    def begins_with_edit(self) -> bool:
+        """Whether an edit is trained in place of the whole model or of adapters."""
+        return self.trains in ("neurons", "mlp", "all_mlps")
+
     def setting(self, name: str) -> float:
         """Return a setting of the objective: the config's, or the recipe's default."""
         given = getattr(self, name)
@@ -296,7 +302,7 @@ class UnlearnSection(OptimizerSection):
             raise ValueError(f"{self.objective} takes no primal_dual and no decouple")
         if self.trains == "low_rank" and self.lora is None:
             raise ValueError("trains: low_rank needs lora: {rank, alpha, dropout, targets}")
-        if self.trains in ("neurons", "mlp") and self.lora is not None:
+        if self.begins_with_edit and self.lora is not None:
             raise ValueError(f"lora: with trains: {self.trains} no adapters are trained")
         if recipe.strangers and (faults := list(self._faults_like_strangers())):
             raise ValueError("; ".join(faults))

@@ -89,12 +89,19 @@ def _shape(everything: Sequence[Encoded], rows: int) -> BatchShape:
     )
 
 
-def _batch(world: World, pool: Sequence[Encoded], size: int, *, first_layer: int = 0) -> Batch:
+def _batch(
+    world: World,
+    pool: Sequence[Encoded],
+    size: int,
+    *,
+    first_layer: int = 0,
+    trains_towers: bool = False,
+) -> Batch:
     """Return a placed batch of EncodedRows: features where all fit on the host, else patches."""
     rows = filled(size, world.place)
     shape = _shape(pool, rows)
     batch = world.place.rows(world.data.encoder.collate([pool[0]], shape))
-    if batch.images is not None:
+    if batch.images is not None and not trains_towers:
         known = with_features(world, batch)
         held = known.images.features_BIPE
         each = held.size // rows * jnp.dtype(held.dtype).itemsize
@@ -112,7 +119,13 @@ def _forget_rows(
     world: World, section: UnlearnSection, modality: Modality, *, first_layer: int
 ) -> ForgetRows:
     pool = _pool(world, section, modality, is_kept=False)
-    batch = _batch(world, pool, section.batch_size, first_layer=first_layer)
+    batch = _batch(
+        world,
+        pool,
+        section.batch_size,
+        first_layer=first_layer,
+        trains_towers=section.trains == "all_mlps",
+    )
     target = target_of_rows(world, batch)
     if section.setting("hidden") <= 0:
         return ForgetRows(batch, target)
@@ -129,6 +142,7 @@ def _gradient(section: UnlearnSection, world: World, size: int | None, remat: Re
     relearn = section.relearn
     first_layer = edited.lowest_layer(world.loaded, section)
     num_keep = section.batch_keep or section.batch_size
+    towers = {"trains_towers": section.trains == "all_mlps"}
     forms, rows, real_rows = {}, 0, 0
     for modality in world.data.modalities:
         if modality not in section.modalities:
@@ -138,14 +152,14 @@ def _gradient(section: UnlearnSection, world: World, size: int | None, remat: Re
         )
         one = FormRows(
             _forget_rows(world, section, modality, first_layer=first_layer),
-            _batch(world, kept_pool, num_keep, first_layer=first_layer),
+            _batch(world, kept_pool, num_keep, first_layer=first_layer, **towers),
         )
         sizes = [section.batch_size, num_keep]
         if relearn is not None:
             num = relearn.steps * relearn.batch_size
             one = dataclasses.replace(
                 one,
-                relearned=_batch(world, pool, num),
+                relearned=_batch(world, pool, num, **towers),
                 asked=_forget_rows(world, section, modality, first_layer=0),
             )
             sizes += [num, section.batch_size]

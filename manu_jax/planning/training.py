@@ -17,7 +17,7 @@ from manu_jax.planning.shapes import Work, another, assumed_sample, filled, work
 from manu_jax.planning.step import OPTIMIZER, OTHER, WEIGHTS, Item, Step
 from manu_jax.planning.world import Samples, World, trained_sections
 from manu_jax.training import fisher, gradient, trainer
-from manu_jax.training.edited import TRAINED, written_layers
+from manu_jax.training.edited import trained_mlps, written_layers
 from manu_jax.training.lora import new_adapters
 from manu_jax.training.objectives import (
     Objective,
@@ -83,11 +83,11 @@ def unlearn_items(world: World) -> Iterator[Item]:
 def state_of(world: World, section: OptimizerSection) -> trainer.TrainState:
     """Return what `trainer.initial_state` makes, as placed shapes."""
     loaded, model = world.loaded, world.model
-    trains = section.trains if isinstance(section, UnlearnSection) else "all"
     weights: Any
-    if trains == "mlp":
+    if isinstance(section, UnlearnSection) and section.trains in ("mlp", "all_mlps"):
+        beginnings = trained_mlps(loaded, section)
         weights = jax.eval_shape(
-            lambda model: NewWeights.of(loaded.replace_model(model), TRAINED), model
+            lambda model: NewWeights.of(loaded.replace_model(model), beginnings), model
         )
     elif isinstance(section, UnlearnSection) and section.neurons is not None:
         layers, number = written_layers(loaded, section.neurons), section.neurons.count
@@ -124,7 +124,7 @@ def gradient_step(
     """
     state = state_of(world, section)
     reference, beside = settings.pop("reference", None), settings.pop("beside", ())
-    is_edit = isinstance(section, UnlearnSection) and section.trains in ("neurons", "mlp")
+    is_edit = isinstance(section, UnlearnSection) and section.begins_with_edit
     base = world.model if section.lora is not None or is_edit else None
     key = world.place.number_within(jax.eval_shape(lambda: jax.random.key(0)))
     common = {

@@ -21,7 +21,6 @@ from manu_jax.models.loaded import Loaded
 from manu_jax.models.nn.mlp import neuron_leaves
 from manu_jax.types import MODALITIES, Batch, Capture, ManuError, Sample
 
-TRAINED = ("text.layers.mlp",)  # leaves of `trains: mlp`
 MOST_SAMPLES = 192  # of each form, by which the use of neurons is measured
 BATCH_SIZE = 16
 
@@ -32,7 +31,7 @@ def new_edit(vanilla: Loaded, section: UnlearnSection, *, keep: Sequence[Fact], 
     keep: facts by which the least used neurons are found.
     """
     if section.neurons is None:
-        return NewWeights.of(vanilla, TRAINED)
+        return NewWeights.of(vanilla, trained_mlps(vanilla, section))
     check_neurons(vanilla, section)
     layers = written_layers(vanilla, section.neurons)
     count, places = section.neurons.count, None
@@ -41,6 +40,13 @@ def new_edit(vanilla: Loaded, section: UnlearnSection, *, keep: Sequence[Fact], 
         places = [order_LF[layer, :count].tolist() for layer in layers]
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"written neurons"))
     return WrittenNeurons.new(vanilla, layers=layers, places=places, count=count, key=key)
+
+
+def trained_mlps(loaded: Loaded, section: UnlearnSection) -> tuple[str, ...]:
+    """Return how the paths of the leaves begin that `trains: mlp`, or `all_mlps`, trains."""
+    mlps = loaded.model.mlps()
+    towers = mlps if section.trains == "all_mlps" else ("text",)
+    return tuple(mlps[tower].path for tower in towers)
 
 
 def written_layers(loaded: Loaded, neurons: NeuronsSection) -> tuple[int, ...]:

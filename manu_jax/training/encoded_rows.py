@@ -20,7 +20,8 @@ class EncodedRows:
     """Encoded samples, and others of the same shape; any of them as a batch on the devices.
 
     first_layer: above 0, a batch holds what enters that layer of the decoder, computed once for
-    each sample unless all together would not fit on the host.
+    each sample unless all together would not fit on the host. trains_towers: images stay patches,
+    since their features change in training; otherwise features stand in their place where all fit.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class EncodedRows:
         others: Sequence[Encoded] = (),
         *,
         first_layer: int,
+        trains_towers: bool = False,
     ):
         everything = [*encoded, *others]
         longest = max(item.num_tokens for item in everything)
@@ -43,7 +45,7 @@ class EncodedRows:
             num_answers=max(item.num_answers for item in everything),
             padding_side="left",
         )
-        self._features = _all_features(loaded, everything)
+        self._features = {} if trains_towers else _all_features(loaded, everything)
         self._first_layer = first_layer
         self._entering: dict[int, np.ndarray] = {}
         bytes_each = self.length * loaded.config.text.width * np.dtype(np.float32).itemsize

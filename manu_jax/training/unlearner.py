@@ -93,7 +93,7 @@ def unlearn(
             texts=texts,
         )
     edit = None
-    if section.trains in ("neurons", "mlp"):
+    if section.begins_with_edit:
         edit = new_edit(vanilla, section, keep=keep, seed=seed)
     weights = train_loop(
         vanilla,

@@ -36,6 +36,8 @@ CONFIG = RunConfig.model_validate(
             {"name": "npo", "objective": "npo", "lora": {"rank": 2}, **TRAINED},
             {"preset": "erase", "name": "erase", "batch_keep": 4, **TRAINED,
              "views": 1, "keep_views": 1, "strangers": 2, "kept_strangers": 0},
+            {"preset": "erase", "name": "tower", "trains": "all_mlps", "batch_keep": 4, **TRAINED,
+             "views": 1, "keep_views": 1, "strangers": 2, "kept_strangers": 0},
         ],
         "score_batch": 4,
         "evaluate": {"batch_size": 4, "new_tokens": 3},
@@ -161,14 +163,15 @@ def without_compiling(weights, data, *, settings, mesh, **_):
 
 @pytest.mark.slow
 @pytest.mark.pods
-def test_erase_is_the_runs(loaded, text_of, facts, monkeypatch, tmp_path):
-    section = next(one for one in CONFIG.unlearn if one.name == "erase")
+@pytest.mark.parametrize("name", ["erase", "tower"])
+def test_erase_is_the_runs(loaded, text_of, facts, monkeypatch, tmp_path, name):
+    section = next(one for one in CONFIG.unlearn if one.name == name)
     monkeypatch.setattr(strangers_target, "_mean_target", any_target)
     erased = functools.partial(
         unlearn, loaded, section, forget=facts, keep=facts, directory=tmp_path, seed=0
     )
     found = first_program(monkeypatch, trainer, "loss_and_gradient", erased)
-    assert found == text_of("erase: gradient")
+    assert found == text_of(f"{name}: gradient")
 
 
 def any_target(model, batch, *, num_facts, num_strangers):

@@ -280,12 +280,24 @@ def test_a_low_rank_edit_is_the_second_form_of_suppress(tmp_path):
 
 
 @pytest.mark.slow
-def test_erase_changes_the_mlps_of_the_decoder_alone(tmp_path):
-    vanilla, edit = tiny_llava.loaded(), trained(tmp_path, "erase")
+@pytest.mark.parametrize("trains", ["mlp", "all_mlps"])
+def test_erase_changes_the_mlps_that_it_trains_alone(tmp_path, trains):
+    vanilla, edit = tiny_llava.loaded(), trained(tmp_path, "erase", trains=trains)
     assert isinstance(edit, NewWeights)
     before, after = leaves(vanilla.model), leaves(edit.apply(vanilla).model)
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
-    assert changed == {f"text.layers.mlp.{n}" for n in ("gate_LDF", "up_LDF", "down_LFD")}
+    expected = {f"text.layers.mlp.{n}" for n in ("gate_LDF", "up_LDF", "down_LFD")}
+    if trains == "all_mlps":
+        expected |= {name for name in before if name.startswith("vision.layers.mlp.")}
+        assert len(expected) == 3 + 4  # two matrices with biases
+    assert changed == expected
+
+
+@pytest.mark.parametrize(("trains", "are_patches"), [("mlp", False), ("all_mlps", True)])
+def test_images_are_encoded_once_unless_the_tower_is_trained(trains, are_patches):
+    images = rows(trains=trains).data_at(0).forms["image"].forget.batch.images
+    assert (images.patches_BIPC is not None) is are_patches
+    assert (images.features_BIPE is None) is are_patches
 
 
 @pytest.mark.slow
