@@ -283,6 +283,13 @@ class UnlearnSection(OptimizerSection):
         """Whether an edit is trained in place of the whole model or of adapters."""
         return self.trains in ("neurons", "mlp", "all_mlps")
 
+    @property
+    def trains_towers(self) -> bool:
+        """Whether what is trained changes an image's features: a tower's weights, a projector's."""
+        if self.lora is not None:
+            return not all(target.startswith("text") for target in self.lora.targets)
+        return self.trains in ("all", "all_mlps")
+
     def setting(self, name: str) -> float:
         """Return a setting of the objective: the config's, or the recipe's default."""
         given = getattr(self, name)

@@ -124,7 +124,7 @@ def _forget_rows(
         pool,
         section.batch_size,
         first_layer=first_layer,
-        trains_towers=section.trains == "all_mlps",
+        trains_towers=section.trains_towers,
     )
     target = target_of_rows(world, batch)
     if section.setting("hidden") <= 0:
@@ -142,7 +142,7 @@ def _gradient(section: UnlearnSection, world: World, size: int | None, remat: Re
     relearn = section.relearn
     first_layer = edited.lowest_layer(world.loaded, section)
     num_keep = section.batch_keep or section.batch_size
-    towers = {"trains_towers": section.trains == "all_mlps"}
+    towers = {"trains_towers": section.trains_towers}
     forms, rows, real_rows = {}, 0, 0
     for modality in world.data.modalities:
         if modality not in section.modalities:

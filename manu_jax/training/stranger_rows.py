@@ -183,7 +183,7 @@ class _Form:
         kept = with_views(keep, section.keep_views, seed=seed + 1)
         samples = [form(fact, modality, vanilla.template) for fact in kept]
         of_kept = encode_all(vanilla, samples)
-        common = {"first_layer": first_layer, "trains_towers": section.trains == "all_mlps"}
+        common = {"first_layer": first_layer, "trains_towers": section.trains_towers}
         self._forget = EncodedRows(vanilla, encoded, of_strangers, **common)
         self._keep = EncodedRows(vanilla, of_kept, **common)
         # With other tokens in the answer the positions would not be the same.

@@ -293,9 +293,18 @@ def test_erase_changes_the_mlps_that_it_trains_alone(tmp_path, trains):
     assert changed == expected
 
 
-@pytest.mark.parametrize(("trains", "are_patches"), [("mlp", False), ("all_mlps", True)])
-def test_images_are_encoded_once_unless_the_tower_is_trained(trains, are_patches):
-    images = rows(trains=trains).data_at(0).forms["image"].forget.batch.images
+@pytest.mark.parametrize(
+    ("settings", "are_patches"),
+    [
+        ({"trains": "mlp"}, False),
+        ({"trains": "all_mlps"}, True),
+        ({"trains": "all"}, True),
+        ({"trains": "all", "lora": {"targets": ["text.layers.mlp.down"]}}, False),
+        ({"trains": "low_rank", "lora": {"targets": ["vision.layers"]}}, True),
+    ],
+)
+def test_images_are_encoded_once_unless_the_tower_is_trained(settings, are_patches):
+    images = rows(**settings).data_at(0).forms["image"].forget.batch.images
     assert (images.patches_BIPC is not None) is are_patches
     assert (images.features_BIPE is None) is are_patches
 
