@@ -42,6 +42,7 @@ def auto_config(model: str) -> RunConfig:
         "compare": ["gradient", {"preset": "learned", "remat": "all"}],
         "score_batch": 32,
         "evaluate": {"batch_size": 32, "new_tokens": 50},
+        "audit": "none",  # an attacker's training needs more than sixteen chips have for 13B
     }
     return validate_config(values, "plan_auto")
 

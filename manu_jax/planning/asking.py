@@ -243,6 +243,7 @@ def _joined(asked: Asked, world: World, size: int | None, remat: Remat | None) -
         {"parts": parallel.batch_multiple(world.place.mesh)},
         asked.passes * found.joining.batches,
         resident={WEIGHTS: (world.model, asked.beside(world))},
+        copied=(found.answers, found.new, found.new),
         reads=0.0,
     )
 
@@ -260,6 +261,7 @@ def _went_on(asked: Asked, world: World, size: int | None, remat: Remat | None) 
         real_rows=given,
         parts={WEIGHTS: world.model},
         resident=asked.beside(world),
+        copied=(found.answers, found.answers),
         trips=how.new_tokens - 1,
         reads=how.new_tokens - 1,
     )

@@ -7,6 +7,7 @@ bytes is told from the shardings of the leaves:
     tensor    what neurons and heads add to the residual stream is summed over it, in each pass
     data      gradients of weights are summed over it, and over fsdp
     kept      of a forward pass for a backward pass, by remat; the scores of one layer's attention
+    copied    what a step says that it copies, as the keys and values of answers that are joined
 
 Of LLaVA-1.5-7B and 13B on v5e-16 (statistics, attribution, full training, answers) it is from 0.95
 to 1.55 of the compiler's peak. FLOPs are those of weights; attention's own, a few percent, are left
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 
 from manu_jax import leaves as leaf_names
 from manu_jax.config.base import Remat
+from manu_jax.evaluation.decoding import Answers
 from manu_jax.planning import roofline
 from manu_jax.planning.chips import USUAL
 from manu_jax.planning.collectives import Collective
@@ -90,7 +92,7 @@ def estimate(item: Item, world: World, towers: Mapping[str, Tower] | None = None
     for name, rows, tokens in _seen(step):
         tower = towers.get(name, Tower())
         local = rows / (data * fsdp)
-        times = passes + step.trips if is_decoding else passes
+        times = (passes if tokens else 0) + (step.trips if is_decoding else 0)
         summed_tokens = local * (tokens + step.trips if is_decoding else tokens * passes)
         compute += tower.flops * summed_tokens
         compute += tower.flops * local * tokens * trains_all
@@ -105,7 +107,8 @@ def estimate(item: Item, world: World, towers: Mapping[str, Tower] | None = None
     if trains_all:
         moved.append(Collective("reduce-scatter", gradient, fsdp, 1, False))
         moved.append(Collective("all-reduce", gradient, data, 1, False))
-    memory = memory_of(step, None).total + gradient + kept + working + fetched
+    copied = float(sum(bytes_held(one) for one in step.copied))
+    memory = memory_of(step, None).total + gradient + copied + kept + working + fetched
     used = bytes_used(step.parts.get(WEIGHTS, ()))
     seconds = roofline.seconds(
         world.target.chip or USUAL,
@@ -175,10 +178,15 @@ def _leaf(name: str, leaf: Any) -> Iterator[tuple[str, float]]:
 
 
 def _seen(step: Step) -> Iterator[tuple[str, int, int]]:
-    """Yield (tower, rows, tokens a row) of each pass that a step makes through a tower."""
-    given = (step.args, list(step.kwargs.values()))
-    for one in jax.tree.leaves(given, is_leaf=lambda value: isinstance(value, Batch | Images)):
+    """Yield (tower, rows, tokens a row) of each pass that a step makes through a tower.
+
+    Of answers that are gone on with, the prompts were read before: no tokens.
+    """
+    given, seen = (step.args, list(step.kwargs.values())), Batch | Images | Answers
+    for one in jax.tree.leaves(given, is_leaf=lambda value: isinstance(value, seen)):
         images = one.images if isinstance(one, Batch) else one
+        if isinstance(one, Answers) and step.trips > 1:
+            yield TEXT, len(one.token_B), 0
         if isinstance(one, Batch):
             rows, tokens = one.token_ids_BT.shape
             yield TEXT, rows, tokens

@@ -1,7 +1,7 @@
 """One compiled program of a run: its function, its arguments as shapes, and how often it runs."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,8 +21,9 @@ class Step:
     calls: in the whole run, in units of this shape (the largest of its kind). rows: examples a
     call; real_rows: those of them that are not there to fill up the mesh. parts: {WEIGHTS or
     OPTIMIZER: those of the arguments}; the rest is OTHER. resident: the same, of what lies on the
-    devices beside the arguments. like: what new outputs, as a gradient, are as large as. trips: of
-    loops whose end is not in the program. reads: how often a call reads the weights.
+    devices beside the arguments. like: what new outputs, as a gradient, are as large as. copied:
+    arguments, as often as a call holds a copy of them. trips: of loops whose end is not in the
+    program. reads: how often a call reads the weights.
     """
 
     function: Any
@@ -34,6 +35,7 @@ class Step:
     parts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     resident: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     like: Any = ()
+    copied: Sequence[Any] = ()
     trips: float = 1.0
     reads: float = 1.0
 

@@ -54,14 +54,16 @@ def test_every_mesh_is_tried_once():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "heads"), [("llava-1.5-13b", 40), ("qwen2.5-vl-7b", 4)])
-def test_heads_that_do_not_divide_are_avoided(released, name, heads):
+@pytest.mark.parametrize(
+    ("name", "heads", "decode"), [("llava-1.5-13b", 40, (2, 1, 8)), ("qwen2.5-vl-7b", 4, (4, 1, 4))]
+)
+def test_heads_that_do_not_divide_are_avoided(released, name, heads, decode):
     found = meshes.chosen(config_of(released(name), audit="none"), V5E)
     for kind in WORK_KINDS:
         assert heads % found[kind].sizes[2] == 0 and found[kind].is_whole
         assert found[kind].fits
     # Each token reads all weights: none are gathered from other chips for it.
-    assert found["decode"].sizes == (4, 1, 4)
+    assert found["decode"].sizes == decode
     assert found["train"].sizes == found["score"].sizes  # there is nothing to train
     assert "by arithmetic" in found["decode"].text()
 
