@@ -13,9 +13,10 @@ from manu_jax.config.run import validate_config
 from manu_jax.planning import meshes, plan
 from manu_jax.planning.chips import GIB, TPUS, Target, target_here, target_of
 from manu_jax.planning.collectives import moved_by_kind
-from manu_jax.planning.compiling import compiled
+from manu_jax.planning.compiling import compiled, memory_of
 from manu_jax.planning.estimate import estimate, towers_of
 from manu_jax.planning.items import planned
+from manu_jax.planning.shapes import bytes_held
 from manu_jax.planning.world import Assumed, world_of
 from manu_jax.types import WORK_KINDS, ManuError
 
@@ -148,3 +149,16 @@ def test_what_moves_is_what_the_compiler_says(tiny, sizes):
         # Beside it the statistics are summed, at one time for all layers.
         assert summed == pytest.approx(rows * tower.summed, rel=0.02)
     assert estimate(item, world).memory < GIB
+
+
+def test_each_token_of_joined_answers_gathers_what_its_mesh_splits(tiny):
+    target = Target("devices=4", TPUS["v5e"], 4, tuple(jax.devices()[:4]))
+    config = config_of(tiny, mesh={"fsdp": 4}, audit="none")
+    world = world_of(config, target, Assumed(text=96, answers=4, samples=64))
+    item = next(one for one in planned(world) if one.name == "answers, text form: tokens")
+    split, whole = (estimate(item, world.on(sizes)) for sizes in ((1, 4, 1), (4, 1, 1)))
+    assert split.seconds > 3 * whole.seconds
+    step = item.make(world, None, None)
+    answers = step.args[1]
+    held = memory_of(step, None).total + 2 * bytes_held(answers)
+    assert held <= split.memory < 1.5 * held
