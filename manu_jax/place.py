@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -70,6 +71,7 @@ class RunPlace:
         self.mesh = mesh
         if "vanilla" in self.__dict__:
             self.__dict__["vanilla"] = moved([self.__dict__.pop("vanilla")], mesh)
+            gc.collect()  # a first compilation leaves what moved in cycles of references
             sizes = "data={} × fsdp={} × tensor={}".format(*mesh.devices.shape)
             logger.info("mesh: the vanilla model moved to %s, to %s", sizes, kind)
 

@@ -1,6 +1,5 @@
 """A run's meshes: weights move between them bit for bit, and every number stays what it is."""
 
-import gc
 import json
 import shutil
 import sys
@@ -110,7 +109,6 @@ def test_attacks_that_train_do_so_on_the_mesh_of_training(place):
     seen, old = [], [weakref.ref(leaf) for leaf in jax.tree.leaves(place.vanilla.model)]
 
     def measure(attacked):
-        gc.collect()  # the first compilation leaves models in cycles of references
         is_held = any(reference() is not None for reference in old)
         seen.append((place.kind, attacked.loaded.mesh, attacked.asks_on, is_held))
         return []
