@@ -35,8 +35,8 @@ import models
 import numpy as np
 from PIL import Image
 
+from manu_jax.data.batches import batches_of
 from manu_jax.evaluation import refilling
-from manu_jax.evaluation.batched import batches_of
 from manu_jax.evaluation.generate import greedy_tokens
 from manu_jax.models.loaded import Loaded
 from manu_jax.types import Encoded, Sample, VisionInput

@@ -12,10 +12,10 @@ import tiny_llava
 from manu_jax import run
 from manu_jax.config import DataSection, UnlearnSection, validate_config
 from manu_jax.context import Run
+from manu_jax.data import batches
 from manu_jax.data.benchmarks import BENCHMARKS, BenchmarkFormat, benchmark_format
 from manu_jax.data.documents import documents
 from manu_jax.data.record import Benchmark, Fact, Person, Question
-from manu_jax.evaluation import batched
 from manu_jax.evaluation.tasks import TASKS_BY_NAME, Prompting
 from manu_jax.models.loaded import save_pretrained
 from manu_jax.report.results import load_results
@@ -112,8 +112,8 @@ neurons: {methods: []}
 def start_quiz(monkeypatch, tmp_path):
     """A function that gives the command on the quiz; it returns the rows of its protocol."""
     monkeypatch.setitem(BENCHMARKS, "quiz", published_world.FORMAT)
-    monkeypatch.setattr(batched, "MAX_BUCKETS", 1)
-    monkeypatch.setattr(batched, "MULTIPLE", 64)
+    monkeypatch.setattr(batches, "MAX_BUCKETS", 1)
+    monkeypatch.setattr(batches, "MULTIPLE", 64)
     published_world.write(tmp_path / "quiz")
     save_pretrained(tiny_llava.loaded(), tmp_path / "model")
     (tmp_path / "config.yaml").write_text(PUBLISHED)

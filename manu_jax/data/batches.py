@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,6 +26,11 @@ from manu_jax.types import (
 
 ANSWER_MULTIPLE = 4  # tokens
 STEPS_AHEAD = 2  # whose images are asked for while one is computed
+# Of what is not trained:
+MAX_BUCKETS = 8  # lengths a step is compiled for, with images and without
+FREE_BUCKETS = 1  # of these; each further one has to be worth its compilation
+WORTH = 128  # samples of the longest length, whose tokens it has to save
+MULTIPLE = 8  # of tokens; lengths are few as it is, so padding can be tight
 
 
 def encode_all(encoder: Encoder, samples: Sequence[Sample]) -> list[Encoded]:
@@ -79,6 +84,27 @@ def bucket_lengths(
         if total < least:
             chosen, least = best[-1][1], total
     return chosen
+
+
+def batches_of(
+    encoder: Encoder, encoded: Sequence[Encoded], batch_size: int, **settings: Any
+) -> "Batches":
+    """Return the samples in batches of few shapes, for steps that train nothing.
+
+    settings: as in `Batches`, beside those of `batching`.
+    """
+    return Batches(encoder, encoded, batch_size, **batching(), **settings)
+
+
+def batching() -> dict[str, Any]:
+    """Return the settings of `Batches` by which lengths are chosen where nothing is trained."""
+    return {
+        "multiple": MULTIPLE,
+        "max_buckets": MAX_BUCKETS,
+        "free_buckets": FREE_BUCKETS,
+        "worth": WORTH,
+        "counts_filling": True,
+    }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,17 +7,11 @@ import jax
 import numpy as np
 
 from manu_jax import faults, parallel
-from manu_jax.data.batches import Batches
+from manu_jax.data.batches import batches_of
 from manu_jax.models.loaded import Loaded
 from manu_jax.progress import Progress
 from manu_jax.training.features import ImageFeatures
-from manu_jax.types import BatchShape, Encoded, Encoder, Images, ManuError
-
-MAX_BUCKETS = 8  # lengths a step is compiled for, with images and without
-FREE_BUCKETS = 2  # of these; each further one has to be worth its compilation
-WORTH = 128  # samples of the longest length, whose tokens it has to save
-MULTIPLE = 8  # of tokens; lengths are few as it is, so padding can be tight
-
+from manu_jax.types import BatchShape, Encoded, Images, ManuError
 
 # (numbers of samples, sizes of their batch) → rows, a tree of NumPy arrays
 Beside = Callable[[np.ndarray, BatchShape], Any]
@@ -104,24 +98,6 @@ def run_batched(
                 progress.advance(len(indices))
             faults.stop_if_due()
             waiting = started
-
-
-def batches_of(
-    encoder: Encoder, encoded: Sequence[Encoded], batch_size: int, **settings: Any
-) -> Batches:
-    """Return the samples in batches of few shapes; settings as in `Batches`."""
-    return Batches(encoder, encoded, batch_size, **batching(), **settings)
-
-
-def batching() -> dict[str, Any]:
-    """Return the settings of `Batches` by which lengths are chosen."""
-    return {
-        "multiple": MULTIPLE,
-        "max_buckets": MAX_BUCKETS,
-        "free_buckets": FREE_BUCKETS,
-        "worth": WORTH,
-        "counts_filling": True,
-    }
 
 
 class NotFinite(ManuError):

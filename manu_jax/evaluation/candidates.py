@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from manu_jax import parallel
+from manu_jax.data.batches import batches_of
 from manu_jax.edits import masks
-from manu_jax.evaluation.batched import batches_of, not_finite, run_batched
+from manu_jax.evaluation.batched import not_finite, run_batched
 from manu_jax.evaluation.likelihood import answer_likelihoods, encode_answered, log_likelihoods
 from manu_jax.models.loaded import Loaded
 from manu_jax.models.nn.forward import Forward

@@ -20,7 +20,7 @@ import numpy as np
 
 from manu_jax import faults, parallel
 from manu_jax.config import MethodSettings, StatisticsMethod
-from manu_jax.data.batches import Batches, encode_all
+from manu_jax.data.batches import Batches, batching, encode_all
 from manu_jax.data.forms import forms
 from manu_jax.data.record import Fact
 from manu_jax.fingerprint import samples_hash, weights_hash
@@ -137,6 +137,7 @@ def collect(
         encode_all(loaded, samples),
         batch_size,
         rows=parallel.batch_rows(loaded.mesh, _filled(loaded, batch_size)),
+        **lengths_of(capture_step),
     )
     with parallel.on_mesh(loaded.mesh), Progress("scoring", len(batches), num_done) as progress:
         gates = None if gates is None else parallel.put_replicated(dict(gates), loaded.mesh)
@@ -165,6 +166,14 @@ def collect(
         remove = functools.partial(_partial(path).unlink, missing_ok=True)
         parallel.on_first_process(remove)
     return total
+
+
+def lengths_of(capture_step: CaptureStep) -> dict[str, Any]:
+    """Return the settings of `Batches` by which a step's lengths are chosen.
+
+    By position, statistics depend on who shares a batch: there, lengths do not depend on its size.
+    """
+    return {} if capture_step.is_of_batches else batching()
 
 
 @functools.partial(jax.jit, static_argnames=("capture_step",), donate_argnums=0)

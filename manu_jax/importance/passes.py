@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from manu_jax import parallel
-from manu_jax.data.batches import Batches, encode_all
+from manu_jax.data.batches import batches_of, encode_all
 from manu_jax.models.loaded import Loaded
 from manu_jax.models.nn.answers import targets_of
 from manu_jax.progress import Progress
@@ -32,7 +32,7 @@ def run_over(
     None: as given. title: of the progress that is shown.
     """
     rows = parallel.batch_rows(loaded.mesh, parallel.filled(batch_size, loaded.mesh))
-    batches = Batches(loaded, encode_all(loaded, samples), batch_size, seed=seed, rows=rows)
+    batches = batches_of(loaded, encode_all(loaded, samples), batch_size, seed=seed, rows=rows)
     total = start
     with parallel.on_mesh(loaded.mesh), Progress(title, len(batches)) as progress:
         for index in range(len(batches)):

@@ -10,7 +10,7 @@ import numpy as np
 
 from manu_jax import parallel
 from manu_jax.config import StatisticsMethod
-from manu_jax.data.batches import Batches, encode_all
+from manu_jax.data.batches import batches_of, encode_all
 from manu_jax.importance.collect import CaptureStep, capture_step_of, fade_of, values_of
 from manu_jax.importance.statistics import MOMENTS, Statistics, Sum, check_statistics
 from manu_jax.models.loaded import Loaded
@@ -83,7 +83,7 @@ def collect_people(
     }
     batch_size = parallel.filled(batch_size, loaded.mesh)
     rows = parallel.batch_rows(loaded.mesh, batch_size)
-    batches = Batches(loaded, encode_all(loaded, samples), batch_size, rows=rows)
+    batches = batches_of(loaded, encode_all(loaded, samples), batch_size, rows=rows)
     with parallel.on_mesh(loaded.mesh), Progress("people", len(batches)) as progress:
         for step in range(len(batches)):
             batch = parallel.put_batch(batches.batch_at(step), loaded.mesh)

@@ -10,8 +10,8 @@ import numpy as np
 
 from manu_jax import fingerprint, parallel
 from manu_jax.config.base import Remat
+from manu_jax.data.batches import batching
 from manu_jax.evaluation import distance, generate, likelihood, refilling
-from manu_jax.evaluation.batched import batching
 from manu_jax.evaluation.decoding import Answers, Writing, axis_names, none_begun
 from manu_jax.models.hf import export
 from manu_jax.models.inputs.vision_inputs import collate_vision_inputs

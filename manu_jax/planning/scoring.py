@@ -11,6 +11,7 @@ import numpy as np
 from manu_jax import parallel
 from manu_jax.config import LearnedMethod, MethodSettings, StatisticsMethod
 from manu_jax.config.base import Remat
+from manu_jax.data.batches import batching
 from manu_jax.importance import by_statistics, collect, kvw, learned, ridge
 from manu_jax.importance.kvw import KvwMethod
 from manu_jax.importance.ridge import RidgeMethod
@@ -93,9 +94,10 @@ def _statistics(
     capture_step = collect.capture_step_of(loaded, method, modality)
     given = size or method.batch_size or world.config.score_batch
     size = given if capture_step.is_of_batches else filled(given, place)
+    lengths = collect.lengths_of(capture_step)
     forget, keep = world.data.forget.get(modality, ()), _kept(method, modality, world)
     works = [
-        work_of(world.data.encoder, samples, size, rows=filled(size, place))
+        work_of(world.data.encoder, samples, size, rows=filled(size, place), **lengths)
         for samples in (forget, keep)
         if samples
     ]
@@ -207,7 +209,7 @@ def _pass_over(
     """Return the largest batch of `run_over` these sets in all forms, its calls, and its rows."""
     data, rows = world.data, filled(size, world.place)
     works = [
-        work_of(data.encoder, samples, size, rows=rows)
+        work_of(data.encoder, samples, size, rows=rows, **batching())
         for name in sets
         for samples in getattr(data, name).values()
     ]

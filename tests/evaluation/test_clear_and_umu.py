@@ -10,10 +10,10 @@ import umu_folder
 
 from manu_jax import run as command
 from manu_jax.config import RunConfig
-from manu_jax.data import clear, clear_protocol, umu_protocol
+from manu_jax.data import batches, clear, clear_protocol, umu_protocol
 from manu_jax.data.benchmarks import BENCHMARKS
 from manu_jax.data.record import split_retain
-from manu_jax.evaluation import batched, published, published_export
+from manu_jax.evaluation import published, published_export
 from manu_jax.evaluation.analyses import published as analysis
 from manu_jax.evaluation.analyses.leakage import find_leakage
 from manu_jax.evaluation.tasks import TASKS_BY_NAME, Prompting, record_of
@@ -28,8 +28,8 @@ AUTHORS = {"forget": ("Amélie Castell",), "retain": ("Chiara Ostrov", "Dmitri V
 def one_length():
     """One length for all, so that few programs are compiled."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batched, "MAX_BUCKETS", 1)
-        patch.setattr(batched, "MULTIPLE", 128)
+        patch.setattr(batches, "MAX_BUCKETS", 1)
+        patch.setattr(batches, "MULTIPLE", 128)
         yield
 
 

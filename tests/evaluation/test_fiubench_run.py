@@ -10,8 +10,8 @@ import pytest
 import tiny_llava
 
 from manu_jax import run
+from manu_jax.data import batches
 from manu_jax.data.fiubench_protocol import PUBLISHED, SYSTEM
-from manu_jax.evaluation import batched
 from manu_jax.models.loaded import save_pretrained
 from manu_jax.report.results import load_results
 
@@ -48,8 +48,8 @@ def folder(tmp_path_factory):
     paths = [f"data.path={place / 'data'}", f"model.path={place / 'model'}"]
     command = ["--config", place / "config.yaml", "--output", place / "run", *paths]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batched, "MAX_BUCKETS", 1)
-        patch.setattr(batched, "MULTIPLE", 256)
+        patch.setattr(batches, "MAX_BUCKETS", 1)
+        patch.setattr(batches, "MULTIPLE", 256)
         assert run.main([str(argument) for argument in command]) == 0
     return place / "run"
 

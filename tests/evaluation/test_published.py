@@ -11,10 +11,11 @@ import tiny_llava
 
 from manu_jax import parallel
 from manu_jax.config import RunConfig
+from manu_jax.data import batches
 from manu_jax.data.benchmarks import BENCHMARKS
 from manu_jax.data.forms import in_text_alone
 from manu_jax.data.record import split_retain
-from manu_jax.evaluation import batched, published, published_export
+from manu_jax.evaluation import published, published_export
 from manu_jax.evaluation.analyses import published as analysis
 from manu_jax.evaluation.generate import greedy
 from manu_jax.evaluation.likelihood import log_likelihoods
@@ -33,8 +34,8 @@ def quiz():
     """The benchmark, and one length for all, so that few programs are compiled."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(BENCHMARKS, "quiz", world.FORMAT)
-        patch.setattr(batched, "MAX_BUCKETS", 1)
-        patch.setattr(batched, "MULTIPLE", 64)
+        patch.setattr(batches, "MAX_BUCKETS", 1)
+        patch.setattr(batches, "MULTIPLE", 64)
         yield
 
 

@@ -9,8 +9,9 @@ import pytest
 import tiny_llava
 
 from manu_jax import parallel
+from manu_jax.data import batches
 from manu_jax.data.probes import Sampling
-from manu_jax.evaluation import batched, decoding, refilling
+from manu_jax.evaluation import decoding, refilling
 from manu_jax.evaluation.generate import greedy_tokens, sampled
 from manu_jax.models.hf.generation import GenerationRules
 from manu_jax.types import ManuError, Sample
@@ -22,8 +23,8 @@ PROGRAMS = ("_begun", "_none_begun", "_joined", "_went_on")
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch):
     """Let answers of a few tokens count as long, and all prompts of a form have one length."""
-    monkeypatch.setattr(batched, "MAX_BUCKETS", 1)
-    monkeypatch.setattr(batched, "MULTIPLE", 64)
+    monkeypatch.setattr(batches, "MAX_BUCKETS", 1)
+    monkeypatch.setattr(batches, "MULTIPLE", 64)
     monkeypatch.setattr(refilling, "SHORT", 4)
 
 
@@ -117,8 +118,8 @@ def test_rows_that_have_ended_do_not_wait_for_the_longest(monkeypatch):
 
 
 def test_one_compile_a_length_however_many_prompts_and_answers(monkeypatch):
-    monkeypatch.setattr(batched, "MAX_BUCKETS", 2)
-    monkeypatch.setattr(batched, "MULTIPLE", 16)
+    monkeypatch.setattr(batches, "MAX_BUCKETS", 2)
+    monkeypatch.setattr(batches, "MULTIPLE", 16)
     loaded = with_ends(min_new_tokens=2)  # no program is there yet
     before = [getattr(refilling, name)._cache_size() for name in PROGRAMS]
     written(loaded, asked(), 4)

@@ -10,7 +10,7 @@ import tiny_llava
 from judge_server import said, serving
 
 from manu_jax import run
-from manu_jax.evaluation import batched
+from manu_jax.data import batches
 from manu_jax.models.loaded import save_pretrained
 from manu_jax.report.results import load_results
 from manu_jax.yaml12 import read_yaml_text
@@ -46,8 +46,8 @@ def model(tmp_path_factory):
 def start(folder, model, *values, config=None):
     """Give the command with one length for all, so that few programs are compiled."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batched, "MAX_BUCKETS", 1)
-        patch.setattr(batched, "MULTIPLE", 256)
+        patch.setattr(batches, "MAX_BUCKETS", 1)
+        patch.setattr(batches, "MULTIPLE", 256)
         (folder / "config.yaml").write_text(CONFIG)
         command = ["--config", config or folder / "config.yaml", "--output", folder / "run"]
         command += [f"model.path={model}", *values]

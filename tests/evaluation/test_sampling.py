@@ -6,8 +6,8 @@ import pytest
 import tiny_llava
 
 from manu_jax import parallel
+from manu_jax.data import batches
 from manu_jax.data.probes import Sampling
-from manu_jax.evaluation import batched
 from manu_jax.evaluation.generate import greedy, sampled
 from manu_jax.evaluation.sampling import drawn, uniforms
 
@@ -56,8 +56,8 @@ def test_numbers_follow_from_the_name_and_a_longer_answer_begins_alike():
 def draw():
     """Draw answers, with one length for all, so that few programs are compiled."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batched, "MAX_BUCKETS", 1)
-        patch.setattr(batched, "MULTIPLE", 64)
+        patch.setattr(batches, "MAX_BUCKETS", 1)
+        patch.setattr(batches, "MULTIPLE", 64)
         yield functools.partial(
             sampled, new_tokens=6, sampling=Sampling(temperature=2.0, top_p=0.9)
         )

@@ -8,8 +8,9 @@ import tiny_llava
 
 from manu_jax import parallel
 from manu_jax.config import EvaluateSection
+from manu_jax.data import batches
 from manu_jax.data.record import Person, Question
-from manu_jax.evaluation import batched, record_files, suite
+from manu_jax.evaluation import record_files, suite
 from manu_jax.evaluation.analyses.differences import differences
 from manu_jax.evaluation.suite import evaluate
 from manu_jax.evaluation.tasks import TASKS_BY_NAME, Prompting
@@ -45,8 +46,8 @@ SETS = {
 def one_bucket():
     """One length for all, so that few programs are compiled."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batched, "MAX_BUCKETS", 1)
-        patch.setattr(batched, "MULTIPLE", 128)
+        patch.setattr(batches, "MAX_BUCKETS", 1)
+        patch.setattr(batches, "MULTIPLE", 128)
         yield
 
 

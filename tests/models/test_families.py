@@ -31,8 +31,9 @@ from safetensors.numpy import load_file
 
 from manu_jax import leaves as leaf_names
 from manu_jax import parallel
+from manu_jax.data import batches
 from manu_jax.edits import masks
-from manu_jax.evaluation import batched, generate, refilling
+from manu_jax.evaluation import generate, refilling
 from manu_jax.evaluation.generate import greedy_tokens
 from manu_jax.models import loaded as loading
 from manu_jax.types import Capture, Sample
@@ -285,7 +286,7 @@ def test_images_of_many_sizes_go_through_the_tower_once(made, monkeypatch, name,
 @pytest.mark.parametrize(("name", "case"), FIRST)
 def test_prompts_that_join_are_answered_as_in_a_batch(made, monkeypatch, name, case):
     cases, _, _, loaded = made(name, case)
-    monkeypatch.setattr(batched, "MAX_BUCKETS", 1)
+    monkeypatch.setattr(batches, "MAX_BUCKETS", 1)
     lists = cases.image_lists()
     samples = [
         Sample(((prompt + "." * number, False),), tuple(images), f"{prompt}{number}")

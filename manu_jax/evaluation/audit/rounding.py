@@ -30,17 +30,23 @@ def measure(attacked: Attacked) -> Iterable[AuditRow]:
 
 def rounded(loaded: Loaded, name: str) -> Loaded:
     """Return the model with its weights rounded to "bf16", "int8" or "int4", in its own dtype."""
+    return loaded.replace_model(_rounded(loaded.model, name))
+
+
+@functools.partial(jax.jit, static_argnames="name")
+def _rounded(model: Any, name: str) -> Any:
+    """One program for the whole model: leaf by leaf each shape would be a compilation."""
 
     def visit(path: Any, leaf: jax.Array) -> jax.Array:
         if name == "bf16":
-            return leaf.astype(jnp.bfloat16).astype(leaf.dtype)
+            # XLA may take a conversion and its way back for nothing
+            return jax.lax.reduce_precision(leaf, exponent_bits=8, mantissa_bits=7)
         axes = matrix_axes(path_name(path))
         return leaf if axes is None else round_matrix(leaf, axes[0], BITS[name])
 
-    return loaded.replace_model(jax.tree_util.tree_map_with_path(visit, loaded.model))
+    return jax.tree_util.tree_map_with_path(visit, model)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
 def round_matrix(weight: jax.Array, inputs: tuple[int, ...], bits: int) -> jax.Array:
     """Return a weight rounded to `bits`, one scale for each output channel (and layer).
 
