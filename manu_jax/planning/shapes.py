@@ -84,6 +84,15 @@ class Place:
 
         return jax.tree_util.tree_map_with_path(placed, tree)
 
+    def bound(self, tree: Any) -> Any:
+        """Return a tree like `weights`, as a state that a training binds to its devices."""
+        if self.mesh is not None or self.device is None:
+            return self.weights(tree)
+        lies = SingleDeviceSharding(self.device)
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=lies), tree
+        )
+
     def number(self, value: Any) -> Any:
         """Return a number or a key that the host made before a loop on the mesh began."""
         return jax.ShapeDtypeStruct(value.shape, value.dtype)
@@ -96,7 +105,8 @@ class Place:
         placed: Any = None
         if self.mesh is not None:
             placed = NamedSharding(self.mesh, spec)
-        elif self.device is not None:
+        elif self.device is not None and self.device != jax.devices()[0]:
+            # On the default device a run binds nothing, and its programs don't say where they run.
             placed = SingleDeviceSharding(self.device)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)
 

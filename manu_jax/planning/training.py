@@ -111,7 +111,7 @@ def state_of(world: World, section: OptimizerSection) -> trainer.TrainState:
     if isinstance(section, UnlearnSection) and section.primal_dual is not None:
         number = jax.ShapeDtypeStruct((), jnp.float32)
         state = dataclasses.replace(state, keep_weight=number)
-    return world.place.weights(state)
+    return world.place.bound(state)
 
 
 def gradient_step(
