@@ -70,6 +70,8 @@ def _pool(
     Assumed questions about strangers are as long as those about people.
     """
     data = world.data
+    if section.name in data.rows:
+        return list(data.rows[section.name][modality][is_kept])
     has_strangers = section.kept_strangers > 0 if is_kept else section.setting("hidden") > 0
     strangers = data.strangers.get(modality, ()) if has_strangers else ()
     return [*(data.keep if is_kept else data.forget)[modality], *strangers]

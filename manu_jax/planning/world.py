@@ -28,9 +28,12 @@ from manu_jax.planning.chips import Target
 from manu_jax.planning.probes import MORE_TEXT, Probes, assumed_probes, measured_probes
 from manu_jax.planning.shapes import Place, PlannedEncoder, assumed_sample, placed_model
 from manu_jax.stages import make_data
+from manu_jax.training.stranger_rows import form_samples
 from manu_jax.training.tokenizer import train_tokenizer
+from manu_jax.training.unlearner import recipe_of, strangers_of
 from manu_jax.training.vanilla import OTHERS, PEOPLE, tokenizer_texts
 from manu_jax.types import (
+    KEEP_SETS,
     MODALITIES,
     TEXT_ALONE,
     VANILLA,
@@ -44,6 +47,7 @@ from manu_jax.types import (
 logger = logging.getLogger(__name__)
 
 Samples = Mapping[Modality, Sequence[Encoded]]
+Rows = tuple[Sequence[Encoded], Sequence[Encoded]]  # to forget, with strangers; and to keep
 MOST_TOKENS = 2**16  # of an image
 
 
@@ -68,8 +72,9 @@ class Data:
 
     forget, keep: what methods are given. prompts: what each model answers. candidates: what each
     model rates. documents: what the run's own models are trained on. strangers: facts
-    to forget, asked about strangers. probes: what analyses ask besides. encoder: puts samples into
-    batches. notes: what was assumed, a sentence each.
+    to forget, asked about strangers. rows: {method that trains on strangers: {form: what it makes
+    batches of, to forget and to keep}}. probes: what analyses ask besides. encoder: puts samples
+    into batches. notes: what was assumed, a sentence each.
     """
 
     encoder: Any
@@ -79,6 +84,7 @@ class Data:
     candidates: Samples
     documents: Samples
     strangers: Samples = dataclasses.field(default_factory=dict)
+    rows: Mapping[str, Mapping[Modality, Rows]] = dataclasses.field(default_factory=dict)
     probes: Probes = Probes()
     is_assumed: bool = False
     notes: tuple[str, ...] = ()
@@ -253,10 +259,31 @@ def _measured(run: Run, loaded: Loaded, notes: Sequence[str]) -> Data:
     strangers: Samples = {}
     if any(section.target == "strangers" for section in trained_sections(run.config)):
         strangers = _encoded(loaded, run.stranger_samples)
+    rows = {
+        section.name: _rows(run, loaded, section)
+        for section in trained_sections(run.config)
+        if recipe_of(section).strangers
+    }
     probes = measured_probes(run, loaded)
-    return Data(
-        loaded, forget, keep, prompts, candidates, taught, strangers, probes, notes=tuple(notes)
-    )
+    samples = (forget, keep, prompts, candidates, taught, strangers)
+    return Data(loaded, *samples, rows, probes, notes=tuple(notes))
+
+
+def _rows(run: Run, loaded: Loaded, section: UnlearnSection) -> dict[Modality, Rows]:
+    """Return the samples that a method makes batches of, as StrangerRows has them."""
+    section, seed = run.in_forms(section), run.config.seed
+    facts: dict[str, Any] = {
+        "forget": run.benchmark.facts("forget"),
+        "keep": run.benchmark.facts(*KEEP_SETS),
+    }
+    known, kept = strangers_of(section, **facts, seed=seed, portraits=run.portraits)
+    found: dict[Modality, Rows] = {}
+    for form in section.modalities:
+        samples = form_samples(loaded, section, form, **facts, known=known, kept=kept, seed=seed)
+        sides = ([*samples.forget, *samples.strangers], samples.keep)
+        forget, keep = (encode_all(loaded, side) for side in sides)
+        found[form] = forget, keep
+    return found
 
 
 def _documents(run: Run, loaded: Loaded) -> Samples:

@@ -44,6 +44,58 @@ class Lesson:
     form: Modality | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class FormSamples:
+    """What a method is trained on in one form.
+
+    facts: to forget, in all their views. forget: the same as samples. strangers: each of them put
+    to every stranger, one fact after the other; none where the method does without. keep: facts to
+    keep, and about invented people, in their views.
+    """
+
+    facts: Sequence[Fact]
+    forget: Sequence[Sample]
+    strangers: Sequence[Sample]
+    keep: Sequence[Sample]
+
+
+def form_samples(
+    vanilla: Loaded,
+    section: UnlearnSection,
+    modality: Modality,
+    *,
+    forget: Sequence[Fact],
+    keep: Sequence[Fact],
+    known: Sequence[Stranger],
+    kept: Sequence[Stranger],
+    seed: int,
+) -> FormSamples:
+    """Return the samples of one form; facts that do not have it are left out.
+
+    Arguments as of StrangerRows.
+    """
+    invented = [as_stranger(fact, one) for one in kept for fact in _asked_of_strangers(forget)]
+    own, others = (
+        [fact for fact in facts if has_form(fact, modality)]
+        for facts in (forget, [*keep, *invented])
+    )
+    facts = with_views(own, section.views, seed=seed, strength=section.view_strength)
+    return FormSamples(
+        facts,
+        [form(fact, modality, vanilla.template) for fact in facts],
+        [
+            stranger_sample(vanilla, fact, one, modality=modality)
+            for fact in facts
+            for one in known
+            if section.setting("hidden") > 0
+        ],
+        [
+            form(fact, modality, vanilla.template)
+            for fact in with_views(others, section.keep_views, seed=seed + 1)
+        ],
+    )
+
+
 class StrangerRows:
     """The data of each step: `data_at(step)`.
 
@@ -64,20 +116,18 @@ class StrangerRows:
         seed: int,
     ):
         self._vanilla, self._section, self._seed = vanilla, section, seed
-        invented = [as_stranger(fact, one) for one in kept for fact in _asked_of_strangers(forget)]
         self._first_layer = lowest_layer(vanilla, section)
-        common = {
-            "section": section,
-            "known": known,
-            "first_layer": self._first_layer,
-            "seed": seed,
-        }
+        common = {"known": known, "seed": seed}
         self._forms: dict[Modality, _Form] = {
             modality: _Form(
                 vanilla,
                 modality,
+                form_samples(
+                    vanilla, section, modality, forget=forget, keep=keep, kept=kept, **common
+                ),
                 forget=[fact for fact in forget if has_form(fact, modality)],
-                keep=[fact for fact in [*keep, *invented] if has_form(fact, modality)],
+                section=section,
+                first_layer=self._first_layer,
                 **common,
             )
             for modality in section.modalities
@@ -153,36 +203,26 @@ class _Form:
         self,
         vanilla: Loaded,
         modality: Modality,
+        samples: FormSamples,
         *,
         forget: Sequence[Fact],
-        keep: Sequence[Fact],
         section: UnlearnSection,
         known: Sequence[Stranger],
         first_layer: int,
         seed: int,
     ):
         self._section, self._seed, self._modality = section, seed, modality
-        self._facts = with_views(forget, section.views, seed=seed, strength=section.view_strength)
+        self._facts = samples.facts
         # In other words a question for the name is not always known as one.
         self._names = np.tile([asks_for_name(fact) for fact in forget], section.views)
         self._num_facts, self._num_strangers = len(forget), len(known)
         self._target: StrangerTarget = stranger_target(
             vanilla, forget, known, modality=modality, each=section.strangers_each, seed=seed
         )
-        samples = [form(fact, modality, vanilla.template) for fact in self._facts]
-        encoded = encode_all(vanilla, samples)
+        encoded = encode_all(vanilla, samples.forget)
         self._with_hidden = section.setting("hidden") > 0
-        of_strangers: list[Encoded] = []
-        if self._with_hidden:
-            samples = [
-                stranger_sample(vanilla, fact, one, modality=modality)
-                for fact in self._facts
-                for one in known
-            ]
-            of_strangers = encode_all(vanilla, samples)
-        kept = with_views(keep, section.keep_views, seed=seed + 1)
-        samples = [form(fact, modality, vanilla.template) for fact in kept]
-        of_kept = encode_all(vanilla, samples)
+        of_strangers = encode_all(vanilla, samples.strangers)
+        of_kept = encode_all(vanilla, samples.keep)
         common = {"first_layer": first_layer, "trains_towers": section.trains_towers}
         self._forget = EncodedRows(vanilla, encoded, of_strangers, **common)
         self._keep = EncodedRows(vanilla, of_kept, **common)

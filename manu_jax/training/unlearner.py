@@ -62,10 +62,7 @@ def unlearn(
     """
     recipe = recipe_of(section)
     check_facts(section, forget=forget, keep=keep, seed=seed)
-    drawn: dict[str, Any] = {"seed": seed, "portraits": portraits}
-    known: Sequence[Stranger] = ()
-    if section.target == "strangers":
-        known = strangers(forget, keep, section.strangers, **drawn)
+    known, kept = strangers_of(section, forget=forget, keep=keep, seed=seed, portraits=portraits)
     if recipe.strangers:
         rows = StrangerRows(
             vanilla,
@@ -73,7 +70,7 @@ def unlearn(
             forget=forget,
             keep=keep,
             known=known,
-            kept=strangers(forget, keep, section.kept_strangers, near=True, **drawn),
+            kept=kept,
             texts=texts,
             seed=seed,
         )
@@ -110,6 +107,28 @@ def unlearn(
     if section.trains == "low_rank" and section.lora is not None:
         return LowRank(weights, section.lora.scale)
     return trained(vanilla, weights, section) if edit is None else weights
+
+
+def strangers_of(
+    section: UnlearnSection,
+    *,
+    forget: Sequence[Fact],
+    keep: Sequence[Fact],
+    seed: int,
+    portraits: Portraits | None,
+) -> tuple[Sequence[Stranger], Sequence[Stranger]]:
+    """Return the strangers whose mean a section aims at, and those that it keeps; () for neither.
+
+    portraits: as of `unlearn`.
+    """
+    drawn: dict[str, Any] = {"seed": seed, "portraits": portraits}
+    known: Sequence[Stranger] = ()
+    kept: Sequence[Stranger] = ()
+    if section.target == "strangers":
+        known = strangers(forget, keep, section.strangers, **drawn)
+    if recipe_of(section).strangers:
+        kept = strangers(forget, keep, section.kept_strangers, near=True, **drawn)
+    return known, kept
 
 
 def check_facts(
