@@ -29,7 +29,7 @@ from manu_jax.training.strangers_target import (
     stranger_sample,
     stranger_target,
 )
-from manu_jax.types import Encoded, Modality, Sample
+from manu_jax.types import Modality, Sample
 
 
 @dataclasses.dataclass(frozen=True)
