@@ -105,6 +105,7 @@ def test_what_nobody_else_holds_is_freed_when_it_moves(place):
     assert not any(reference() for reference in old)
 
 
+@pytest.mark.slow
 def test_attacks_that_train_do_so_on_the_mesh_of_training(place):
     seen, old = [], [weakref.ref(leaf) for leaf in jax.tree.leaves(place.vanilla.model)]
 

@@ -119,6 +119,7 @@ def test_rows_that_have_ended_do_not_wait_for_the_longest(monkeypatch):
 
 def test_one_compile_a_length_however_many_prompts_and_answers(monkeypatch):
     monkeypatch.setattr(batches, "MAX_BUCKETS", 2)
+    monkeypatch.setattr(batches, "FREE_BUCKETS", 2)
     monkeypatch.setattr(batches, "MULTIPLE", 16)
     loaded = with_ends(min_new_tokens=2)  # no program is there yet
     before = [getattr(refilling, name)._cache_size() for name in PROGRAMS]

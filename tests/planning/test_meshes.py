@@ -96,6 +96,7 @@ def test_one_device_chooses_nothing(tiny, tmp_path, monkeypatch):
     assert begun.mesh is None and {*begun.meshes.values()} == {None}
 
 
+@pytest.mark.slow
 def test_the_choice_is_written_into_the_runs_folder(tiny, tmp_path):
     begun = meshes.begin(config_of(tiny), tmp_path)
     meshes.write_choices(begun)
