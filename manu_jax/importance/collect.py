@@ -131,13 +131,15 @@ def collect(
         }
         if parallel.exists(path):
             return _read(path, made_from, capture_step)
-    total, num_done = _resume(path, made_from)
+    lengths = lengths_of(capture_step)
+    partly_from = {**made_from, "lengths": lengths}  # other lengths make other batches
+    total, num_done = _resume(path, partly_from)
     batches = Batches(
         loaded,
         encode_all(loaded, samples),
         batch_size,
         rows=parallel.batch_rows(loaded.mesh, _filled(loaded, batch_size)),
-        **lengths_of(capture_step),
+        **lengths,
     )
     with parallel.on_mesh(loaded.mesh), Progress("scoring", len(batches), num_done) as progress:
         gates = None if gates is None else parallel.put_replicated(dict(gates), loaded.mesh)
@@ -156,7 +158,7 @@ def collect(
             progress.advance()
             is_due = faults.stop_is_due()
             if path is not None and (is_due or (index + 1) % save_every == 0):
-                files.save(_partial(path), total, {**made_from, "num_batches": index + 1})
+                files.save(_partial(path), total, {**partly_from, "num_batches": index + 1})
             faults.stop_if_due()
     assert total is not None
     total = parallel.gather(total)

@@ -5,6 +5,7 @@ import tiny_llava as tiny
 
 from manu_jax import parallel
 from manu_jax.config import StatisticsMethod, named_method
+from manu_jax.data import batches
 from manu_jax.data.batches import bucket_lengths
 from manu_jax.importance import collect as collect_module
 from manu_jax.importance import statistics as files
@@ -175,6 +176,28 @@ def test_a_killed_collection_resumes_to_the_same_numbers(tmp_path, monkeypatch):
     for left, right in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(left, right)
     assert [file.name for file in tmp_path.glob("s.*")] == ["s.safetensors"]
+
+
+def test_a_killed_collection_with_other_lengths_starts_over(tmp_path, monkeypatch):
+    loaded, samples = tiny.loaded(), tiny.samples("text")
+    settings = dict(modality="text", batch_size=2, path=tmp_path / "s.safetensors", save_every=1)
+    steps, real_add = [], collect_module.add_batch
+
+    def counted_add(*arguments, **keywords):
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+        steps.append(1)
+        return real_add(*arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(collect_module, "add_batch", counted_add)
+        with pytest.raises(KeyboardInterrupt):
+            collect(loaded, samples, ACTIVATION, **settings)
+    monkeypatch.setattr(batches, "MULTIPLE", 64)
+    resumed = collect(loaded, samples, ACTIVATION, **settings)
+    whole = collect(loaded, samples, ACTIVATION, **{**settings, "path": None})
+    for left, right in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(left, right)
 
 
 def test_a_file_is_read_again_and_one_of_another_make_is_an_error(tmp_path, monkeypatch):
