@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ from manu_jax.models.hf.generation import GenerationRules
 from manu_jax.models.inputs import images as inputs
 from manu_jax.models.inputs import processing, vision_inputs, workers
 from manu_jax.models.inputs.chat import ChatTemplate, read_chat_template
+from manu_jax.models.inputs.encoded_samples import EncodedCache
 from manu_jax.models.stored import (
     CHECKPOINT,
     DTYPES,
@@ -77,6 +78,7 @@ class Loaded:
     cache: vision_inputs.VisionInputCache = dataclasses.field(
         default_factory=vision_inputs.VisionInputCache
     )
+    encoded: EncodedCache = dataclasses.field(default_factory=EncodedCache)
 
     @property
     def towers(self) -> dict[str, tuple[int, int]]:
@@ -148,20 +150,15 @@ class Loaded:
         sample = dataclasses.replace(sample, images=inputs.pil_images(sample))
         if any(one is not other for one, other in zip(given.images, sample.images, strict=True)):
             digests = None  # an image that was made here loses its identity with this call
-        rows, rope = self.family.feature_rows, self.family.rope_positions
-        return processing.encode(
+        known = {} if digests is None else digests
+        of_image = functools.partial(self._vision_inputs, sample=sample, digests=known)
+        return self.encoded.encoded(
             sample,
-            tokenizer=self.processor.tokenizer,
-            placeholder=getattr(self.processor, self.family.placeholder),
-            replacements=lambda: self._replacements(sample),
-            vision_inputs=functools.partial(self._vision_inputs, sample=sample, digests=digests),
-            feature_rows=None if rows is None else lambda: rows(sample.images, self.config),
-            rope_positions=None
-            if rope is None
-            else lambda is_image_T, inputs: rope(is_image_T, inputs, self.config),
-            image_token=self.config.image_token,
-            context=self.context,
-            vocabulary=self.config.text.vocabulary,
+            [vision_inputs.digest_of(image, known) for image in sample.images],
+            make=lambda: self._encode(sample, of_image),
+            vision_inputs=lambda: tuple(
+                vision_input for image in sample.images for vision_input in of_image(image)
+            ),
         )
 
     def vision_inputs(self, image: Any, *, is_one_of_many: bool = False) -> tuple[VisionInput, ...]:
@@ -214,6 +211,26 @@ class Loaded:
         """Return token ids as text, without special tokens."""
         return self.processor.tokenizer.decode(
             [int(token) for token in token_ids], skip_special_tokens=True
+        )
+
+    def _encode(
+        self, sample: Sample, of_image: Callable[[Any], tuple[VisionInput, ...]]
+    ) -> Encoded:
+        """Return a sample as numbers; of_image: the vision inputs of one of its images (PIL)."""
+        rows, rope = self.family.feature_rows, self.family.rope_positions
+        return processing.encode(
+            sample,
+            tokenizer=self.processor.tokenizer,
+            placeholder=getattr(self.processor, self.family.placeholder),
+            replacements=lambda: self._replacements(sample),
+            vision_inputs=of_image,
+            feature_rows=None if rows is None else lambda: rows(sample.images, self.config),
+            rope_positions=None
+            if rope is None
+            else lambda is_image_T, inputs: rope(is_image_T, inputs, self.config),
+            image_token=self.config.image_token,
+            context=self.context,
+            vocabulary=self.config.text.vocabulary,
         )
 
     def _vision_inputs(

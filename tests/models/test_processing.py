@@ -12,7 +12,8 @@ from PIL import Image
 from manu_jax.data.batches import encode_all
 from manu_jax.fingerprint import image_digest
 from manu_jax.models import loaded as loading
-from manu_jax.models.inputs import vision_inputs
+from manu_jax.models.inputs import encoded_samples, processing, vision_inputs
+from manu_jax.models.inputs.encoded_samples import EncodedCache
 from manu_jax.types import BatchShape, ManuError, Sample, question_sample
 
 IMAGE = Image.new("RGB", (8, 8))
@@ -80,6 +81,45 @@ def test_the_cache_of_pictures_is_bounded(loaded, monkeypatch):
             image, lambda x: loaded.family.vision_inputs(x, loaded.processor, loaded.config)
         )
     assert list(cache._entries) == [(image_digest(image), False) for image in images[-3:]]
+
+
+def test_a_sample_is_encoded_once_under_whatever_key(loaded, monkeypatch):
+    image, calls, encode = random_images(1, seed=7)[0], [], processing.encode
+    monkeypatch.setattr(processing, "encode", lambda *a, **b: calls.append(1) or encode(*a, **b))
+    segments = (("<image> Where was it seen?", False), (" Oslo", True))
+    first = loaded.encode(Sample(segments, (image,), "a"))
+    of_copy = Sample(tuple((text, is_answer) for text, is_answer in segments), (image.copy(),), "b")
+    second = loaded.replace_model(None).encode(of_copy)
+    assert len(calls) == 1 and (first.key, second.key) == ("a", "b")
+    fresh = dataclasses.replace(loaded, encoded=EncodedCache()).encode(of_copy)
+    assert len(calls) == 2
+    for field in dataclasses.fields(fresh):
+        kept, anew = getattr(second, field.name), getattr(fresh, field.name)
+        if field.name != "vision_inputs":
+            np.testing.assert_array_equal(kept, anew)
+    assert second.vision_inputs[0] is fresh.vision_inputs[0]
+    other = loaded.encode(Sample((segments[0], (" Oslo", False)), (image,)))
+    assert len(calls) == 3 and not other.num_answers and second.num_answers
+
+
+def test_encoded_samples_cannot_be_written_to(loaded):
+    encoded = loaded.encode(question_sample("Who is it?", " Ann"))
+    with pytest.raises(ValueError, match="read-only"):
+        encoded.token_ids_T[0] = 3
+
+
+def test_the_cache_of_samples_is_bounded_and_keeps_no_errors(loaded, monkeypatch):
+    monkeypatch.setattr(encoded_samples, "CACHE_BYTES", 2000)
+    own = dataclasses.replace(loaded, encoded=EncodedCache())
+    for number in range(40):
+        own.encode(question_sample(f"Who is number {number}?", " Ann"))
+    kept = [key[0][0][0] for key in own.encoded._entries]
+    assert 1 < len(kept) < 20
+    assert kept == [f"Who is number {number}?" for number in range(40 - len(kept), 40)]
+    assert own.encoded._bytes <= 2000
+    for _ in range(2):
+        with pytest.raises(ManuError, match="the model's context is"):
+            own.encode(question_sample("Oslo " * 100, " Ann"))
 
 
 def test_an_image_changed_in_place_is_another_image(loaded):
@@ -239,6 +279,7 @@ def test_an_image_processor_of_another_size_is_refused(loaded):
         loaded,
         config=dataclasses.replace(loaded.config, vision=larger),
         cache=vision_inputs.VisionInputCache(),
+        encoded=EncodedCache(),
     )
     sample = Sample((("<image>", False),), tuple(random_images(1)))
     with pytest.raises(ManuError, match="gives 12 × 12 pixels, the model takes 24 × 24"):

@@ -22,6 +22,7 @@ people: the same generator invents them with another seed. Other benchmarks have
 """
 
 import dataclasses
+import functools
 import math
 import tempfile
 import zlib
@@ -33,10 +34,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from manu_jax.config import DataSection
 from manu_jax.context import Run
 from manu_jax.data.answer_metrics import share_that_follows
+from manu_jax.data.benchmarks import BenchmarkFormat
 from manu_jax.data.forms import forms
-from manu_jax.data.record import Fact
+from manu_jax.data.record import Benchmark, Fact
 from manu_jax.evaluation.audit.attack import Attack, Attacked, AuditRow
 from manu_jax.evaluation.likelihood import values_at_answers
 from manu_jax.models.loaded import Loaded
@@ -103,15 +106,11 @@ def held_out_facts(run: Run) -> tuple[Fact, ...]:
     Invented by the benchmark's own generator with another seed; without those who share a name with
     somebody in the benchmark. () where the benchmark has no generator.
     """
-    write, section = run.benchmark_format.write, run.config.data
-    if write is None:
+    form, section = run.benchmark_format, run.config.data
+    if form.write is None:
         return ()
-    seed = run.config.seed + OTHER_SEED
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "people"
-        section = section.model_copy(update={"path": None, "train_path": None})
-        write(folder, section, seed)
-        invented = run.benchmark_format.read(folder, section, seed)
+    section = section.model_copy(update={"path": None, "train_path": None})
+    invented = _invented(form, section.model_dump_json(), run.config.seed + OTHER_SEED)
     known = {person.name for people in run.benchmark.sets.values() for person in people}
     return tuple(
         fact
@@ -120,6 +119,17 @@ def held_out_facts(run: Run) -> tuple[Fact, ...]:
         if person.name not in known
         for fact in person.facts
     )
+
+
+@functools.lru_cache(maxsize=1)  # the retrained model and each method are asked about the same
+def _invented(form: BenchmarkFormat, values: str, seed: int) -> Benchmark:
+    """Return a benchmark as its generator writes it; values: the section `data`, as JSON."""
+    assert form.write is not None
+    section = DataSection.model_validate_json(values)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "people"
+        form.write(folder, section, seed)
+        return form.read(folder, section, seed)
 
 
 def token_scores(

@@ -89,10 +89,7 @@ class VisionInputCache:
 
         digests: of images by their identity, which are not taken again; see `Encoder.encode`.
         """
-        known = {} if digests is None else digests
-        if id(image) not in known:
-            known[id(image)] = image_digest(image)
-        key = (known[id(image)], is_one_of_many)
+        key = (digest_of(image, {} if digests is None else digests), is_one_of_many)
         if key in self._entries:
             self._entries.move_to_end(key)
             return self._entries[key]
@@ -102,6 +99,13 @@ class VisionInputCache:
         while self._bytes > CACHE_BYTES and len(self._entries) > 1:
             self._bytes -= _num_bytes(self._entries.popitem(last=False)[1])
         return made
+
+
+def digest_of(image: Any, digests: dict[int, bytes]) -> bytes:
+    """Return an image's digest; digests: of images by their identity, where it is kept."""
+    if id(image) not in digests:
+        digests[id(image)] = image_digest(image)
+    return digests[id(image)]
 
 
 def patches_of(pixels_CYX: np.ndarray, size: int) -> np.ndarray:

@@ -1,0 +1,60 @@
+"""The samples that were encoded last: runs put the same ones to model after model."""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Hashable, Sequence
+
+import numpy as np
+
+from manu_jax.types import Encoded, Sample, VisionInput
+
+CACHE_BYTES = 2**26
+
+Key = tuple[tuple[tuple[str, bool], ...], tuple[Hashable, ...]]
+
+
+class EncodedCache:
+    """Encoded samples without their vision inputs, up to CACHE_BYTES; images by their digests.
+
+    It is of one processor and one config. Arrays that it has handed out are not writeable.
+    """
+
+    def __init__(self):
+        self._entries: collections.OrderedDict[Key, Encoded] = collections.OrderedDict()
+        self._bytes = 0
+
+    def encoded(
+        self,
+        sample: Sample,
+        digests: Sequence[bytes],
+        *,
+        make: Callable[[], Encoded],
+        vision_inputs: Callable[[], tuple[VisionInput, ...]],
+    ) -> Encoded:
+        """Return what `make` gives for a sample, whose images have these digests.
+
+        vision_inputs: gives those of a sample that is found. What `make` raises is not kept.
+        """
+        key = tuple((text, bool(is_answer)) for text, is_answer in sample.segments), tuple(digests)
+        if key in self._entries:
+            self._entries.move_to_end(key)
+            found = self._entries[key]
+            return dataclasses.replace(found, key=sample.key, vision_inputs=vision_inputs())
+        made = make()
+        for array in _arrays(made):
+            array.flags.writeable = False
+        self._entries[key] = dataclasses.replace(made, vision_inputs=())
+        self._bytes += _num_bytes(key, made)
+        while self._bytes > CACHE_BYTES and len(self._entries) > 1:
+            self._bytes -= _num_bytes(*self._entries.popitem(last=False))
+        return made
+
+
+def _arrays(encoded: Encoded) -> list[np.ndarray]:
+    values = [getattr(encoded, field.name) for field in dataclasses.fields(encoded)]
+    return [value for value in values if isinstance(value, np.ndarray)]
+
+
+def _num_bytes(key: Key, encoded: Encoded) -> int:
+    letters = sum(len(text) for text, _ in key[0])
+    return letters + sum(array.nbytes for array in _arrays(encoded))
