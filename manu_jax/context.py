@@ -165,8 +165,15 @@ class Run(RunPlace):
         is_own = parallel.exists(own)
         if not is_own and path is None:
             raise ManuError(f"{own}: no model there. Run the stage `train` first.")
-        folder = own if is_own else str(path)
-        return load(folder, model.dtype, self.mesh, prompt=model.prompt)
+        if is_own and name != VANILLA:
+            return self._load_own(own)
+        return load(own if is_own else str(path), model.dtype, self.mesh, prompt=model.prompt)
+
+    def _load_own(self, path: Path) -> Loaded:
+        """Return a model that the run has trained, whose processor is vanilla's."""
+        model = self.config.model
+        loaded = load(path, model.dtype, self.mesh, prompt=model.prompt)
+        return loaded.with_caches_of(self.vanilla)
 
     @property
     def has_retrained(self) -> bool:
@@ -207,7 +214,7 @@ class Run(RunPlace):
         path = self.model_path(name)
         if not parallel.exists(path):
             raise ManuError(f"{path}: no model there. Run the stage `unlearn` first.")
-        return load(path, self.config.model.dtype, self.mesh, prompt=self.config.model.prompt)
+        return self._load_own(path)
 
     def load_mask(self, name: str) -> Neurons:
         """Return the mask of a method that makes one; ManuError where there is none yet."""

@@ -105,7 +105,7 @@ def _tokens(
         if not is_finite_B.all():
             raise not_finite(loaded)
         for index, tokens_A in zip(indices, tokens_BA, strict=True):
-            ends = np.flatnonzero(np.isin(tokens_A, loaded.eos_ids))
+            ends = np.flatnonzero(np.isin(tokens_A, how.eos_ids))
             answers[index] = tokens_A[: ends[0]] if len(ends) else tokens_A
     return answers
 

@@ -125,6 +125,10 @@ class Loaded:
         """Return a copy with another model of the same config."""
         return dataclasses.replace(self, model=model)
 
+    def with_caches_of(self, other: "Loaded") -> "Loaded":
+        """Return a copy that finds what another model has encoded; both have the same processor."""
+        return dataclasses.replace(self, cache=other.cache, encoded=other.encoded)
+
     def count_tokens(self, samples: Sequence[Sample]) -> list[tuple[int, int]]:
         """Return how many tokens of text, and of images, each sample has."""
         texts = [
