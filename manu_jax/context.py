@@ -161,13 +161,19 @@ class Run(RunPlace):
 
     def load_model(self, name: str, path: str | None) -> Loaded:
         """Return a model of the run: its own where it trained one, else that of `path`."""
-        own, model = self.directory / name, self.config.model
-        is_own = parallel.exists(own)
-        if not is_own and path is None:
+        folder, model = self.model_folder(name, path), self.config.model
+        if isinstance(folder, Path) and name != VANILLA:
+            return self._load_own(folder)
+        return load(folder, model.dtype, self.mesh, prompt=model.prompt)
+
+    def model_folder(self, name: str, path: str | None) -> Path | str:
+        """Return where a model is: the run's own folder, or else `path`; ManuError without both."""
+        own = self.directory / name
+        if parallel.exists(own):
+            return own
+        if path is None:
             raise ManuError(f"{own}: no model there. Run the stage `train` first.")
-        if is_own and name != VANILLA:
-            return self._load_own(own)
-        return load(own if is_own else str(path), model.dtype, self.mesh, prompt=model.prompt)
+        return path
 
     def _load_own(self, path: Path) -> Loaded:
         """Return a model that the run has trained, whose processor is vanilla's."""

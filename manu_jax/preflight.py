@@ -66,6 +66,8 @@ def check(
     faults: list[str] = []
     noted = functools.partial(_noted, faults)
     with noted():
+        _check_earlier(run, stages)
+    with noted():
         empty = without_weights(run) if empty is None else empty
         absent = absent_of(empty.family)  # what else is absent the data say
         with noted():
@@ -192,6 +194,17 @@ def _check_trained(run: Run, section: UnlearnSection, empty: Loaded) -> None:
         )
     if section.decouple is not None:
         decouple_samples(config.data, section.decouple.path, empty.template)
+
+
+def _check_earlier(run: Run, stages: Collection[str]) -> None:
+    """Raise ManuError where what an earlier stage makes is not there, and that stage is not to run.
+
+    Of the first such stage alone: the others follow from it.
+    """
+    if "data" not in stages and {*stages} - {"push"}:
+        _ = run.read_benchmark
+    if "train" not in stages and {*stages} - WITHOUT_WEIGHTS:
+        run.model_folder(VANILLA, run.config.model.path)
 
 
 def _check_data(run: Run, empty: Loaded, stages: Collection[str]) -> None:

@@ -199,7 +199,9 @@ def test_unknown_stage_names_the_known_ones(config, tmp_path, error_of):
 
 def test_stage_before_its_turn_names_the_one_to_run(config, tmp_path, error_of):
     arguments = ("--config", config, "--output", tmp_path / "x", "--only")
-    assert "Run the stage `data` first" in error_of(*arguments, "scores")
+    for stage in ("train", "scores", "report"):
+        assert "Run the stage `data` first" in error_of(*arguments, stage)
+        assert [path.name for path in (tmp_path / "x").iterdir()] in ([], [".lock"])
     assert run.main([str(argument) for argument in (*arguments, "data")]) == 0
     assert "Run the stage `train` first" in error_of(*arguments, "scores")
 
