@@ -46,7 +46,7 @@ TEXTS = ("keep_texts",)  # see `texts_read`
 FREE_DATA = ("keep_share",)  # read by what methods are given, and by whom models are asked about
 PATHS = ("path", "train_path", "retrained_path", "decoder")  # read for what is there alone
 # What folders of earlier releases know nothing of: where it is not given, nothing is read.
-LATER = ("model.decoder", "data.subset")
+LATER = ("model.decoder", "data.subset", "audit.lora")
 LATER += tuple(f"train.{key}" for key in "tower rates frozen replay interpolation stop".split())
 Reads = Mapping[str, Any]
 
@@ -273,6 +273,8 @@ def _audits(config: RunConfig, name: str, models: Mapping[str, Part]) -> Iterato
     read = {"evaluate": {"new_tokens", "resamples"}, "audit": {"learning_rates", "steps"}}
     reads = config.model_dump(mode="json", include=read) | {part.label: part.key for part in beside}
     reads["data.keep_share"] = config.data.keep_share  # whose facts tuning trains
+    if config.audit.lora is not None:
+        reads["audit.lora"] = config.audit.lora.model_dump(mode="json")
     for attack in attacks_of(config):
         files = {file: f"audit/{name}/{file}" for file in (f"{attack}.rows.json", f"{attack}.json")}
         yield Part(f"audit of {name}", files, reads)

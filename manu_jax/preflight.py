@@ -81,6 +81,9 @@ def check(
             with noted(where):
                 if section.lora is not None:
                     lora.check_targets(leaves(empty.model), section.lora)
+        if run.config.audit.lora is not None:
+            with noted("audit"):
+                lora.check_targets(leaves(empty.model), run.config.audit.lora)
         for method in run.config.all_methods:
             with noted(f'method "{method.name}".keep_texts'):
                 check_texts(method)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from manu_jax.config import EvaluateSection, TrainSection
+from manu_jax.config import AuditSection, EvaluateSection, TrainSection
 from manu_jax.data.benchmarks import BenchmarkFormat
 from manu_jax.data.record import Benchmark, Fact, Person, Question
 from manu_jax.evaluation.audit.attack import Attacked
@@ -66,13 +66,13 @@ def plain_prompt(question, template, shots=()):
     return template.prompt(question.question, question.modality)
 
 
-def run(directory, *, rates=(3e-3,), seed=0, steps=4, of=None):
+def run(directory, *, rates=(3e-3,), seed=0, steps=4, of=None, lora=None):
     """Return what the attacks look at of a run."""
     config = types.SimpleNamespace(
         seed=seed,
         evaluate=EvaluateSection(batch_size=16, new_tokens=5, resamples=100),
         train=TrainSection(),
-        audit=types.SimpleNamespace(learning_rates=rates, steps=steps),
+        audit=AuditSection(learning_rates=rates, steps=steps, lora=lora),
     )
     return types.SimpleNamespace(
         benchmark=of or benchmark(),

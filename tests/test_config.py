@@ -232,12 +232,16 @@ def test_an_edit_method_is_known_by_its_kind(tmp_path, monkeypatch):
         ),
         (
             "audit: 3",
-            "audit: expected a mapping with keys of level, methods, learning_rates, steps, got 3",
+            "audit: expected a mapping with keys of level, methods, learning_rates, steps, lora, got 3",
         ),
         ("audit: {learning_rates: 1e-3}", "audit.learning_rates: expected a list, got 0.001"),
         ("audit: {methods: []}", "audit.methods: Tuple should have at least 1 item"),
         ("audit: {learning_rates: [0]}", "audit.learning_rates.0: Input should be greater than 0"),
         ("audit: {learning_rates: [1, 1]}", "audit: learning_rates: each stands once; got [1.0"),
+        (
+            "audit: {lora: {targets: [text.layers.mlp, vision]}}",
+            "audit: lora.targets: vision: attacks train the text decoder alone",
+        ),
         ("audit: much", "audit.level: Input should be 'none', 'cheap' or 'full', got 'much'"),
         ("audit: {rates: [1]}", "audit.rates: unknown key"),
         ("audit: {methods: [papr]}", "audit.methods: no methods ['papr']; known: headline, all, "),

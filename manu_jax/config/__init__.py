@@ -1,5 +1,6 @@
 """The schema of a run's config, and how it is read; the names that other modules use."""
 
+from manu_jax.config.audit import AuditSection
 from manu_jax.config.base import AttentionForm, Count, Remat, Section, read_yaml, validate
 from manu_jax.config.methods import (
     PRESETS,
@@ -21,7 +22,6 @@ from manu_jax.config.run import (
     validate_config,
 )
 from manu_jax.config.sections import (
-    AuditSection,
     DataSection,
     EvaluateSection,
     FilePath,

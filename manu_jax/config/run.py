@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import pydantic
 
+from manu_jax.config.audit import AuditSection
 from manu_jax.config.base import AttentionForm, Section, read_yaml, registry, validate
 from manu_jax.config.methods import (
     AnyMethod,
@@ -22,7 +23,6 @@ from manu_jax.config.methods import (
 )
 from manu_jax.config.sections import (
     BENCHMARKS,
-    AuditSection,
     CalibrationSection,
     DataSection,
     EvaluateSection,

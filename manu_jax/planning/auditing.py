@@ -21,6 +21,7 @@ from manu_jax.planning.shapes import another, filled
 from manu_jax.planning.step import OPTIMIZER, WEIGHTS, Item, Step
 from manu_jax.planning.training import READS
 from manu_jax.planning.world import World
+from manu_jax.training.lora import new_adapters
 
 # The compiled steps are private to the modules that call them; a plan compiles them and calls none.
 
@@ -98,11 +99,15 @@ def _attacked(world: World) -> Mapping[str, Any]:
 
 def attack_state(world: World) -> tuple[Any, Any]:
     """Return what `attacker.first_state` makes, as placed shapes."""
-    weights = {
-        name: jax.ShapeDtypeStruct(leaf.shape, jnp.float32)
-        for name, leaf in leaves(world.model).items()
-        if name.startswith(attacker.TRAINED)
-    }
+    if (lora := world.config.audit.lora) is not None:
+        key = jax.random.key(0)
+        weights: Any = jax.eval_shape(lambda model: new_adapters(model, lora, key), world.model)
+    else:
+        weights = {
+            name: jax.ShapeDtypeStruct(leaf.shape, jnp.float32)
+            for name, leaf in leaves(world.model).items()
+            if name.startswith(attacker.TRAINED)
+        }
     return world.place.weights((weights, jax.eval_shape(attacker.OPTIMIZER.init, weights)))
 
 
@@ -118,10 +123,14 @@ def _attack(world: World, size: int | None, remat: Remat | None) -> Step:
         batches.append(place.rows(data.encoder.collate(facts[:1], shape)))
     curves = 1 + _is_full(world) * VARIANTS * len(config.audit.learning_rates)
     remat = remat or config.train.remat
+    settings = {"rate": place.number_within(np.float32(0)), "remat": remat, "mesh": place.mesh}
+    if config.audit.lora is not None:
+        key = place.number_within(jax.eval_shape(lambda: jax.random.key(0)))
+        settings |= {"lora": config.audit.lora, "key": key}
     return Step(
         attacker.attack_step,
         (state, world.model, tuple(batches)),
-        {"rate": place.number_within(np.float32(0)), "remat": remat, "mesh": place.mesh},
+        settings,
         _num_audited(world) * curves * config.audit.steps,
         rows=sum(len(batch.token_ids_BT) for batch in batches),
         real_rows=attacker.BATCH_SIZE * len(batches),

@@ -10,16 +10,19 @@ import pytest
 import tiny_llava
 
 from manu_jax import parallel
+from manu_jax.config import LoraSection
 from manu_jax.evaluation import generate, likelihood
 from manu_jax.evaluation.audit import attacker as attacking
 from manu_jax.evaluation.audit import relearning, tuning
 from manu_jax.evaluation.audit.attacker import Attacker, Curve, Lesson, attack_step
 from manu_jax.leaves import leaves
+from manu_jax.training import lora
 from manu_jax.training.objectives import cross_entropy_on_answers
 from manu_jax.types import MODALITIES, RETRAINED, ManuError
 
 VARIANTS = ("attributes", "mixed", "people", "image to text", "text to image")
 BENCHMARK = world.benchmark()
+LORA = LoraSection(rank=4, dropout=0, targets=("text.layers.mlp.up", "text.layers.mlp.down"))
 
 
 def curve(*right, **fields):
@@ -241,6 +244,49 @@ def test_one_step_is_adams_on_the_sum_over_both_forms():
     np.testing.assert_allclose(weights[name], weight + change, atol=1e-5)
 
 
+def test_adapters_are_trained_in_place_of_the_weights_and_merged_into_a_copy():
+    model = attacked(None, lora=LORA)
+    attacker, loaded = Attacker(model), model.loaded
+    before = bits(loaded.model)
+    batches = next(attacker.batches(relearning.lessons_of(model, attacker.kept)[0]))
+    key = jax.random.key(3)
+    adapters, _ = attacking.first_state(loaded.model, None, lora=LORA, key=key)
+    assert set(adapters) == {"text.layers.mlp.down", "text.layers.mlp.up"}
+    assert bits(attacking.with_trained(loaded.model, adapters, LORA)) == before
+
+    def loss_of(adapters):
+        changed = lora.adapted(loaded.model, adapters, LORA)
+        return sum(cross_entropy_on_answers(changed, batch, "none") for batch in batches)
+
+    loss, gradient = jax.jit(jax.value_and_grad(loss_of))(adapters)
+    adam = optax.adam(1e-2)
+    change, _ = adam.update(gradient, adam.init(adapters))
+    expected = jax.tree.map(jnp.add, adapters, change)
+    state = attacking.first_state(loaded.model, None, lora=LORA, key=key)
+    settings = {"rate": jnp.float32(1e-2), "remat": "none", "mesh": None, "lora": LORA}
+    (found, _), found_loss = attack_step(state, loaded.model, batches, **settings)
+    np.testing.assert_allclose(found_loss, loss, rtol=1e-5)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    after = bits(attacking.with_trained(loaded.model, found, LORA))
+    assert {name for name in before if before[name] != after[name]} == {
+        "text.layers.mlp.down_LFD",
+        "text.layers.mlp.up_LDF",
+    }
+    assert bits(loaded.model) == before
+
+
+def test_an_attack_with_adapters_learns_and_is_told_from_one_of_all_weights(tmp_path):
+    model = attacked(tmp_path, rates=(3e-2,), steps=8, lora=LORA)
+    list(tuning.measure(model))
+    content = json.loads((tmp_path / "audit/model/tuning.json").read_text())
+    assert content["made_from"]["lora"] == LORA.model_dump(mode="json")
+    losses = content["curves"][0]["losses"]
+    assert losses[-1] < losses[0]
+    with pytest.raises(ManuError, match=r"tuning.json: made from .* Delete the file"):
+        list(tuning.measure(attacked(tmp_path, rates=(3e-2,), steps=8)))
+
+
 @pytest.mark.slow
 def test_all_variants_and_rates_share_one_compiled_step_for_each_choice_of_forms(tmp_path):
     model = attacked(tmp_path, rates=(1e-3, 1e-2), steps=1)
@@ -326,15 +372,18 @@ def test_file_that_is_damaged_or_of_another_model_is_an_error(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)])
-def test_an_attack_on_a_mesh_is_the_one_on_a_single_device(sizes):
+@pytest.mark.parametrize(
+    ("sizes", "adapters"), [((8, 1, 1), None), ((2, 2, 2), None), ((2, 2, 2), LORA)]
+)
+def test_an_attack_on_a_mesh_is_the_one_on_a_single_device(sizes, adapters):
     found = []
     for mesh in (None, parallel.make_mesh(*sizes)):
         loaded = tiny_llava.loaded() if mesh is None else tiny_llava.on_mesh(mesh)
-        model = attacked(None, loaded=loaded)
+        model = attacked(None, loaded=loaded, lora=adapters)
         attacker = Attacker(model)
         lesson = relearning.lessons_of(model, attacker.kept)[2]  # short batches
-        state, losses = attacking.first_state(loaded.model, mesh), []
+        given = {"lora": adapters, "key": jax.random.key(0)}
+        state, losses = attacking.first_state(loaded.model, mesh, **given), []
         batches = attacker.batches(lesson)
         with parallel.on_mesh(mesh):
             for _ in range(3):
@@ -345,11 +394,12 @@ def test_an_attack_on_a_mesh_is_the_one_on_a_single_device(sizes):
                     rate=jnp.float32(1e-3),
                     remat="none",
                     mesh=mesh,
+                    **given,
                 )
                 losses.append(float(loss))
         if mesh is not None:
-            table = parallel.tree_shardings(state[0], mesh)
-            for name, leaf in state[0].items():
+            table = leaves(parallel.tree_shardings(state[0], mesh))
+            for name, leaf in leaves(state[0]).items():
                 assert leaf.sharding.is_equivalent_to(table[name], leaf.ndim), name
         found.append((losses, attacker.curve(lesson, rate=1e-3, steps=(1, 2))))
     (losses, one), (meshed, other) = found

@@ -11,7 +11,7 @@ import pytest
 import tiny_llava
 
 from manu_jax import parallel
-from manu_jax.config import RunConfig
+from manu_jax.config import LoraSection, RunConfig
 from manu_jax.data.batches import encode_all
 from manu_jax.evaluation import candidates, distance
 from manu_jax.evaluation.audit import attacker, depth, membership
@@ -126,10 +126,13 @@ def program(monkeypatch, module, name, action, *, is_it=lambda **settings: True)
     return seen[0]
 
 
-def test_an_attackers_step_is_the_runs_on_the_mesh_of_training(world, facts, monkeypatch):
+@pytest.mark.parametrize("lora", [None, LoraSection(rank=2)])
+def test_an_attackers_step_is_the_runs_on_the_mesh_of_training(world, facts, lora, monkeypatch):
     loaded = on_mesh(TRAIN)
     benchmark = types.SimpleNamespace(facts=lambda *sets: tuple(facts))
-    run = types.SimpleNamespace(config=CONFIG, benchmark=benchmark)
+    config = CONFIG.model_copy(update={"audit": CONFIG.audit.model_copy(update={"lora": lora})})
+    world = dataclasses.replace(world, config=config)
+    run = types.SimpleNamespace(config=config, benchmark=benchmark)
     attack = attacker.Attacker(
         Attacked(run=run, name="model", loaded=loaded, vanilla=loaded)  # type: ignore[arg-type]
     )

@@ -1,9 +1,9 @@
 """An attacker who trains the text decoder on a few facts, and asks about others in between.
 
-All weights of the text decoder are trained, by AdamW at a constant rate without weight decay, in
-float32, on the mesh of `train`. The towers and connectors of images stay as they are, so that one
-attack costs about what training on text alone does; what was removed from them can come back only
-as far as the decoder learns to read what is left.
+All weights of the text decoder are trained, or with `audit.lora` adapters beside them, by AdamW at
+a constant rate without weight decay, in float32, on the mesh of `train`. The towers and connectors
+of images stay as they are, so that one attack costs about what training on text alone does; what
+was removed from them can come back only as far as the decoder learns to read what is left.
 
 Every batch has the shape that the longest of all facts needs. So one compiled step serves every
 attack, rate and model of a run, and nothing is written but the answers (`curves_of`).
@@ -11,8 +11,6 @@ attack, rate and model of a run, and nothing is written but the answers (`curves
 
 import dataclasses
 import functools
-import itertools
-import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,23 +22,23 @@ import numpy as np
 import optax
 
 from manu_jax import parallel
+from manu_jax.config import LoraSection
 from manu_jax.data.batches import ANSWER_MULTIPLE, encode_all
 from manu_jax.data.forms import form, has_form
 from manu_jax.data.record import Fact
 from manu_jax.evaluation.audit.attack import Asked, Attacked
 from manu_jax.evaluation.batched import NotFinite
-from manu_jax.fingerprint import samples_hash, weights_hash
-from manu_jax.folder import write_atomic
+from manu_jax.fingerprint import samples_hash
 from manu_jax.leaves import path_name
 from manu_jax.models.nn.layers import Remat
 from manu_jax.training.gradient import placed
+from manu_jax.training.lora import adapted, merged, new_adapters
 from manu_jax.training.objectives import cross_entropy_on_answers
 from manu_jax.types import (
     MODALITIES,
     Batch,
     BatchShape,
     Encoded,
-    ManuError,
     Modality,
     PromptTemplate,
 )
@@ -51,6 +49,7 @@ BATCH_SIZE = 16  # facts of each form in a step
 LENGTH_MULTIPLE = 8  # tokens
 TRAINED = "text."  # how the names of the weights that are trained begin
 OPTIMIZER = optax.adamw(1.0, weight_decay=0.0)  # the rate is an argument of the step
+KEY = 5  # folded into the seed's: adapters and their dropout
 
 
 # {modality: facts that have that form}
@@ -135,7 +134,9 @@ class Attacker:
         rate: the learning rate. All processes call it. Nothing is written.
         """
         attacked, loaded = self.attacked, self.attacked.loaded
-        state = first_state(loaded.model, loaded.mesh)
+        lora = attacked.run.config.audit.lora
+        key = jax.random.fold_in(jax.random.key(attacked.run.config.seed), KEY)
+        state = first_state(loaded.model, loaded.mesh, lora=lora, key=key)
         if lesson.name not in self._before:
             self._before[lesson.name] = tuple(attacked.answered(loaded, lesson.asked))
         right = [self._before[lesson.name]]
@@ -152,13 +153,15 @@ class Attacker:
                         rate=jnp.float32(rate),
                         remat=attacked.run.config.train.remat,
                         mesh=loaded.mesh,
+                        lora=lora,
+                        key=None if lora is None else jax.random.fold_in(key, len(losses)),
                     )
                     losses.append(loss)
             losses = [float(parallel.gather(loss)) for loss in losses]
             diverged = next((n for n, loss in enumerate(losses) if not math.isfinite(loss)), None)
             if diverged is not None:
                 break
-            trained = loaded.replace_model(with_weights(loaded.model, state[0]))
+            trained = loaded.replace_model(with_trained(loaded.model, state[0], lora))
             try:
                 right.append(tuple(attacked.answered(trained, lesson.asked)))
                 if step == steps[-1] and lesson.checked:
@@ -249,93 +252,60 @@ def shape_of(sizes: Sequence[tuple[int, int, int, int]], multiple: int) -> Batch
     )
 
 
-def curves_of(
-    attacker: Attacker,
-    attack: str,
-    lessons: Sequence[Lesson],
-    *,
-    rates: Sequence[float],
-    steps: Sequence[int],
-) -> dict[tuple[str, float], Curve]:
-    """Return {(name of a lesson, rate): curve} of one model, each made where no file holds it yet.
-
-    The file, `<attack>.json` in the folder of the audit for this model, is written after each
-    curve, so that a killed run loses at most one, and who needs a floor finds it there. Raises
-    ManuError where the file is damaged, of another model, or of other lessons or steps.
-    """
-    attacked = attacker.attacked
-    path = attacked.directory / f"{attack}.json"
-    made_from = {
-        "model": weights_hash(attacked.loaded.model),
-        "seed": attacked.run.config.seed,
-        "steps": list(steps),
-        "lessons": {one.name: one.digest(attacked.loaded.template) for one in lessons},
-    }
-    found: dict[tuple[str, float], Curve] = {}
-    if parallel.exists(path):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            was_made_from = content["made_from"]
-            for one in content["curves"]:
-                key = one.pop("lesson"), one.pop("rate")
-                found[key] = _curve(one)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ManuError(
-                f"{path}: damaged ({error}). Delete the file and give the command again."
-            ) from error
-        if was_made_from != made_from:
-            raise ManuError(
-                f"{path}: made from {was_made_from}, expected {made_from}. Delete the file and "
-                "give the command again."
-            )
-    for lesson, rate in itertools.product(lessons, rates):
-        if (lesson.name, rate) in found:
-            continue
-        curve = found[lesson.name, rate] = attacker.curve(lesson, rate=rate, steps=steps)
-        where = f"{attacked.name}, {attack}, {lesson.name}, rate {rate:g}"
-        logger.info("audit: %s: %s", where, _told(curve))
-        curves = [
-            {"lesson": name, "rate": number, **_plain(one)} for (name, number), one in found.items()
-        ]
-        text = json.dumps({"made_from": made_from, "curves": curves}, allow_nan=False) + "\n"
-        parallel.on_first_process(functools.partial(write_atomic, path, text))
-    return {(one.name, rate): found[one.name, rate] for one in lessons for rate in rates}
-
-
 def first_state(
-    model: Any, mesh: jax.sharding.Mesh | None
-) -> tuple[dict[str, jax.Array], optax.OptState]:
-    """Return a float32 copy of the weights that are trained, and moments of zero."""
-    weights = {
-        path_name(path): jnp.array(leaf, jnp.float32, copy=True)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(model)
-        if path_name(path).startswith(TRAINED)
-    }
+    model: Any,
+    mesh: jax.sharding.Mesh | None,
+    *,
+    lora: LoraSection | None = None,
+    key: jax.Array | None = None,
+) -> tuple[Any, optax.OptState]:
+    """Return what is trained, in float32, and moments of zero.
+
+    That is a copy of the decoder's weights by their names; with `lora` new adapters, drawn by the
+    key.
+    """
+    if lora is None:
+        weights: Any = {
+            path_name(path): jnp.array(leaf, jnp.float32, copy=True)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(model)
+            if path_name(path).startswith(TRAINED)
+        }
+    else:
+        assert key is not None
+        weights = new_adapters(model, lora, key)
     state = weights, OPTIMIZER.init(weights)
     if mesh is None:  # not bound to a device, as no loaded weights are: the answers' programs serve
         return state
     return jax.device_put(state, parallel.tree_shardings(state, mesh))
 
 
-@functools.partial(jax.jit, static_argnames=("remat", "mesh"), donate_argnums=0)
+@functools.partial(jax.jit, static_argnames=("remat", "mesh", "lora"), donate_argnums=0)
 def attack_step(
-    state: tuple[dict[str, jax.Array], optax.OptState],
+    state: tuple[Any, optax.OptState],
     model: Any,
     batches: tuple[Batch, ...],
     *,
     rate: jax.Array,
     remat: Remat,
     mesh: jax.sharding.Mesh | None,
-) -> tuple[tuple[dict[str, jax.Array], optax.OptState], jax.Array]:
+    lora: LoraSection | None = None,
+    key: jax.Array | None = None,
+) -> tuple[tuple[Any, optax.OptState], jax.Array]:
     """Return the state after one step, and the loss before it: the sum over batches of their CE.
 
-    state: (weights that are trained {name: float32}, moments); it is used up. model: gives the
-    dtype of the forward pass, and the weights that stay.
+    state: (what is trained, float32; moments), as of `first_state`; it is used up. model: gives the
+    dtype of the forward pass, and the weights that stay. key: of the dropout of adapters.
     """
 
-    def loss_of(weights: dict[str, jax.Array]) -> jax.Array:
-        trained = with_weights(model, weights)
-        losses = [cross_entropy_on_answers(trained, batch, remat) for batch in batches]
+    def loss_of(weights: Any) -> jax.Array:
+        losses = []
+        for number, batch in enumerate(batches):
+            if lora is None:
+                trained = with_weights(model, weights)
+            else:
+                own = None if key is None else jax.random.fold_in(key, number)
+                trained = adapted(model, _like(model, weights), lora, key=own)
+            losses.append(cross_entropy_on_answers(trained, batch, remat))
         return jnp.stack(losses).sum()
 
     weights, moments = state
@@ -345,11 +315,22 @@ def attack_step(
     return placed((weights, moments), mesh), loss
 
 
+def with_trained(model: Any, weights: Any, lora: LoraSection | None) -> Any:
+    """Return the model with what was trained: other weights, or adapters merged into them."""
+    return with_weights(model, weights) if lora is None else merged(model, weights, lora)
+
+
 def with_weights(model: Any, weights: Mapping[str, jax.Array]) -> Any:
     """Return the model with other values of the leaves that are named, in their dtypes."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: weights.get(path_name(path), leaf).astype(leaf.dtype), model
     )
+
+
+def _like(model: Any, adapters: Any) -> Any:
+    """Return adapters in the model's dtype."""
+    dtype = jax.tree.leaves(model)[0].dtype
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), adapters)
 
 
 def _drawn(facts: Sequence[Fact], count: int, *, seed: Sequence[int]) -> Iterator[list[Fact]]:
@@ -369,32 +350,3 @@ def _drawn(facts: Sequence[Fact], count: int, *, seed: Sequence[int]) -> Iterato
 
 def _rounded(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
-
-
-def _told(curve: Curve) -> str:
-    """Return a curve in words."""
-    if curve.diverged is not None:
-        return f"the loss was not finite after step {curve.diverged}"
-    shares = [f"{100 * sum(row) / max(len(row), 1):.0f}" for row in curve.right]
-    return f"{' '.join(shares)} % right after {' '.join(map(str, curve.steps))} steps"
-
-
-def _plain(curve: Curve) -> dict[str, Any]:
-    """Return a curve as JSON: a text of 0 and 1 for each step's answers."""
-    rows = [_marks(row) for row in curve.right]
-    return {**dataclasses.asdict(curve), "right": rows, "learned": _marks(curve.learned)}
-
-
-def _curve(plain: Mapping[str, Any]) -> Curve:
-    """Return the curve of what `_plain` made."""
-    right, learned = tuple(map(_answers, plain["right"])), _answers(plain["learned"])
-    steps, losses = (tuple(plain[name]) for name in ("steps", "losses"))
-    return Curve(**{**plain, "right": right, "learned": learned, "steps": steps, "losses": losses})
-
-
-def _marks(answers: Sequence[bool]) -> str:
-    return "".join("01"[is_right] for is_right in answers)
-
-
-def _answers(marks: str) -> tuple[bool, ...]:
-    return tuple(mark == "1" for mark in marks)

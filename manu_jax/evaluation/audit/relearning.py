@@ -37,7 +37,8 @@ import numpy as np
 from manu_jax.data.forms import asks_for_name, has_form
 from manu_jax.data.record import Fact
 from manu_jax.evaluation.audit.attack import Asked, Attack, Attacked, AuditRow
-from manu_jax.evaluation.audit.attacker import Attacker, Curve, Facts, Lesson, curves_of
+from manu_jax.evaluation.audit.attacker import Attacker, Curve, Facts, Lesson
+from manu_jax.evaluation.audit.curves import curves_of
 from manu_jax.evaluation.metrics import contains
 from manu_jax.types import MODALITIES, Modality
 

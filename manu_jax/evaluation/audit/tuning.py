@@ -9,7 +9,8 @@ It is asked after a quarter of `audit.steps`, and at the end.
 from collections.abc import Iterator
 
 from manu_jax.evaluation.audit.attack import Attack, Attacked, AuditRow
-from manu_jax.evaluation.audit.attacker import Attacker, Lesson, curves_of
+from manu_jax.evaluation.audit.attacker import Attacker, Lesson
+from manu_jax.evaluation.audit.curves import curves_of
 from manu_jax.evaluation.audit.relearning import curve_rows
 
 NAME = "tuning"
