@@ -42,7 +42,8 @@ def auto_config(model: str) -> RunConfig:
         "compare": ["gradient", {"preset": "learned", "remat": "all"}],
         "score_batch": 32,
         "evaluate": {"batch_size": 32, "new_tokens": 50},
-        "audit": "none",  # an attacker's training needs more than sixteen chips have for 13B
+        "train": {"remat": "all"},  # of attackers; all weights need more than sixteen chips have
+        "audit": {"level": "full", "lora": {"rank": 16, "dropout": 0}},
     }
     return validate_config(values, "plan_auto")
 
