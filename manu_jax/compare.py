@@ -2,7 +2,8 @@
 
     python -m manu_jax.compare --config configs/demo_compare.yaml
 
-    tuning   every trial of every method on the tuning people: one run; the best trial of each stays
+    tuning   every trial of every method on the tuning people: one run; the best trial of each
+             stays. Left out where each has but one, and none is chosen to be audited
     cells    a run for each seed × share, with the trials that stayed, on other people; the methods
              that did best while tuning are audited (`audit`)
     table    comparison.json and comparison.md: the people of all seeds pooled
@@ -169,6 +170,13 @@ class CompareConfig(Section):
         return tuple(one for one in self.methods if not self.only or one.name in self.only)
 
     @property
+    def has_choice(self) -> bool:
+        """Whether trials are to be chosen from, or methods to audit."""
+        best = None if self.audit.level == "none" else self.audit.best
+        is_best_of_more = best is not None and best < len(self.chosen)
+        return is_best_of_more or any(len(one.trials) > 1 for one in self.chosen)
+
+    @property
     def cells(self) -> list[tuple[int, int]]:
         """(seed, share), the shares of a seed one after the other."""
         return [(seed, share) for seed in self.seeds for share in self.shares]
@@ -177,9 +185,13 @@ class CompareConfig(Section):
 def compare(config: CompareConfig, where: str = "compare") -> Path:
     """Run the comparison, or what is left of it; return its folder."""
     folder = expand_path(config.output)
-    tuned = _tuned(config, folder, where)
-    methods = [(one, tuned[one.name]["trial"], one.name) for one in config.chosen]
-    audit = config.audit.of(_best(tuned, config.audit.best))
+    if config.has_choice:
+        tuned = _tuned(config, folder, where)
+        methods = [(one, tuned[one.name]["trial"], one.name) for one in config.chosen]
+        audit = config.audit.of(_best(tuned, config.audit.best))
+    else:
+        methods = [(one, 0, one.name) for one in config.chosen]
+        audit = config.audit.of([one.name for one in config.chosen])
     cells, runs = [], []
     for seed, share in config.cells:
         cell = Cell(seed, share, folder / "cells" / f"seed-{seed}.forget-{share}")

@@ -392,6 +392,28 @@ def test_a_killed_comparison_goes_on_with_what_is_left(done, tmp_path, monkeypat
         assert (tmp_path / "out" / name).read_text() == (folder / name).read_text()
 
 
+@pytest.mark.parametrize(
+    ("audit", "is_tuned"),
+    [
+        ("none", False),
+        ({"level": "cheap", "best": 2}, False),
+        ({"level": "cheap", "best": 1}, True),
+    ],
+)
+def test_known_settings_are_not_tuned_unless_the_audit_is_of_the_best(
+    tmp_path, monkeypatch, audit, is_tuned
+):
+    methods = [{**one, "trials": one["trials"][1:]} for one in TINY["methods"]]
+    path = write(tmp_path, methods=methods, audit=audit, seeds=[1])
+    runs = []
+    monkeypatch.setattr(compare_module, "run", lambda one: runs.append(one) or declared_run(one))
+    folder = compare(load_compare_config(path, [f"output={tmp_path / 'out'}"]))
+    assert [Path(one.output).name for one in runs][:-1] == ["tuning"] * is_tuned
+    assert runs[-1].method.alpha == 0.9 and runs[-1].unlearn[0].prompt == "Forget {names}."
+    assert runs[-1].audit.level == ("none" if audit == "none" else "cheap")
+    assert (folder / "tuning.json").exists() == is_tuned
+
+
 def test_kl_is_the_mean_of_the_seeds_and_keeps_each(done):
     found = json.loads((done[0] / "comparison.json").read_text())
     kl = [one for one in found["distances"] if one["metric"] == "kl"]
