@@ -109,14 +109,14 @@ def test_encoded_samples_cannot_be_written_to(loaded):
 
 
 def test_the_cache_of_samples_is_bounded_and_keeps_no_errors(loaded, monkeypatch):
-    monkeypatch.setattr(encoded_samples, "CACHE_BYTES", 2000)
+    monkeypatch.setattr(encoded_samples, "CACHE_BYTES", 10_000)
     own = dataclasses.replace(loaded, encoded=EncodedCache())
     for number in range(40):
         own.encode(question_sample(f"Who is number {number}?", " Ann"))
     kept = [key[0][0][0] for key in own.encoded._entries]
     assert 1 < len(kept) < 20
     assert kept == [f"Who is number {number}?" for number in range(40 - len(kept), 40)]
-    assert own.encoded._bytes <= 2000
+    assert own.encoded._bytes <= 10_000
     for _ in range(2):
         with pytest.raises(ManuError, match="the model's context is"):
             own.encode(question_sample("Oslo " * 100, " Ann"))

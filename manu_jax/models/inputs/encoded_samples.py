@@ -9,6 +9,7 @@ import numpy as np
 from manu_jax.types import Encoded, Sample, VisionInput
 
 CACHE_BYTES = 2**26
+OBJECT_BYTES = 1024  # about what Python needs for an entry beside its text and numbers
 
 Key = tuple[tuple[tuple[str, bool], ...], tuple[Hashable, ...]]
 
@@ -57,4 +58,4 @@ def _arrays(encoded: Encoded) -> list[np.ndarray]:
 
 def _num_bytes(key: Key, encoded: Encoded) -> int:
     letters = sum(len(text) for text, _ in key[0])
-    return letters + sum(array.nbytes for array in _arrays(encoded))
+    return OBJECT_BYTES + letters + sum(array.nbytes for array in _arrays(encoded))
