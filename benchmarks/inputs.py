@@ -106,16 +106,17 @@ def samples_of(images: Sequence[Any], loaded: Any) -> list[Any]:
 
 
 def fresh(loaded: Any) -> Any:
-    """Return the same with an empty cache of vision inputs."""
-    from manu_jax.models.inputs.vision_inputs import VisionInputCache
+    """Return the same with nothing encoded yet."""
+    from manu_jax.models.inputs.caches import Caches
 
-    return dataclasses.replace(loaded, cache=VisionInputCache())
+    return dataclasses.replace(loaded, caches=Caches())
 
 
 def stages(loaded: Any, files: Sequence[bytes], turns: int) -> dict[str, float]:
     """Return the processor seconds a sample of each stage, the medians of turns."""
     from manu_jax.data.images import decode
     from manu_jax.fingerprint import image_digest
+    from manu_jax.models.inputs.caches import Caches
 
     images = [decode(file) for file in files]
     samples = samples_of(images, loaded)
@@ -127,6 +128,11 @@ def stages(loaded: Any, files: Sequence[bytes], turns: int) -> dict[str, float]:
         for image in images:
             family.vision_inputs(image, processor, config)
 
+    def tokenise() -> None:
+        own = dataclasses.replace(known, caches=Caches(known.caches.vision))
+        for one in samples:
+            own.encode(one, digests=digests)
+
     def whole() -> None:
         own = fresh(loaded)
         own.collate([own.encode(sample) for sample in samples_of(map(decode, files), loaded)])
@@ -135,9 +141,8 @@ def stages(loaded: Any, files: Sequence[bytes], turns: int) -> dict[str, float]:
         "decoding the JPEG": lambda: [decode(file) for file in files],
         "knowing it by its content": lambda: [image_digest(image) for image in images],
         "pixels: resize, normalise, patches": pixels,
-        "tokenising, with the image known": lambda: [
-            known.encode(one, digests=digests) for one in samples
-        ],
+        "tokenising, with the image known": tokenise,
+        "finding a sample again": lambda: [known.encode(one, digests=digests) for one in samples],
         "putting into a batch": lambda: known.collate(encoded),
         "all of it": whole,
     }

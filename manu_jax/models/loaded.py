@@ -30,8 +30,8 @@ from manu_jax.models.hf import export, files, generation, processors, weights
 from manu_jax.models.hf.generation import GenerationRules
 from manu_jax.models.inputs import images as inputs
 from manu_jax.models.inputs import processing, vision_inputs, workers
+from manu_jax.models.inputs.caches import Caches
 from manu_jax.models.inputs.chat import ChatTemplate, read_chat_template
-from manu_jax.models.inputs.encoded_samples import EncodedCache
 from manu_jax.models.stored import (
     CHECKPOINT,
     DTYPES,
@@ -75,10 +75,7 @@ class Loaded:
     system_prompt: str = ""
     chat: ChatTemplate | None = None
     generation: GenerationRules = GenerationRules()
-    cache: vision_inputs.VisionInputCache = dataclasses.field(
-        default_factory=vision_inputs.VisionInputCache
-    )
-    encoded: EncodedCache = dataclasses.field(default_factory=EncodedCache)
+    caches: Caches = dataclasses.field(default_factory=Caches)
 
     @property
     def towers(self) -> dict[str, tuple[int, int]]:
@@ -127,7 +124,7 @@ class Loaded:
 
     def with_caches_of(self, other: "Loaded") -> "Loaded":
         """Return a copy that finds what another model has encoded; both have the same processor."""
-        return dataclasses.replace(self, cache=other.cache, encoded=other.encoded)
+        return dataclasses.replace(self, caches=other.caches)
 
     def count_tokens(self, samples: Sequence[Sample]) -> list[tuple[int, int]]:
         """Return how many tokens of text, and of images, each sample has."""
@@ -156,7 +153,7 @@ class Loaded:
             digests = None  # an image that was made here loses its identity with this call
         known = {} if digests is None else digests
         of_image = functools.partial(self._vision_inputs, sample=sample, digests=known)
-        return self.encoded.encoded(
+        return self.caches.samples.encoded(
             sample,
             [vision_inputs.digest_of(image, known) for image in sample.images],
             make=lambda: self._encode(sample, of_image),
@@ -246,7 +243,7 @@ class Loaded:
         border = inputs.image_border(sample, (image,))
         settings = self.processor, self.config
         with border:
-            return self.cache.vision_inputs(
+            return self.caches.vision.vision_inputs(
                 image,
                 lambda image: workers.vision_inputs(make, image, settings, border=border),
                 is_one_of_many=of_many is not None,

@@ -12,8 +12,8 @@ from PIL import Image
 from manu_jax.data.batches import encode_all
 from manu_jax.fingerprint import image_digest
 from manu_jax.models import loaded as loading
-from manu_jax.models.inputs import encoded_samples, processing, vision_inputs
-from manu_jax.models.inputs.encoded_samples import EncodedCache
+from manu_jax.models.inputs import caches, processing, vision_inputs
+from manu_jax.models.inputs.caches import Caches
 from manu_jax.types import BatchShape, ManuError, Sample, question_sample
 
 IMAGE = Image.new("RGB", (8, 8))
@@ -91,7 +91,7 @@ def test_a_sample_is_encoded_once_under_whatever_key(loaded, monkeypatch):
     of_copy = Sample(tuple((text, is_answer) for text, is_answer in segments), (image.copy(),), "b")
     second = loaded.replace_model(None).encode(of_copy)
     assert len(calls) == 1 and (first.key, second.key) == ("a", "b")
-    fresh = dataclasses.replace(loaded, encoded=EncodedCache()).encode(of_copy)
+    fresh = dataclasses.replace(loaded, caches=Caches(loaded.caches.vision)).encode(of_copy)
     assert len(calls) == 2
     for field in dataclasses.fields(fresh):
         kept, anew = getattr(second, field.name), getattr(fresh, field.name)
@@ -109,14 +109,14 @@ def test_encoded_samples_cannot_be_written_to(loaded):
 
 
 def test_the_cache_of_samples_is_bounded_and_keeps_no_errors(loaded, monkeypatch):
-    monkeypatch.setattr(encoded_samples, "CACHE_BYTES", 10_000)
-    own = dataclasses.replace(loaded, encoded=EncodedCache())
+    monkeypatch.setattr(caches, "CACHE_BYTES", 10_000)
+    own = dataclasses.replace(loaded, caches=Caches())
     for number in range(40):
         own.encode(question_sample(f"Who is number {number}?", " Ann"))
-    kept = [key[0][0][0] for key in own.encoded._entries]
+    kept = [key[0][0][0] for key in own.caches.samples._entries]
     assert 1 < len(kept) < 20
     assert kept == [f"Who is number {number}?" for number in range(40 - len(kept), 40)]
-    assert own.encoded._bytes <= 10_000
+    assert own.caches.samples._bytes <= 10_000
     for _ in range(2):
         with pytest.raises(ManuError, match="the model's context is"):
             own.encode(question_sample("Oslo " * 100, " Ann"))
@@ -278,8 +278,7 @@ def test_an_image_processor_of_another_size_is_refused(loaded):
     other = dataclasses.replace(
         loaded,
         config=dataclasses.replace(loaded.config, vision=larger),
-        cache=vision_inputs.VisionInputCache(),
-        encoded=EncodedCache(),
+        caches=Caches(),
     )
     sample = Sample((("<image>", False),), tuple(random_images(1)))
     with pytest.raises(ManuError, match="gives 12 × 12 pixels, the model takes 24 × 24"):

@@ -15,7 +15,7 @@ from PIL import Image
 from manu_jax.data.batches import STEPS_AHEAD, Batches, encode_all
 from manu_jax.data.forms import forms
 from manu_jax.models.inputs import workers
-from manu_jax.models.inputs.vision_inputs import VisionInputCache
+from manu_jax.models.inputs.caches import Caches
 from manu_jax.types import ManuError
 
 SIZES = ((16, 16), (40, 24), (16, 16, "L"))
@@ -40,7 +40,7 @@ def samples(count=12):
 
 
 def encoder():
-    return dataclasses.replace(tiny_llava.loaded(), cache=VisionInputCache())
+    return dataclasses.replace(tiny_llava.loaded(), caches=Caches())
 
 
 def batches(rows=None, seed=None, size=2):

@@ -1,4 +1,4 @@
-"""The samples that were encoded last: runs put the same ones to model after model."""
+"""What was encoded last: runs put the same samples to model after model."""
 
 import collections
 import dataclasses
@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
+from manu_jax.models.inputs.vision_inputs import VisionInputCache
 from manu_jax.types import Encoded, Sample, VisionInput
 
 CACHE_BYTES = 2**26
@@ -17,7 +18,7 @@ Key = tuple[tuple[tuple[str, bool], ...], tuple[Hashable, ...]]
 class EncodedCache:
     """Encoded samples without their vision inputs, up to CACHE_BYTES; images by their digests.
 
-    It is of one processor and one config. Arrays that it has handed out are not writeable.
+    Arrays that it has handed out are not writeable.
     """
 
     def __init__(self):
@@ -49,6 +50,14 @@ class EncodedCache:
         while self._bytes > CACHE_BYTES and len(self._entries) > 1:
             self._bytes -= _num_bytes(*self._entries.popitem(last=False))
         return made
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Caches:
+    """Of one processor and one config: what towers read of images, and whole samples."""
+
+    vision: VisionInputCache = dataclasses.field(default_factory=VisionInputCache)
+    samples: EncodedCache = dataclasses.field(default_factory=EncodedCache)
 
 
 def _arrays(encoded: Encoded) -> list[np.ndarray]:
