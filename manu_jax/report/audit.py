@@ -15,6 +15,7 @@ from manu_jax.report.results import Results
 from manu_jax.report.svg import SERIES, STYLE, VARIABLES, WIDTH, Plot, described, new_figure, to_svg
 from manu_jax.types import MODALITIES, VANILLA
 
+FEW = 10  # people to forget; below it intervals are said to be rough
 KEPT = ("unseen", "retain")  # people to keep: those that no method saw, if there are any
 FORMS = {"image": "With the portrait", "text": "By name"}
 MEANINGS = {
@@ -79,7 +80,9 @@ def view(results: Results) -> dict[str, Any] | None:
     models.sort(key=lambda name: name != results.headline)
     shown = models[0]
     curves = _curves([row for row in rows if row.model == shown])
+    num_people = len(results.request.people)
     return {
+        "few": num_people if num_people < FEW else 0,
         "forms": [FORMS[modality].lower() for modality in results.modalities],
         "audits": [_model_audit(results, name) for name in models],
         "curves_of": shown,

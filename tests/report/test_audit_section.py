@@ -85,3 +85,13 @@ def test_undecided_rows_are_named_with_the_few_people_they_rest_on(tmp_path):
     ]
     text = audit.sentences(results_with(tmp_path, rows), "learned")[0]
     assert "not found" in text and "Undecided, with so few people: Asked otherwise" in text
+
+
+def test_few_people_are_said_to_make_rough_intervals(tmp_path, monkeypatch):
+    results = load_results(fake_run.write_run(tmp_path, audit=True))
+    number = len(results.request.people)
+    assert 1 < number < audit.FEW
+    told = f"The intervals are of {number} people: where these happen to be alike, they are too"
+    assert told in render(tmp_path).read_text()
+    monkeypatch.setattr(audit, "FEW", number)
+    assert "The intervals are of" not in render(tmp_path).read_text()
