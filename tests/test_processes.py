@@ -19,7 +19,7 @@ from manu_jax import checkpoint, parallel
 from manu_jax.arrays import read_arrays
 from manu_jax.edits import masks
 
-SECONDS = 240  # longer, and a process waits for another in vain
+SECONDS = 480  # longer, and a process waits for another in vain
 CONFIG = """
 seed: 0
 cache: null
