@@ -1,11 +1,11 @@
 """What was encoded last: runs put the same samples to model after model."""
 
-import collections
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
+from manu_jax.models.inputs.recent import Recent
 from manu_jax.models.inputs.vision_inputs import VisionInputCache
 from manu_jax.types import Encoded, Sample, VisionInput
 
@@ -15,15 +15,11 @@ OBJECT_BYTES = 1024  # about what Python needs for an entry beside its text and 
 Key = tuple[tuple[tuple[str, bool], ...], tuple[Hashable, ...]]
 
 
-class EncodedCache:
+class EncodedCache(Recent[Key, Encoded]):
     """Encoded samples without their vision inputs, up to CACHE_BYTES; images by their digests.
 
     Arrays that it has handed out are not writeable.
     """
-
-    def __init__(self):
-        self._entries: collections.OrderedDict[Key, Encoded] = collections.OrderedDict()
-        self._bytes = 0
 
     def encoded(
         self,
@@ -38,17 +34,14 @@ class EncodedCache:
         vision_inputs: gives those of a sample that is found. What `make` raises is not kept.
         """
         key = tuple((text, bool(is_answer)) for text, is_answer in sample.segments), tuple(digests)
-        if key in self._entries:
-            self._entries.move_to_end(key)
-            found = self._entries[key]
+        found = self._found(key)
+        if found is not None:
             return dataclasses.replace(found, key=sample.key, vision_inputs=vision_inputs())
         made = make()
         for array in _arrays(made):
             array.flags.writeable = False
-        self._entries[key] = dataclasses.replace(made, vision_inputs=())
-        self._bytes += _num_bytes(key, made)
-        while self._bytes > CACHE_BYTES and len(self._entries) > 1:
-            self._bytes -= _num_bytes(*self._entries.popitem(last=False))
+        alone = dataclasses.replace(made, vision_inputs=())
+        self._keep(key, alone, _num_bytes(key, alone), most=CACHE_BYTES)
         return made
 
 

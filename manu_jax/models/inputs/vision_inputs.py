@@ -1,12 +1,12 @@
 """Vision inputs, what a tower reads of an image: made, cached, and put in a batch."""
 
-import collections
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from manu_jax.fingerprint import image_digest
+from manu_jax.models.inputs.recent import Recent
 from manu_jax.types import Images, ManuError, VisionInput
 
 CACHE_BYTES = 2**29
@@ -69,13 +69,8 @@ class AnySizeInputs:
         return True
 
 
-class VisionInputCache:
+class VisionInputCache(Recent[tuple[bytes, bool], tuple[VisionInput, ...]]):
     """The vision inputs of the images used last, up to CACHE_BYTES; images by their content."""
-
-    def __init__(self):
-        self._entries: collections.OrderedDict[tuple[bytes, bool], tuple[VisionInput, ...]]
-        self._entries = collections.OrderedDict()
-        self._bytes = 0
 
     def vision_inputs(
         self,
@@ -90,15 +85,11 @@ class VisionInputCache:
         digests: of images by their identity, which are not taken again; see `Encoder.encode`.
         """
         key = (digest_of(image, {} if digests is None else digests), is_one_of_many)
-        if key in self._entries:
-            self._entries.move_to_end(key)
-            return self._entries[key]
-        made = make(image)
-        self._entries[key] = made
-        self._bytes += _num_bytes(made)
-        while self._bytes > CACHE_BYTES and len(self._entries) > 1:
-            self._bytes -= _num_bytes(self._entries.popitem(last=False)[1])
-        return made
+        found = self._found(key)
+        if found is None:
+            found = make(image)
+            self._keep(key, found, _num_bytes(found), most=CACHE_BYTES)
+        return found
 
 
 def digest_of(image: Any, digests: dict[int, bytes]) -> bytes:
