@@ -4,24 +4,22 @@ Not planned, since a planned step needs as much or more: one form alone trained,
 place of answers (likelihoods), and what rounds or fills a leaf of weights.
 """
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from manu_jax import parallel
 from manu_jax.config.base import Remat
 from manu_jax.evaluation.analyses.audit import attacks_of, audited
 from manu_jax.evaluation.audit import attacker, depth, membership, relearning, removed, rounding
-from manu_jax.leaves import leaves
 from manu_jax.planning.asking import Asked, answer_items, rated_item, work_in_buckets
 from manu_jax.planning.shapes import another, filled
 from manu_jax.planning.step import OPTIMIZER, WEIGHTS, Item, Step
 from manu_jax.planning.training import READS
 from manu_jax.planning.world import World
-from manu_jax.training.lora import new_adapters
 
 # The compiled steps are private to the modules that call them; a plan compiles them and calls none.
 
@@ -99,16 +97,9 @@ def _attacked(world: World) -> Mapping[str, Any]:
 
 def attack_state(world: World) -> tuple[Any, Any]:
     """Return what `attacker.first_state` makes, as placed shapes."""
-    if (lora := world.config.audit.lora) is not None:
-        key = jax.random.key(0)
-        weights: Any = jax.eval_shape(lambda model: new_adapters(model, lora, key), world.model)
-    else:
-        weights = {
-            name: jax.ShapeDtypeStruct(leaf.shape, jnp.float32)
-            for name, leaf in leaves(world.model).items()
-            if name.startswith(attacker.TRAINED)
-        }
-    return world.place.weights((weights, jax.eval_shape(attacker.OPTIMIZER.init, weights)))
+    given = {"lora": world.config.audit.lora, "key": jax.random.key(0)}
+    begin = functools.partial(attacker.first_state, mesh=None, **given)
+    return world.place.weights(jax.eval_shape(begin, world.model))
 
 
 def _attack(world: World, size: int | None, remat: Remat | None) -> Step:

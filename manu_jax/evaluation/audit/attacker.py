@@ -11,7 +11,6 @@ attack, rate and model of a run, and nothing is written but the answers (`curves
 
 import dataclasses
 import functools
-import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -42,8 +41,6 @@ from manu_jax.types import (
     Modality,
     PromptTemplate,
 )
-
-logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 16  # facts of each form in a step
 LENGTH_MULTIPLE = 8  # tokens
