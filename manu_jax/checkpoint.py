@@ -3,8 +3,8 @@
 Orbax finds no damage in the numbers, so a folder holds the SHA-256 of each of its files in
 `checksums.json`, which is written last and checked on loading. The only file that imports orbax.
 
-Orbax writes to `gs://` itself. Of another store it knows nothing: there one process makes the
-folder on its machine and puts it file by file, and several processes are refused.
+Orbax writes to `gs://` itself. Of another store it knows nothing; there a checkpoint has the form
+of `pieces.py`.
 """
 
 import errno
@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from manu_jax import parallel, stores
+from manu_jax import parallel, pieces, stores
 from manu_jax.folder import ForeignErrors, expand_path, explained, write_atomic
 from manu_jax.leaves import first_name, path_name
 from manu_jax.types import ManuError
@@ -45,8 +45,8 @@ def save(path: str | os.PathLike, tree: Any) -> None:
     What stood under `path` is removed first: who needs it until then gives each save its own name.
     Raises ManuError where it can't be written; where there is no room, before a byte is.
     """
-    if _is_staged(path):
-        _save_staged(path, tree)
+    if _is_in_pieces(path):
+        pieces.write(expand_path(path), _named(tree), last=CHECKSUMS)
         return
     from orbax.checkpoint import v1 as ocp
 
@@ -70,24 +70,20 @@ def load(path: str | os.PathLike, target: Any) -> Any:
     written before there were checksums is loaded without that check, which is logged. Leaves may
     have the names that they had first.
     """
-    from orbax.checkpoint import v1 as ocp
-
     if not exists(path):
         raise ManuError(f"checkpoint {path}: not there, or not whole. {REMEDY}")
-    if _is_staged(path):
+    if _is_in_pieces(path) and METADATA in _sums(path):  # Orbax's, which earlier releases put there
         with tempfile.TemporaryDirectory(prefix="manu_jax-") as place:
             local = Path(place) / "checkpoint"
             stores.fetch_folder(expand_path(path), local)
             return load(local, target)
-    _verify(path)
+    held, read = (_of_pieces if _is_in_pieces(path) else _of_orbax)(path)
     with ForeignErrors(f"checkpoint {path}", "damaged", REMEDY):
-        held = _shapes(ocp.metadata(_location(path)).metadata)
         wanted = _shapes(target)
         if held == wanted:
-            return ocp.load(_location(path), _abstract(target))
+            return read(target)
         if held == {first_name(name): shape for name, shape in wanted.items()}:
-            renamed = {first_name(name): leaf for name, leaf in target.items()}
-            found = ocp.load(_location(path), _abstract(renamed))
+            found = read({first_name(name): leaf for name, leaf in target.items()})
             return {name: found[first_name(name)] for name in target}
     differing = sorted(name for name in held.keys() | wanted if held.get(name) != wanted.get(name))
     raise ManuError(
@@ -97,28 +93,41 @@ def load(path: str | os.PathLike, target: Any) -> Any:
 
 def exists(path: str | os.PathLike) -> bool:
     """Whether a whole checkpoint stands under `path`."""
+    return bool(mark(path).is_file())
+
+
+def mark(path: str | os.PathLike) -> Any:
+    """Return the path of the file with which a whole checkpoint stands."""
     if stores.is_store(path):
-        return bool((expand_path(path) / CHECKSUMS).is_file())
-    return (_folder(path) / METADATA).exists()
+        return expand_path(path) / CHECKSUMS
+    return Path(path).absolute() / METADATA
 
 
-def _is_staged(path: Any) -> bool:
+def _is_in_pieces(path: Any) -> bool:
+    """Whether a checkpoint is in a store that Orbax knows nothing of."""
     return stores.is_store(path) and not str(path).startswith("gs://")
 
 
-def _save_staged(path: Any, tree: Any) -> None:
-    """Make a checkpoint on this machine and put it into a store, its checksums last."""
-    if jax.process_count() > 1:
-        raise ManuError(
-            f"checkpoint {path}: several processes write checkpoints to gs:// or to a folder that "
-            "they share, not to other stores. Give such a place."
-        )
-    target = expand_path(path)
-    stores.remove_folder(target)
-    with tempfile.TemporaryDirectory(prefix="manu_jax-") as place:
-        local = Path(place) / "checkpoint"
-        save(local, tree)
-        stores.put_folder(local, target, last=CHECKSUMS)
+def _of_orbax(path: Any) -> tuple[dict[str, tuple[int, ...]], Callable[[Any], Any]]:
+    """Return the shapes that a checkpoint holds, and what reads them in the form of a target."""
+    from orbax.checkpoint import v1 as ocp
+
+    _verify(path)
+    with ForeignErrors(f"checkpoint {path}", "damaged", REMEDY):
+        held = _shapes(ocp.metadata(_location(path)).metadata)
+    return held, lambda target: ocp.load(_location(path), _abstract(target))
+
+
+def _of_pieces(path: Any) -> tuple[dict[str, tuple[int, ...]], Callable[[Any], Any]]:
+    """Return the same of a checkpoint in pieces."""
+    folder = expand_path(path)
+    held = pieces.read_lists(folder, _sums(path))
+
+    def read(target: Any) -> Any:
+        found = pieces.read(folder, held, _named(target))
+        return jax.tree.unflatten(jax.tree.structure(target), list(found.values()))
+
+    return {name: leaf.shape for name, leaf in held.items()}, read
 
 
 def _storage(path: Any, leaf: Any) -> Any:
@@ -149,11 +158,7 @@ def _verify(path: str | os.PathLike) -> None:
     if not parallel.broadcast((folder / CHECKSUMS).exists()):
         logger.info("checkpoint %s: it has no checksums, so it is loaded without checking", path)
         return
-    with ForeignErrors(f"checkpoint {path}", f"{CHECKSUMS} is damaged", REMEDY):
-        written = {
-            name: (int(size), str(digest))
-            for name, (size, digest) in json.loads((folder / CHECKSUMS).read_text()).items()
-        }
+    written = _sums(path)
     names = sorted(written)
     own = range(jax.process_index(), len(names), jax.process_count())
     with ThreadPoolExecutor() as threads:
@@ -166,6 +171,16 @@ def _verify(path: str | os.PathLike) -> None:
         name = names[first]
         fault = "is not as it was written" if (folder / name).exists() else "is missing"
         raise ManuError(f"checkpoint {path}: damaged: its file {name} {fault}. {REMEDY}")
+
+
+def _sums(path: str | os.PathLike) -> dict[str, tuple[int, str]]:
+    """Return {name of a file: (bytes, SHA-256)} as they were written."""
+    place = expand_path(path) if stores.is_store(path) else _folder(path)
+    with ForeignErrors(f"checkpoint {path}", f"{CHECKSUMS} is damaged", REMEDY), stores.told(path):
+        return {
+            name: (int(size), str(digest))
+            for name, (size, digest) in json.loads((place / CHECKSUMS).read_text()).items()
+        }
 
 
 def _is_whole(file: Any, written: tuple[int, str]) -> bool:
@@ -222,11 +237,13 @@ def _location(path: str | os.PathLike) -> str:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(getattr(leaf, "shape", ())) for name, leaf in _named(tree).items()}
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """Return {path: leaf} of a tree."""
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): tuple(getattr(leaf, "shape", ()))
-        for path, leaf in flat
-    }
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in flat}
 
 
 def _abstract(target: Any) -> Any:

@@ -147,14 +147,6 @@ def remove_folder(path: Any) -> None:
         remove_files(path, names_in(path))
 
 
-def put_folder(folder: Path, target: Any, *, last: str) -> None:
-    """Put the files of a folder of this machine into a store; the file `last` comes last."""
-    found = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
-    with told(target):
-        for name in sorted(found, key=lambda name: (name == last, name)):
-            target.fs.put_file(str(folder / name), (target / name).path)
-
-
 def fetch_folder(path: Any, folder: Path) -> None:
     """Copy all files below a folder of a store to a new one of this machine."""
     with told(path):

@@ -7,6 +7,13 @@ import os
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
 
 
+def put(folder, target):
+    """Put the files of a folder of this machine into a store."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            target.joinpath(file.relative_to(folder).as_posix()).write_bytes(file.read_bytes())
+
+
 @contextlib.contextmanager
 def s3(server):
     """An S3 with the bucket `bucket`; server: the module moto.server."""

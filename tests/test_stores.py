@@ -6,11 +6,14 @@ import json
 import fsspec
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
+import stores_servers
 import tiny_llava
+from jax.sharding import NamedSharding, PartitionSpec
 
-from manu_jax import checkpoint, folder, hub, parallel, stages, stores
+from manu_jax import checkpoint, folder, hub, parallel, pieces, stages, stores
 from manu_jax.arrays import read_arrays, write_arrays
 from manu_jax.fingerprint import weights_hash
 from manu_jax.models.loaded import load, save_checkpoint, save_pretrained
@@ -217,6 +220,108 @@ def test_a_converted_model_and_checkpoints_go_to_a_store_and_back(place):
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), found, tree))
     (place / "step-1" / checkpoint.CHECKSUMS).unlink()  # as one that was killed before its end
     assert not checkpoint.exists(place / "step-1")
+
+
+def values():
+    """Leaves of every kind that a checkpoint holds."""
+    return {
+        "up_LDF": np.arange(64.0, dtype=np.float32).reshape(2, 4, 8) / 7,
+        "half_F": np.arange(8).astype(ml_dtypes.bfloat16),
+        "scale": np.float32(0.3),
+        "step": 7,
+    }
+
+
+def laid_out(sizes, wished):
+    """Those leaves on a mesh of these sizes; wished: how the first is split."""
+    mesh = parallel.make_mesh(*sizes)
+    specs = {"up_LDF": PartitionSpec(*wished), "half_F": PartitionSpec("tensor")}
+    given = values()
+    split = {
+        name: jax.device_put(given[name], NamedSharding(mesh, spec)) for name, spec in specs.items()
+    }
+    whole = jax.device_put(given["scale"], NamedSharding(mesh, PartitionSpec()))
+    return {**split, "scale": whole, "step": 7}
+
+
+LAYOUTS = [
+    ((1, 8, 1), (None, None, "fsdp")),
+    ((2, 2, 2), (None, "fsdp", "tensor")),
+    ((1, 2, 4), (None, "tensor", None)),
+    ((8, 1, 1), ()),
+]
+
+
+@pytest.mark.parametrize("start", range(len(LAYOUTS)))
+@pytest.mark.parametrize("end", range(len(LAYOUTS)))
+def test_pieces_go_from_any_mesh_to_any_other(place, start, end):
+    checkpoint.save(place / "one", laid_out(*LAYOUTS[start]))
+    target = laid_out(*LAYOUTS[end])
+    empty = {
+        name: leaf if name == "step" else jnp.zeros_like(leaf, device=leaf.sharding)
+        for name, leaf in target.items()
+    }
+    found = checkpoint.load(place / "one", {**empty, "step": 0})
+    assert found["step"] == 7 and type(found["step"]) is int
+    for name in ("up_LDF", "half_F", "scale"):
+        assert found[name].sharding == target[name].sharding
+        assert found[name].dtype == target[name].dtype
+        np.testing.assert_array_equal(found[name], target[name])
+
+
+def test_of_pieces_those_alone_are_read_that_are_needed(place, monkeypatch):
+    checkpoint.save(place / "one", laid_out(*LAYOUTS[0]))
+    fetched = []
+    given = pieces._content
+
+    def counted(folder, name, start=0, stop=None):
+        fetched.append((name, start, stop))
+        return given(folder, name, start, stop)
+
+    monkeypatch.setattr(pieces, "_content", counted)
+    one = NamedSharding(parallel.make_mesh(1, 1, 1, devices=jax.devices()[:1]), PartitionSpec())
+    target = {"up_LDF": jax.ShapeDtypeStruct((2, 4, 8), "float32", sharding=one)}
+    held = pieces.read_lists(place / "one", checkpoint._sums(place / "one"))
+    half = [part for part in held["up_LDF"].pieces if part.overlaps(((0, 2), (0, 4), (0, 4)))]
+    assert len(held["up_LDF"].pieces) == 8 and len(half) == 4
+    fetched.clear()
+    pieces.read(place / "one", held, target)
+    assert len(fetched) == len(set(fetched)) == 8  # each once, and nothing of other leaves
+
+
+def test_damaged_and_foreign_pieces_are_told_of(place):
+    def damage(name, change):
+        checkpoint.save(place / "one", laid_out(*LAYOUTS[1]))
+        file = place / "one" / name
+        change(file)
+        with pytest.raises(ManuError, match="Remove it and start anew") as told:
+            checkpoint.load(place / "one", laid_out(*LAYOUTS[1]))
+        return str(told.value)
+
+    def cut(file):
+        file.write_bytes(file.read_bytes()[:-8])
+
+    def turn(file):
+        file.write_bytes(bytes(255 - byte for byte in file.read_bytes()))
+
+    names = ("leaf-00000.00000", "pieces-00000.json")
+    for name in names:
+        for change in (cut, turn):
+            assert f"damaged: its file {name} is not as it was written" in damage(name, change)
+        assert f"damaged: its file {name} is missing" in damage(name, lambda file: file.unlink())
+    assert "checksums.json is damaged" in damage(checkpoint.CHECKSUMS, turn)
+    checkpoint.save(place / "one", laid_out(*LAYOUTS[1]))
+    with pytest.raises(ManuError, match="of another model: other, up_LDF differ"):
+        target = laid_out(*LAYOUTS[1])
+        target["other"] = target.pop("up_LDF")
+        checkpoint.load(place / "one", target)
+
+
+def test_a_checkpoint_that_orbax_made_is_read_from_a_store(place, tmp_path):
+    tree = {"a_LDF": jnp.arange(24.0).reshape(2, 3, 4)}
+    checkpoint.save(tmp_path / "one", tree)
+    stores_servers.put(tmp_path / "one", place / "one")
+    np.testing.assert_array_equal(checkpoint.load(place / "one", tree)["a_LDF"], tree["a_LDF"])
 
 
 def test_unknown_schemes_and_missing_packages_are_told_of(monkeypatch):

@@ -9,6 +9,7 @@ import time
 
 import pytest
 from compiler import LEAST_EFFORT
+from test_processes import ROW_MEANS, finish, start_both
 
 from manu_jax import folder, stores
 
@@ -74,7 +75,7 @@ def test_a_run_in_a_store_ends_like_one_here_though_it_is_killed(
             monkeypatch.setenv(name, value)
         bucket = folder.expand_path(f"{scheme}://bucket/manu")
         for name in ("data", "vanilla"):
-            stores.put_folder(given / "input" / name, bucket / name, last=stores.MANIFEST)
+            stores_servers.put(given / "input" / name, bucket / name)
         paths = [f"data.path={bucket / 'data'}", f"model.path={bucket / 'vanilla'}"]
         arguments = ["--config", given / "config.yaml", *paths]
         killed = [mark for mark in landmarks if is_killed_at(mark, given, arguments, bucket)]
@@ -85,6 +86,58 @@ def test_a_run_in_a_store_ends_like_one_here_though_it_is_killed(
     whole = [p.relative_to(given / "whole") for p in (given / "whole").rglob("*") if p.is_file()]
     assert names == sorted(str(p) for p in whole if not any(x[0] == "." for x in p.parts))
     assert numbers(results) == numbers(json.loads((given / "whole" / "results.json").read_text()))
+
+
+# Begins with training; the mesh is that of both processes.
+MESH = "mesh: {data: 2, fsdp: 2, tensor: 2}\nscore_batch: 8\n"
+TRAINED = "checkpoints/", "methods/GA/checkpoints/"
+SECONDS = 1200  # for two processes on busy cores
+
+
+def test_two_processes_train_in_s3_though_they_are_killed(tmp_path, monkeypatch):
+    """What each process put of the checkpoints is gone on with; the rows are those of a disk."""
+    for name in ("upath", "s3fs"):
+        pytest.importorskip(name, reason="the extra `cloud` is not installed")
+    server = pytest.importorskip("moto.server", reason="moto[server] is not installed")
+    import stores_servers
+
+    trains = INPUT.replace("steps: 1, base_steps: 1", "steps: 4, base_steps: 2")
+    trains = trains.replace("retrained: false", "retrained: false, checkpoint_every: 1")
+    _, methods = CONFIG.split("method:")
+    (tmp_path / "config.yaml").write_text(f"{trains}{MESH}method:{methods}")
+    command = ["-m", "manu_jax.run", "--config", tmp_path / "config.yaml", "--output"]
+    finish(*start_both(tmp_path, *command, tmp_path / "run", "mesh.distributed=true"), SECONDS)
+    with stores_servers.s3(server) as variables:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        bucket = folder.expand_path("s3://bucket/manu/run")
+        command += [str(bucket), "mesh.distributed=true"]
+        for mark in TRAINED:
+            processes, _ = start_both(tmp_path, *command)
+            while not any(is_whole_step(name, mark) for name in stores.names_in(bucket)):
+                assert None in [process.poll() for process in processes], told_by(tmp_path)
+                time.sleep(0.05)
+            for process in processes:
+                process.kill()
+            assert [process.wait() for process in processes] == [-signal.SIGKILL] * 2
+        finish(*start_both(tmp_path, *command), SECONDS)
+        assert "going on after step" in told_by(tmp_path)
+        results = json.loads((bucket / "results.json").read_text())
+    expected = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert len(results["rows"]) == len(expected["rows"]) > 10
+    for here, there in zip(expected["rows"], results["rows"], strict=True):
+        for key, value in here.items():
+            close = pytest.approx(value, abs=1e-4) if key in ROW_MEANS and value else value
+            assert there[key] == close, (here, there)
+
+
+def is_whole_step(name, mark):
+    """Whether a file in a store ends the checkpoint of a step under `mark`."""
+    return name.startswith(mark) and name.endswith("checksums.json")
+
+
+def told_by(place):
+    return "".join((place / f"process{number}.log").read_text() for number in range(2))
 
 
 def numbers(results):

@@ -22,7 +22,7 @@ def resume(directory: Path, state: Any) -> tuple[Any, int]:
     """
     step = parallel.broadcast(max(_checkpoint_steps(directory), default=0))
     path = directory / CHECKPOINT_NAME.format(step)
-    if not step or not parallel.exists(path / checkpoint.METADATA):
+    if not step or not parallel.exists(checkpoint.mark(path)):
         return state, 0
     target = leaves(state)
     found = checkpoint.load(path, target)
