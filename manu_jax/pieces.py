@@ -144,7 +144,7 @@ def _leaf(folder: Any, held: Leaf, like: Any, threads: ThreadPoolExecutor) -> An
     wanted = {whole}
     if sharding is not None:
         indices = sharding.addressable_devices_indices_map(shape).values()
-        wanted = {_bounds(index, shape) for index in indices}
+        wanted = {_bounds(index, shape) for index in indices if index is not None}
     needed = [one for one in held.pieces if any(one.overlaps(bounds) for bounds in wanted)]
     arrays = threads.map(lambda piece: _fetched(folder, held, piece), needed)
     fetched = list(zip(needed, arrays, strict=True))
@@ -179,8 +179,8 @@ def _put_together(
 def _fetched(folder: Any, held: Leaf, piece: Piece) -> np.ndarray:
     shape = [stop - start for start, stop in piece.bounds]
     content = _content(folder, piece.file, piece.begin, piece.begin + piece.size)
-    is_whole = content is not None and _hash(content) == piece.sha256
-    if not is_whole or piece.size != math.prod(shape) * held.dtype.itemsize:
+    size = math.prod(shape) * held.dtype.itemsize
+    if content is None or len(content) != size or _hash(content) != piece.sha256:
         raise _damaged(folder, piece.file, content)
     return np.frombuffer(content, held.dtype).reshape(shape)
 
