@@ -221,7 +221,7 @@ def _piece(entry: Mapping[str, Any]) -> Piece:
     return Piece(bounds, entry["file"], entry["begin"], entry["bytes"], entry["sha256"])
 
 
-def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> Bounds:
+def _bounds(index: Any, shape: tuple[int, ...]) -> Bounds:
     return tuple(one.indices(size)[:2] for one, size in zip(index, shape, strict=True))
 
 
