@@ -25,6 +25,7 @@ LINES = (
     ("folder", "progress", "faults"),
     ("config",),
     ("arrays", "parallel"),
+    ("pieces",),
     ("checkpoint", "fingerprint", "hub"),
     ("data", "models", "selection"),
     ("edits",),
