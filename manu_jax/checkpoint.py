@@ -72,12 +72,15 @@ def load(path: str | os.PathLike, target: Any) -> Any:
     """
     if not exists(path):
         raise ManuError(f"checkpoint {path}: not there, or not whole. {REMEDY}")
-    if _is_in_pieces(path) and METADATA in _sums(path):  # Orbax's, which earlier releases put there
+    if not _is_in_pieces(path):
+        held, read = _of_orbax(path)
+    elif METADATA not in (sums := _sums(path)):
+        held, read = _of_pieces(path, sums)
+    else:  # Orbax's, which earlier releases put there
         with tempfile.TemporaryDirectory(prefix="manu_jax-") as place:
             local = Path(place) / "checkpoint"
             stores.fetch_folder(expand_path(path), local)
             return load(local, target)
-    held, read = (_of_pieces if _is_in_pieces(path) else _of_orbax)(path)
     with ForeignErrors(f"checkpoint {path}", "damaged", REMEDY):
         wanted = _shapes(target)
         if held == wanted:
@@ -118,10 +121,12 @@ def _of_orbax(path: Any) -> tuple[dict[str, tuple[int, ...]], Callable[[Any], An
     return held, lambda target: ocp.load(_location(path), _abstract(target))
 
 
-def _of_pieces(path: Any) -> tuple[dict[str, tuple[int, ...]], Callable[[Any], Any]]:
-    """Return the same of a checkpoint in pieces."""
+def _of_pieces(
+    path: Any, sums: dict[str, tuple[int, str]]
+) -> tuple[dict[str, tuple[int, ...]], Callable[[Any], Any]]:
+    """Return the same of a checkpoint in pieces, whose lists have these sums."""
     folder = expand_path(path)
-    held = pieces.read_lists(folder, _sums(path))
+    held = pieces.read_lists(folder, sums)
 
     def read(target: Any) -> Any:
         found = pieces.read(folder, held, _named(target))
