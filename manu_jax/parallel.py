@@ -62,6 +62,8 @@ SHUTDOWN_SECONDS = 60  # how long a process that ends waits for the others, whic
 SHARED_SECONDS = 60  # how long a new file may take to be seen by all
 MESSAGE_BYTES = 4096
 
+Bounds = tuple[tuple[int, int], ...]  # of each axis: start and stop
+
 
 def make_mesh(
     data: int = 1,
@@ -139,6 +141,12 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: sharding(path_name(path), leaf.shape, mesh), tree
     )
+
+
+def bounds_of(index: Any, shape: Sequence[int]) -> Bounds:
+    """Return start and stop of each axis, of the slices by which JAX says what a device holds."""
+    pairs = (piece.indices(size) for piece, size in zip(index, shape, strict=True))
+    return tuple((start, stop) for start, stop, _ in pairs)
 
 
 def constrain(array: jax.Array, *names: str | None) -> jax.Array:

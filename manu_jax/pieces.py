@@ -23,11 +23,10 @@ import ml_dtypes  # noqa: F401  # which makes the name bfloat16 known to NumPy
 import numpy as np
 
 from manu_jax import parallel, stores
+from manu_jax.parallel import Bounds
 from manu_jax.types import ManuError
 
 THREADS = 4  # leaves that are put at a time, and pieces that are fetched
-
-Bounds = tuple[tuple[int, int], ...]  # of each axis: start and stop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +131,7 @@ def _held(leaf: Any) -> Iterator[tuple[Bounds, np.ndarray]]:
     if isinstance(leaf, jax.Array):
         for shard in leaf.addressable_shards:
             if shard.replica_id == 0:
-                yield _bounds(shard.index, leaf.shape), np.asarray(shard.data)
+                yield parallel.bounds_of(shard.index, leaf.shape), np.asarray(shard.data)
     elif parallel.is_first_process():
         yield tuple((0, size) for size in np.shape(leaf)), np.asarray(leaf)
 
@@ -144,7 +143,7 @@ def _leaf(folder: Any, held: Leaf, like: Any, threads: ThreadPoolExecutor) -> An
     wanted = {whole}
     if sharding is not None:
         indices = sharding.addressable_devices_indices_map(shape).values()
-        wanted = {_bounds(index, shape) for index in indices if index is not None}
+        wanted = {parallel.bounds_of(index, shape) for index in indices if index is not None}
     needed = [one for one in held.pieces if any(one.overlaps(bounds) for bounds in wanted)]
     arrays = threads.map(lambda piece: _fetched(folder, held, piece), needed)
     fetched = list(zip(needed, arrays, strict=True))
@@ -152,7 +151,9 @@ def _leaf(folder: Any, held: Leaf, like: Any, threads: ThreadPoolExecutor) -> An
     made = {bounds: _put_together(fetched, bounds, dtype) for bounds in wanted}
     if sharding is None:
         return made[whole].item() if np.isscalar(like) else made[whole]
-    return jax.make_array_from_callback(shape, sharding, lambda i: made[_bounds(i, shape)])
+    return jax.make_array_from_callback(
+        shape, sharding, lambda i: made[parallel.bounds_of(i, shape)]
+    )
 
 
 def _put_together(
@@ -219,10 +220,6 @@ def _list_of(number: int) -> str:
 def _piece(entry: Mapping[str, Any]) -> Piece:
     bounds = tuple(zip(entry["starts"], entry["stops"], strict=True))
     return Piece(bounds, entry["file"], entry["begin"], entry["bytes"], entry["sha256"])
-
-
-def _bounds(index: Any, shape: tuple[int, ...]) -> Bounds:
-    return tuple(one.indices(size)[:2] for one, size in zip(index, shape, strict=True))
 
 
 def _hash(content: bytes) -> str:

@@ -23,13 +23,12 @@ from manu_jax import parallel
 from manu_jax.models.hf.copying import copy_into
 from manu_jax.models.hf.reading import DTYPES, Reader, Tensor
 from manu_jax.models.hf.tables import Entry
+from manu_jax.parallel import Bounds
 
 PIECE_BYTES = 2**23  # read at a time, by each thread
 ALIGNMENT = 64  # of memory that a CPU device takes as it is
 SMALL_BYTES = 2**20  # tensors that every host may read whole
 MOST_READ = 1.5  # × its part of the file: what a host may read itself
-
-Bounds = tuple[tuple[int, int], ...]  # first and last of each axis of a leaf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +53,9 @@ class Filling:
         if self._is_exchanged():
             return self._exchanged(reader)
         indices = self.place.addressable_devices_indices_map(self.shape)
-        bounds = {device: _bounds(index, self.shape) for device, index in indices.items()}
+        bounds = {
+            device: parallel.bounds_of(index, self.shape) for device, index in indices.items()
+        }
         parts = {one: self._part(one) for one in bounds.values()}
         self._cut(list(parts.values()), reader)
         arrays = [jax.device_put(parts[one].values, device) for device, one in bounds.items()]
@@ -161,7 +162,7 @@ class Filling:
             return False
         rows: dict[int, set[tuple[int, int]]] = {}
         for device, index in self.place.devices_indices_map(self.shape).items():
-            own = _bounds(index, self.shape)[self.entry.is_stacked :]
+            own = parallel.bounds_of(index, self.shape)[self.entry.is_stacked :]
             rows.setdefault(device.process_index, set()).add(self._rows_needed(own))
         most = max(sum(end - start for start, end in _joined(of)) for of in rows.values())
         return most > MOST_READ * self.tensors[0].num_rows / len(processes)
@@ -177,7 +178,7 @@ class Filling:
             shape = (per_device * mesh.size, *tensor.row_shape)
             own = {
                 device: (
-                    _bounds(index, shape)[0][0],
+                    parallel.bounds_of(index, shape)[0][0],
                     np.zeros((per_device, *tensor.row_shape), self.dtype),
                 )
                 for device, index in split.addressable_devices_indices_map(shape).items()
@@ -227,12 +228,6 @@ def _read_rows(
     rows = reader.rows(tensor, start, stop)
     reader.check(rows, tensor)
     values[start - first : stop - first] = rows.astype(values.dtype, copy=False)
-
-
-def _bounds(index: Any, shape: Sequence[int]) -> Bounds:
-    """Return first and last of each axis, of the slices by which JAX says what a device holds."""
-    pairs = (piece.indices(size) for piece, size in zip(index, shape, strict=True))
-    return tuple((start, stop) for start, stop, _ in pairs)
 
 
 def _joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
