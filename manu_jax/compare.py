@@ -204,7 +204,7 @@ def compare(config: CompareConfig, where: str = "compare") -> Path:
         logger.info("compare: cell %s", cell.folder.name)
         # A process may map only so many programs, and every method has its own.
         jax.clear_caches()
-        run(own)
+        run(own, waits=True)
     found = compare_cells(cells)
     write_atomic(folder / "comparison.json", json.dumps(found, indent=1) + "\n")
     write_atomic(folder / "comparison.md", to_markdown(found))
@@ -264,7 +264,7 @@ def _tuned(config: CompareConfig, folder: Path, where: str) -> dict[str, dict[st
         audit={"level": "none"},
     )
     logger.info("compare: %d trials of %d methods", len(trials), len(config.chosen))
-    run(section)
+    run(section, waits=True)
     rows = json.loads((folder / "tuning" / "results.json").read_text())["rows"]
     found: dict[str, dict[str, Any]] = {}
     for method in config.chosen:

@@ -17,10 +17,10 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from manu_jax import staged, stores
 from manu_jax.stores import MANIFEST
@@ -244,10 +244,13 @@ def os_error(error: Exception) -> OSError | None:
 
 
 @contextlib.contextmanager
-def owned_folder(path: str | os.PathLike) -> Iterator[Path]:
+def owned_folder(
+    path: str | os.PathLike, wait: Callable[[], object] | None = None
+) -> Iterator[Path]:
     """Open a run's folder for this process alone; ManuError where another process has it.
 
-    In a store there are no locks: an owner that did not end is told of, and taken for killed.
+    wait: called in place of the error, before each further try. In a store there are no locks: an
+    owner that did not end is told of, and taken for killed.
     """
     path = expand_path(path)
     if stores.is_store(path):
@@ -262,20 +265,32 @@ def owned_folder(path: str | os.PathLike) -> Iterator[Path]:
             f"run folder {path}: {error.strerror}. Give another folder with --output."
         ) from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            owner = lock.read().strip() or "unknown"
-            raise ManuError(
-                f"run folder {path} is in use by process {owner}. Wait for it to end, or give "
-                "another folder with --output."
-            ) from None
+        is_told = False
+        while (owner := _other_owner(lock)) is not None:
+            if wait is None:
+                raise ManuError(
+                    f"run folder {path} is in use by process {owner}. Wait for it to end, or give "
+                    "another folder with --output."
+                )
+            if not is_told:
+                logger.info("%s: waiting for process %s, which is at work there", path, owner)
+            is_told = True
+            wait()
         lock.truncate(0)
         lock.write(f"{os.getpid()} on {platform.node()}")
         lock.flush()
         _remove_parts(path)
         yield path
+
+
+def _other_owner(lock: IO[str]) -> str | None:
+    """Take the lock of a folder; return who has it, or None where it was free."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        return lock.read().strip() or "unknown"
+    return None
 
 
 @contextlib.contextmanager

@@ -23,6 +23,8 @@ from manu_jax.types import ManuError
 
 logger = logging.getLogger("manu_jax")
 
+WAIT_SECONDS = 1.0  # between two looks at a folder in use
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0 done, 1 a named problem, 130 or 143
@@ -63,12 +65,13 @@ def exit_status(action: Callable[[], Any]) -> int:
     return 0
 
 
-def run(config: RunConfig, only: Sequence[str] | None = None) -> Path:
+def run(config: RunConfig, only: Sequence[str] | None = None, *, waits: bool = False) -> Path:
     """Run the stages of `config` (all, or those named in `only`) and return the run's folder.
 
     Stages whose files stand, made from what the config says now, are not run again (keys.py). What
-    can be checked before the first one is (preflight.py). Raises ManuError for an unknown stage's
-    name.
+    can be checked before the first one is (preflight.py). waits: where another process is at work
+    in the folder, until it has ended; one of several processes does not. Raises ManuError for an
+    unknown stage's name, and for a folder in use.
     """
     start = time.monotonic()
     _prepare_jax(config)
@@ -86,7 +89,7 @@ def run(config: RunConfig, only: Sequence[str] | None = None) -> Path:
         stack.enter_context(stores.told(directory, but_files=True))
         stack.enter_context(workers.used(config.workers))
         # One process owns the folder for all.
-        folder = owned_folder(directory)
+        folder = owned_folder(directory, _wait if waits and not config.mesh.distributed else None)
         parallel.on_first_process(lambda: stack.enter_context(folder))
         current = meshes.begin(config, directory)
         preflight.check(current, only or tuple(STAGES))
@@ -101,6 +104,12 @@ def run(config: RunConfig, only: Sequence[str] | None = None) -> Path:
             faults.stop_if_due()
     logger.info("%s: all done in %.1f s", directory, time.monotonic() - start)
     return directory
+
+
+def _wait() -> None:
+    """Wait before another look at a folder in use; Ctrl-C and SIGTERM stop the command here too."""
+    faults.stop_if_due()
+    time.sleep(WAIT_SECONDS)
 
 
 def _plan(config: RunConfig, target: str) -> None:

@@ -69,7 +69,7 @@ def write(folder, **changes):
     return path
 
 
-def declared_run(config, only=None):
+def declared_run(config, **_):
     """Leave what a run leaves, of models that answer as a hash of their names says; no model."""
     folder = Path(config.output)
     if (folder / "results.json").exists():
@@ -169,7 +169,7 @@ def test_a_comparison_may_begin_with_a_method_that_trains_and_hold_edits(tmp_pat
     config = load_compare_config(write(tmp_path, methods=methods), [f"output={tmp_path / 'out'}"])
     cells = []
     monkeypatch.setattr(
-        compare_module, "run", lambda cell: cells.append(cell) or declared_run(cell)
+        compare_module, "run", lambda cell, **_: cells.append(cell) or declared_run(cell)
     )
     compare(config)
     for cell in cells[1:]:
@@ -271,7 +271,9 @@ def audited_best(tmp_path_factory):
     path = write(folder, audit={"level": "full", "best": 1, "steps": 8})
     config = load_compare_config(path, [f"output={folder / 'out'}"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare_module, "run", lambda cell: cells.append(cell) or declared_run(cell))
+        patch.setattr(
+            compare_module, "run", lambda cell, **_: cells.append(cell) or declared_run(cell)
+        )
         return compare(config), cells
 
 
@@ -314,7 +316,7 @@ def test_all_methods_are_audited_where_there_are_no_more_than_the_best(
     cells = []
     config = load_compare_config(write(tmp_path, audit=audit), [f"output={tmp_path / 'out'}"])
     monkeypatch.setattr(
-        compare_module, "run", lambda cell: cells.append(cell) or declared_run(cell)
+        compare_module, "run", lambda cell, **_: cells.append(cell) or declared_run(cell)
     )
     compare(config)
     assert [cell.audit.methods for cell in cells[1:]] == [("random", "prompt")] * 2
@@ -322,9 +324,13 @@ def test_all_methods_are_audited_where_there_are_no_more_than_the_best(
 
 def test_a_part_is_run_by_overrides(tmp_path, monkeypatch):
     cells = []
-    monkeypatch.setattr(
-        compare_module, "run", lambda cell: cells.append(cell) or declared_run(cell)
-    )
+
+    def run(cell, *, waits):
+        assert waits  # for another part that is at work in the same folder
+        cells.append(cell)
+        return declared_run(cell)
+
+    monkeypatch.setattr(compare_module, "run", run)
     part = load_compare_config(
         write(tmp_path), [f"output={tmp_path / 'out'}", "only=[random]", "seeds=[2]", "shares=[5]"]
     )
@@ -375,7 +381,7 @@ def test_a_killed_comparison_goes_on_with_what_is_left(done, tmp_path, monkeypat
     config = config.model_copy(update={"output": str(tmp_path / "out")})
     begun = []
 
-    def run(cell):
+    def run(cell, **_):
         begun.append(Path(cell.output).name)
         if len(begun) == 3:
             raise KeyboardInterrupt
@@ -406,7 +412,9 @@ def test_known_settings_are_not_tuned_unless_the_audit_is_of_the_best(
     methods = [{**one, "trials": one["trials"][1:]} for one in TINY["methods"]]
     path = write(tmp_path, methods=methods, audit=audit, seeds=[1])
     runs = []
-    monkeypatch.setattr(compare_module, "run", lambda one: runs.append(one) or declared_run(one))
+    monkeypatch.setattr(
+        compare_module, "run", lambda one, **_: runs.append(one) or declared_run(one)
+    )
     folder = compare(load_compare_config(path, [f"output={tmp_path / 'out'}"]))
     assert [Path(one.output).name for one in runs][:-1] == ["tuning"] * is_tuned
     assert runs[-1].method.alpha == 0.9 and runs[-1].unlearn[0].prompt == "Forget {names}."

@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import os
 import subprocess
@@ -169,6 +170,23 @@ def test_folder_in_use_is_an_error(tmp_path):
         owner.communicate()
     with folder.owned_folder(tmp_path):  # a killed owner holds nothing
         pass
+
+
+def test_folder_in_use_can_be_waited_for(tmp_path, caplog):
+    owner, tries = contextlib.ExitStack(), []
+    owner.enter_context(folder.owned_folder(tmp_path))
+
+    def wait():
+        tries.append(1)
+        if len(tries) == 3:
+            owner.close()
+
+    with caplog.at_level("INFO"), folder.owned_folder(tmp_path, wait):
+        assert len(tries) == 3
+        with pytest.raises(ManuError, match="in use"), folder.owned_folder(tmp_path):
+            pass
+    told = [one.getMessage() for one in caplog.records if "waiting" in one.getMessage()]
+    assert len(told) == 1 and f"process {os.getpid()} on" in told[0]
 
 
 @pytest.mark.parametrize(
