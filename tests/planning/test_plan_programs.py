@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +15,12 @@ from manu_jax import parallel
 from manu_jax.config import RunConfig
 from manu_jax.data.batches import encode_all
 from manu_jax.data.strangers import strangers
-from manu_jax.evaluation import generate, likelihood, refilling
+from manu_jax.evaluation import distance, generate, likelihood, refilling
+from manu_jax.evaluation.audit import attacker, depth, membership
+from manu_jax.evaluation.neurons import activations
 from manu_jax.importance import collect, learned
 from manu_jax.importance.job import ScoringJob
-from manu_jax.planning import asking, plan
+from manu_jax.planning import analysing, asking, auditing, plan
 from manu_jax.planning.chips import Chip, Target
 from manu_jax.planning.shapes import Place, placed_model
 from manu_jax.planning.world import Data, World
@@ -36,6 +40,8 @@ CONFIG = RunConfig.model_validate(
             {"name": "npo", "objective": "npo", "lora": {"rank": 2}, **TRAINED},
             {"preset": "erase", "name": "erase", "batch_keep": 4, **TRAINED,
              "views": 1, "keep_views": 1, "strangers": 2, "kept_strangers": 0},
+            {"preset": "suppress", "name": "suppress", "batch_keep": 4, **TRAINED,
+             "views": 1, "keep_views": 1, "strangers": 2, "kept_strangers": 0},
             {"preset": "erase", "name": "tower", "trains": "all_mlps", "batch_keep": 4, **TRAINED,
              "views": 1, "keep_views": 1, "strangers": 2, "kept_strangers": 0},
         ],
@@ -43,6 +49,9 @@ CONFIG = RunConfig.model_validate(
         "evaluate": {"batch_size": 4, "new_tokens": 3},
     }
 )  # fmt: skip
+
+
+WHICH = re.compile(r"dense<\[\[[\d, \[\]]+\]\]>")  # neurons, in a program
 
 
 class Seen(Exception):
@@ -163,7 +172,7 @@ def without_compiling(weights, data, *, settings, mesh, **_):
 
 @pytest.mark.slow
 @pytest.mark.pods
-@pytest.mark.parametrize("name", ["erase", "tower"])
+@pytest.mark.parametrize("name", ["erase", "tower", "suppress"])
 def test_erase_is_the_runs(loaded, text_of, facts, monkeypatch, tmp_path, name):
     section = next(one for one in CONFIG.unlearn if one.name == name)
     monkeypatch.setattr(strangers_target, "_mean_target", any_target)
@@ -171,7 +180,10 @@ def test_erase_is_the_runs(loaded, text_of, facts, monkeypatch, tmp_path, name):
         unlearn, loaded, section, forget=facts, keep=facts, directory=tmp_path, seed=0
     )
     found = first_program(monkeypatch, trainer, "loss_and_gradient", erased)
-    assert found == text_of(f"{name}: gradient")
+    planned = text_of(f"{name}: gradient")
+    if name == "suppress":  # a plan does not know which neurons are used least
+        found, planned = (WHICH.sub("which", text) for text in (found, planned))
+    assert found == planned
 
 
 def any_target(model, batch, *, num_facts, num_strangers):
@@ -210,3 +222,68 @@ def test_prompts_that_join_are_planned_as_they_run(world, loaded, facts, monkeyp
         with parallel.on_mesh(world.place.mesh):
             planned = step.function.lower(*step.args, **step.kwargs).as_text()
         assert first_program(monkeypatch, refilling, name, answered) == planned
+
+
+def lowered(step, world):
+    """Return the program of a step of the plan, lowered."""
+    with parallel.on_mesh(world.place.mesh):
+        return step.function.lower(*step.args, **step.kwargs).as_text()
+
+
+@pytest.mark.parametrize("form", ["image", "text"])
+def test_distances_are_the_runs(world, loaded, facts, monkeypatch, form):
+    samples = tiny_llava.forms(facts, form, loaded.template)
+    step = asking.kl_item("KL", world.data.forget[form], world).make(world, None, None)
+    compared = functools.partial(distance.answer_kl, loaded, loaded, samples, batch_size=4)
+    assert first_program(monkeypatch, distance, "_kl", compared) == lowered(step, world)
+
+
+@pytest.mark.parametrize("form", ["image", "text"])
+def test_what_neurons_do_at_tokens_is_the_runs(world, loaded, facts, monkeypatch, form):
+    encoded = encode_all(loaded, tiny_llava.forms(facts, form, loaded.template))
+    places = analysing.shown_neurons(world)
+    step = analysing._at_tokens(form, world, None, None)
+    looked = functools.partial(activations.at_tokens, loaded, encoded, places, batch_size=4)
+    assert first_program(monkeypatch, activations, "_values", looked) == lowered(step, world)
+
+
+@pytest.mark.parametrize("form", ["image", "text"])
+def test_membership_is_the_runs(world, loaded, facts, monkeypatch, form):
+    samples = tiny_llava.forms(facts, form, loaded.template)
+    asked = asking.Asked(world.data.forget[form], 1, asking.beside_a_method)
+    item = asking.rated_item("membership", asked, world, function=membership._token_scores)
+    rated = functools.partial(membership.token_scores, loaded, samples, batch_size=4)
+    found = first_program(monkeypatch, membership, "_token_scores", rated)
+    assert found == lowered(item.make(world, None, None), world)
+
+
+def test_depth_is_the_runs(world, loaded, facts, monkeypatch):
+    programs = []
+
+    def patched(*arguments, **settings):
+        programs.append(step(*arguments, **settings).as_text())
+        return np.zeros(4, np.float32)
+
+    step = depth._patched_loss.lower
+    monkeypatch.setattr(depth, "_patched_loss", patched)
+    samples = tiny_llava.forms(facts, "image", loaded.template)
+    depth.layer_losses(loaded, loaded, samples, batch_size=4)
+    monkeypatch.undo()
+    assert programs[-1] == lowered(auditing._depth(world, None, None), world)
+
+
+@pytest.mark.parametrize(
+    "lora", [None, pytest.param({"rank": 2, "dropout": 0.1}, marks=pytest.mark.slow)]
+)
+def test_an_attackers_step_is_the_runs(world, loaded, facts, monkeypatch, lora):
+    audit = world.config.audit.model_validate({"level": "full", "lora": lora})
+    config = world.config.model_copy(update={"audit": audit})
+    attacked = types.SimpleNamespace(
+        loaded=loaded, facts=facts, kept_facts=facts, run=types.SimpleNamespace(config=config),
+        answered=lambda *_: [],
+    )  # fmt: skip
+    lesson = attacker.Lesson(name="x", taught={"image": facts, "text": facts}, asked=())
+    attack = functools.partial(attacker.Attacker(attacked).curve, lesson, rate=1e-3, steps=[1])
+    step = auditing._attack(dataclasses.replace(world, config=config), None, None)
+    found = first_program(monkeypatch, attacker, "attack_step", attack)
+    assert found == lowered(step, world)
