@@ -59,9 +59,9 @@ def row_of_form(shown: str, tokens: int, form: AttentionForm, *, cache: Path) ->
     index = cache / f"attention.{shown}.{tokens}.{form}.json"
     if index.exists():
         return Row(**json.loads(index.read_text()))
-    config = config_of(MODELS[MODEL], is_tensor=False).model_copy(update={"attention": form})
+    config = config_of(MODELS[MODEL]).model_copy(update={"attention": form})
     world = world_of(config, target_of(PODS[POD]), Assumed(tokens=tokens, samples=1000))
-    item = next(item for item in planned(world) if item.name == STEPS[step][0])
+    item = next(item for item in planned(world) if item.name == STEPS[step])
     make = item.make
     own = dataclasses.replace(item, make=lambda world, rows, _: make(world, rows, remat))
     row = row_of(own, world, keep=cache)

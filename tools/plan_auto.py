@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def auto_config(model: str) -> RunConfig:
     """Return the config whose steps are planned: no method trains all weights."""
-    folder = str(config_of(model, is_tensor=False).model.path)
+    folder = str(config_of(model).model.path)
     values = {
         "model": {"path": folder, "dtype": "bfloat16"},
         "mesh": "auto",

@@ -20,10 +20,14 @@ from pathlib import Path
 
 from manu_jax.config import RunConfig
 from manu_jax.config.run import validate_config
+from manu_jax.place import Sizes
+from manu_jax.planning import meshes
 from manu_jax.planning.chips import GIB, target_of
-from manu_jax.planning.plan import Row, planned, row_of
-from manu_jax.planning.world import Assumed, World, world_of
+from manu_jax.planning.items import planned
+from manu_jax.planning.plan import Row, row_of
+from manu_jax.planning.world import Assumed, world_of
 from manu_jax.run import exit_status
+from manu_jax.types import WorkKind
 
 CONFIGS = Path(__file__).parent.parent / "tests" / "data"
 MODELS = {
@@ -41,18 +45,20 @@ PODS = {
 }
 ASSUMED = Assumed(tokens=768, samples=1000)
 BATCH = 32
-# Column → (name of the step, whether the mesh is all tensor and not all fsdp)
+# Column → name of the step. All chips are on fsdp, but for answers, whose mesh is that of `auto`
 STEPS = {
-    "statistics": ("paper: statistics, image form", False),
-    "export": ("export: a piece of the largest tensor, gathered", False),
-    "answers": ("answers, image form", True),
-    "attribution": ("gradient: attribution, image form", False),
-    "training": ("full: gradient, image form", False),
-    "update": ("full: update", False),
-    "erase": ("erase: gradient", False),
-    "suppress": ("suppress: gradient", False),
-    "learned": ("learned: learned gates", False),
+    "statistics": "paper: statistics, image form",
+    "attribution": "gradient: attribution, image form",
+    "training": "full: gradient, image form",
+    "update": "full: update",
+    "answers": "answers, image form",
+    "export": "export: a piece of the largest tensor, gathered",
+    "learned": "learned: learned gates",
+    "suppress": "suppress: gradient",
+    "erase": "erase: gradient",
 }
+AUTO = ("answers",)
+LONG = ("learned", "suppress", "erase")  # to compile; planned for the first pod alone
 ABSENT = "–"
 
 
@@ -78,24 +84,26 @@ def _run(cache: Path, minutes: float | None, show: bool) -> None:
         row = _row(cell, cache, compiles=not (show or is_late))
         if row is not None:
             rows[cell] = row
-            logging.getLogger("manu_jax").info("%s: %s", cell, _text(row))
+            logging.getLogger("manu_jax").info("%s: %s", cell, _text(row, cell.step))
     print(table(rows))
 
 
 def cells() -> Iterator[Cell]:
-    """Yield all cells, the quickest and most telling first: exports, then pod after pod."""
+    """Yield all cells, pod after pod, and those that take long to compile at the end."""
     found = [Cell(step, model, pod) for pod in PODS for step in STEPS for model in MODELS]
-    yield from sorted(found, key=lambda cell: cell.step != "export")
+    long = [cell for cell in found if cell.step in LONG]
+    yield from (cell for cell in found if cell not in long)
+    yield from (cell for cell in long if cell.pod == next(iter(PODS)))
 
 
-def config_of(model: str, *, is_tensor: bool) -> RunConfig:
-    """Return the config that a model's steps are taken from."""
+def config_of(model: str, *, is_auto: bool = False) -> RunConfig:
+    """Return the config that a model's steps are taken from; is_auto: of its meshes."""
     folder = Path(tempfile.gettempdir()) / "manu_jax-plan-table" / model
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text((CONFIGS / f"{model}.json").read_text())
     values = {
         "model": {"path": str(folder), "dtype": "bfloat16"},
-        "mesh": {"tensor": -1} if is_tensor else {"fsdp": -1},
+        "mesh": "auto" if is_auto else {"fsdp": -1},
         "method": "paper",
         "compare": ["gradient", "learned"],
         "unlearn": [
@@ -115,49 +123,63 @@ def config_of(model: str, *, is_tensor: bool) -> RunConfig:
 
 
 def table(rows: dict[Cell, Row]) -> str:
-    """Return the table as Markdown: a row for each model and pod, a column for each step."""
-    lines = [f"| model | pod | {' | '.join(STEPS)} |", "|---" * (2 + len(STEPS)) + "|"]
-    for model in MODELS:
-        for pod in PODS:
-            found = [rows.get(Cell(step, model, pod)) for step in STEPS]
-            shown = [ABSENT if row is None else _text(row) for row in found]
-            lines.append(f"| {model} | {pod} | {' | '.join(shown)} |")
+    """Return the tables as Markdown: a row for each model and pod, a column for each step."""
+    short = [step for step in STEPS if step not in LONG]
+    first = next(iter(PODS))
+    lines = _table(rows, short, [(model, pod) for model in MODELS for pod in PODS])
+    lines += ["", *_table(rows, LONG, [(model, first) for model in MODELS])]
     refused = sum(not row.fits for row in rows.values())
     seconds = sum(row.compile_seconds or 0 for row in rows.values())
     lines += [
         "",
-        f"{len(rows)} of {len(STEPS) * len(MODELS) * len(PODS)} steps compiled in {seconds:,.0f} s "
+        f"{len(rows)} of {len(list(cells()))} steps compiled in {seconds:,.0f} s "
         f"with jax {version('jax')} and libtpu {version('libtpu')}; {refused} of them do not fit. "
         f"{ABSENT}: not compiled yet.",
     ]
     return "\n".join(lines)
 
 
+def _table(
+    rows: dict[Cell, Row], steps: Sequence[str], places: Sequence[tuple[str, str]]
+) -> list[str]:
+    lines = [f"| model | pod | {' | '.join(steps)} |", "|---" * (2 + len(steps)) + "|"]
+    for model, pod in places:
+        found = [(step, rows.get(Cell(step, model, pod))) for step in steps]
+        shown = [ABSENT if row is None else _text(row, step) for step, row in found]
+        lines.append(f"| {model} | {pod} | {' | '.join(shown)} |")
+    return lines
+
+
 def _row(cell: Cell, cache: Path, *, compiles: bool) -> Row | None:
     """Return the row of a cell; None where it was not compiled, and is not to be."""
     index = cache / f"{cell.step}.{cell.model}.{cell.pod}.json"
-    name, is_tensor = STEPS[cell.step]
     if index.exists():
         return Row(**json.loads(index.read_text()))
     if not compiles:
         return None
-    config = config_of(MODELS[cell.model], is_tensor=is_tensor)
+    config, target = config_of(MODELS[cell.model]), target_of(PODS[cell.pod])
     assumed = ASSUMED
+    sizes: dict[WorkKind, Sizes] = {}
+    if cell.step in AUTO:
+        config = config_of(MODELS[cell.model], is_auto=True)
+        sizes = {kind: choice.sizes for kind, choice in meshes.chosen(config, target).items()}
     if cell.step == "answers":  # of one batch: where no prompt waits, one program does all
         assumed = dataclasses.replace(ASSUMED, samples=BATCH)
-    world: World = world_of(config, target_of(PODS[cell.pod]), assumed)
-    item = next(item for item in planned(world) if item.name == name)
-    row = row_of(item, world, keep=cache)
+    world = world_of(config, target, assumed, sizes=sizes)
+    item = next(item for item in planned(world) if item.name == STEPS[cell.step])
+    row = row_of(item, world.at(item.kind), keep=cache)
     index.write_text(json.dumps(dataclasses.asdict(row)))
     return row
 
 
-def _text(row: Row) -> str:
+def _text(row: Row, step: str) -> str:
     """Return what a cell says: GiB a chip, moved GiB and the seconds of a call."""
+    mesh = f" ({', '.join(map(str, row.mesh))})" if step in AUTO else ""
     if not row.fits:
-        return f"**no** ({row.total / GIB:.1f} GiB)"
+        return f"**no** ({row.total / GIB:.1f} GiB){mesh}"
     moved = sum(kind["bytes"] for kind in row.moved.values()) / GIB
-    return f"{row.total / GIB:.1f} GiB; {moved:.3g} moved; {row.at_least:.2g}–{row.at_most:.2g} s"
+    seconds = f"{row.at_least:.2g}–{row.at_most:.2g} s"
+    return f"{row.total / GIB:.1f} GiB; {moved:.3g} moved; {seconds}{mesh}"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""Finds the converters, which are scripts and no package, and a tiny model for them."""
+"""Finds the tools, which are scripts and no package, and a tiny model for them."""
 
 import sys
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
 sys.path.insert(0, str(ROOT / "tools" / "convert"))
 sys.path.insert(0, str(ROOT / "tests" / "models"))
 
