@@ -177,7 +177,7 @@ def _text(row: Row, step: str) -> str:
     mesh = f" ({', '.join(map(str, row.mesh))})" if step in AUTO else ""
     if not row.fits:
         return f"**no** ({row.total / GIB:.1f} GiB){mesh}"
-    moved = sum(kind["bytes"] for kind in row.moved.values()) / GIB
+    moved = round(sum(kind["bytes"] for kind in row.moved.values()) / GIB, 4)
     seconds = f"{row.at_least:.2g}–{row.at_most:.2g} s"
     return f"{row.total / GIB:.1f} GiB; {moved:.3g} moved; {seconds}{mesh}"
 
