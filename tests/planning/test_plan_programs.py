@@ -93,18 +93,18 @@ def world(facts):
     return World(CONFIG, target, place, placed, data)
 
 
+def lowered(step, world):
+    """Return the program of a step of the plan, lowered."""
+    with parallel.on_mesh(world.place.mesh):
+        return step.function.lower(*step.args, **step.kwargs).as_text()
+
+
 @pytest.fixture(scope="module")
 def text_of(world):
     """Return a function from a step's name to the program that the plan compiles, lowered."""
     items = {item.name: item for item in plan.planned(world)}
 
-    @functools.cache
-    def lowered(name):
-        step = items[name].make(world, None, None)
-        with parallel.on_mesh(world.place.mesh):
-            return step.function.lower(*step.args, **step.kwargs).as_text()
-
-    return lowered
+    return functools.cache(lambda name: lowered(items[name].make(world, None, None), world))
 
 
 @pytest.fixture(scope="module")
@@ -219,15 +219,8 @@ def test_prompts_that_join_are_planned_as_they_run(world, loaded, facts, monkeyp
     answered = functools.partial(generate.greedy, loaded, asked, new_tokens=3, batch_size=8)
     for what, name in (("prompts", "_begun"), ("joining", "_joined"), ("tokens", "_went_on")):
         step = items[f"answers, text form: {what}"].make(asked_world, None, None)
-        with parallel.on_mesh(world.place.mesh):
-            planned = step.function.lower(*step.args, **step.kwargs).as_text()
+        planned = lowered(step, asked_world)
         assert first_program(monkeypatch, refilling, name, answered) == planned
-
-
-def lowered(step, world):
-    """Return the program of a step of the plan, lowered."""
-    with parallel.on_mesh(world.place.mesh):
-        return step.function.lower(*step.args, **step.kwargs).as_text()
 
 
 @pytest.mark.parametrize("form", ["image", "text"])
