@@ -208,15 +208,37 @@ class StatisticsMethod(MaskMethod):
     harm_weight: float = 1.0  # gain_minus_harm: price of harm to what is kept
     text_weight: float = 1.0  # gain_minus_harm: weight of the text form of forget facts
     rounds: Count = 1  # score, prune, score again
+    # A neuron stays whose removal alone costs kept facts more than this, nats a token of the
+    # answers, in one form; None: that is not measured
+    spare: float | None = pydantic.Field(default=None, gt=0)
     remat: Remat = "dots"  # "dots" is a fifth faster than "all", which needs the least memory
 
     def scored_by(self) -> dict[str, Any]:
-        """Return all values but the choice of neurons, which with rounds is a part of scoring."""
-        return self._values(without=CHOICE if self.rounds == 1 else ())
+        """Return all values but the choice of neurons, unless it is a part of scoring."""
+        return self._values(without=() if self.chooses else CHOICE)
 
     def measured_by(self) -> dict[str, Any]:
         """Return what is measured; with rounds, each measures what the scores have left."""
-        return self._values(without=(*CHOICE, *JOINED_BY) if self.rounds == 1 else ())
+        return self._values(without=(*CHOICE, *JOINED_BY, "spare") if self.rounds == 1 else ())
+
+    def _values(self, without: Iterable[str] = ()) -> dict[str, Any]:
+        values = super()._values(without)
+        # What was scored before there was `spare` is as without it
+        return {key: value for key, value in values.items() if (key, value) != ("spare", None)}
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the scores depend on which neurons are chosen: in rounds, or some are spared."""
+        return self.rounds > 1 or self.spare is not None
+
+    @pydantic.model_validator(mode="after")
+    def _check_spare(self) -> "StatisticsMethod":
+        if self.spare is not None and (self.signal, self.reduction) == ("activation", "position"):
+            raise ValueError(
+                'spare: reduction "position" scores rows of single matrices, which can\'t be '
+                "removed one by one; leave spare out, or give another reduction"
+            )
+        return self
 
 
 class LearnedMethod(MaskMethod):

@@ -1,7 +1,7 @@
 """Scores from statistics of four sets of samples; with rounds, again after each part is removed."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -9,23 +9,27 @@ from manu_jax.config import StatisticsMethod
 from manu_jax.importance.collect import collect
 from manu_jax.importance.functions import contrast
 from manu_jax.importance.job import ScoringJob
+from manu_jax.importance.kept import kept_of
+from manu_jax.importance.spared import spared_of, without
 from manu_jax.importance.statistics import AnyStatistics
 from manu_jax.selection import select
-from manu_jax.types import MODALITIES, Modality, Neurons, Sample, Signal
+from manu_jax.types import MODALITIES, Modality, Neurons, Signal
 
 
 def score_by_statistics(job: ScoringJob[StatisticsMethod]) -> Neurons:
-    """Return the scores of one round; with several rounds, ranks in (0, 1] in order of removal.
+    """Return the scores of one round; where the method chooses, ranks in (0, 1] by removal.
 
-    Each round removes an equal part of the method's α, and the next one scores what is left.
+    Each round removes an equal part of the method's α, and the next one scores what is left. With
+    `spare`, neurons that kept facts need (spared.py) are not removed, and rank last.
     """
     method = job.method
-    if method.rounds == 1:
+    if not method.chooses:
         return score_round(job)
     removed: Neurons = {}
+    spared: Neurons = {}
     removed_in: dict[str, np.ndarray] = {}  # round, from 0; method.rounds where never
     at_removal: dict[str, np.ndarray] = {}  # score in that round; the last score where never
-    # The first round has gates too, all open, so that all rounds run the same programs.
+    # The first of several rounds has gates too, all open, so that all run the same programs.
     scored = method.scored_towers(job.loaded.towers, job.modalities)
     gates: Neurons = {
         tower: np.ones(shape, np.float32)
@@ -33,11 +37,11 @@ def score_by_statistics(job: ScoringJob[StatisticsMethod]) -> Neurons:
         if tower in scored
     }
     for number in range(method.rounds):
-        folder = None if job.directory is None else job.directory / f"round_{number:02d}"
-        round_job = dataclasses.replace(job, seed=job.seed + number, directory=folder)
-        scores = score_round(round_job, gates)
+        round_job = _round_of(job, number)
+        scores = score_round(round_job, gates if method.rounds > 1 else None)
         if not removed:
             removed = {tower: np.zeros(np.shape(scores[tower]), bool) for tower in scores}
+            spared = dict(removed)
             removed_in = {tower: np.full(np.shape(scores[tower]), number) for tower in scores}
             at_removal = {tower: np.zeros(np.shape(scores[tower])) for tower in scores}
         for tower, was_removed_LF in removed.items():
@@ -45,11 +49,22 @@ def score_by_statistics(job: ScoringJob[StatisticsMethod]) -> Neurons:
             at_removal[tower] = np.where(was_removed_LF, at_removal[tower], scores[tower])
             scores[tower] = np.where(was_removed_LF, np.inf, scores[tower])
         share = method.scored_alpha * (number + 1) / method.rounds
+        if method.spare is not None:
+            spared = spared_of(round_job, scores, share, gates=gates, spared=spared)
+        scores = without(scores, spared)
         removed = select(scores, share, method.scope, layers=method.layers)
         gates = {tower: 1 - mask_LF.astype(np.float32) for tower, mask_LF in removed.items()}
     for tower, was_removed_LF in removed.items():
         removed_in[tower] += ~was_removed_LF
-    return _ranks(removed_in, at_removal)
+    return _ranks(removed_in, without(at_removal, spared))
+
+
+def _round_of(job: ScoringJob[StatisticsMethod], number: int) -> ScoringJob[StatisticsMethod]:
+    """Return the job of a round: of several, each has a seed and a folder of its own."""
+    if job.method.rounds == 1:
+        return job
+    folder = None if job.directory is None else job.directory / f"round_{number:02d}"
+    return dataclasses.replace(job, seed=job.seed + number, directory=folder)
 
 
 def score_round(job: ScoringJob[StatisticsMethod], gates: Neurons | None = None) -> Neurons:
@@ -72,10 +87,7 @@ def round_statistics(
             if modality not in job.modalities:
                 found.append(None)
                 continue
-            samples = forms[modality]
-            if name == "keep" and method.keep_per_forget is not None:
-                number = round(method.keep_per_forget * len(job.forget[modality]))
-                samples = _draw(samples, max(number, 1), job.seed)
+            samples = kept_of(job, modality) if name == "keep" else forms[modality]
             path = None
             if job.directory is not None:
                 path = job.directory / statistics_file(name, modality, method.signal)
@@ -97,12 +109,6 @@ def round_statistics(
 def statistics_file(name: str, modality: Modality, signal: Signal) -> str:
     """Return the name of the file with the statistics of a set ("forget", "keep") in one form."""
     return f"{name}.{modality}.{signal}.safetensors"
-
-
-def _draw(samples: Sequence[Sample], number: int, seed: int) -> list[Sample]:
-    """Return `number` of the samples (all, where there are fewer), shuffled by the seed."""
-    order = np.random.default_rng(seed).permutation(len(samples))
-    return [samples[i] for i in order[:number]]
 
 
 def _ranks(removed_in: Mapping[str, np.ndarray], at_removal: Mapping[str, np.ndarray]) -> Neurons:

@@ -102,7 +102,7 @@ def masks_of(
     """Yield each method with its mask, {tower: [L, F] bool}, as a run of one round would choose.
 
     Methods that follow each other and differ in α alone, or in the choice of neurons alone, share a
-    ranking or scores. Raises ManuError for a method with rounds, with `alpha: auto`, or whose
+    ranking or scores. Raises ManuError for a method with rounds, `spare` or `alpha: auto`, or whose
     threshold is not that of the statistics.
     """
     scores_of = functools.lru_cache(maxsize=KEPT)(functools.partial(_scores, statistics))
@@ -139,6 +139,11 @@ def _check(method: StatisticsMethod, statistics: SetStatistics) -> None:
         raise ManuError(
             f'method "{method.name}": rounds is {method.rounds}, and each round measures anew. '
             "Give rounds: 1."
+        )
+    if method.spare is not None:
+        raise ManuError(
+            f'method "{method.name}": spare is {method.spare}, and what a removal costs is asked '
+            "of the model. Leave spare out."
         )
     if method.auto is not None:
         raise ManuError(

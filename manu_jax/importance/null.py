@@ -28,7 +28,7 @@ def is_by_people(method: MethodSettings) -> bool:
     """Whether null masks of a method are made for other people; if not, they are random."""
     return (
         isinstance(method, StatisticsMethod)
-        and method.rounds == 1
+        and not method.chooses
         and method.reduction != "position"
         and method.keep_per_forget is None
         and method.fade is None

@@ -12,7 +12,8 @@ from manu_jax import parallel
 from manu_jax.config import LearnedMethod, MethodSettings, StatisticsMethod
 from manu_jax.config.base import Remat
 from manu_jax.data.batches import batching
-from manu_jax.importance import by_statistics, collect, kvw, learned, ridge
+from manu_jax.importance import collect, kvw, learned, ridge, spared
+from manu_jax.importance.kept import draw
 from manu_jax.importance.kvw import KvwMethod
 from manu_jax.importance.ridge import RidgeMethod
 from manu_jax.importance.statistics import Statistics
@@ -20,6 +21,9 @@ from manu_jax.planning.shapes import Work, assumed_sample, by_sizes, filled, wor
 from manu_jax.planning.step import WEIGHTS, Item, Step
 from manu_jax.planning.world import World
 from manu_jax.types import BatchShape, Encoded, Modality, Neurons
+
+# Groups of neurons that a round is assumed to ask without; with two costly ones among a thousand 40
+GROUPS = 40
 
 # The compiled steps are private to the modules that call them; a plan compiles them and calls none.
 
@@ -35,6 +39,9 @@ def _items_of(method: MethodSettings, world: World) -> Iterator[Item]:
         for modality in world.data.modalities:
             if modality in method.towers:
                 yield _statistics_item(method, modality, world)
+        if method.spare is not None:
+            for modality in world.data.modalities:
+                yield _removal_item(method, modality, world)
     elif isinstance(method, LearnedMethod):
         make = functools.partial(_learning, method)
         size = method.batch_forget + method.batch_keep
@@ -121,6 +128,42 @@ def _statistics(
     )
 
 
+def _removal_item(method: StatisticsMethod, modality: Modality, world: World) -> Item:
+    key = "score_batch" if method.batch_size is None else f"{method.name}.batch_size"
+    return Item(
+        f"{method.name}: what removals cost, {modality} form",
+        "scores",
+        functools.partial(_removal, method, modality),
+        (key, method.batch_size or world.config.score_batch),
+    )
+
+
+def _removal(
+    method: StatisticsMethod,
+    modality: Modality,
+    world: World,
+    size: int | None,
+    remat: Remat | None,
+) -> Step:
+    """Return the step that asks kept facts in one form without a group of neurons."""
+    loaded, place = world.loaded, world.place
+    given = size or method.batch_size or world.config.score_batch
+    rows = filled(given, place)
+    kept = draw(_kept(method, modality, world), spared.MOST_FACTS, world.config.seed)
+    work = work_of(world.data.encoder, kept, rows, rows=rows, **batching())
+    towers = method.scored_towers(loaded.towers, world.data.modalities)
+    gates = place.whole(by_sizes({tower: loaded.towers[tower] for tower in towers}))
+    return Step(
+        spared.log_likelihood_sum,
+        (loaded.model, place.rows(work.batch), gates),
+        {},
+        method.rounds * GROUPS * work.batches,
+        rows=rows,
+        real_rows=given,
+        parts={WEIGHTS: loaded.model},
+    )
+
+
 def _kept(method: StatisticsMethod, modality: Modality, world: World) -> Sequence[Encoded]:
     """Return the samples to keep in one form, as many as a round draws, with the method's texts."""
     samples = list(world.data.keep.get(modality, ()))
@@ -131,7 +174,7 @@ def _kept(method: StatisticsMethod, modality: Modality, world: World) -> Sequenc
     if method.keep_per_forget is None:
         return samples
     number = round(method.keep_per_forget * len(world.data.forget.get(modality, ())))
-    return by_statistics._draw(samples, max(number, 1), world.config.seed)  # type: ignore[arg-type]
+    return draw(samples, max(number, 1), world.config.seed)  # type: ignore[arg-type]
 
 
 def _tokens(work: Work) -> int:

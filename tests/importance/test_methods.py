@@ -3,7 +3,7 @@ import pytest
 import tiny_llava as tiny
 
 from manu_jax.config import named_method
-from manu_jax.importance import by_statistics
+from manu_jax.importance import by_statistics, kept
 from manu_jax.importance.collect import add_batch
 from manu_jax.importance.job import ScoringJob
 from manu_jax.importance.methods import METHODS, load_scores, save_scores, scores_for
@@ -87,9 +87,9 @@ def test_all_rounds_and_both_sets_run_the_same_programs(monkeypatch):
 
 
 def test_kept_facts_are_drawn_by_the_number_of_forget_facts(monkeypatch):
-    drawn = by_statistics._draw(KEEP["image"], 3, seed=1)
-    assert len(drawn) == 3 and drawn == by_statistics._draw(KEEP["image"], 3, seed=1)
-    assert len(by_statistics._draw(KEEP["image"], 99, seed=1)) == 4
+    drawn = kept.draw(KEEP["image"], 3, seed=1)
+    assert len(drawn) == 3 and drawn == kept.draw(KEEP["image"], 3, seed=1)
+    assert len(kept.draw(KEEP["image"], 99, seed=1)) == 4
     seen = []
 
     def spy(loaded, samples, method, **settings):

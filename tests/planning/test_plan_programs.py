@@ -12,15 +12,15 @@ import pytest
 import tiny_llava
 
 from manu_jax import parallel
-from manu_jax.config import RunConfig
+from manu_jax.config import RunConfig, named_method
 from manu_jax.data.batches import encode_all
 from manu_jax.data.strangers import strangers
 from manu_jax.evaluation import distance, generate, likelihood, refilling
 from manu_jax.evaluation.audit import attacker, depth, membership
 from manu_jax.evaluation.neurons import activations
-from manu_jax.importance import collect, learned
+from manu_jax.importance import collect, learned, spared
 from manu_jax.importance.job import ScoringJob
-from manu_jax.planning import analysing, asking, auditing, plan
+from manu_jax.planning import analysing, asking, auditing, plan, scoring
 from manu_jax.planning.chips import Chip, Target
 from manu_jax.planning.shapes import Place, placed_model
 from manu_jax.planning.world import Data, World
@@ -139,6 +139,20 @@ def test_statistics_are_the_runs(world, loaded, text_of, facts, monkeypatch, sig
     )
     found = first_program(monkeypatch, collect, "add_batch", collected)
     assert found == text_of(f"{method.name}: {signal}, image form")
+
+
+@pytest.mark.parametrize("form", ["image", "text"])
+def test_what_removals_cost_is_the_runs(world, loaded, facts, monkeypatch, form):
+    method = named_method("gradient", spare=0.1)
+    forms = {form: tiny_llava.forms(facts, form, loaded.template)}
+    job = ScoringJob(loaded, method, forms, forms, batch_size=4)
+    gates = {tower: np.ones(sizes, np.float32) for tower, sizes in loaded.towers.items()}
+    asked = functools.partial(spared.spared_of, job, gates, 0.1, gates=gates, spared={})
+    planned = dict(world.config.model_copy(update={"method": method, "compare": (), "unlearn": ()}))
+    only = dataclasses.replace(world, config=RunConfig.model_construct(**planned))
+    items = {item.name: item for item in scoring.scoring_items(only)}
+    step = items[f"gradient: what removals cost, {form} form"].make(only, None, None)
+    assert first_program(monkeypatch, spared, "log_likelihood_sum", asked) == lowered(step, only)
 
 
 def test_learned_gates_are_the_runs(loaded, text_of, facts, monkeypatch):

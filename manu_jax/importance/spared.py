@@ -1,0 +1,206 @@
+"""Neurons that stay because kept facts need them: what a removal costs is measured, not estimated.
+
+A few neurons of a pretrained decoder, most of them in its first layers, write the largest values of
+its residual stream: without one of them it says nothing right. A first-order attribution does not
+see that, and statistics do not tell it apart from any other large value.
+
+Before a round removes its neurons, kept facts are asked without them. Where that costs more than
+`spare`, without one half of them and without the other, and so on down to single neurons: those
+that cost more alone are spared, and the next in line are measured in their place. A group that
+costs no more is not divided, so one neuron that others make up for is not found. k neurons among n
+take about 2 k log₂ n passes over the kept facts.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from manu_jax import faults, parallel
+from manu_jax.arrays import check_arrays, made_from, read_arrays, write_arrays
+from manu_jax.config import StatisticsMethod
+from manu_jax.data.batches import Batches, batches_of, encode_all
+from manu_jax.fingerprint import samples_hash
+from manu_jax.importance.job import ScoringJob
+from manu_jax.importance.kept import draw, kept_of
+from manu_jax.models.loaded import Loaded
+from manu_jax.models.nn.answers import answer_mean_log_likelihood, logits_at_answers
+from manu_jax.progress import Progress
+from manu_jax.selection import select
+from manu_jax.types import Batch, ManuError, Modality, Neurons, Sample
+
+logger = logging.getLogger(__name__)
+
+MOST_FACTS = 64  # kept ones that are asked in each form
+FORMAT, FILE = "spared", "spared.safetensors"
+
+
+def spared_of(
+    job: ScoringJob[StatisticsMethod],
+    scores: Neurons,
+    share: float,
+    *,
+    gates: Neurons,
+    spared: Neurons,
+) -> Neurons:
+    """Return the neurons that stay, those of earlier rounds among them: {tower: [L, F] bool}.
+
+    scores: of a round, ∞ where a neuron is removed already. share: of the neurons that are removed
+    after the round. gates: 1 − mask of those removed before, [L, F] each. spared: in earlier
+    rounds. They are read from the job's directory where they stand there. ManuError where kept
+    facts are not finite as it is.
+    """
+    method = job.method
+    kept = {
+        modality: draw(kept_of(job, modality), MOST_FACTS, job.seed) for modality in job.modalities
+    }
+    path = None if job.directory is None else job.directory / FILE
+    made = {
+        "spare": method.spare,
+        "share": share,
+        "scope": method.scope,
+        "layers": {name: layers.model_dump() for name, layers in method.layers.items()},
+        "neurons": _hash(scores, spared),
+        "samples": {modality: samples_hash(samples) for modality, samples in kept.items()},
+    }
+    if path is not None and parallel.exists(path):
+        arrays, metadata = read_arrays(path, FORMAT)
+        check_arrays(arrays, f"spared neurons {path}", dtype="bool", num_axes=2)
+        if made_from(metadata, f"spared neurons {path}") == json.loads(json.dumps(made)):
+            return arrays
+    assert method.spare is not None
+    removal = _Removal.of(job, kept, gates)
+    spared = dict(spared)
+    seen = {tower: gates[tower] == 0 for tower in scores}
+    while True:
+        chosen = select(without(scores, spared), share, method.scope, layers=method.layers)
+        new = {tower: mask & ~seen[tower] for tower, mask in chosen.items()}
+        if not any(mask.any() for mask in new.values()):
+            break
+        costly = removal.costly(new, method.spare)
+        seen = {tower: seen[tower] | new[tower] for tower in seen}
+        spared = {tower: spared[tower] | costly[tower] for tower in spared}
+    for tower, mask in spared.items():
+        places = ", ".join(f"{layer}.{neuron}" for layer, neuron in np.argwhere(mask)[:8])
+        if places:
+            logger.info(
+                "scores: %s spares %d of tower %s: %s", method.name, mask.sum(), tower, places
+            )
+    if path is not None and parallel.is_first_process():
+        write_arrays(path, FORMAT, spared, metadata={"made_from": json.dumps(made)})
+    return spared
+
+
+def without(scores: Neurons, spared: Neurons) -> Neurons:
+    """Return the scores with −∞ where a neuron is spared, so that it is chosen last."""
+    return {
+        tower: np.where(spared[tower], -np.inf, values) if tower in spared else values
+        for tower, values in scores.items()
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Removal:
+    """Kept facts in batches of each form, and what they are worth to the model as it is.
+
+    gates: of the model as it is, [L, F] each. before: mean log p per token in each form.
+    """
+
+    loaded: Loaded
+    batches: dict[Modality, Batches]
+    counts: dict[Modality, int]
+    gates: Neurons
+    before: np.ndarray
+
+    @classmethod
+    def of(
+        cls, job: ScoringJob[Any], kept: dict[Modality, list[Sample]], gates: Neurons
+    ) -> "_Removal":
+        loaded = job.loaded
+        size = parallel.filled(job.method.batch_size or job.batch_size, loaded.mesh)
+        rows = parallel.batch_rows(loaded.mesh, size)
+        batches = {
+            modality: batches_of(loaded, encode_all(loaded, samples), size, rows=rows)
+            for modality, samples in kept.items()
+        }
+        counts = {modality: len(samples) for modality, samples in kept.items()}
+        found = cls(loaded, batches, counts, gates, np.zeros(len(kept)))
+        before = found._asked([np.array([], np.int64)])[0]
+        if not np.isfinite(before).all():
+            raise ManuError(
+                f"{loaded.path or 'the model'}: kept facts have no finite likelihood (NaN or "
+                "infinity). Are its weights whole? With float16 weights, try model.dtype: float32."
+            )
+        return dataclasses.replace(found, before=before)
+
+    def costly(self, chosen: Neurons, bound: float) -> Neurons:
+        """Return those of the chosen neurons that cost more than `bound` alone, by halving."""
+        found: list[int] = []
+        groups = [np.flatnonzero(np.concatenate([chosen[t].ravel() for t in sorted(self.gates)]))]
+        while groups:
+            # A form that is NaN without a group is worth nothing there.
+            costs = np.nan_to_num(self.before - self._asked(groups), nan=np.inf).max(axis=1)
+            over = [group for group, cost in zip(groups, costs, strict=True) if cost > bound]
+            found += [int(group[0]) for group in over if len(group) == 1]
+            groups = [half for group in over if len(group) > 1 for half in np.array_split(group, 2)]
+        return self._masks(np.asarray(found, np.int64))
+
+    def _asked(self, groups: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the mean log p per token in each form without each group. [groups, forms]."""
+        sums: list[list[jax.Array]] = [[] for _ in groups]
+        num_batches = sum(len(batches) for batches in self.batches.values())
+        title = f"what {len(groups)} groups of neurons are worth"
+        with parallel.on_mesh(self.loaded.mesh), Progress(title, num_batches) as progress:
+            for form, batches in enumerate(self.batches.values()):
+                for index in range(len(batches)):
+                    batch = parallel.put_batch(batches.batch_at(index), self.loaded.mesh)
+                    for number, group in enumerate(groups):
+                        value = log_likelihood_sum(self.loaded.model, batch, self._gates(group))
+                        if index == 0:
+                            sums[number].append(value)
+                        else:
+                            sums[number][form] += value
+                    faults.stop_if_due()
+                    progress.advance()
+        return np.asarray(parallel.gather(sums), np.float64) / np.asarray([*self.counts.values()])
+
+    def _gates(self, group: np.ndarray) -> Neurons:
+        """Return the gates of the model without a group as well, on the mesh."""
+        gates = {
+            tower: np.where(mask, np.float32(0), self.gates[tower])
+            for tower, mask in self._masks(group).items()
+        }
+        return parallel.put_replicated(gates, self.loaded.mesh)
+
+    def _masks(self, places: np.ndarray) -> Neurons:
+        """Return the mask of places in all towers laid out one after the other."""
+        towers = sorted(self.gates)
+        flat = np.zeros(sum(self.gates[tower].size for tower in towers), bool)
+        flat[places] = True
+        ends = np.cumsum([self.gates[tower].size for tower in towers])[:-1]
+        parts = zip(towers, np.split(flat, ends), strict=True)
+        return {tower: part.reshape(self.gates[tower].shape) for tower, part in parts}
+
+
+@jax.jit
+def log_likelihood_sum(model: Any, batch: Batch, gates: Neurons) -> jax.Array:
+    """Return the sum over a batch's examples of the answers' mean log p per token. Scalar float32.
+
+    gates: factors of the neurons, [L, F] each.
+    """
+    found = logits_at_answers(model, batch, gates=gates, remat="none")
+    return (answer_mean_log_likelihood(*found) * jnp.asarray(batch.example_weights_B)).sum()
+
+
+def _hash(*groups: Neurons) -> str:
+    digest = hashlib.sha256()
+    for values in groups:
+        for tower, array in sorted(values.items()):
+            digest.update(f"{tower}\0".encode() + np.asarray(array, np.float32).tobytes())
+    return digest.hexdigest()[:16]
