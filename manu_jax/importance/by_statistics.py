@@ -56,7 +56,8 @@ def score_by_statistics(job: ScoringJob[StatisticsMethod]) -> Neurons:
         gates = {tower: 1 - mask_LF.astype(np.float32) for tower, mask_LF in removed.items()}
     for tower, was_removed_LF in removed.items():
         removed_in[tower] += ~was_removed_LF
-    return _ranks(removed_in, without(at_removal, spared))
+        at_removal[tower] = np.where(spared[tower], -np.inf, at_removal[tower])
+    return _ranks(removed_in, at_removal)
 
 
 def _round_of(job: ScoringJob[StatisticsMethod], number: int) -> ScoringJob[StatisticsMethod]:

@@ -1,12 +1,15 @@
 """The kept facts that a round of a method by statistics is given."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from manu_jax.config import StatisticsMethod
 from manu_jax.importance.job import ScoringJob
 from manu_jax.types import Modality, Sample
+
+Drawn = TypeVar("Drawn")
 
 
 def kept_of(job: ScoringJob[StatisticsMethod], modality: Modality) -> Sequence[Sample]:
@@ -18,7 +21,7 @@ def kept_of(job: ScoringJob[StatisticsMethod], modality: Modality) -> Sequence[S
     return draw(samples, max(number, 1), job.seed)
 
 
-def draw(samples: Sequence[Sample], number: int, seed: int) -> list[Sample]:
+def draw(samples: Sequence[Drawn], number: int, seed: int) -> list[Drawn]:
     """Return `number` of the samples (all, where there are fewer), shuffled by the seed."""
     order = np.random.default_rng(seed).permutation(len(samples))
     return [samples[i] for i in order[:number]]

@@ -22,6 +22,7 @@ from manu_jax.progress import Progress
 from manu_jax.types import Batch, ManuError, Sample
 
 ROWS_AT_ONCE = 32
+GROUP = "own"  # of the samples' keys
 
 
 def own_texts(loaded: Loaded, count: int, *, tokens: int, seed: int, path: Path) -> list[Sample]:
@@ -41,7 +42,9 @@ def own_texts(loaded: Loaded, count: int, *, tokens: int, seed: int, path: Path)
             "written anew."
         )
     return [
-        Sample(((prompt, False), (text, True)) if prompt else ((text, True),), (), f"own/{number}")
+        Sample(
+            ((prompt, False), (text, True)) if prompt else ((text, True),), (), f"{GROUP}/{number}"
+        )
         for number, (prompt, text) in enumerate(found)
     ]
 

@@ -4,18 +4,19 @@ A few neurons of a pretrained decoder, most of them in its first layers, write t
 its residual stream: without one of them it says nothing right. A first-order attribution does not
 see that, and statistics do not tell it apart from any other large value.
 
-Before a round removes its neurons, kept facts are asked without them. Where that costs more than
-`spare`, without one half of them and without the other, and so on down to single neurons: those
-that cost more alone are spared, and the next in line are measured in their place. A group that
-costs no more is not divided, so one neuron that others make up for is not found. k neurons among n
-take about 2 k log₂ n passes over the kept facts.
+Before a round removes its neurons, what is to be kept is asked without them: facts in each form
+and, apart, the method's general texts. Where that costs one of these more than `spare`, it is asked
+without one half of the neurons and without the other, and so on down to single ones: those that
+cost more alone are spared, and the next in line are measured in their place. A group that costs no
+more is not divided, so one neuron that others make up for is not found. k neurons among n take
+about 2 k log₂ n passes.
 """
 
 import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,15 +30,16 @@ from manu_jax.data.batches import Batches, batches_of, encode_all
 from manu_jax.fingerprint import samples_hash
 from manu_jax.importance.job import ScoringJob
 from manu_jax.importance.kept import draw, kept_of
+from manu_jax.importance.texts import is_text
 from manu_jax.models.loaded import Loaded
 from manu_jax.models.nn.answers import answer_mean_log_likelihood, logits_at_answers
 from manu_jax.progress import Progress
 from manu_jax.selection import select
-from manu_jax.types import Batch, ManuError, Modality, Neurons, Sample
+from manu_jax.types import Batch, ManuError, Neurons, Sample
 
 logger = logging.getLogger(__name__)
 
-MOST_FACTS = 64  # kept ones that are asked in each form
+MOST = 64  # kept facts that are asked in each form, and texts
 FORMAT, FILE = "spared", "spared.safetensors"
 
 
@@ -57,9 +59,7 @@ def spared_of(
     facts are not finite as it is.
     """
     method = job.method
-    kept = {
-        modality: draw(kept_of(job, modality), MOST_FACTS, job.seed) for modality in job.modalities
-    }
+    kept = _groups_to_keep(job)
     path = None if job.directory is None else job.directory / FILE
     made = {
         "spare": method.spare,
@@ -67,13 +67,13 @@ def spared_of(
         "scope": method.scope,
         "layers": {name: layers.model_dump() for name, layers in method.layers.items()},
         "neurons": _hash(scores, spared),
-        "samples": {modality: samples_hash(samples) for modality, samples in kept.items()},
+        "samples": {name: samples_hash(samples) for name, samples in kept.items()},
     }
     if path is not None and parallel.exists(path):
         arrays, metadata = read_arrays(path, FORMAT)
         check_arrays(arrays, f"spared neurons {path}", dtype="bool", num_axes=2)
         if made_from(metadata, f"spared neurons {path}") == json.loads(json.dumps(made)):
-            return arrays
+            return dict(arrays)
     assert method.spare is not None
     removal = _Removal.of(job, kept, gates)
     spared = dict(spared)
@@ -93,8 +93,24 @@ def spared_of(
                 "scores: %s spares %d of tower %s: %s", method.name, mask.sum(), tower, places
             )
     if path is not None and parallel.is_first_process():
-        write_arrays(path, FORMAT, spared, metadata={"made_from": json.dumps(made)})
+        arrays = {tower: np.asarray(mask) for tower, mask in spared.items()}
+        write_arrays(path, FORMAT, arrays, metadata={"made_from": json.dumps(made)})
     return spared
+
+
+def _groups_to_keep(job: ScoringJob[StatisticsMethod]) -> dict[str, list[Sample]]:
+    """Return what is asked: kept facts in each form and, apart from them, general texts.
+
+    The mean over facts and texts together would hide what either loses.
+    """
+    found: dict[str, list[Sample]] = {}
+    for modality in job.modalities:
+        facts = [one for one in job.keep[modality] if not is_text(one)]
+        alone = dataclasses.replace(job, keep={**job.keep, modality: facts})
+        found[modality] = draw(kept_of(alone, modality), MOST, job.seed)
+    texts = [one for one in job.keep.get("text", ()) if is_text(one)]
+    found["texts"] = draw(texts, MOST, job.seed)
+    return {name: samples for name, samples in found.items() if samples}
 
 
 def without(scores: Neurons, spared: Neurons) -> Neurons:
@@ -107,29 +123,29 @@ def without(scores: Neurons, spared: Neurons) -> Neurons:
 
 @dataclasses.dataclass(frozen=True)
 class _Removal:
-    """Kept facts in batches of each form, and what they are worth to the model as it is.
+    """What is to be kept, in batches of each group, and its likelihood in the model as it is.
 
-    gates: of the model as it is, [L, F] each. before: mean log p per token in each form.
+    gates: of the model as it is, [L, F] each. before: mean log p per token in each group.
     """
 
     loaded: Loaded
-    batches: dict[Modality, Batches]
-    counts: dict[Modality, int]
+    batches: dict[str, Batches]
+    counts: dict[str, int]
     gates: Neurons
     before: np.ndarray
 
     @classmethod
     def of(
-        cls, job: ScoringJob[Any], kept: dict[Modality, list[Sample]], gates: Neurons
+        cls, job: ScoringJob[Any], kept: Mapping[str, Sequence[Sample]], gates: Neurons
     ) -> "_Removal":
         loaded = job.loaded
         size = parallel.filled(job.method.batch_size or job.batch_size, loaded.mesh)
         rows = parallel.batch_rows(loaded.mesh, size)
         batches = {
-            modality: batches_of(loaded, encode_all(loaded, samples), size, rows=rows)
-            for modality, samples in kept.items()
+            name: batches_of(loaded, encode_all(loaded, samples), size, rows=rows)
+            for name, samples in kept.items()
         }
-        counts = {modality: len(samples) for modality, samples in kept.items()}
+        counts = {name: len(samples) for name, samples in kept.items()}
         found = cls(loaded, batches, counts, gates, np.zeros(len(kept)))
         before = found._asked([np.array([], np.int64)])[0]
         if not np.isfinite(before).all():
@@ -144,7 +160,7 @@ class _Removal:
         found: list[int] = []
         groups = [np.flatnonzero(np.concatenate([chosen[t].ravel() for t in sorted(self.gates)]))]
         while groups:
-            # A form that is NaN without a group is worth nothing there.
+            # What is NaN without a group of neurons is lost.
             costs = np.nan_to_num(self.before - self._asked(groups), nan=np.inf).max(axis=1)
             over = [group for group, cost in zip(groups, costs, strict=True) if cost > bound]
             found += [int(group[0]) for group in over if len(group) == 1]
@@ -152,12 +168,15 @@ class _Removal:
         return self._masks(np.asarray(found, np.int64))
 
     def _asked(self, groups: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the mean log p per token in each form without each group. [groups, forms]."""
+        """Return the mean log p per token of what is kept without each group of neurons.
+
+        [groups of neurons, groups of what is kept].
+        """
         sums: list[list[jax.Array]] = [[] for _ in groups]
         num_batches = sum(len(batches) for batches in self.batches.values())
         title = f"what {len(groups)} groups of neurons are worth"
         with parallel.on_mesh(self.loaded.mesh), Progress(title, num_batches) as progress:
-            for form, batches in enumerate(self.batches.values()):
+            for place, batches in enumerate(self.batches.values()):
                 for index in range(len(batches)):
                     batch = parallel.put_batch(batches.batch_at(index), self.loaded.mesh)
                     for number, group in enumerate(groups):
@@ -165,7 +184,7 @@ class _Removal:
                         if index == 0:
                             sums[number].append(value)
                         else:
-                            sums[number][form] += value
+                            sums[number][place] += value
                     faults.stop_if_due()
                     progress.advance()
         return np.asarray(parallel.gather(sums), np.float64) / np.asarray([*self.counts.values()])

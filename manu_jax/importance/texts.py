@@ -12,11 +12,11 @@ import numpy as np
 from manu_jax.config import AnyMethod, KeepTexts
 from manu_jax.data.texts import read_texts, text_samples
 from manu_jax.folder import FileHashes
-from manu_jax.importance.own_texts import own_texts
+from manu_jax.importance import own_texts
 from manu_jax.models.loaded import Loaded
 from manu_jax.types import Sample
 
-GROUP = "texts"  # of the samples' keys
+GROUP = "texts"  # of the samples' keys, where a file has the texts
 
 
 def kept_texts(
@@ -33,7 +33,14 @@ def kept_texts(
         cut = [cut_to(loaded, texts[number], section.length) for number in order]
         return text_samples(cut, group=GROUP)
     path = directory / f"own_{section.count}x{section.length}.jsonl"
-    return tuple(own_texts(loaded, section.count, tokens=section.length, seed=seed, path=path))
+    return tuple(
+        own_texts.own_texts(loaded, section.count, tokens=section.length, seed=seed, path=path)
+    )
+
+
+def is_text(sample: Sample) -> bool:
+    """Whether a sample is a general text, and no fact."""
+    return sample.key.partition("/")[0] in (GROUP, own_texts.GROUP)
 
 
 def cut_to(loaded: Loaded, text: str, length: int) -> str:

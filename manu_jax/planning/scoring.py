@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from manu_jax.types import BatchShape, Encoded, Modality, Neurons
 
 # Groups of neurons that a round is assumed to ask without; with two costly ones among a thousand 40
 GROUPS = 40
+Kept = Modality | Literal["texts"]  # what a removal may cost
 
 # The compiled steps are private to the modules that call them; a plan compiles them and calls none.
 
@@ -42,6 +43,8 @@ def _items_of(method: MethodSettings, world: World) -> Iterator[Item]:
         if method.spare is not None:
             for modality in world.data.modalities:
                 yield _removal_item(method, modality, world)
+            if method.keep_texts is not None:
+                yield _removal_item(method, "texts", world)
     elif isinstance(method, LearnedMethod):
         make = functools.partial(_learning, method)
         size = method.batch_forget + method.batch_keep
@@ -128,29 +131,29 @@ def _statistics(
     )
 
 
-def _removal_item(method: StatisticsMethod, modality: Modality, world: World) -> Item:
+def _removal_item(method: StatisticsMethod, kept: Kept, world: World) -> Item:
     key = "score_batch" if method.batch_size is None else f"{method.name}.batch_size"
+    what = "texts" if kept == "texts" else f"{kept} form"
     return Item(
-        f"{method.name}: what removals cost, {modality} form",
+        f"{method.name}: what removals cost, {what}",
         "scores",
-        functools.partial(_removal, method, modality),
+        functools.partial(_removal, method, kept),
         (key, method.batch_size or world.config.score_batch),
     )
 
 
 def _removal(
-    method: StatisticsMethod,
-    modality: Modality,
-    world: World,
-    size: int | None,
-    remat: Remat | None,
+    method: StatisticsMethod, kept: Kept, world: World, size: int | None, remat: Remat | None
 ) -> Step:
-    """Return the step that asks kept facts in one form without a group of neurons."""
+    """Return the step that asks what is kept, facts in a form or texts, without some neurons."""
     loaded, place = world.loaded, world.place
     given = size or method.batch_size or world.config.score_batch
     rows = filled(given, place)
-    kept = draw(_kept(method, modality, world), spared.MOST_FACTS, world.config.seed)
-    work = work_of(world.data.encoder, kept, rows, rows=rows, **batching())
+    samples = _texts(method, world)
+    if kept != "texts":
+        samples = _drawn(method, kept, list(world.data.keep.get(kept, ())), world)
+    samples = draw(samples, spared.MOST, world.config.seed)
+    work = work_of(world.data.encoder, samples, rows, rows=rows, **batching())
     towers = method.scored_towers(loaded.towers, world.data.modalities)
     gates = place.whole(by_sizes({tower: loaded.towers[tower] for tower in towers}))
     return Step(
@@ -167,14 +170,27 @@ def _removal(
 def _kept(method: StatisticsMethod, modality: Modality, world: World) -> Sequence[Encoded]:
     """Return the samples to keep in one form, as many as a round draws, with the method's texts."""
     samples = list(world.data.keep.get(modality, ()))
-    if modality == "text" and method.keep_texts is not None:
-        length = method.keep_texts.length
-        text = assumed_sample(world.loaded, "text", tokens=length + 1, answers=length)
-        samples += [text] * method.keep_texts.count
+    if modality == "text":
+        samples += _texts(method, world)
+    return _drawn(method, modality, samples, world)
+
+
+def _texts(method: StatisticsMethod, world: World) -> list[Encoded]:
+    if method.keep_texts is None:
+        return []
+    length = method.keep_texts.length
+    text = assumed_sample(world.loaded, "text", tokens=length + 1, answers=length)
+    return [text] * method.keep_texts.count
+
+
+def _drawn(
+    method: StatisticsMethod, form: Modality, samples: list[Encoded], world: World
+) -> list[Encoded]:
+    """Return as many samples as a round draws for the facts to forget in a form."""
     if method.keep_per_forget is None:
         return samples
-    number = round(method.keep_per_forget * len(world.data.forget.get(modality, ())))
-    return draw(samples, max(number, 1), world.config.seed)  # type: ignore[arg-type]
+    number = round(method.keep_per_forget * len(world.data.forget.get(form, ())))
+    return draw(samples, max(number, 1), world.config.seed)
 
 
 def _tokens(work: Work) -> int:

@@ -9,16 +9,18 @@ import pytest
 import tiny_llava as tiny
 
 from manu_jax.config import named_method
+from manu_jax.data.texts import text_samples
 from manu_jax.edits import masks
 from manu_jax.evaluation.likelihood import log_likelihoods
 from manu_jax.importance import by_statistics, spared
 from manu_jax.importance.candidates import SetStatistics, masks_of
 from manu_jax.importance.job import ScoringJob
 from manu_jax.importance.methods import scores_for
+from manu_jax.importance.texts import GROUP
 from manu_jax.leaves import path_name
 from manu_jax.parallel import make_mesh, tree_shardings
 from manu_jax.selection import select
-from manu_jax.types import MODALITIES, ManuError
+from manu_jax.types import MODALITIES, ManuError, Sample
 
 FORGET = {modality: tiny.samples(modality)[:2] for modality in MODALITIES}
 KEEP = {modality: tiny.samples(modality)[2:] for modality in MODALITIES}
@@ -124,6 +126,18 @@ def test_halving_finds_what_asking_one_by_one_finds(loaded):
     for form, before in zip(MODALITIES, removal.before, strict=True):
         assert before == pytest.approx(asked(loaded, form), abs=1e-5)
     assert not places(removal.costly(chosen, 1e3))
+
+
+def test_general_texts_are_asked_apart_from_facts(loaded):
+    texts = text_samples(["the home town of somebody is far away"] * 2, group=GROUP)
+    texts += (Sample((("its own text", True),), key="own/0"),)
+    keep = {**KEEP, "text": (*KEEP["text"], *texts)}
+    groups = spared._groups_to_keep(dataclasses.replace(job_of(loaded), keep=keep))
+    assert {name: len(samples) for name, samples in groups.items()} == {
+        "image": 4, "text": 4, "texts": 3,
+    }  # fmt: skip
+    assert set(groups["texts"]) == set(texts) and not set(groups["text"]) & set(texts)
+    assert set(spared._groups_to_keep(job_of(loaded))) == {"image", "text"}
 
 
 def test_what_was_removed_before_is_not_asked_about_again(loaded):
