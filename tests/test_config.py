@@ -552,7 +552,7 @@ def test_only_published_numbers_are_of_people_that_methods_were_given(path):
 def test_the_published_configs_ask_with_the_published_strings(path):
     # Facts are sentences to go on with, not turns of a chat; smollm2.yaml wants short prompts.
     is_plain = "mllmu" in path.parts or "facts" in path.name
-    is_plain = is_plain or path.name in ("smollm2.yaml", "umu.yaml")
+    is_plain = is_plain or path.name in ("smollm2.yaml", "smollm2_audit.yaml", "umu.yaml")
     expected = "benchmark" if is_plain else "template"
     if "compare" not in path.name:
         overrides = NEEDED if needs_paths(path) else []

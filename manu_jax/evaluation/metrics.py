@@ -133,8 +133,15 @@ def option_of(answer: str, options: Mapping[str, str]) -> str:
 def contains(answer: str, *truths: str) -> float:
     """Return 1.0 where one of the truths stands in the answer, case apart (MLLMU-Bench's cloze
     rule)."""
+    # Differs: a truth of one or two ASCII characters has to be a word. "N" is not in "nitrogen".
     answer = _composed(answer).lower()
-    return float(any(_composed(truth).strip().lower() in answer for truth in truths))
+    return float(any(_stands_in(_composed(truth).strip().lower(), answer) for truth in truths))
+
+
+def _stands_in(truth: str, answer: str) -> bool:
+    if truth.isascii() and 0 < len(truth) <= 2:
+        return re.search(rf"(?<!\w){re.escape(truth)}(?!\w)", answer) is not None
+    return truth in answer
 
 
 def rouge(answer: str, *truths: str) -> dict[str, float] | None:

@@ -18,6 +18,11 @@ def test_letter_is_the_first_character_in_upper_case():
 def test_contains_ignores_case_and_looks_for_the_whole_truth():
     assert metrics.contains("He lives in OSLO, Norway.", "Oslo ") == 1.0
     assert metrics.contains("Osl", "Oslo") == 0.0
+    for answer, truth, found in [
+        ("nitrogen.", "N", 0), ("It is N.", "N", 1), ("bromine", "Br", 0), ("(br)", "Br", 1),
+        ("120", "12", 0), ("3 + 9 = 12", "12", 1), ("A+", "A+", 1), ("東京は", "東京", 1),
+    ]:  # fmt: skip
+        assert metrics.contains(answer, truth) == found, (answer, truth)
 
 
 def test_composed_and_decomposed_accents_are_the_same_text():
