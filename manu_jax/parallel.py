@@ -30,7 +30,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax._src import distributed  # of the keys that processes share there is no public name
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from manu_jax import faults, stores
@@ -79,7 +79,16 @@ def make_mesh(
     devices = list(jax.devices() if devices is None else devices)
     sizes = mesh_sizes(data, fsdp, tensor, count=len(devices))
     needed = math.prod(sizes)
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:needed])
+    kinds = (AxisType.Auto,) * 3
+    try:
+        return jax.make_mesh(sizes, AXES, axis_types=kinds, devices=devices[:needed])
+    except (
+        NotImplementedError
+    ):  # as data=2, tensor=8 on 4 × 4 chips of v6e: no axis is of that size
+        grid = mesh_utils.create_device_mesh(
+            sizes, devices[:needed], allow_split_physical_axes=True
+        )
+        return Mesh(grid, AXES, axis_types=kinds)
 
 
 def mesh_sizes(data: int, fsdp: int, tensor: int, *, count: int) -> tuple[int, int, int]:

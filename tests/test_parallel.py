@@ -1,3 +1,7 @@
+import importlib.util
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -32,6 +36,39 @@ def test_no_mesh_axis_is_used_twice():
 def test_mesh_has_the_sizes_asked_for(sizes):
     mesh = parallel.make_mesh(*sizes)
     assert mesh.size == 8 and mesh.axis_names == parallel.AXES
+
+
+def test_a_mesh_whose_sizes_the_chips_axes_do_not_have_splits_these_axes(monkeypatch):
+    """As data=2, tensor=8 on 4 × 4 chips of v6e, where `jax.make_mesh` gives up."""
+
+    def gives_up(*_, **__):
+        raise NotImplementedError("Failed to find assignment for logical_axis_index 2 of size 8")
+
+    monkeypatch.setattr(jax, "make_mesh", gives_up)
+    mesh = parallel.make_mesh(2, 1, 4)
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 1, "tensor": 4}
+    assert set(mesh.devices.ravel()) == set(jax.devices()[:8])
+
+
+@pytest.mark.slow
+@pytest.mark.pods
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="the TPU compiler is not installed: pip install 'manu_jax[plan]', on Linux alone",
+)
+def test_every_division_of_a_pod_is_a_mesh():
+    """In a process of its own: a program has one TPU plugin, and the suite's has none."""
+    code = """
+from jax.experimental import topologies
+from manu_jax import parallel
+for chip in ("v5e", "v6e"):
+    chips = topologies.get_topology_desc(platform="tpu", topology_name=f"{chip}:4x4").devices
+    for sizes in ((2, 1, 8), (4, 1, 4), (2, 2, 4), (1, 16, 1), (8, 1, 2)):
+        assert parallel.make_mesh(*sizes, devices=chips).devices.shape == sizes
+print("all")
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.stdout.strip() == "all", found.stderr
 
 
 def test_mesh_larger_than_the_machine_is_an_error():
