@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from manu_jax.leaves import first_name, path_name
-from manu_jax.types import Sample
+from manu_jax.types import Neurons, Sample
 
 EXIF_TURN, UPRIGHT = 0x0112, 1  # the tag, and its value for an image that stays as it is
 
@@ -78,3 +78,12 @@ def _checksum(leaf: jax.Array) -> jax.Array:
     # Odd multipliers: two weights that change places change the sum.
     mixed = (bits ^ (bits >> np.uint32(15))) * (position * np.uint32(2654435761) | np.uint32(1))
     return jnp.sum(mixed, dtype=jnp.uint32)
+
+
+def neurons_hash(*groups: Neurons) -> str:
+    """Return a hash of values of neurons, [L, F] for each tower, taken as float32: 16 digits."""
+    digest = hashlib.sha256()
+    for values in groups:
+        for tower, values_LF in sorted(values.items()):
+            digest.update(f"{tower}\0".encode() + np.asarray(values_LF, np.float32).tobytes())
+    return digest.hexdigest()[:16]

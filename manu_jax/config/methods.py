@@ -208,8 +208,8 @@ class StatisticsMethod(MaskMethod):
     harm_weight: float = 1.0  # gain_minus_harm: price of harm to what is kept
     text_weight: float = 1.0  # gain_minus_harm: weight of the text form of forget facts
     rounds: Count = 1  # score, prune, score again
-    # A neuron stays whose removal alone costs kept facts more than this, nats a token of the
-    # answers, in one form; None: that is not measured
+    # A neuron stays whose removal alone costs kept facts in one form, or the texts of keep_texts,
+    # more than this, nats a token; None: that is not measured
     spare: float | None = pydantic.Field(default=None, gt=0)
     remat: Remat = "dots"  # "dots" is a fifth faster than "all", which needs the least memory
 

@@ -6,7 +6,6 @@ save). A loop that was killed goes on from its partial file, to the same numbers
 
 import dataclasses
 import functools
-import hashlib
 import json
 import logging
 import math
@@ -23,7 +22,7 @@ from manu_jax.config import MethodSettings, StatisticsMethod
 from manu_jax.data.batches import Batches, batching, encode_all
 from manu_jax.data.forms import forms
 from manu_jax.data.record import Fact
-from manu_jax.fingerprint import samples_hash, weights_hash
+from manu_jax.fingerprint import neurons_hash, samples_hash, weights_hash
 from manu_jax.folder import expand_path
 from manu_jax.importance import statistics as files
 from manu_jax.importance.functions import statistics_method
@@ -126,7 +125,7 @@ def collect(
             "num_samples": len(samples),
             "modality": modality,
             "batch_size": batch_size,
-            "gates": _gates_hash(gates),
+            "gates": None if gates is None else neurons_hash(gates),
             "capture_step": _plain(capture_step, fade),
         }
         if parallel.exists(path):
@@ -321,12 +320,3 @@ def _plain(capture_step: CaptureStep, fade: float | None) -> Any:
     values = dataclasses.asdict(capture_step)
     del values["fades"]
     return json.loads(json.dumps({**values, "fade": fade}))
-
-
-def _gates_hash(gates: Neurons | None) -> str | None:
-    if gates is None:
-        return None
-    digest = hashlib.sha256()
-    for tower, gate_LF in sorted(gates.items()):
-        digest.update(f"{tower}\0".encode() + np.asarray(gate_LF, np.float32).tobytes())
-    return digest.hexdigest()[:16]

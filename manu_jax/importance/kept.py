@@ -14,11 +14,16 @@ Drawn = TypeVar("Drawn")
 
 def kept_of(job: ScoringJob[StatisticsMethod], modality: Modality) -> Sequence[Sample]:
     """Return the kept facts in one form: as many as the method says, drawn by the job's seed."""
-    samples = job.keep[modality]
-    if job.method.keep_per_forget is None:
+    return drawn(job.method, job.keep[modality], len(job.forget[modality]), seed=job.seed)
+
+
+def drawn(
+    method: StatisticsMethod, samples: Sequence[Drawn], num_forget: int, *, seed: int
+) -> Sequence[Drawn]:
+    """Return as many of the samples to keep as a round draws beside `num_forget` to forget."""
+    if method.keep_per_forget is None:
         return samples
-    number = round(job.method.keep_per_forget * len(job.forget[modality]))
-    return draw(samples, max(number, 1), job.seed)
+    return draw(samples, max(round(method.keep_per_forget * num_forget), 1), seed)
 
 
 def draw(samples: Sequence[Drawn], number: int, seed: int) -> list[Drawn]:

@@ -13,7 +13,7 @@ about 2 k log₂ n passes.
 """
 
 import dataclasses
-import hashlib
+import functools
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ from manu_jax import faults, parallel
 from manu_jax.arrays import check_arrays, made_from, read_arrays, write_arrays
 from manu_jax.config import StatisticsMethod
 from manu_jax.data.batches import Batches, batches_of, encode_all
-from manu_jax.fingerprint import samples_hash
+from manu_jax.fingerprint import neurons_hash, samples_hash
 from manu_jax.importance.job import ScoringJob
 from manu_jax.importance.kept import draw, kept_of
 from manu_jax.importance.texts import is_text
@@ -66,7 +66,7 @@ def spared_of(
         "share": share,
         "scope": method.scope,
         "layers": {name: layers.model_dump() for name, layers in method.layers.items()},
-        "neurons": _hash(scores, spared),
+        "neurons": neurons_hash(scores, spared),
         "samples": {name: samples_hash(samples) for name, samples in kept.items()},
     }
     if path is not None and parallel.exists(path):
@@ -92,9 +92,11 @@ def spared_of(
             logger.info(
                 "scores: %s spares %d of tower %s: %s", method.name, mask.sum(), tower, places
             )
-    if path is not None and parallel.is_first_process():
+    if path is not None:
         arrays = {tower: np.asarray(mask) for tower, mask in spared.items()}
-        write_arrays(path, FORMAT, arrays, metadata={"made_from": json.dumps(made)})
+        metadata = {"made_from": json.dumps(made)}
+        write = functools.partial(write_arrays, path, FORMAT, arrays, metadata=metadata)
+        parallel.on_first_process(write)
     return spared
 
 
@@ -215,11 +217,3 @@ def log_likelihood_sum(model: Any, batch: Batch, gates: Neurons) -> jax.Array:
     """
     found = logits_at_answers(model, batch, gates=gates, remat="none")
     return (answer_mean_log_likelihood(*found) * jnp.asarray(batch.example_weights_B)).sum()
-
-
-def _hash(*groups: Neurons) -> str:
-    digest = hashlib.sha256()
-    for values in groups:
-        for tower, array in sorted(values.items()):
-            digest.update(f"{tower}\0".encode() + np.asarray(array, np.float32).tobytes())
-    return digest.hexdigest()[:16]

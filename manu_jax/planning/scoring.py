@@ -13,7 +13,7 @@ from manu_jax.config import LearnedMethod, MethodSettings, StatisticsMethod
 from manu_jax.config.base import Remat
 from manu_jax.data.batches import batching
 from manu_jax.importance import collect, kvw, learned, ridge, spared
-from manu_jax.importance.kept import draw
+from manu_jax.importance.kept import draw, drawn
 from manu_jax.importance.kvw import KvwMethod
 from manu_jax.importance.ridge import RidgeMethod
 from manu_jax.importance.statistics import Statistics
@@ -149,9 +149,10 @@ def _removal(
     loaded, place = world.loaded, world.place
     given = size or method.batch_size or world.config.score_batch
     rows = filled(given, place)
-    samples = _texts(method, world)
+    samples: Sequence[Encoded] = _texts(method, world)
     if kept != "texts":
-        samples = _drawn(method, kept, list(world.data.keep.get(kept, ())), world)
+        facts, num_forget = world.data.keep.get(kept, ()), len(world.data.forget.get(kept, ()))
+        samples = drawn(method, facts, num_forget, seed=world.config.seed)
     samples = draw(samples, spared.MOST, world.config.seed)
     work = work_of(world.data.encoder, samples, rows, rows=rows, **batching())
     towers = method.scored_towers(loaded.towers, world.data.modalities)
@@ -172,7 +173,8 @@ def _kept(method: StatisticsMethod, modality: Modality, world: World) -> Sequenc
     samples = list(world.data.keep.get(modality, ()))
     if modality == "text":
         samples += _texts(method, world)
-    return _drawn(method, modality, samples, world)
+    num_forget = len(world.data.forget.get(modality, ()))
+    return drawn(method, samples, num_forget, seed=world.config.seed)
 
 
 def _texts(method: StatisticsMethod, world: World) -> list[Encoded]:
@@ -181,16 +183,6 @@ def _texts(method: StatisticsMethod, world: World) -> list[Encoded]:
     length = method.keep_texts.length
     text = assumed_sample(world.loaded, "text", tokens=length + 1, answers=length)
     return [text] * method.keep_texts.count
-
-
-def _drawn(
-    method: StatisticsMethod, form: Modality, samples: list[Encoded], world: World
-) -> list[Encoded]:
-    """Return as many samples as a round draws for the facts to forget in a form."""
-    if method.keep_per_forget is None:
-        return samples
-    number = round(method.keep_per_forget * len(world.data.forget.get(form, ())))
-    return draw(samples, max(number, 1), world.config.seed)
 
 
 def _tokens(work: Work) -> int:
