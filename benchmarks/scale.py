@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import planned
 from jax.profiler import ProfileData
 
@@ -197,8 +198,13 @@ def measured_step(name: str, world: World, *, turns: int) -> dict[str, Any]:
     }
 
 
-def bytes_on_first(leaf: jax.Array) -> int:
-    """Return the bytes of an array that the first device holds."""
+def bytes_on_first(leaf: jax.Array | np.ndarray) -> int:
+    """Return the bytes of an array that the first device holds; 0 for one of the host.
+
+    The plan does not count the latter either: a few numbers for each layer.
+    """
+    if not isinstance(leaf, jax.Array):
+        return 0
     first = jax.devices()[0]
     return sum(shard.data.nbytes for shard in leaf.addressable_shards if shard.device == first)
 

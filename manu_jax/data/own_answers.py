@@ -35,7 +35,9 @@ FOLDER = "own_answers"  # in the run's folder
 NUM_STRANGERS = 12
 MOST_QUESTIONS = 12  # about each stranger
 NEW_TOKENS = 32  # of an answer
-UNASKED = "…"  # in place of an answer, before the model was asked
+UNASKED = " ".join(
+    "a" * NEW_TOKENS
+)  # in place of an answer, before the model was asked: the longest
 SENTENCE_END = re.compile(r"(?<=[.!?])\s")
 
 

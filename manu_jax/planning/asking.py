@@ -11,6 +11,8 @@ import numpy as np
 from manu_jax import fingerprint, parallel
 from manu_jax.config.base import Remat
 from manu_jax.data.batches import batching
+from manu_jax.data.own_answers import NEW_TOKENS
+from manu_jax.data.probes import Sampling
 from manu_jax.evaluation import distance, generate, likelihood, refilling
 from manu_jax.evaluation.decoding import Answers, Writing, axis_names, none_begun
 from manu_jax.models.hf import export
@@ -32,18 +34,24 @@ class Asked:
     """Samples that models answer or rate, in batches as the run makes them.
 
     passes: how often all of them are asked. beside: what WEIGHTS, and what OPTIMIZER, lie beside
-    the model that is asked. new_tokens: of an answer; None: as many as the config says.
+    the model that is asked. new_tokens: of an answer; None: as many as the config says. sampling:
+    None: answers are greedy.
     """
 
     samples: Sequence[Encoded]
     passes: float
     beside: Beside
     new_tokens: int | None = None
+    sampling: Sampling | None = None
 
 
 def asking_items(world: World) -> Iterator[Item]:
     """Yield the steps of the evaluation, of one model after the other."""
     config, data = world.config, world.data
+    if data.probes.own:
+        asked = Asked(data.probes.own, 1, lambda world: {}, NEW_TOKENS)
+        for item in answer_items("vanilla's own answers", asked, world):
+            yield dataclasses.replace(item, stage="train", work="decode")
     if any(samples.get("image") for samples in (data.prompts, data.candidates)):
         yield Item("features of images", "evaluate", _features)
     for modality, samples in data.prompts.items():
@@ -61,6 +69,19 @@ def asking_items(world: World) -> Iterator[Item]:
                 kept = data.keep.get(modality, ())
                 name = f"KL to the retrained model, {modality} form"
                 yield kl_item(name, samples, world, kept=kept)
+
+
+def published_items(world: World) -> Iterator[Item]:
+    """Yield the steps of the benchmark's own protocol."""
+    for name, kind in world.data.probes.published.items():
+        asked = Asked(
+            kind.prompts, world.num_models, beside_a_method, kind.new_tokens, kind.sampling
+        )
+        yield from answer_items(f"published: {name}", asked, world)
+    for form, samples in world.data.probes.given.items():
+        asked = Asked(samples, world.num_models, beside_a_method)
+        name = f"published: likelihoods, {form} form"
+        yield rated_item(name, asked, world, function=likelihood._tokens)
 
 
 def answer_items(name: str, asked: Asked, world: World) -> Iterator[Item]:
@@ -167,16 +188,27 @@ def _writing(world: World, asked: Asked) -> Writing:
     loaded = world.loaded
     rules = loaded.generation if loaded.generation.change_logits else None
     ends = (0,) if loaded.processor is None else loaded.eos_ids
-    return Writing(asked.new_tokens or world.config.evaluate.new_tokens, ends, rules)
+    tokens, sampling = asked.new_tokens or world.config.evaluate.new_tokens, asked.sampling
+    if sampling is not None:
+        sampling = dataclasses.replace(sampling, num_answers=1)  # each is a row of its own
+    return Writing(tokens, ends, rules, sampling)
+
+
+def _beside_rows(world: World, how: Writing, rows: int) -> tuple[Any, ...]:
+    """Return what follows a batch of prompts: the numbers that its answers are drawn by, if any."""
+    if how.sampling is None:
+        return ()
+    return (world.place.rows(jax.ShapeDtypeStruct((rows, how.new_tokens), np.float32)),)
 
 
 def _answers(asked: Asked, world: World, size: int | None, remat: Remat | None) -> Step:
     given = size or world.config.evaluate.batch_size
     rows, how = filled(given, world.place), _writing(world, asked)
     work = work_in_buckets(world, asked.samples, rows, padding_side="left")
+    batch = with_features(world, world.place.rows(work.batch))
     return Step(
         generate._answers,
-        (world.model, with_features(world, world.place.rows(work.batch))),
+        (world.model, batch, *_beside_rows(world, how, rows)),
         {"how": how},
         asked.passes * work.batches,
         rows=rows,
@@ -193,7 +225,7 @@ class _Refilled:
     """The shapes of a batch of answers that waiting prompts join.
 
     answers: of all `rows`. new: of the prompts that join at once. work, joining: the passes in
-    batches of all rows, and of those that join.
+    batches of all rows, and of those that join. given: the batch of those, and what follows it.
     """
 
     rows: int
@@ -201,21 +233,22 @@ class _Refilled:
     new: Answers
     work: Work
     joining: Work
-    batch: Any
+    given: tuple[Any, ...]
 
 
-def _refilled(asked: Asked, world: World, given: int) -> _Refilled:
-    rows, how = filled(given, world.place), _writing(world, asked)
+def _refilled(asked: Asked, world: World, size: int) -> _Refilled:
+    rows, how = filled(size, world.place), _writing(world, asked)
     joining_rows = refilling.joining_rows(world.loaded, rows)
     work, joining = (
         work_in_buckets(world, asked.samples, count, padding_side="left")
         for count in (rows, joining_rows)
     )
     batch = with_features(world, world.place.rows(joining.batch))
-    new, _ = jax.eval_shape(functools.partial(refilling._begun, how=how), world.model, batch)
+    given = (batch, *_beside_rows(world, how, joining_rows))
+    new, _ = jax.eval_shape(functools.partial(refilling._begun, how=how), world.model, *given)
     answers = jax.eval_shape(functools.partial(none_begun, rows=rows), new)
     new, answers = (world.place.activations(tree, axis_names) for tree in (new, answers))
-    return _Refilled(rows, answers, new, work, joining, batch)
+    return _Refilled(rows, answers, new, work, joining, given)
 
 
 def _begun(asked: Asked, world: World, size: int | None, remat: Remat | None) -> Step:
@@ -224,7 +257,7 @@ def _begun(asked: Asked, world: World, size: int | None, remat: Remat | None) ->
     rows = len(found.new.token_B)
     return Step(
         refilling._begun,
-        (world.model, found.batch),
+        (world.model, *found.given),
         {"how": _writing(world, asked)},
         asked.passes * found.joining.batches,
         rows=rows,

@@ -1,4 +1,4 @@
-"""The steps of what trains: the vanilla model, and the methods of `unlearn`."""
+"""The steps of the methods of `unlearn` that train by losses of UnlearnData."""
 
 import dataclasses
 import functools
@@ -30,19 +30,6 @@ from manu_jax.training.unlearner import layer_of, num_steps_of, recipe_of
 from manu_jax.types import RETRAINED, Batch, Modality
 
 READS = {"none": 2.0, "dots": 3.0, "all": 3.0}  # of the weights, by a gradient step
-
-
-def vanilla_items(world: World) -> Iterator[Item]:
-    """Yield the steps that train the models of a run from documents."""
-    section = world.config.train
-    if not section.steps:
-        return
-    batch: tuple[str, int] = ("train.batch_size", section.batch_size)
-    remat: tuple[str, Remat] = ("train.remat", section.remat)
-    for modality in world.data.documents:
-        make = functools.partial(_documents, modality)
-        yield Item(f"training: gradient, {modality} form", "train", make, batch, remat)
-    yield Item("training: update", "train", _vanilla_update)
 
 
 def forms_of(world: World, section: UnlearnSection) -> list[Modality]:
@@ -80,11 +67,20 @@ def unlearn_items(world: World) -> Iterator[Item]:
         yield update_item(section, section.name)
 
 
-def state_of(world: World, section: OptimizerSection) -> trainer.TrainState:
-    """Return what `trainer.initial_state` makes, as placed shapes."""
+def state_of(
+    world: World, section: OptimizerSection, parts: Sequence[str] = ()
+) -> trainer.TrainState:
+    """Return what `trainer.initial_state` makes, as placed shapes.
+
+    parts: that are trained as new weights, where the section does not say so itself.
+    """
     loaded, model = world.loaded, world.model
     weights: Any
-    if isinstance(section, UnlearnSection) and section.trains in ("mlp", "all_mlps"):
+    if parts:
+        weights = jax.eval_shape(
+            lambda model: NewWeights.of(loaded.replace_model(model), parts), model
+        )
+    elif isinstance(section, UnlearnSection) and section.trains in ("mlp", "all_mlps"):
         beginnings = trained_mlps(loaded, section)
         weights = jax.eval_shape(
             lambda model: NewWeights.of(loaded.replace_model(model), beginnings), model
@@ -120,11 +116,12 @@ def gradient_step(
     """Return the gradient of an objective as `trainer.train_step` takes it.
 
     settings: further fields of Step; `reference`: the model in `data` that is not trained, or None;
-    `beside`: what else lies on the devices.
+    `beside`: what else lies on the devices; `trained`: parts, as of `state_of`.
     """
-    state = state_of(world, section)
+    trained = settings.pop("trained", ())
+    state = state_of(world, section, trained)
     reference, beside = settings.pop("reference", None), settings.pop("beside", ())
-    is_edit = isinstance(section, UnlearnSection) and section.begins_with_edit
+    is_edit = isinstance(section, UnlearnSection) and section.begins_with_edit or bool(trained)
     base = world.model if section.lora is not None or is_edit else None
     key = world.place.number_within(jax.eval_shape(lambda: jax.random.key(0)))
     common = {
@@ -154,44 +151,28 @@ def gradient_step(
     )
 
 
-def _documents(modality: Modality, world: World, size: int | None, remat: Remat | None) -> Step:
-    section = _changed(world.config.train, size, remat)
-    documents = world.data.documents
-    works = {form: _work(world, section, samples) for form, samples in documents.items()}
-    number = sum(work.number for work in works.values())
-    models = 1 + bool(section.retrained)
-    steps = models * section.steps + section.base_steps
-    return gradient_step(
-        world,
-        section,
-        world.place.rows(works[modality].batch),
-        objective=cross_entropy_on_answers,
-        calls=steps * works[modality].batches / number,
-        rows=filled(section.batch_size, world.place),
-        real_rows=section.batch_size,
-    )
-
-
-def _vanilla_update(world: World, size: int | None, remat: Remat | None) -> Step:
-    section = world.config.train
-    calls = (1 + bool(section.retrained)) * section.steps + section.base_steps
-    return _updating(world, section, calls=calls)
-
-
 def _update(section: UnlearnSection, world: World, size: int | None, remat: Remat | None) -> Step:
     recipe = recipe_of(section)
     if recipe.strangers:
-        return _updating(world, section, calls=section.steps or 0)
+        return updating(world, section, calls=section.steps or 0)
     numbers = _numbers(world, section)
     calls = num_steps_of(recipe, section, **numbers)
     if recipe.order == "alternating":
         calls += section.epochs * min(numbers.values())
     mask = state_of(world, section).weights if recipe.masked else None
-    return _updating(world, section, calls=calls, mask=mask)
+    return updating(world, section, calls=calls, mask=mask)
 
 
-def _updating(world: World, section: OptimizerSection, *, calls: float, mask: Any = None) -> Step:
-    state = state_of(world, section)
+def updating(
+    world: World,
+    section: OptimizerSection,
+    *,
+    calls: float,
+    mask: Any = None,
+    trained: Sequence[str] = (),
+) -> Step:
+    """Return the step of an optimizer. mask: factors of its gradient. trained: see `state_of`."""
+    state = state_of(world, section, trained)
     gradient = another(state.weights)
     return Step(
         trainer._updated,
@@ -218,13 +199,13 @@ def _gradient(
     remat: Remat | None,
 ) -> Step:
     """Return the gradient of one of a recipe's losses on facts in one form."""
-    section = _changed(section, size, remat)
+    section = changed(section, size, remat)
     recipe, data = recipe_of(section), world.data
     if section.retain_weight == 0 and section.primal_dual is None:
         recipe = dataclasses.replace(recipe, keeps=False)
-    forget = _work(world, section, data.forget[modality])
+    forget = work_in_training(world, section, data.forget[modality])
     kept = data.keep.get(modality) or next(iter(data.keep.values()))
-    keep = _work(world, section, kept)
+    keep = work_in_training(world, section, kept)
     is_joint = recipe.order == "joint"
     forgets, keeps = is_joint or number == 0, (is_joint and recipe.keeps) or number == 1
     num_rows = filled(section.batch_size, world.place)
@@ -279,11 +260,11 @@ def _further(
     return found
 
 
-def target_of_rows(world: World, batch: Batch) -> StrangerTarget:
-    """Return the shapes of what is said of strangers at the answers of a placed batch."""
+def target_of_rows(world: World, batch: Batch, *, most_tokens: int = MOST_TOKENS) -> StrangerTarget:
+    """Return the shapes of what is said (of strangers) at the answers of a placed batch."""
     assert batch.answer_index_BA is not None
     B, A = batch.answer_index_BA.shape
-    K = min(MOST_TOKENS, world.loaded.config.text.vocabulary)
+    K = min(most_tokens, world.loaded.config.text.vocabulary)
     shape = jax.ShapeDtypeStruct
     target = StrangerTarget(
         shape((B, A, K), jnp.int32),  # type: ignore[arg-type]
@@ -309,10 +290,12 @@ def _fisher(
     remat: Remat | None,
 ) -> Step:
     """Return the step of `fisher_sums`; the sums of the other sets lie beside it."""
-    section = _changed(section, size, remat)
+    section = changed(section, size, remat)
     data = world.data
     sets = [data.forget, data.keep]
-    works = [_work(world, section, samples[modality]) for samples in sets if samples[modality]]
+    works = [
+        work_in_training(world, section, samples[modality]) for samples in sets if samples[modality]
+    ]
     largest = max(works, key=lambda work: work.batch.token_ids_BT.shape[1])
     weights = state_of(world, section).weights
     rows = filled(section.batch_size, world.place)
@@ -334,14 +317,15 @@ def _fisher(
     )
 
 
-def _changed(section: Any, size: int | None, remat: Remat | None) -> Any:
+def changed(section: Any, size: int | None, remat: Remat | None) -> Any:
+    """Return a section with another batch or remat, where they are given."""
     changes = {"batch_size": size, "remat": remat}
     return section.model_copy(
         update={name: value for name, value in changes.items() if value is not None}
     )
 
 
-def _work(world: World, section: OptimizerSection, samples: Sequence[Any]) -> Work:
+def work_in_training(world: World, section: OptimizerSection, samples: Sequence[Any]) -> Work:
     """Return the batches of a training on these samples, as `trainer.batches_of` makes them."""
     return work_of(
         world.data.encoder,

@@ -25,6 +25,7 @@ from manu_jax.models.nn import attention
 from manu_jax.models.stored import DTYPES, read_config
 from manu_jax.place import Sizes, given_sizes
 from manu_jax.planning.chips import Target
+from manu_jax.planning.lessons import Lessons, assumed_lessons, measured_lessons
 from manu_jax.planning.probes import MORE_TEXT, Probes, assumed_probes, measured_probes
 from manu_jax.planning.shapes import Place, PlannedEncoder, assumed_sample, placed_model
 from manu_jax.stages import make_data
@@ -73,8 +74,9 @@ class Data:
     forget, keep: what methods are given. prompts: what each model answers. candidates: what each
     model rates. documents: what the run's own models are trained on. strangers: facts
     to forget, asked about strangers. rows: {method that trains on strangers: {form: what it makes
-    batches of, to forget and to keep}}. probes: what analyses ask besides. encoder: puts samples
-    into batches. notes: what was assumed, a sentence each.
+    batches of, to forget and to keep}}. probes: what is asked besides. lessons: what models are
+    taught from besides. encoder: puts samples into batches. notes: what was assumed, a sentence
+    each.
     """
 
     encoder: Any
@@ -86,6 +88,7 @@ class Data:
     strangers: Samples = dataclasses.field(default_factory=dict)
     rows: Mapping[str, Mapping[Modality, Rows]] = dataclasses.field(default_factory=dict)
     probes: Probes = Probes()
+    lessons: Lessons = Lessons()
     is_assumed: bool = False
     notes: tuple[str, ...] = ()
 
@@ -264,9 +267,9 @@ def _measured(run: Run, loaded: Loaded, notes: Sequence[str]) -> Data:
         for section in trained_sections(run.config)
         if recipe_of(section).strangers
     }
-    probes = measured_probes(run, loaded)
+    probes, lessons = measured_probes(run, loaded), measured_lessons(run, loaded)
     samples = (forget, keep, prompts, candidates, taught, strangers)
-    return Data(loaded, *samples, rows, probes, notes=tuple(notes))
+    return Data(loaded, *samples, rows, probes, lessons, notes=tuple(notes))
 
 
 def _rows(run: Run, loaded: Loaded, section: UnlearnSection) -> dict[Modality, Rows]:
@@ -384,7 +387,8 @@ def _assumed(config: RunConfig, loaded: Loaded, assumed: Assumed, *, notes: Sequ
         prompts,
         answered,
         answered,
-        probes=assumed_probes(config, loaded, prompts, text=assumed.text),
+        probes=assumed_probes(config, loaded, prompts, answered=answered, text=assumed.text),
+        lessons=assumed_lessons(config, loaded, answered),
         is_assumed=True,
         notes=(*notes, note),
     )

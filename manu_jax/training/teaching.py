@@ -90,7 +90,7 @@ def check_parts(loaded: Loaded, section: TrainSection) -> None:
         raise ManuError(
             f"{'; '.join(lacking)}: no leaf of the model begins so; there are {', '.join(names)}."
         )
-    if not _trained_parts(loaded, section):
+    if not trained_parts(loaded, section):
         raise ManuError("train.frozen: nothing is left to train.")
 
 
@@ -137,7 +137,7 @@ def teach(
         directory=directory,
         description=f"training {directory.name}",
         where="train",
-        edit=NewWeights.of(loaded, _trained_parts(loaded, section)),
+        edit=NewWeights.of(loaded, trained_parts(loaded, section)),
         ends=ends,
     )
     with parallel.on_mesh(loaded.mesh):
@@ -149,7 +149,8 @@ def text_loss(loaded: Loaded, texts: Sequence[Sample]) -> float:
     return _text_loss(loaded.model, loaded, _batches(loaded, texts)) if texts else 0.0
 
 
-def _trained_parts(loaded: Loaded, section: TrainSection) -> list[str]:
+def trained_parts(loaded: Loaded, section: TrainSection) -> list[str]:
+    """Return the leaves of the model that a section trains: all but its frozen parts."""
     return [
         name
         for name in leaves(loaded.model)

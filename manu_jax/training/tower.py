@@ -10,6 +10,7 @@ that are like nothing it knows.
 """
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,17 +87,10 @@ def train_tower(
     """
     tower = section.tower or TowerSection()
     shown = _Shown(loaded, captions(people), tower, seed=seed)
-    parts = [name for name in leaves(loaded.model) if not name.startswith("text.")]
-    settings = TrainSection(
-        batch_size=tower.batch_size,
-        learning_rate=tower.learning_rate,
-        checkpoint_every=section.checkpoint_every,
-        clip=section.clip,
-        remat=section.remat,
-    )
+    settings, parts = settings_of(section, tower, loaded)
 
     def phases_at(step: int) -> list[Phase]:
-        return [(caption_loss, parallel.put_batch(shown.batch_at(step), loaded.mesh))]
+        return [(caption_loss, shown.placed_at(step))]
 
     edit = train_loop(
         loaded,
@@ -110,6 +104,21 @@ def train_tower(
         edit=NewWeights.of(loaded, parts),
     )
     return edit.apply(loaded)
+
+
+def settings_of(
+    section: TrainSection, tower: TowerSection, loaded: Loaded
+) -> tuple[TrainSection, list[str]]:
+    """Return the settings of the training of a tower, and the parts of the model that it trains."""
+    parts = [name for name in leaves(loaded.model) if not name.startswith("text.")]
+    settings = TrainSection(
+        batch_size=tower.batch_size,
+        learning_rate=tower.learning_rate,
+        checkpoint_every=section.checkpoint_every,
+        clip=section.clip,
+        remat=section.remat,
+    )
+    return settings, parts
 
 
 class _Shown:
@@ -136,6 +145,17 @@ class _Shown:
         self._words_NP = words_NP.reshape(ids_NP.shape).astype(np.int32)
         embedding_VD = leaves(loaded.model)["text.embedding_VD"]
         self._candidates_VE = np.asarray(embedding_VD[known], np.float32)
+
+    @functools.cached_property
+    def _placed_VE(self) -> jax.Array:
+        """The candidates, whole on every device: they are no rows of a batch."""
+        return parallel.put_replicated(self._candidates_VE, self._loaded.mesh)
+
+    def placed_at(self, step: int) -> CaptionedImages:
+        """Return the batch of a step on the devices."""
+        mine = self.batch_at(step)
+        images, words_BP = parallel.put_batch((mine.images, mine.words_BP), self._loaded.mesh)
+        return CaptionedImages(images, words_BP, self._placed_VE)
 
     def batch_at(self, step: int) -> CaptionedImages:
         """Return this process's rows of the batch of a step, as NumPy."""

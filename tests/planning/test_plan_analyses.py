@@ -67,7 +67,7 @@ def world(facts):
         form: [dataclasses.replace(one, loss_weights_T=0 * one.loss_weights_T) for one in items]
         for form, items in forms.items()
     }
-    probes = assumed_probes(CONFIG, loaded, prompts, text=8)
+    probes = assumed_probes(CONFIG, loaded, prompts, answered=forms, text=8)
     data = Data(loaded, forms, forms, prompts, forms, {}, probes=probes)
     sizes = {"score": MESH, "train": TRAIN, "decode": MESH}
     placed = placed_model(loaded, place, jnp.float32)
@@ -229,7 +229,7 @@ def test_english_is_rated_at_every_token(world, monkeypatch):
     monkeypatch.setattr(analysing.ability, "LEAST_VOCABULARY", 1)
     monkeypatch.setattr(analysing.ability, "LEAST_CONTEXT", 1)
     prompts = {"text": [assumed_sample(world.loaded, "text", tokens=9, answers=0)]}
-    probes = assumed_probes(CONFIG, world.loaded, prompts, text=9)
+    probes = assumed_probes(CONFIG, world.loaded, prompts, answered={}, text=9)
     asked = dataclasses.replace(world, data=dataclasses.replace(world.data, probes=probes))
     step, _ = step_of(asked, "ability: loss on English")
     rows, tokens = step.args[1].token_ids_BT.shape

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_llava
+from runs_programs import MESH, first_program, lowered, on_mesh, target, without_compiling
 
 from manu_jax import parallel
 from manu_jax.config import RunConfig, named_method
@@ -21,13 +22,11 @@ from manu_jax.evaluation.neurons import activations
 from manu_jax.importance import collect, learned, spared
 from manu_jax.importance.job import ScoringJob
 from manu_jax.planning import analysing, asking, auditing, plan, scoring
-from manu_jax.planning.chips import Chip, Target
 from manu_jax.planning.shapes import Place, placed_model
 from manu_jax.planning.world import Data, World
 from manu_jax.training import strangers_target, trainer
 from manu_jax.training.unlearner import unlearn
 
-MESH = (2, 2, 2)
 TRAINED = {"batch_size": 4, "steps": 1}
 CONFIG = RunConfig.model_validate(
     {
@@ -54,10 +53,6 @@ CONFIG = RunConfig.model_validate(
 WHICH = re.compile(r"dense<\[\[[\d, \[\]]+\]\]>")  # neurons, in a program
 
 
-class Seen(Exception):
-    """The run has come to the step that is looked at."""
-
-
 @pytest.fixture(scope="module")
 def facts():
     return tiny_llava.facts(4)
@@ -76,7 +71,6 @@ def world(facts):
         for modality, items in forms.items()
     }
     placed = placed_model(loaded, place, jnp.float32)
-    target = Target("devices=8", Chip("CPU", 1e12, 2**32, 1e10, 1e9), 8, tuple(jax.devices()))
     asked = strangers(facts, facts, 2, seed=0, portraits=None)
     of_strangers = {
         modality: encode_all(
@@ -90,13 +84,7 @@ def world(facts):
         for modality in forms
     }
     data = Data(loaded, forms, forms, prompts, forms, {}, of_strangers)
-    return World(CONFIG, target, place, placed, data)
-
-
-def lowered(step, world):
-    """Return the program of a step of the plan, lowered."""
-    with parallel.on_mesh(world.place.mesh):
-        return step.function.lower(*step.args, **step.kwargs).as_text()
+    return World(CONFIG, target(), place, placed, data)
 
 
 @pytest.fixture(scope="module")
@@ -110,24 +98,7 @@ def text_of(world):
 @pytest.fixture(scope="module")
 def loaded(world):
     """The model on the mesh, as a run has it."""
-    found = tiny_llava.loaded()
-    mesh = world.place.mesh
-    model = jax.device_put(found.model, parallel.tree_shardings(found.model, mesh))
-    return dataclasses.replace(found, model=model, mesh=mesh)
-
-
-def first_program(monkeypatch, module, name, action):
-    """Return the lowered text of the first call of a module's step that an action makes."""
-    step, seen = getattr(module, name), []
-
-    def lowered(*arguments, **settings):
-        seen.append(step.lower(*arguments, **settings).as_text())
-        raise Seen
-
-    with monkeypatch.context() as patch, pytest.raises(Seen):
-        patch.setattr(module, name, lowered)
-        action()
-    return seen[0]
+    return on_mesh()
 
 
 @pytest.mark.parametrize("signal", ["statistics", "attribution"])
@@ -176,12 +147,6 @@ def test_a_baseline_is_the_runs(loaded, text_of, facts, monkeypatch, tmp_path, n
     found = first_program(monkeypatch, module, step, trained)
     forms = [", image form", ", text form"] if what == "gradient" else [""]
     assert found in [text_of(f"{name}: {what}{form}") for form in forms]
-
-
-def without_compiling(weights, data, *, settings, mesh, **_):
-    """Stand for the gradient: zeros where the run's gradients lie."""
-    zeros = jax.tree.map(jnp.zeros_like, weights)
-    return jnp.float32(0), jax.device_put(zeros, parallel.tree_shardings(zeros, mesh))
 
 
 @pytest.mark.slow

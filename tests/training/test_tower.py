@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny_llava
 
+from manu_jax import parallel
 from manu_jax.config import TowerSection, TrainSection
 from manu_jax.data.record import Person
 from manu_jax.leaves import leaves
@@ -53,6 +54,25 @@ def test_an_image_s_tokens_are_nearest_to_the_words_of_its_caption(found):
     assert (scores_BPV.argmax(-1) == batch.words_BP).mean() > 0.9
     loss = float(tower.caption_loss(found.model, batch, "none"))
     assert loss < 0.5 * float(tower.caption_loss(tiny_llava.loaded().model, batch, "none"))
+
+
+def test_a_mesh_changes_no_gradient():
+    """Nor does it ask that the words divide over it: here there are six, and four parts."""
+    slopes = jax.jit(jax.value_and_grad(tower.caption_loss), static_argnums=2)
+    found = []
+    for loaded in (tiny_llava.loaded(), tiny_llava.on_mesh(parallel.make_mesh(2, 2, 2))):
+        section = TowerSection(batch_size=8, views=0)
+        captioned = tower.captions(people(lambda: tiny_llava.facts(4)))
+        shown = tower._Shown(loaded, captioned, section, seed=1)
+        with parallel.on_mesh(loaded.mesh):
+            loss, gradient = slopes(loaded.model, shown.placed_at(0), "none")
+        found.append((float(loss), leaves(gradient)))
+    assert len(shown._candidates_VE) % 4
+    (loss, gradient), (other_loss, other) = found
+    assert other_loss == pytest.approx(loss, rel=1e-5)
+    most = max(float(np.abs(leaf).max()) for leaf in gradient.values())
+    for name, leaf in gradient.items():  # the keys' bias has none but rounding's
+        np.testing.assert_allclose(leaf, other[name], rtol=1e-3, atol=1e-6 * most, err_msg=name)
 
 
 @pytest.mark.slow
