@@ -4,7 +4,7 @@ WORKDIR /manu_jax
 COPY pyproject.toml README.md LICENSE ./
 COPY manu_jax manu_jax
 # CUDA, cuDNN and NCCL come as wheels.
-RUN pip install --no-cache-dir '.[cuda]'
+RUN pip install --no-cache-dir '.[cuda,cloud]'
 COPY configs configs
 COPY tools tools
 # Python is the first process of the container, so that SIGTERM reaches it: it saves and stops.

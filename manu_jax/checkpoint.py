@@ -2,6 +2,7 @@
 
 Orbax finds no damage in the numbers, so a folder holds the SHA-256 of each of its files in
 `checksums.json`, which is written last and checked on loading. The only file that imports orbax.
+A long loop saves steps, and a process that was killed goes on from the newest.
 
 Orbax writes to `gs://` itself. Of another store it knows nothing; there a checkpoint has the form
 of `pieces.py`.
@@ -25,7 +26,7 @@ from jax.experimental import multihost_utils
 
 from manu_jax import parallel, pieces, stores
 from manu_jax.folder import ForeignErrors, expand_path, explained, write_atomic
-from manu_jax.leaves import first_name, path_name
+from manu_jax.leaves import first_name, leaves, path_name
 from manu_jax.types import ManuError
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,8 @@ REMEDY = "Remove it and start anew."
 METADATA = "_CHECKPOINT_METADATA"  # the file that Orbax puts into every checkpoint
 METADATA_BYTES = 2**20  # room that is asked for beside the arrays
 SHOWN = 5  # names in an error
+KEPT_CHECKPOINTS = 2  # of a long loop
+CHECKPOINT_NAME = "step-{:08d}"
 
 
 def save(path: str | os.PathLike, tree: Any) -> None:
@@ -104,6 +107,32 @@ def mark(path: str | os.PathLike) -> Any:
     if stores.is_store(path):
         return expand_path(path) / CHECKSUMS
     return Path(path).absolute() / METADATA
+
+
+def resume(directory: Path, state: Any) -> tuple[Any, int]:
+    """Return the state of the newest checkpoint and its step; (`state`, 0) where there is none.
+
+    state: a pytree of the shapes, dtypes and shardings that are expected.
+    """
+    step = parallel.broadcast(max(_steps(directory), default=0))
+    path = directory / CHECKPOINT_NAME.format(step)
+    if not step or not parallel.exists(mark(path)):
+        return state, 0
+    target = leaves(state)
+    found = load(path, target)
+    logger.info("%s: going on after step %d", directory, step)
+    return jax.tree.unflatten(jax.tree.structure(state), [found[name] for name in target]), step
+
+
+def save_step(directory: Path, step: int, state: Any) -> None:
+    """Write the state after `step` steps, and remove all but the two newest."""
+    save(directory / CHECKPOINT_NAME.format(step), leaves(state))
+
+    def remove_old() -> None:
+        for old in _steps(directory)[:-KEPT_CHECKPOINTS]:
+            stores.remove_folder(directory / CHECKPOINT_NAME.format(old))
+
+    parallel.on_first_process(remove_old)
 
 
 def _is_in_pieces(path: Any) -> bool:
@@ -258,3 +287,16 @@ def _abstract(target: Any) -> Any:
         return leaf
 
     return jax.tree.map(shape, target)
+
+
+def _steps(directory: Path) -> list[int]:
+    """Return the steps of the whole checkpoints in a folder, in order."""
+    if not directory.is_dir():
+        return []
+    prefix = CHECKPOINT_NAME.split("{")[0]
+    found = [
+        path
+        for path in directory.iterdir()
+        if path.name.startswith(prefix) and path.name[len(prefix) :].isdigit()
+    ]
+    return sorted(int(path.name[len(prefix) :]) for path in found if exists(path))

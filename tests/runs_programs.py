@@ -1,6 +1,5 @@
 """Programs of a run, as it first calls them, and of a plan, to be compared as text."""
 
-
 import jax
 import jax.numpy as jnp
 import pytest

@@ -163,7 +163,7 @@ def _row(cell: Cell, cache: Path, *, compiles: bool) -> Row | None:
     if cell.step in AUTO:
         config = config_of(MODELS[cell.model], is_auto=True)
         sizes = {kind: choice.sizes for kind, choice in meshes.chosen(config, target).items()}
-    if cell.step == "answers":  # of one batch: where no prompt waits, one program does all
+        # Of one batch: where no prompt waits, one program does all
         assumed = dataclasses.replace(ASSUMED, samples=BATCH)
     world = world_of(config, target, assumed, sizes=sizes)
     item = next(item for item in planned(world) if item.name == STEPS[cell.step])

@@ -155,7 +155,7 @@ class DataSection(Section):
     # Of mllmu: baseline_train_split; None: ft_Data in `path`. Of ppu: the folder of its split files
     train_path: FilePath | None = None
     # Percent of the people to forget; a benchmark may have but some of these splits
-    forget: Literal[1, 5, 10, 15, 30] = 10
+    forget: Literal[1, 5, 10, 15, 30, 40] = 10
     # Which part of a benchmark that has several; None: its first
     subset: Annotated[str, pydantic.Field(min_length=1)] | None = None
     # Share of the retain people that methods are given; the others are evaluated as `unseen`

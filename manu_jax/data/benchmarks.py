@@ -182,6 +182,7 @@ BENCHMARKS: dict[str, BenchmarkFormat] = {
         facts.read,
         facts.question_prompt,
         known=KnownFacts(facts.samples, facts.write),
+        shares=facts.SHARES,
         nouns=("subject", "subjects"),
     ),
     "clear": BenchmarkFormat(

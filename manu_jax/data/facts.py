@@ -28,6 +28,7 @@ from manu_jax.types import ManuError, PromptTemplate, Sample, question_sample, r
 ASKED = "asked.jsonl"
 GIVEN, HELD_BACK = (0, 1), (2,)  # wordings: those that methods are given, and that of `test`
 LETTERS = "ABCD"
+SHARES = (5, 10, 15, 30, 40)  # percent of the facts that are known, to forget
 FEWEST = 4  # known facts of a kind, of which one is to forget
 
 

@@ -10,7 +10,10 @@ over activations.
 
 import dataclasses
 import functools
+import hashlib
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import jax
@@ -18,9 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from manu_jax import parallel
+from manu_jax import faults, parallel, stores
+from manu_jax.checkpoint import resume, save_step
 from manu_jax.config import LearnedMethod
 from manu_jax.data.batches import Batches, encode_all
+from manu_jax.fingerprint import samples_hash, weights_hash
 from manu_jax.importance.gradients import ATTRIBUTION_OBJECTIVES
 from manu_jax.importance.job import ScoringJob
 from manu_jax.models.nn.answers import logits_at_answers
@@ -31,6 +36,7 @@ from manu_jax.types import Batch, BatchShape, Modality, Neurons
 
 LENGTH_MULTIPLE = 8  # tokens
 NOTE_EVERY = 20  # steps
+SAVE_EVERY = 50  # steps
 FORGET, KEEP = 1.0, 2.0  # marks in a batch's example weights
 
 
@@ -75,17 +81,24 @@ def learn_gates(job: ScoringJob[LearnedMethod]) -> Neurons:
     """Return scores, high where a gate is to be closed: {tower: [L, F] float32}.
 
     The method's α is the share of gates that are closed while they are learned. The same seed gives
-    the same scores. Steps have batch sizes of their own, and a killed job starts over.
+    the same scores. Steps have batch sizes of their own. A killed job goes on from the newest
+    checkpoint in its directory, to the same bits; without a directory it starts over.
     """
     loaded, method = job.loaded, job.method
     towers = method.scored_towers(loaded.towers)
     scores: Neurons = {tower: np.zeros(loaded.towers[tower], np.float32) for tower in towers}
     learning = Learning.of(method, scores)
     streams = {modality: _Stream(job, modality) for modality in job.modalities}
-    with parallel.on_mesh(loaded.mesh), Progress("learning gates", method.steps) as progress:
+    directory, note = _checkpoints(job), ""
+    with parallel.on_mesh(loaded.mesh):
         scores = parallel.put_replicated(scores, loaded.mesh)
-        state, note = learning.optimizer().init(scores), ""
-        for step in range(method.steps):
+        state = parallel.put_replicated(learning.optimizer().init(scores), loaded.mesh)
+        first = 0
+        if directory is not None:
+            (scores, state), first = resume(directory, (scores, state))
+    progress = Progress("learning gates", method.steps, done=first)
+    with parallel.on_mesh(loaded.mesh), progress:
+        for step in range(first, method.steps):
             batches = {
                 modality: parallel.put_batch(stream.batch_at(step), loaded.mesh)
                 for modality, stream in streams.items()
@@ -96,7 +109,31 @@ def learn_gates(job: ScoringJob[LearnedMethod]) -> Neurons:
             if step % NOTE_EVERY == 0:  # reading a loss waits for the step
                 note = ", ".join(f"{name} {float(loss):.3f}" for name, loss in losses.items())
             progress.advance(note=note)
+            is_due = faults.stop_is_due()
+            if (is_due or (step + 1) % SAVE_EVERY == 0) and step + 1 < method.steps:
+                if directory is not None:
+                    save_step(directory, step + 1, (scores, state))
+                faults.stop_if_due()
+    if directory is not None:
+        parallel.on_first_process(functools.partial(stores.remove_folder, directory))
     return parallel.gather(scores)
+
+
+def _checkpoints(job: ScoringJob[LearnedMethod]) -> Path | None:
+    """Return the folder of a job's checkpoints, which no other job has; None: they are nowhere."""
+    if job.directory is None:
+        return None
+    made_from = {
+        "method": job.method.model_dump(mode="json"),
+        "seed": job.seed,
+        "model": weights_hash(job.loaded.model),
+        "samples": {
+            form: [samples_hash(forms[form]) for forms in (job.forget, job.keep)]
+            for form in job.modalities
+        },
+    }
+    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+    return job.directory / f"gates-{digest[:12]}"
 
 
 @functools.partial(jax.jit, static_argnames="learning", donate_argnums=(0, 1))

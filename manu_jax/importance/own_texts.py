@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from manu_jax import parallel
+from manu_jax import faults, parallel
 from manu_jax.data.batches import Batches, encode_all
 from manu_jax.data.texts import OPENINGS
 from manu_jax.folder import write_atomic
@@ -89,6 +89,7 @@ def sampled(loaded: Loaded, count: int, *, tokens: int, seed: int) -> list[tuple
                 prompt, opening = prompts[index]
                 found[index] = (prompt, (opening + text).replace(placeholder, ""))
             progress.advance(len(indices))
+            faults.stop_if_due()
     return found
 
 

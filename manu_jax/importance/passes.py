@@ -6,7 +6,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 
-from manu_jax import parallel
+from manu_jax import faults, parallel
 from manu_jax.data.batches import batches_of, encode_all
 from manu_jax.models.loaded import Loaded
 from manu_jax.models.nn.answers import targets_of
@@ -38,6 +38,7 @@ def run_over(
         for index in range(len(batches)):
             total = step(total, parallel.put_batch(batches.batch_at(index), loaded.mesh))
             progress.advance()
+            faults.stop_if_due()
     return total
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from manu_jax import parallel
+from manu_jax import faults, parallel
 from manu_jax.config import StatisticsMethod
 from manu_jax.data.batches import batches_of, encode_all
 from manu_jax.importance.collect import CaptureStep, capture_step_of, fade_of, values_of
@@ -108,6 +108,7 @@ def collect_people(
                 for moment, term_BLF in terms.items():
                     np.add.at(sums[moment][tower], person_N[indices], term_BLF)
             progress.advance()
+            faults.stop_if_due()
     counts_P = np.bincount(person_N, minlength=len(people)).astype(np.float64)
     found = PeopleStatistics(people, counts_P, sums, method.threshold)
     check_statistics(found.of(people), f"statistics of {len(people):,} people, {modality} form")

@@ -12,7 +12,7 @@ ASSUMPTIONS = (
     "number lets compute, memory and network overlap, the second none. Nothing is measured.",
     "An answer takes all of its new tokens; relearning takes its mean number of steps.",
     "Not compiled: what takes a planned step again on as many tokens or fewer (docs/devices.md has "
-    "the list), and the training of a new tower with replayed texts.",
+    "the list), and a judge, which runs elsewhere.",
 )
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from manu_jax import parallel
+from manu_jax import faults, parallel
 from manu_jax.config import NeuronsSection, UnlearnSection
 from manu_jax.data.batches import Batches, encode_all
 from manu_jax.data.forms import forms
@@ -115,6 +115,7 @@ def _squares(loaded: Loaded, samples: Sequence[Sample]) -> np.ndarray:
         for step in range(len(batches)):
             batch = parallel.put_batch(batches.batch_at(step), loaded.mesh)
             total_LF = total_LF + _batch_squares(loaded.model, batch)
+            faults.stop_if_due()
     return parallel.gather(total_LF)
 
 

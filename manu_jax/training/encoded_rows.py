@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from manu_jax import parallel
+from manu_jax import faults, parallel
 from manu_jax.models.loaded import Loaded
 from manu_jax.models.nn.multimodal import Multimodal
 from manu_jax.training.features import AT_ONCE, STORE_BYTES, features_of, with_features
@@ -52,6 +52,7 @@ class EncodedRows:
         if first_layer and bytes_each * len(everything) <= STORE_BYTES:
             for start in range(0, len(everything), AT_ONCE):
                 self._entering |= self._enter(everything[start : start + AT_ONCE])
+                faults.stop_if_due()
 
     def batch(self, indices: np.ndarray, size: int, *, of_others: bool = False) -> Batch:
         """Return these samples as one batch of at least `size` rows."""

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from manu_jax import faults, parallel
+from manu_jax.checkpoint import resume, save_step
 from manu_jax.config import UnlearnSection
 from manu_jax.data.forms import forms
 from manu_jax.data.record import Fact
@@ -31,7 +32,6 @@ from manu_jax.models.loaded import Loaded
 from manu_jax.progress import Progress
 from manu_jax.training.gradient import GradientSettings, loss_and_gradient
 from manu_jax.training.objectives import cross_entropy_on_answers
-from manu_jax.training.resume import resume, save_step
 from manu_jax.training.trainer import batches_of, step_settings
 from manu_jax.types import Batch, ManuError, Modality, Sample
 

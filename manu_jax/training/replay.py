@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from manu_jax import parallel
+from manu_jax import faults, parallel
 from manu_jax.data.batches import Batches, encode_all
 from manu_jax.models.loaded import Loaded
 from manu_jax.models.nn.answers import logits_at_answers
@@ -36,6 +36,7 @@ def said_at(loaded: Loaded, texts: Sequence[Sample]) -> StrangerTarget:
             said, count = parallel.gather(_said(loaded.model, batch)), len(batches.indices_at(step))
             rows.append(jax.tree.map(lambda values, count=count: values[:count], said))
             progress.advance(count)
+            faults.stop_if_due()
     return jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
 
 

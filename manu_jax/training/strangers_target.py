@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from manu_jax import parallel
+from manu_jax import faults, parallel
 from manu_jax.data.batches import encode_all
 from manu_jax.data.forms import has_form, question_and_answer
 from manu_jax.data.record import Fact
@@ -131,6 +131,7 @@ def stranger_target(
             )
             found.append(parallel.gather(target))
             progress.advance(len(chosen))
+            faults.stop_if_due()
     whole = jax.tree.map(lambda *parts: np.concatenate(parts)[: len(facts)], *found)
     return cast(StrangerTarget, whole)
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from manu_jax import faults, parallel
+from manu_jax.checkpoint import resume, save_step
 from manu_jax.config import OptimizerSection, TrainSection, UnlearnSection
 from manu_jax.data.batches import Batches, encode_all
 from manu_jax.edits.edit import Edit
@@ -37,7 +38,6 @@ from manu_jax.training.gradient import (
 )
 from manu_jax.training.lora import merged, new_adapters
 from manu_jax.training.objectives import Objective, cross_entropy_on_answers
-from manu_jax.training.resume import resume, save_step
 from manu_jax.types import ManuError, Sample
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from manu_jax import parallel
+from manu_jax import faults, parallel
 from manu_jax.config import LoraSection
 from manu_jax.data.batches import ANSWER_MULTIPLE, encode_all
 from manu_jax.data.forms import form, has_form
@@ -154,6 +154,7 @@ class Attacker:
                         key=None if lora is None else jax.random.fold_in(key, len(losses)),
                     )
                     losses.append(loss)
+                    faults.stop_if_due()
             losses = [float(parallel.gather(loss)) for loss in losses]
             diverged = next((n for n, loss in enumerate(losses) if not math.isfinite(loss)), None)
             if diverged is not None:
