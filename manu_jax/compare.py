@@ -21,6 +21,7 @@ one begins, so that they can be run elsewhere, each by `manu_jax.run`, and found
 """
 
 import argparse
+import functools
 import json
 import logging
 import sys
@@ -31,6 +32,7 @@ from typing import Annotated, Any, Literal
 import jax
 import pydantic
 
+from manu_jax import parallel
 from manu_jax.config import (
     SYSTEM_PROMPT,
     TRAINED,
@@ -177,13 +179,24 @@ class CompareConfig(Section):
         return is_best_of_more or any(len(one.trials) > 1 for one in self.chosen)
 
     @property
+    def is_distributed(self) -> bool:
+        """Whether several processes make each run."""
+        mesh = self.run.get("mesh")
+        return isinstance(mesh, Mapping) and bool(mesh.get("distributed"))
+
+    @property
     def cells(self) -> list[tuple[int, int]]:
         """(seed, share), the shares of a seed one after the other."""
         return [(seed, share) for seed in self.seeds for share in self.shares]
 
 
 def compare(config: CompareConfig, where: str = "compare") -> Path:
-    """Run the comparison, or what is left of it; return its folder."""
+    """Run the comparison, or what is left of it; return its folder.
+
+    With `run.mesh.distributed` all processes call it; the first one writes.
+    """
+    if config.is_distributed:
+        parallel.join()
     folder = expand_path(config.output)
     if config.has_choice:
         tuned = _tuned(config, folder, where)
@@ -198,16 +211,20 @@ def compare(config: CompareConfig, where: str = "compare") -> Path:
         place = f"{where}, {cell.folder.name}"
         own = {"seed": seed, "share": share, "output": cell.folder, "audit": audit}
         runs.append(_run_config(config, methods, where=place, **own))
-        write_atomic(cell.folder.with_name(f"{cell.folder.name}.yaml"), to_yaml(runs[-1]))
+        _write(cell.folder.with_name(f"{cell.folder.name}.yaml"), to_yaml(runs[-1]))
         cells.append(cell)
     for cell, own in zip(cells, runs, strict=True):
         logger.info("compare: cell %s", cell.folder.name)
         # A process may map only so many programs, and every method has its own.
         jax.clear_caches()
         run(own, waits=True)
-    found = compare_cells(cells)
-    write_atomic(folder / "comparison.json", json.dumps(found, indent=1) + "\n")
-    write_atomic(folder / "comparison.md", to_markdown(found))
+
+    def write() -> None:
+        found = compare_cells(cells)
+        write_atomic(folder / "comparison.json", json.dumps(found, indent=1) + "\n")
+        write_atomic(folder / "comparison.md", to_markdown(found))
+
+    parallel.on_first_process(write)
     logger.info("%s: comparison.json and comparison.md", folder)
     return folder
 
@@ -234,6 +251,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         compare(config, f"config {options.config}")
 
     return exit_status(action)
+
+
+def _write(path: Path, text: str) -> None:
+    parallel.on_first_process(functools.partial(write_atomic, path, text))
 
 
 def _tuned(config: CompareConfig, folder: Path, where: str) -> dict[str, dict[str, Any]]:
@@ -265,7 +286,9 @@ def _tuned(config: CompareConfig, folder: Path, where: str) -> dict[str, dict[st
     )
     logger.info("compare: %d trials of %d methods", len(trials), len(config.chosen))
     run(section, waits=True)
-    rows = json.loads((folder / "tuning" / "results.json").read_text())["rows"]
+    results = folder / "tuning" / "results.json"
+    assert parallel.exists(results)  # the first process has written it
+    rows = json.loads(results.read_text())["rows"]
     found: dict[str, dict[str, Any]] = {}
     for method in config.chosen:
         scored = [
@@ -276,7 +299,7 @@ def _tuned(config: CompareConfig, folder: Path, where: str) -> dict[str, dict[st
         best = max(scored, key=lambda one: one["score"])  # the first, where equal
         found[method.name] = {**best, "trials": scored}
         logger.info("compare: %s: %s, score %.3f", method.name, best["settings"], best["score"])
-    write_atomic(folder / "tuning.json", json.dumps(found, indent=1) + "\n")
+    _write(folder / "tuning.json", json.dumps(found, indent=1) + "\n")
     return found
 
 

@@ -70,6 +70,12 @@ def local(path: str | os.PathLike, kind: Kind, patterns: Sequence[str]) -> Path:
     network or the cache lacks it.
     """
     named = repository(path, kind)
+    is_on_hub = bool(parallel.broadcast(named is not None))
+    if is_on_hub != (named is not None):
+        raise ManuError(
+            f"{path}: a folder on one host and a name on the hub for another. Give a path that all "
+            "hosts have, or begin it with ./"
+        )
     if named is None:
         return _from_store(expand_path(path), kind, patterns)
     key = (named, tuple(patterns))

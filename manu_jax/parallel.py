@@ -61,6 +61,8 @@ LEAF_NAME = re.compile(r"([a-z0-9_]+_([A-Z]+))(?:\.value)?$")
 SHUTDOWN_SECONDS = 60  # how long a process that ends waits for the others, which then end too
 SHARED_SECONDS = 60  # how long a new file may take to be seen by all
 MESSAGE_BYTES = 4096
+IS_STRICT = False  # whether one process finds, too, what would make several hang; tests set it
+_is_alone = False  # the first process does something while the others wait
 
 Bounds = tuple[tuple[int, int], ...]  # of each axis: start and stop
 
@@ -284,8 +286,7 @@ def gather(tree: Any) -> Any:
 
 
 def join() -> None:
-    """Join the other processes of the job, and watch for their faults; ManuError where they are not
-    to be found."""
+    """Join the job's processes, and watch for faults of theirs; ManuError where there are none."""
     if jax.distributed.is_initialized():
         return
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -319,14 +320,14 @@ def on_first_process(action: Callable[[], Any]) -> None:
 
     action: does nothing that the others have a part in.
     """
+    _check_together("on_first_process")
     if jax.process_count() == 1:
-        action()
-        return
+        return _by_itself(action)
     fault = None
     message = np.zeros(MESSAGE_BYTES, np.int32)
     if is_first_process():
         try:
-            action()
+            _by_itself(action)
         except (ManuError, OSError) as error:
             fault = explained(error) if isinstance(error, OSError) else error
             text = str(fault).encode()[:MESSAGE_BYTES]
@@ -338,8 +339,24 @@ def on_first_process(action: Callable[[], Any]) -> None:
         raise ManuError(told.decode(errors="ignore"))
 
 
+def _by_itself(action: Callable[[], Any]) -> None:
+    global _is_alone
+    _is_alone = True
+    try:
+        action()
+    finally:
+        _is_alone = False
+
+
+def _check_together(name: str) -> None:
+    """Raise where the first process is alone in a call that all have a part in; it would hang."""
+    if _is_alone and (IS_STRICT or jax.process_count() > 1):
+        raise RuntimeError(f"parallel.{name}: all processes call it together, not the first alone")
+
+
 def broadcast(number: int) -> int:
     """Return the first process's number on all processes, which wait for it."""
+    _check_together("broadcast")
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
@@ -352,7 +369,8 @@ def exists(path: str | os.PathLike) -> bool:
     process does not come to see what the first one does.
     """
     place = expand_path(path)
-    is_there = bool(broadcast(stores.stands(place)))
+    # The others don't look before: on a network disk they would go on seeing that nothing is there.
+    is_there = bool(broadcast(is_first_process() and stores.stands(place)))
     start = time.monotonic()
     while is_there and not stores.stands(place):
         if time.monotonic() - start > SHARED_SECONDS:

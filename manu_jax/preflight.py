@@ -104,10 +104,10 @@ def check(
             read_config(fetch(given, with_weights=False))
     if "evaluate" in stages:
         with noted():
-            check_judge(run)
+            parallel.on_first_process(functools.partial(check_judge, run))  # alone asks it
     if run.config.push is not None and "push" in stages:
         with noted():
-            hub.check_push(run.config.push)
+            parallel.on_first_process(functools.partial(hub.check_push, run.config.push))
     if faults:
         raise ManuError("\n".join(faults))
     if (

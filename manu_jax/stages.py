@@ -181,7 +181,8 @@ def make_evaluation(run: Run) -> None:
     times = run.times()
     times["evaluate"] = times.get("evaluate", 0.0) + round(time.monotonic() - begun, 2)
     parallel.on_first_process(functools.partial(export, run, tuple(models)))
-    write = functools.partial(write_results_of, evaluated, rows, analyses, timings=times)
+    about = {"absent": run.absent, "timings": times}
+    write = functools.partial(write_results_of, evaluated, rows, analyses, **about)
     parallel.on_first_process(write)
 
 

@@ -40,6 +40,9 @@ def pytest_configure(config):
         return  # of xdist: this process starts the workers, and runs no tests
     import jax
 
+    from manu_jax import parallel
+
+    parallel.IS_STRICT = True
     jax.config.update("jax_default_matmul_precision", "highest")
     jax.config.update("jax_numpy_rank_promotion", "raise")
     gc.disable()  # until all is imported: next to nothing of that is garbage

@@ -1,6 +1,8 @@
 """Comparisons: equal trials, other people, pooled numbers, nothing done twice."""
 
+import dataclasses
 import json
+import shutil
 import zlib
 from pathlib import Path
 from typing import Literal
@@ -12,6 +14,7 @@ import yaml
 from manu_jax import compare as compare_module
 from manu_jax.compare import compare, load_compare_config, main
 from manu_jax.config import PRESETS, MethodSettings
+from manu_jax.evaluation.analyses.ability import Ability
 from manu_jax.evaluation.analyses.audit import audited
 from manu_jax.evaluation.metrics import bootstrap
 from manu_jax.importance.job import EditMethod
@@ -225,6 +228,35 @@ def test_the_table_has_unseen_people_first_and_used_ones_beside_them(done, done_
     assert "No method was given the people of retain (unseen)." in text
     text = (done_with_all / "comparison.md").read_text()
     assert "keeping was not measured on others" in text
+
+
+def test_what_else_was_lost_stands_beside_it_where_it_was_measured(done, tmp_path):
+    folder, config = done
+    assert not {"English", "completions", "chat"} & {*columns(folder)[0]}
+    cells = []
+    for seed in config.seeds:
+        name = f"seed-{seed}.forget-10"
+        cells.append(Cell(seed, 10, tmp_path / name))
+        shutil.copytree(folder / "cells" / name, tmp_path / name)
+        path = tmp_path / name / "results.json"
+        values = json.loads(path.read_text())
+        values["ability"] = [
+            dataclasses.asdict(Ability(model=model, measure=measure, value=value, n=3))
+            for model, shift in (("vanilla", 0.0), ("random", 0.25 * seed))
+            for measure, value in (("english", 3.5 + shift), ("completions", 0.7 - shift))
+        ]
+        path.write_text(json.dumps(values))
+    found = compare_cells(cells)
+    (lost,) = (
+        one for one in found["ability"] if (one["model"], one["measure"]) == ("random", "english")
+    )
+    assert (lost["value"], lost["by_seed"]) == (3.875, [3.75, 4.0])
+    (tmp_path / "comparison.md").write_text(to_markdown(found))
+    heads, rows = columns(tmp_path)
+    assert heads[-3:] == ["English", "completions", "seconds"]
+    assert rows["random"]["English"] == "3.88 (3.75–4.00)"
+    assert rows["random"]["completions"] == "32 (20–45)"
+    assert rows["retrained"]["English"] == "–"
 
 
 def test_the_method_that_keeps_most_beyond_what_it_leaves_is_first(done):

@@ -110,3 +110,14 @@ def test_constrain_with_a_mesh_splits_what_divides():
             jax.numpy.ones((8, 3))
         )
     assert placed.sharding.shard_shape((8, 3)) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    "together", [lambda: parallel.broadcast(1), lambda: parallel.on_first_process(lambda: None),
+                 lambda: parallel.exists("x")],
+)  # fmt: skip
+def test_what_all_do_together_is_not_done_by_the_first_alone(together):
+    """They would hang; with one process the tests find it."""
+    with pytest.raises(RuntimeError, match="all processes call it together"):
+        parallel.on_first_process(together)
+    together()

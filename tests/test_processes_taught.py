@@ -8,7 +8,7 @@ from test_processes import ROW_MEANS, finish, start, start_all
 CONFIG = """
 seed: 0
 cache: null
-mesh: {data: 2, fsdp: 2, tensor: 2}
+mesh: {data: 1, fsdp: 4, tensor: 2}  # a weight is on both processes
 score_batch: 8
 data: {num_people: 6, num_celebrities: 4, num_general: 8, forget: 15, keep_share: 0.5}
 model:

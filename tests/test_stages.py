@@ -44,7 +44,7 @@ def test_results_hold_who_was_shown_and_what_was_not_asked(tmp_path):
     row = {"model": "vanilla", "set": "forget", "task": "cloze", "modality": "text"}
     row |= {"metric": "accuracy", "value": 0.5, "n": 2, "low": None, "high": None}
     evaluated = Evaluated(run, ("vanilla", "random"))
-    write_results_of(evaluated, [row], {}, timings={})
+    write_results_of(evaluated, [row], {}, absent={}, timings={})
     results = load_results(tmp_path)
     assert [identity for identity, _ in results.request.people] == ["000", "001", "002", "003"]
     assert (results.request.share, results.request.num_people) == (10, 9)

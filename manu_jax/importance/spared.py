@@ -72,7 +72,8 @@ def spared_of(
     if path is not None and parallel.exists(path):
         arrays, metadata = read_arrays(path, FORMAT)
         check_arrays(arrays, f"spared neurons {path}", dtype="bool", num_axes=2)
-        if made_from(metadata, f"spared neurons {path}") == json.loads(json.dumps(made)):
+        is_same = made_from(metadata, f"spared neurons {path}") == json.loads(json.dumps(made))
+        if parallel.broadcast(is_same):
             return dict(arrays)
     assert method.spare is not None
     removal = _Removal.of(job, kept, gates)

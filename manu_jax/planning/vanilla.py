@@ -190,6 +190,7 @@ def _tower_gradient(world: World, size: int | None, remat: Remat | None) -> Step
     data = tower.CaptionedImages(
         world.place.rows(images),
         world.place.rows(jax.ShapeDtypeStruct((rows, shown.num_features), np.int32)),
+        world.place.rows(jax.ShapeDtypeStruct((rows,), np.float32)),
         world.place.whole(jax.ShapeDtypeStruct((lessons.captions, width), np.float32)),
     )
     return gradient_step(

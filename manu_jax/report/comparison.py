@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from manu_jax.evaluation.analyses.ability import CHAT_KL, COMPLETED, ENGLISH
 from manu_jax.evaluation.analyses.differences import differences
 from manu_jax.evaluation.analyses.distances import KL, KL_SETS, KS
 from manu_jax.evaluation.analyses.leakage import FIGURES, Leakage, find_leakage
@@ -30,7 +31,9 @@ FREE_ANSWERS = {"task": "generation", "metric": "exact"}
 CHOICE = {"task": "classification", "metric": "accuracy"}
 NONE = "–"  # of what was not measured
 AREA = "area"  # the metric of the audit's rows that the table shows
-LISTS = ("rows", "scores", "differences", "leakage", "distances", "areas", "verdicts", "seconds")
+LISTS = ("rows", "scores", "differences", "leakage", "distances", "areas", "verdicts")
+LISTS += ("ability", "seconds")
+ABILITY = {ENGLISH: "English", COMPLETED: "completions", CHAT_KL: "chat"}  # columns, where measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +55,10 @@ def compare_cells(cells: Sequence[Cell], resamples: int = 1000) -> dict[str, Any
     distances: {set, modality, metric, value, …}: "kl" with the values of each seed, "ks" over all
     items. areas: {modality, value, by_seed, variants}: what relearning brings back, mean over its
     variants and the seeds; of the retrained model too. verdicts: {modality, by_seed}: the words of
-    each audit. seconds: {value, by_seed}: of what made the method. Models that were not audited, or
-    not made, have no entry. Raises ManuError where runs have different models or no results.
+    each audit. seconds: {value, by_seed}: of what made the method. ability: {measure, value,
+    by_seed}: English, completions and chat, of models that can answer. Models that were not
+    audited, or not made, have no entry. Raises ManuError where runs have different models or no
+    results.
     """
     found: dict[str, Any] = {"seeds": sorted({cell.seed for cell in cells})}
     found |= {name: [] for name in LISTS}
@@ -85,6 +90,7 @@ def compare_cells(cells: Sequence[Cell], resamples: int = 1000) -> dict[str, Any
                 "areas": _areas(model, results),
                 "verdicts": _verdicts(model, results),
                 "seconds": _seconds(model, results),
+                "ability": _ability(model, results),
             }
             for name, entries in parts.items():
                 found[name] += [{"share": share, "model": model, **one} for one in entries]
@@ -227,6 +233,20 @@ def _seconds(model: str, results: Sequence[Results]) -> list[dict[str, Any]]:
     return [_over_seeds(values)] if values else []
 
 
+def _ability(model: str, results: Sequence[Results]) -> list[dict[str, Any]]:
+    """Return the measures that every run of the model has."""
+    found: dict[str, list[float]] = collections.defaultdict(list)
+    for result in results:
+        for row in result.analyses["ability"]:
+            if row.model == model and row.measure in ABILITY and row.value is not None:
+                found[row.measure].append(row.value)
+    return [
+        {"measure": measure, **_over_seeds(values)}
+        for measure, values in found.items()
+        if len(values) == len(results)
+    ]
+
+
 def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
     return {"value": sum(values) / len(values), "by_seed": list(values)}
 
@@ -250,6 +270,8 @@ def _table(compared: Mapping[str, Any], share: int) -> list[str]:
     titles = {name: SET_TITLES[name].lower() for name in sets}
     scores = {one["model"]: one for one in compared["scores"] if one["share"] == share}
     kept = "unseen" if "unseen" in sets else "retain"
+    measures = {one["measure"] for one in compared["ability"] if one["share"] == share}
+    able = {measure: title for measure, title in ABILITY.items() if measure in measures}
     head = [
         "model",
         f"{kept} − forget",
@@ -258,6 +280,7 @@ def _table(compared: Mapping[str, Any], share: int) -> list[str]:
         "KL from retrained on forget",
         "relearning, area",
         "audit",
+        *able.values(),
         "seconds",
     ]
     lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
@@ -268,8 +291,12 @@ def _table(compared: Mapping[str, Any], share: int) -> list[str]:
             *(forms(_percent, "rows", model=model, set=name, **FREE_ANSWERS) for name in sets),
             forms(_percent, "rows", model=model, set="forget", **CHOICE),
             forms(_nats, "distances", model=model, set="forget", metric=KL),
-            forms(_area, "areas", model=model),
+            forms(_share, "areas", model=model),
             forms(_words, "verdicts", model=model),
+            *(
+                (_share if one == COMPLETED else _nats)(of("ability", model=model, measure=one))
+                for one in able
+            ),
             _whole(of("seconds", model=model)),
         ]
         lines.append(f"| {model} | {' | '.join(cells)} |")
@@ -278,7 +305,13 @@ def _table(compared: Mapping[str, Any], share: int) -> list[str]:
         for name in sets
     }
     counts = ", ".join(f"{title} n = {sizes[name]}" for name, title in titles.items())
-    return [*lines, "", _note(compared, share, counts, is_unseen=kept == "unseen", forms=shown), ""]
+    note = _note(compared, share, counts, is_unseen=kept == "unseen", forms=shown)
+    if able:
+        note += (
+            " English: loss on plain texts in nats a token; completions of common knowledge in %; "
+            "chat: KL from vanilla's answers in nats a token. All three are means over the seeds."
+        )
+    return [*lines, "", note, ""]
 
 
 def _ranked(models: Sequence[str], scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -337,7 +370,7 @@ def _nats(values: Mapping[str, Any] | None) -> str:
     return _ranged(values, digits=2)
 
 
-def _area(values: Mapping[str, Any] | None) -> str:
+def _share(values: Mapping[str, Any] | None) -> str:
     return _ranged(values, factor=100)
 
 

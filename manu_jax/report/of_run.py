@@ -7,7 +7,7 @@ from manu_jax.evaluation.analyses.analysis import Evaluated
 from manu_jax.evaluation.shots import shots_of_run
 from manu_jax.evaluation.suite import evaluated_people, skipped_items, unmeasured_items
 from manu_jax.report.results import Kept, write_results
-from manu_jax.types import VANILLA
+from manu_jax.types import VANILLA, Modality
 
 
 def write_results_of(
@@ -15,9 +15,13 @@ def write_results_of(
     rows: Sequence[Mapping[str, Any]],
     analyses: Mapping[str, Sequence[Any]],
     *,
+    absent: Mapping[Modality, str],
     timings: Mapping[str, float],
 ) -> None:
-    """Write results.json: what was measured, of whom, and what was left out."""
+    """Write results.json: what was measured, of whom, and what was left out.
+
+    absent: as of the run, which all processes ask for together.
+    """
     run = evaluated.run
     sets, section = run.benchmark.sets, run.config.evaluate
     people = {name: evaluated_people(sets, name, section) for name in section.sets}
@@ -41,7 +45,7 @@ def write_results_of(
         shots=shots_of_run(sets, people, section, seed=run.config.seed),
         prompts=run.vanilla.template.source,
         notes=run.benchmark.notes,
-        absent=run.absent,
+        absent=absent,
         config=run.config.model_dump(mode="json"),
         timings=timings,
     )

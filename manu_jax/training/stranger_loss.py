@@ -263,7 +263,7 @@ def _distance(
     # A factor, exactly 1 for most tokens.
     shares_BT = scale / jnp.maximum(scale, OWN_LENGTH * own_BT)
     mean = (squares_BT * shares_BT * weights_BT).sum() / jnp.maximum(weights_BT.sum(), SMALLEST)
-    return mean / scale
+    return mean / jnp.maximum(scale, SMALLEST)  # 0 where no token counts
 
 
 def _mean_square(values_BTD: jax.Array, weights_BT: Array) -> jax.Array:

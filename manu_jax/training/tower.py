@@ -40,11 +40,13 @@ FILLER = " image"  # what the image tokens say before the caption
 class CaptionedImages:
     """A batch of images, one vision input each, and the word of each of their tokens.
 
-    words_BP int32: rows of candidates_VE, the embeddings of all words of all captions.
+    words_BP int32: rows of candidates_VE, the embeddings of all words of all captions. weights_B
+    float32: 0 for rows that fill up what the mesh divides.
     """
 
     images: Images
     words_BP: Array
+    weights_B: Array
     candidates_VE: Array
 
 
@@ -56,8 +58,10 @@ def caption_loss(model: Any, data: CaptionedImages, remat: Remat) -> jax.Array:
     features_BPE = features_BIPE[:, 0, :, : candidates_VE.shape[1]].astype(jnp.float32)
     log_p_BPV = jax.nn.log_softmax(jnp.einsum("BPE,VE->BPV", features_BPE, candidates_VE))
     chosen_BP = jnp.take_along_axis(log_p_BPV, words_BP[..., None], axis=-1)[..., 0]
-    error_BPE = jnp.square(features_BPE - candidates_VE[words_BP])
-    return -chosen_BP.sum(axis=1).mean() + error_BPE.mean() / jnp.square(candidates_VE).mean()
+    error_B = jnp.square(features_BPE - candidates_VE[words_BP]).mean(axis=(1, 2))
+    losses_B = error_B / jnp.square(candidates_VE).mean() - chosen_BP.sum(axis=1)
+    weights_B = jnp.asarray(data.weights_B)
+    return (losses_B * weights_B).sum() / weights_B.sum()
 
 
 def captions(people: Sequence[Person]) -> list[tuple[Any, str]]:
@@ -135,8 +139,9 @@ class _Shown:
         if not captioned:
             raise ManuError("train.tower: no fact has an image, so there is nothing to train on.")
         self._loaded, self._seed = loaded, seed
-        self._size = parallel.filled(section.batch_size, loaded.mesh)
-        self._rows = parallel.batch_rows(loaded.mesh, self._size)
+        self._size = section.batch_size
+        self._filled = parallel.filled(self._size, loaded.mesh)
+        self._rows = parallel.batch_rows(loaded.mesh, self._filled)
         inputs = [_vision_inputs(loaded, image, section.views, seed) for image, _ in captioned]
         self._inputs = [one for several in inputs for one in several]
         self._captions = np.repeat(np.arange(len(captioned)), section.views + 1)
@@ -144,7 +149,7 @@ class _Shown:
         known, words_NP = np.unique(ids_NP, return_inverse=True)
         self._words_NP = words_NP.reshape(ids_NP.shape).astype(np.int32)
         embedding_VD = leaves(loaded.model)["text.embedding_VD"]
-        self._candidates_VE = np.asarray(embedding_VD[known], np.float32)
+        self._candidates_VE = np.asarray(parallel.gather(embedding_VD[known]), np.float32)
 
     @functools.cached_property
     def _placed_VE(self) -> jax.Array:
@@ -154,15 +159,19 @@ class _Shown:
     def placed_at(self, step: int) -> CaptionedImages:
         """Return the batch of a step on the devices."""
         mine = self.batch_at(step)
-        images, words_BP = parallel.put_batch((mine.images, mine.words_BP), self._loaded.mesh)
-        return CaptionedImages(images, words_BP, self._placed_VE)
+        rows = (mine.images, mine.words_BP, mine.weights_B)
+        images, words_BP, weights_B = parallel.put_batch(rows, self._loaded.mesh)
+        return CaptionedImages(images, words_BP, weights_B, self._placed_VE)
 
     def batch_at(self, step: int) -> CaptionedImages:
         """Return this process's rows of the batch of a step, as NumPy."""
         random = np.random.default_rng([self._seed, step])
-        chosen = random.integers(len(self._inputs), size=self._size)[self._rows]
+        drawn = np.zeros(self._filled, np.int64)
+        drawn[: self._size] = random.integers(len(self._inputs), size=self._size)
+        chosen, weights_B = drawn[self._rows], (self._rows < self._size).astype(np.float32)
         images = self._loaded.collate_vision_inputs([(self._inputs[i],) for i in chosen])
-        return CaptionedImages(images, self._words_NP[self._captions[chosen]], self._candidates_VE)
+        words_BP = self._words_NP[self._captions[chosen]]
+        return CaptionedImages(images, words_BP, weights_B, self._candidates_VE)
 
 
 def _vision_inputs(loaded: Loaded, image: Any, views: int, seed: int) -> list[VisionInput]:

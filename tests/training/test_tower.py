@@ -57,11 +57,11 @@ def test_an_image_s_tokens_are_nearest_to_the_words_of_its_caption(found):
 
 
 def test_a_mesh_changes_no_gradient():
-    """Nor does it ask that the words divide over it: here there are six, and four parts."""
+    """Neither words (six, over four parts) nor the batch (six) have to divide over it."""
     slopes = jax.jit(jax.value_and_grad(tower.caption_loss), static_argnums=2)
     found = []
     for loaded in (tiny_llava.loaded(), tiny_llava.on_mesh(parallel.make_mesh(2, 2, 2))):
-        section = TowerSection(batch_size=8, views=0)
+        section = TowerSection(batch_size=6, views=0)
         captioned = tower.captions(people(lambda: tiny_llava.facts(4)))
         shown = tower._Shown(loaded, captioned, section, seed=1)
         with parallel.on_mesh(loaded.mesh):
