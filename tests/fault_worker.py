@@ -1,11 +1,15 @@
 """What test_processes.py runs as one of two processes: the command, with a fault on the second."""
 
+import dataclasses
+import errno
 import os
 import sys
 import time
 from pathlib import Path
 
-from manu_jax import run
+import numpy as np
+
+from manu_jax import checkpoint, run
 from manu_jax.data import benchmarks
 from manu_jax.data.batches import Batches
 from manu_jax.types import ManuError
@@ -23,6 +27,18 @@ def main(place: str, log: Path, arguments: list[str]) -> int:
         if place == "reading":
             error = ManuError("people.parquet: the disk “/a” does not answer.")
             benchmarks.mllmu.load_benchmark = lambda *_, **__: fail(log, error)
+        elif place == "no room":
+            error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "step-1")
+            checkpoint.save = lambda *_, **__: fail(log, error)
+        elif place == "NaN":
+            batch = Batches.batch_at
+
+            def with_nan(self, step):
+                log.write_text(repr(time.time()))
+                found = batch(self, step)
+                return dataclasses.replace(found, loss_weights_BT=found.loss_weights_BT * np.nan)
+
+            Batches.batch_at = with_nan
         else:
             given, done = Batches.batch_at, []
 

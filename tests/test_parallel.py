@@ -61,8 +61,8 @@ def test_every_division_of_a_pod_is_a_mesh():
     code = """
 from jax.experimental import topologies
 from manu_jax import parallel
-for chip in ("v5e", "v6e"):
-    chips = topologies.get_topology_desc(platform="tpu", topology_name=f"{chip}:4x4").devices
+for name in ("v5e:4x4", "v6e:4x4", "tpu7x:2x2x2"):
+    chips = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
     for sizes in ((2, 1, 8), (4, 1, 4), (2, 2, 4), (1, 16, 1), (8, 1, 2)):
         assert parallel.make_mesh(*sizes, devices=chips).devices.shape == sizes
 print("all")

@@ -166,6 +166,32 @@ def test_a_fault_on_one_process_stops_both_with_its_message(tmp_path, place, sta
 
 
 @pytest.mark.slow
+@pytest.mark.pods
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [("NaN", "the loss of step 0 is nan"), ("no room", "No space left on device")],
+)
+def test_what_goes_wrong_in_a_training_stops_both_with_one_message(tmp_path, place, told):
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    log = tmp_path / "fault"
+    processes, outputs = start_both(
+        tmp_path, FAULT_WORKER, place, log, "--config", tmp_path / "config.yaml",
+        "--output", tmp_path / "run", "--only", "data,train", "mesh.distributed=true",
+    )  # fmt: skip
+    try:
+        codes = [process.wait(SECONDS) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    texts = [output.read_text() for output in outputs]
+    assert codes == [1, 1], texts
+    assert place == "NaN" or time.time() - float(log.read_text()) < FAULT_SECONDS
+    for text in texts:
+        lines = [line for line in text.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1 and told in lines[0] and "Traceback" not in text, text
+
+
+@pytest.mark.slow
 def test_two_processes_leave_the_same_files(folders):
     one, two = ({str(p.relative_to(f)) for p in f.rglob("*") if p.is_file()} for f in folders)
     assert one == two

@@ -22,12 +22,19 @@ train: {steps: 2, base_steps: 1, batch_size: 8, memory_gate: 0, checkpoint_every
 method: {preset: gradient, rounds: 1, fade: null, keep_per_forget: null, alpha: 0.2}
 compare:
   - {kind: learned, steps: 2, batch_forget: 8, batch_keep: 8}
+  - {preset: paper, alpha: 0.1}
+  - {preset: official-code, alpha: 0.1}
+  - {preset: random, alpha: 0.1}
   - {kind: kvw}
   - {kind: ridge}
   - {preset: suppress, steps: 2, batch_size: 8}
   - {preset: erase, steps: 2, batch_size: 8}
   - {kind: trained, name: LoRA, objective: gradient_difference, steps: 2, batch_size: 8,
      lora: {rank: 2, alpha: 4.0}, learning_rate: 1e-3}
+  - {kind: trained, name: NPO, objective: npo, steps: 1, batch_size: 8}
+  - {kind: trained, name: MMUnlearner, objective: mmunlearner, steps: 1, batch_size: 8}
+  - {kind: trained, name: AltPO, objective: altpo, steps: 1, batch_size: 8}
+  - {kind: trained, name: RMU, objective: rmu, steps: 1, batch_size: 8}
 unlearn:
   - {name: prompt, objective: system_prompt, prompt: "Do not tell of {names}.\\n"}
 sweep: {alphas: [0.3], max_people: 2, null_groups: 2, null_facts: 4}
@@ -44,6 +51,13 @@ MODELS = {
     "suppress",
     "erase",
     "LoRA",
+    "paper",
+    "official-code",
+    "random",
+    "NPO",
+    "MMUnlearner",
+    "AltPO",
+    "RMU",
 }
 SECONDS = 1800  # a run takes five minutes on one of two busy cores
 # Sums over devices in another order move a likelihood by 1e-4, and so a step of a training.

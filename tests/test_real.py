@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from manu_jax import run
 from manu_jax.config import load_config
+from manu_jax.edits.edit import load as load_edit
 from manu_jax.models.created import create
 from manu_jax.models.loaded import load, save_pretrained
 from manu_jax.training.replay import REPLAY
@@ -134,7 +135,8 @@ def test_ten_steps_of_each_stage_and_a_method_end_to_end(four_layers, tmp_path):
         "train.base_steps=10", "train.steps=10", "train.tower.steps=10",
         "train.tower.more_steps=10", "train.tower.views=2", "train.replay.texts=8",
         "train.replay.tokens=16", "train.stop.texts=4", "train.stop.facts=8",
-        "train.memory_gate=0", "method={preset: random, alpha: 0.01}", "compare=[]", "unlearn=[]",
+        "train.memory_gate=0", "method={preset: suppress, steps: 2, batch_size: 2, batch_keep: 2, "
+        "neurons: {count: 4, layers: [2, 3], places: appended}}", "compare=[]", "unlearn=[]",
         "audit=none", "evaluate.max_people=1", "evaluate.new_tokens=4",
         "evaluate.tasks=[generation]", "evaluate.batch_size=8",
     ]  # fmt: skip
@@ -143,7 +145,9 @@ def test_ten_steps_of_each_stage_and_a_method_end_to_end(four_layers, tmp_path):
     lines = (folder / REPLAY).read_text().splitlines()
     assert len(lines) == 12 and {"prompt", "text"} == set(json.loads(lines[0]))
     results = json.loads((folder / "results.json").read_text())
-    assert {"vanilla", "random", "retrained"} <= {row["model"] for row in results["rows"]}
+    assert {"vanilla", "suppress", "retrained"} <= {row["model"] for row in results["rows"]}
+    edit, _ = load_edit(folder / "edit.safetensors", load(folder / "vanilla"))
+    assert any(np.asarray(leaf).any() for leaf in jax.tree.leaves(edit))
     assert (folder / "report.html").exists() and not (folder / "checkpoints").exists()
     vanilla, retrained = (load(folder / name).model for name in ("vanilla", "retrained"))
     given = load_file(four_layers / "model.safetensors")["model.embed_tokens.weight"]

@@ -5,7 +5,8 @@
     gpu=h100:8      arithmetic alone
 
 Rates of TPUs are those of Austin et al. 2025, "How to Scale Your Model"
-(jax-ml.github.io/scaling-book/tpus), and of GPUs those of NVIDIA's data sheets, without sparsity.
+(jax-ml.github.io/scaling-book/tpus), of TPU7x those of Google's page on it, halved: a chip is two
+devices; and of GPUs those of NVIDIA's data sheets, without sparsity.
 What a TPU program may use of its memory is what the compiler says when it refuses one.
 """
 
@@ -31,7 +32,8 @@ class Chip:
 
     flops: bfloat16, a second. memory: bytes that a program may use. bandwidth: of the memory, bytes
     a second. network: bytes a second that a chip receives in a ring, both directions together.
-    config: the compiler's name of how its cores are joined; None: it has one.
+    config: the compiler's name of how its cores are joined; None: it has one. devices: as which JAX
+    sees one of it; the rates are of one of these.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Chip:
     bandwidth: float
     network: float
     config: str | None = None
+    devices: int = 1
 
 
 def _chip(name: str, gib: float, **rates: Any) -> Chip:
@@ -53,6 +56,9 @@ TPUS: dict[str, Chip] = {
         "TPU v5p", 95.74, flops=459e12, bandwidth=2.8e12, network=1.8e11, config="megacore"
     ),
     "v6e": _chip("TPU v6e", 31.25, flops=920e12, bandwidth=1.6e12, network=1.8e11),
+    "tpu7x": _chip(
+        "halves of TPU7x", 94.75, flops=1.15e15, bandwidth=3.69e12, network=1e11, devices=2
+    ),
 }
 GPUS: dict[str, Chip] = {
     "a100": _chip("A100 80 GB SXM", 80e9 / GIB, flops=312e12, bandwidth=2.039e12, network=3e11),
@@ -67,6 +73,7 @@ DEVICE_KINDS: dict[str, Chip] = {
     r"TPU v6 ?lite|TPU v6e": TPUS["v6e"],
     r"TPU v5": TPUS["v5p"],
     r"TPU v4": TPUS["v4"],
+    r"TPU ?v?7x": TPUS["tpu7x"],
     r"A100": GPUS["a100"],
     r"H200": GPUS["h200"],
     r"H100": GPUS["h100"],
@@ -164,7 +171,7 @@ def _tpu(text: str, topology: str) -> Target:
         reason = str(error).partition("\n")[0]
         raise ManuError(f"--plan {text}: the compiler does not know it: {reason}") from error
     sides = [int(side) for side in topology.partition(":")[2].split("x")]
-    assert len(found) == math.prod(sides), "one device a chip"
+    assert len(found) == math.prod(sides) * chip.devices, "as many devices a chip as is known"
     return Target(text, chip, len(found), tuple(found))
 
 

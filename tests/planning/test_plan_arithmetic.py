@@ -251,7 +251,7 @@ def test_the_roofline_waits_for_the_slowest():
 
 
 def test_no_chip_has_more_room_than_its_memory():
-    sizes = {"v4": 32, "v5e": 16, "v5p": 96, "v6e": 32}
+    sizes = {"v4": 32, "v5e": 16, "v5p": 96, "v6e": 32, "tpu7x": 96}
     assert {name: chip.memory < sizes[name] * GIB for name, chip in TPUS.items()} == dict.fromkeys(
         sizes, True
     )
@@ -261,7 +261,7 @@ def test_no_chip_has_more_room_than_its_memory():
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("tpu=v9:2x2", "known chips: v4, v5e, v5p, v6e"),
+        ("tpu=v9:2x2", "known chips: v4, v5e, v5p, v6e, tpu7x"),
         ("tpu=v5e", "as in tpu=v5e:4x4"),
         ("gpu=b1:8", "known GPUs: a100, h100, h200"),
         ("gpu=h100:0", "expected tpu=v5e:4x4, devices=8 or gpu=h100:8"),
