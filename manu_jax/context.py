@@ -78,12 +78,22 @@ class Run(RunPlace):
     @property
     def asked_benchmark(self) -> Benchmark:
         """The benchmark with all that is asked: known before the model has answered for itself."""
-        lacks_retain = own_answers.lacks_retain(self.read_benchmark)
-        if not lacks_retain or parallel.exists(self.own_answers):
+        if not self.waits_for_answers:
             return self.benchmark
+        return self._split(self.unanswered_benchmark)
+
+    @property
+    def waits_for_answers(self) -> bool:
+        """Whether nobody to keep is named, and the model has not answered for itself yet."""
+        lacks_retain = own_answers.lacks_retain(self.read_benchmark)
+        return lacks_retain and not parallel.exists(self.own_answers)
+
+    @property
+    def unanswered_benchmark(self) -> Benchmark:
+        """The whole benchmark with what the model is asked for itself, before it has answered."""
         asked = own_answers.own_questions(self.read_benchmark, seed=self.config.seed)
         own = own_answers.unanswered(asked)
-        return self._split(own_answers.with_own(self.read_benchmark, own))
+        return own_answers.with_own(self.read_benchmark, own)
 
     @property
     def own_answers(self) -> Path:

@@ -169,7 +169,7 @@ def test_a_fault_on_one_process_stops_both_with_its_message(tmp_path, place, sta
 @pytest.mark.pods
 @pytest.mark.parametrize(
     ("place", "told"),
-    [("NaN", "the loss of step 0 is nan"), ("no room", "No space left on device")],
+    [("NaN", "the loss of step 0 is nan"), ("no room", "the disk is full")],
 )
 def test_what_goes_wrong_in_a_training_stops_both_with_one_message(tmp_path, place, told):
     (tmp_path / "config.yaml").write_text(CONFIG)

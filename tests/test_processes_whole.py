@@ -23,7 +23,7 @@ method: {preset: gradient, rounds: 1, fade: null, keep_per_forget: null, alpha: 
 compare:
   - {kind: learned, steps: 2, batch_forget: 8, batch_keep: 8}
   - {preset: paper, alpha: 0.1}
-  - {preset: official-code, alpha: 0.1}
+  - {preset: official-code, alpha: 0.1, layers: {}}
   - {preset: random, alpha: 0.1}
   - {kind: kvw}
   - {kind: ridge}

@@ -4,12 +4,11 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from manu_jax import parallel
 from manu_jax.config import RunConfig
 from manu_jax.context import Run
 from manu_jax.data.ability import CHAT, MOST_PASSAGES, WORDS, english_passages
 from manu_jax.data.batches import encode_all
-from manu_jax.data.own_answers import lacks_retain, own_questions
+from manu_jax.data.own_answers import own_questions
 from manu_jax.data.probes import Sampling
 from manu_jax.data.texts import text_samples
 from manu_jax.evaluation.analyses import ability
@@ -63,7 +62,7 @@ def measured_probes(run: Run, loaded: Loaded) -> Probes:
     probes, section = Probes(), run.config.evaluate
     if has_published(run.config):
         probes = _with_published(probes, run, loaded)
-    if lacks_retain(run.read_benchmark) and not parallel.exists(run.own_answers):
+    if run.waits_for_answers:
         asked = own_questions(run.read_benchmark, seed=run.config.seed)
         own = encode_all(loaded, own_prompts(asked, loaded.template))
         probes = dataclasses.replace(probes, own=own)

@@ -211,6 +211,8 @@ def _run(config: RunConfig, scratch: Path | None) -> tuple[Run | None, list[str]
                 return None, []
             run = Run(config, scratch, None)
             make_data(run)
+        if run.waits_for_answers:
+            run.whole_benchmark = run.unanswered_benchmark
         run.benchmark = run.asked_benchmark
     except ManuError as error:
         return None, [f"The data are not there, and are assumed: {error}"]
