@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -202,6 +203,40 @@ def test_a_pods_config_is_planned_by_one_process(folder, tmp_path, monkeypatch):
 def test_a_longer_sample_than_the_context_is_refused(folder):
     with pytest.raises(ManuError, match="context of the model is 128"):
         world_of(config_of(folder), target_of("gpu=h100:1"), Assumed(text=200))
+
+
+@pytest.mark.slow
+@pytest.mark.pods
+def test_a_run_finds_what_its_plan_has_compiled(tmp_path):
+    """In processes of their own, with a cache of their own."""
+    settings = [
+        "method=paper", "compare=[]", "unlearn=[]", f"cache={tmp_path / 'cache'}", "audit=none",
+        "data.num_people=6", "data.num_celebrities=1", "data.num_general=4", "data.forget=15",
+        "train.steps=1", "train.base_steps=0", "train.batch_size=4", "train.memory_gate=0",
+        "train.retrained=false", "train.optimizer=adamw", "evaluate.kl=false",
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "manu_jax.run", "--config", str(ROOT / "configs/demo.yaml")]
+    unset = {"XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"}
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    environment |= {"JAX_DEBUG_LOG_MODULES": "jax._src.compiler"}
+    environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    logs = []
+    for arguments in (["--plan", "devices=1"], ["--only", "data,train,scores"]):
+        output = ["--output", str(tmp_path / "run"), *settings]
+        done = subprocess.run(
+            [*command, *arguments, *output], capture_output=True, text=True, cwd=ROOT,
+            env=environment,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        logs.append(done.stderr)
+    hits, misses = (
+        set(re.findall(rf"(?i)persistent compilation cache {what} for '(\w+)'", logs[1]))
+        for what in ("hit", "miss")
+    )
+    # Statistics, the update of training, the fingerprint; gradients have several lengths, of which
+    # a plan has the longest.
+    planned = {"jit_add_batch", "jit__updated", "jit__checksums"}
+    assert planned <= hits and not planned & misses, (hits, misses)
 
 
 @pytest.mark.slow
