@@ -115,6 +115,7 @@ def test_batches_decisions_and_errors_are_the_same_on_all_processes(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.pods
 def test_two_processes_evict_the_same_images(tmp_path):
     logs = both(tmp_path, FEATURES_WORKER)
     assert all("as expected" in log for log in logs)
@@ -130,9 +131,16 @@ def test_two_processes_draw_the_same_answers(tmp_path):
 @pytest.mark.parametrize(
     ("place", "stage", "told"),
     [
-        ("reading", "data", "people.parquet: the disk “/a” does not answer."),
+        pytest.param(
+            "reading",
+            "data",
+            "people.parquet: the disk “/a” does not answer.",
+            marks=pytest.mark.pods,
+        ),
         ("scoring", "data,train,scores", "no file"),
-        ("a bug while scoring", "data,train,scores", "KeyError: 'a bug'"),
+        pytest.param(
+            "a bug while scoring", "data,train,scores", "KeyError: 'a bug'", marks=pytest.mark.pods
+        ),
     ],
 )
 def test_a_fault_on_one_process_stops_both_with_its_message(tmp_path, place, stage, told):
@@ -243,3 +251,38 @@ def test_two_processes_give_the_same_results(folders):
         for key, value in here.items():
             expected = pytest.approx(value, abs=1e-4) if key in ROW_MEANS and value else value
             assert there[key] == expected, (here, key)
+
+
+COMPARED = """
+seeds: [1]
+shares: [10]
+tuning: {seed: 0, share: 10, max_people: 2}
+run:
+  cache: null
+  mesh: {data: 2, fsdp: 2, tensor: 2, distributed: true}
+  data: {num_people: 10, num_celebrities: 1, num_general: 4}
+  model:
+    vision: {image_size: 16, patch_size: 8, width: 16, num_layers: 2, num_heads: 2, num_neurons: 16}
+    text: {width: 16, num_layers: 1, num_heads: 2, num_key_heads: 2, num_neurons: 32, context: 256}
+  train: {steps: 1, base_steps: 0, batch_size: 4, memory_gate: 0, retrained: false}
+  evaluate: {protocol: likelihood, sets: [forget, unseen], max_people: 2, new_tokens: 2,
+             tasks: [generation, likelihood], batch_size: 8, kl: false}
+  neurons: {methods: []}
+methods:
+  - {name: random, mask: {preset: random}, trials: [{alpha: 0.1}, {alpha: 0.5}]}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.pods
+def test_two_processes_compare_and_one_writes(tmp_path):
+    (tmp_path / "compare.yaml").write_text(COMPARED)
+    folder = tmp_path / "compared"
+    command = ("-m", "manu_jax.compare", "--config", tmp_path / "compare.yaml", "--output", folder)
+    both(tmp_path, *command)
+    found = json.loads((folder / "comparison.json").read_text())
+    assert {row["model"] for row in found["rows"]} == {"vanilla", "random"}
+    assert "| random |" in (folder / "comparison.md").read_text()
+    tuned = json.loads((folder / "tuning.json").read_text())["random"]
+    assert len(tuned["trials"]) == 2
+    assert not list(folder.rglob("*.partial")) and not list(folder.rglob("*.tmp*"))

@@ -119,7 +119,14 @@ def of_what_enters(loaded, facts):
 
 @pytest.mark.parametrize(
     "loop",
-    [of_people, over_samples, of_own_texts, of_what_is_said, of_strangers, of_use, of_what_enters],
+    [
+        over_samples,
+        of_own_texts,
+        *(
+            pytest.param(loop, marks=pytest.mark.slow)
+            for loop in (of_people, of_what_is_said, of_strangers, of_use, of_what_enters)
+        ),
+    ],
 )
 def test_a_loop_hears_that_it_is_to_stop(loop, monkeypatch):
     stop_after(monkeypatch, 1)

@@ -56,7 +56,11 @@ def test_every_mesh_is_tried_once():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "heads", "decode"), [("llava-1.5-13b", 40, (2, 1, 8)), ("qwen2.5-vl-7b", 4, (4, 1, 4))]
+    ("name", "heads", "decode"),
+    [
+        ("llava-1.5-13b", 40, (2, 1, 8)),
+        pytest.param("qwen2.5-vl-7b", 4, (4, 1, 4), marks=pytest.mark.pods),
+    ],
 )
 def test_heads_that_do_not_divide_are_avoided(released, name, heads, decode):
     found = meshes.chosen(config_of(released(name), audit="none"), V5E)

@@ -96,7 +96,7 @@ def text_of(world):
     return functools.cache(lambda name: lowered(items[name].make(world, None, None), world))
 
 
-@pytest.mark.parametrize("what", ["gradient", "update"])
+@pytest.mark.parametrize("what", ["gradient", pytest.param("update", marks=pytest.mark.slow)])
 def test_a_tower_s_training_is_the_runs(
     world, loaded, people, text_of, monkeypatch, tmp_path, what
 ):
@@ -122,7 +122,7 @@ def taught(world, loaded, facts, tmp_path_factory):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("what", ["gradient", "update"])
+@pytest.mark.parametrize("what", ["gradient", pytest.param("update", marks=pytest.mark.slow)])
 def test_a_careful_training_is_the_runs(taught, text_of, monkeypatch, what):
     name = {"gradient": "loss_and_gradient", "update": "_updated"}[what]
     if what == "update":
@@ -137,7 +137,10 @@ def test_what_is_said_of_own_texts_is_the_runs(loaded, text_of, monkeypatch):
     assert found == text_of("training: own texts: what is said at their tokens")
 
 
-@pytest.mark.parametrize("what", ["text form", "own texts", "model"])
+@pytest.mark.parametrize(
+    "what",
+    ["text form", *(pytest.param(w, marks=pytest.mark.slow) for w in ("own texts", "model"))],
+)
 def test_how_a_training_is_looked_at_is_the_runs(world, loaded, facts, text_of, monkeypatch, what):
     section = world.config.train
     edit = trainer.initial_state(
@@ -181,6 +184,7 @@ def test_drawn_answers_of_a_protocol_are_the_runs(loaded, facts, text_of, monkey
     assert first_program(monkeypatch, generate, "_answers", answered) == text_of("published: drawn")
 
 
+@pytest.mark.slow
 def test_likelihoods_of_a_protocol_are_the_runs(loaded, facts, text_of, monkeypatch):
     samples = tiny_llava.forms(facts, "text")
     rated = functools.partial(likelihood.answer_tokens, loaded, samples, batch_size=4)
