@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from manu_jax.types import ManuError
 
 logger = logging.getLogger("manu_jax")
 
+THREADS_A_DEVICE = 4
 WAIT_SECONDS = 1.0  # between two looks at a folder in use
 
 
@@ -51,6 +53,7 @@ def exit_status(action: Callable[[], Any]) -> int:
     # Orbax and gcsfs log there, with a traceback, what they raise as well.
     for doubled in ("absl", "gcsfs"):
         logging.getLogger(doubled).setLevel(logging.CRITICAL)
+    _give_threads()
     with faults.TracebackStopsAll():
         try:
             action()
@@ -63,6 +66,19 @@ def exit_status(action: Callable[[], Any]) -> int:
             logger.info(faults.STOPPED)  # the first process alone
             return faults.STOPPED_STATUS
     return 0
+
+
+def _give_threads() -> None:
+    """Have XLA make threads enough where a processor stands for several devices.
+
+    It makes one a device. Collectives of one program that run at once then wait for each other for
+    ever, as all threads are taken.
+    """
+    found = re.search(
+        r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", "")
+    )
+    if found is not None:
+        os.environ.setdefault("NPROC", str(THREADS_A_DEVICE * int(found[1])))
 
 
 def run(config: RunConfig, only: Sequence[str] | None = None, *, waits: bool = False) -> Path:

@@ -13,6 +13,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# XLA's threads: as many as devices are too few for collectives that run at once (manu_jax/run.py).
+os.environ.setdefault("NPROC", "32")
 # PyTorch's threads wait for each other longer than they compute: they took two thirds of the time
 # of a tiny model. Each worker has a core of its own.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
