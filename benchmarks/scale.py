@@ -49,6 +49,7 @@ from manu_jax.planning.world import World
 MIB = 2**20
 # Freed memory goes back to the system, so that the next call is seen to take it.
 VARIABLES = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+VARIABLES |= {"NPROC": "32"}  # threads, for collectives that run at once (manu_jax/run.py)
 BATCH = 8  # samples on all devices together, or on each
 # Step → its name in a plan, and whether all devices are on `tensor` and not on `fsdp`
 STEPS = {
