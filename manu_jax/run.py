@@ -74,11 +74,12 @@ def _give_threads() -> None:
     It makes one a device. Collectives of one program that run at once then wait for each other for
     ever, as all threads are taken.
     """
-    found = re.search(
-        r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", "")
-    )
-    if found is not None:
-        os.environ.setdefault("NPROC", str(THREADS_A_DEVICE * int(found[1])))
+    counts = [os.environ.get("JAX_NUM_CPU_DEVICES", "")]
+    flags = os.environ.get("XLA_FLAGS", "")
+    counts += re.findall(r"xla_force_host_platform_device_count=(\d+)", flags)
+    most = max((int(count) for count in counts if count.isdigit()), default=1)
+    if most > 1:
+        os.environ.setdefault("NPROC", str(THREADS_A_DEVICE * most))
 
 
 def run(config: RunConfig, only: Sequence[str] | None = None, *, waits: bool = False) -> Path:

@@ -1,6 +1,7 @@
 """The command as its user meets it: what it prints, and with what status it ends."""
 
 import json
+import os
 import shutil
 
 import jax
@@ -362,3 +363,21 @@ def test_a_tiny_model_of_each_family_goes_all_the_way(config, tmp_path, family):
         directory / "unlearned", output_loading_info=True
     )
     assert not any(info.values())
+
+
+@pytest.mark.parametrize(
+    ("variables", "threads"),
+    [
+        ({"JAX_NUM_CPU_DEVICES": "4"}, "16"),
+        ({"XLA_FLAGS": "--a=1 --xla_force_host_platform_device_count=8 --b"}, "32"),
+        ({"XLA_FLAGS": "--a=1"}, None),
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "NPROC": "5"}, "5"),
+    ],
+)
+def test_a_processor_that_stands_for_devices_has_threads_for_all(monkeypatch, variables, threads):
+    for name in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS", "NPROC"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    run._give_threads()
+    assert os.environ.get("NPROC") == threads
