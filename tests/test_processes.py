@@ -92,6 +92,28 @@ def both(folder, *command):
     return [output.read_text() for output in outputs]
 
 
+def codes_of(processes):
+    """Wait for processes, and return their exit statuses; those that don't end are killed."""
+    try:
+        return [process.wait(SECONDS) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def run_on(folder, config, *counts, seconds):
+    """Run a config on one process and on each of `counts`, of eight devices, into `folder`/COUNT."""
+    (folder / "config.yaml").write_text(config)
+    command = ("-m", "manu_jax.run", "--config", folder / "config.yaml", "--output")
+    log = folder / "one.log"
+    finish([start((*command, folder / "1"), log, 8)], [log], seconds)
+    for count in counts:
+        place = folder / f"logs{count}"
+        place.mkdir()
+        started = start_all(count, place, *command, folder / str(count), "mesh.distributed=true")
+        finish(*started, seconds)
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """The run folders of one process and of two."""
@@ -156,11 +178,7 @@ def test_a_fault_on_one_process_stops_both_with_its_message(tmp_path, place, sta
         tmp_path, FAULT_WORKER, place, log, "--config", tmp_path / "config.yaml",
         "--output", tmp_path / "run", "--only", stage, *settings,
     )  # fmt: skip
-    try:
-        codes = [process.wait(SECONDS) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    codes = codes_of(processes)
     first, second = (output.read_text() for output in outputs)
     assert time.time() - float(log.read_text()) < FAULT_SECONDS
     assert codes == [1, 1], first + second
@@ -186,11 +204,7 @@ def test_what_goes_wrong_in_a_training_stops_both_with_one_message(tmp_path, pla
         tmp_path, FAULT_WORKER, place, log, "--config", tmp_path / "config.yaml",
         "--output", tmp_path / "run", "--only", "data,train", "mesh.distributed=true",
     )  # fmt: skip
-    try:
-        codes = [process.wait(SECONDS) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    codes = codes_of(processes)
     texts = [output.read_text() for output in outputs]
     assert codes == [1, 1], texts
     assert place == "NaN" or time.time() - float(log.read_text()) < FAULT_SECONDS

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_processes import ROW_MEANS, finish, start, start_all
+from test_processes import ROW_MEANS, run_on
 
 CONFIG = """
 seed: 0
@@ -46,11 +46,7 @@ CLOSE = {"abs": 2e-3, "rel": 1e-3}
 def folders(tmp_path_factory):
     """The run folders of one process and of two: eight devices each."""
     folder = tmp_path_factory.mktemp("taught")
-    (folder / "config.yaml").write_text(CONFIG)
-    command = ("-m", "manu_jax.run", "--config", folder / "config.yaml", "--output")
-    log = folder / "one.log"
-    finish([start((*command, folder / "1"), log, 8)], [log], SECONDS)
-    finish(*start_all(2, folder, *command, folder / "2", "mesh.distributed=true"), SECONDS)
+    run_on(folder, CONFIG, 2, seconds=SECONDS)
     return folder / "1", folder / "2"
 
 

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from test_processes import ROW_MEANS, finish, start, start_all
+from test_processes import ROW_MEANS, run_on
 
 from manu_jax.arrays import read_arrays
 from manu_jax.edits import masks
@@ -68,15 +68,7 @@ CLOSE = {"abs": 2e-3, "rel": 1e-3}
 def folders(tmp_path_factory):
     """The run folders of one process, of two and of four: eight devices each."""
     folder = tmp_path_factory.mktemp("whole")
-    (folder / "config.yaml").write_text(CONFIG)
-    command = ("-m", "manu_jax.run", "--config", folder / "config.yaml", "--output")
-    log = folder / "one.log"
-    finish([start((*command, folder / "1"), log, 8)], [log], SECONDS)
-    for count in (2, 4):
-        place = folder / f"logs{count}"
-        place.mkdir()
-        started = start_all(count, place, *command, folder / str(count), "mesh.distributed=true")
-        finish(*started, SECONDS)
+    run_on(folder, CONFIG, 2, 4, seconds=SECONDS)
     return folder
 
 
