@@ -102,7 +102,7 @@ def codes_of(processes):
 
 
 def run_on(folder, config, *counts, seconds):
-    """Run a config on one process and on each of `counts`, of eight devices, into `folder`/COUNT."""
+    """Run a config on one process and on each of `counts`, eight devices, into `folder`/COUNT."""
     (folder / "config.yaml").write_text(config)
     command = ("-m", "manu_jax.run", "--config", folder / "config.yaml", "--output")
     log = folder / "one.log"
