@@ -287,7 +287,7 @@ def _tuned(config: CompareConfig, folder: Path, where: str) -> dict[str, dict[st
     logger.info("compare: %d trials of %d methods", len(trials), len(config.chosen))
     run(section, waits=True)
     results = folder / "tuning" / "results.json"
-    assert parallel.exists(results)  # the first process has written it
+    parallel.exists(results)  # waits until all see what the first process has written
     rows = json.loads(results.read_text())["rows"]
     found: dict[str, dict[str, Any]] = {}
     for method in config.chosen:

@@ -51,9 +51,12 @@ SETTINGS = (
 )  # fmt: skip
 PUBLISHED_LANDMARKS = (
     "config.yaml",
+    "statistics/paper-5/*",
     "statistics/gradient/round_03/*",
+    "methods/random/mask.safetensors",
     "methods/GradDiff-official/model",
     "methods/MMUnlearner/checkpoints/*",
+    "evaluation/vanilla/*",
     "evaluation/MMUnlearner/*",
 )
 

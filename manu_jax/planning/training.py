@@ -76,14 +76,11 @@ def state_of(
     """
     loaded, model = world.loaded, world.model
     weights: Any
+    if isinstance(section, UnlearnSection) and section.trains in ("mlp", "all_mlps"):
+        parts = trained_mlps(loaded, section)
     if parts:
         weights = jax.eval_shape(
             lambda model: NewWeights.of(loaded.replace_model(model), parts), model
-        )
-    elif isinstance(section, UnlearnSection) and section.trains in ("mlp", "all_mlps"):
-        beginnings = trained_mlps(loaded, section)
-        weights = jax.eval_shape(
-            lambda model: NewWeights.of(loaded.replace_model(model), beginnings), model
         )
     elif isinstance(section, UnlearnSection) and section.neurons is not None:
         layers, number = written_layers(loaded, section.neurons), section.neurons.count
