@@ -42,7 +42,7 @@ def measured_lessons(run: Run, loaded: Loaded) -> Lessons:
         found = dataclasses.replace(found, starts=_starts(loaded))
     if not section.steps:
         return found
-    sets = vanilla.PEOPLE[VANILLA] + (() if run.config.model.path else vanilla.OTHERS)
+    sets = vanilla.sets_taught(VANILLA, run.config.model)
     people = [person for name in sets for person in run.whole_benchmark.sets[name]]
     if section.stop is not None:
         watched = vanilla._watched_facts(loaded, people, section, seed=run.config.seed)

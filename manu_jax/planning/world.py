@@ -32,7 +32,7 @@ from manu_jax.stages import make_data
 from manu_jax.training.stranger_rows import form_samples
 from manu_jax.training.tokenizer import train_tokenizer
 from manu_jax.training.unlearner import recipe_of, strangers_of
-from manu_jax.training.vanilla import OTHERS, PEOPLE, tokenizer_texts
+from manu_jax.training.vanilla import sets_taught, tokenizer_texts
 from manu_jax.types import (
     KEEP_SETS,
     MODALITIES,
@@ -296,7 +296,7 @@ def _documents(run: Run, loaded: Loaded) -> Samples:
     section, benchmark = run.config.train, run.whole_benchmark
     if not section.steps:
         return {}
-    sets = PEOPLE[VANILLA] + (() if run.config.model.path else OTHERS)
+    sets = sets_taught(VANILLA, run.config.model)
     samples = documents(
         [person for name in sets for person in benchmark.sets[name]],
         question_prompt=run.benchmark_format.question_prompt,

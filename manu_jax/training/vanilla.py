@@ -84,7 +84,7 @@ def train_models(
             texts=texts,
         )
     for name in missing:
-        sets = PEOPLE[name] + (() if model.path else OTHERS)
+        sets = sets_taught(name, model)
         repeats = {"forget": section.repeat_forget}
         people = [person for part in sets for person in benchmark.sets[part] * repeats.get(part, 1)]
         trained = _taught(
@@ -99,6 +99,11 @@ def train_models(
         )
         save_pretrained(trained, directory / name)
     remove_checkpoints(directory)
+
+
+def sets_taught(name: str, model: ModelSection) -> tuple[str, ...]:
+    """Return the sets that VANILLA or RETRAINED is taught; a given model knows others already."""
+    return PEOPLE[name] + (() if model.path else OTHERS)
 
 
 def remove_checkpoints(directory: Path) -> None:
