@@ -11,6 +11,7 @@ answers have 50. What is timed:
     statistics      the streamed activation statistics of a method like "paper"
     attribution     the gradient over one gate per neuron and example, and its statistics
     learned gates   a step of learning: as many samples with an image as without
+    suppress, erase the gradient of a step: facts to forget, kept ones, strangers; manu_jax alone
     answers         vision tower, prompt and 50 greedy tokens
 
 manu_jax runs its own jitted functions, as a plan builds them, with each form of attention that it

@@ -12,16 +12,18 @@ from typing import Any
 from manu_jax.config.base import Remat
 
 JAX, TORCH = "manu_jax", "transformers"
-PARTS = ("forward", "statistics", "attribution", "learned gates", "answers")
+PARTS = ("forward", "statistics", "attribution", "learned gates", "suppress", "erase", "answers")
 # Part → what is recomputed → samples a batch, on the accelerator.
 BATCHES: dict[str, dict[Remat | None, tuple[int, ...]]] = {
     "forward": {None: (16, 32)},
     "statistics": {None: (16, 32)},
     "attribution": {"dots": (8, 16), "all": (32,)},
     "learned gates": {"dots": (16,), "all": (32,)},
+    "suppress": {"dots": (8,), "all": (16,)},
+    "erase": {"all": (8,)},
     "answers": {None: (32, 64)},
 }
-# PyTorch keeps all that its backward pass needs.
+# PyTorch keeps all that its backward pass needs. It has no `suppress` and no `erase`.
 TORCH_BATCHES = {
     "forward": (16, 32),
     "statistics": (16, 32),
@@ -128,14 +130,14 @@ def torch_cases(options: argparse.Namespace) -> list[Case]:
     return [
         Case(TORCH, part, size, "sdpa", "none")
         for part in options.parts
-        for size in sizes_of(TORCH_BATCHES[part], options)
+        for size in sizes_of(TORCH_BATCHES.get(part, ()), options)
     ]
 
 
 def sizes_of(batches: Sequence[int], options: argparse.Namespace) -> list[int]:
     """Return those of the sizes of batches that the options ask for."""
     if options.small:
-        return [SMALL_BATCH]
+        return [SMALL_BATCH] if batches else []
     return [size for size in batches if options.batches is None or size in options.batches]
 
 

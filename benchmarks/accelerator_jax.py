@@ -93,6 +93,7 @@ def main() -> None:
         model={"dtype": "bfloat16"},
         method="paper",
         compare=["gradient", "learned"],
+        unlearn=[{"preset": "suppress"}, {"preset": "erase"}],
         evaluate={"new_tokens": lengths.new},
     )
     programs = _lowered(world, side, options)

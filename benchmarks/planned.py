@@ -20,7 +20,7 @@ from jax.interpreters import partial_eval
 from manu_jax.config.base import Remat
 from manu_jax.config.run import validate_config
 from manu_jax.importance import learned
-from manu_jax.planning import asking, scoring
+from manu_jax.planning import asking, scoring, strangers
 from manu_jax.planning.chips import GPUS, Chip, target_of
 from manu_jax.planning.cost import flops
 from manu_jax.planning.step import WEIGHTS, Step
@@ -55,6 +55,8 @@ ITEMS = {
     "statistics": "paper: statistics, image form",
     "attribution": "gradient: attribution, image form",
     "learned gates": "learned: learned gates",
+    "suppress": "suppress: gradient",
+    "erase": "erase: gradient",
     "answers": "answers, image form",
 }
 
@@ -134,8 +136,8 @@ def step_of(part: str, world: World, size: int, remat: Remat | None) -> Step:
 
     Answers have their full length, and their batches hold patches, as those of a first question do.
     """
-    items = (*scoring.scoring_items(world), *asking.asking_items(world))
-    item = next(item for item in items if item.name == ITEMS[part])
+    kinds = (scoring.scoring_items, strangers.stranger_items, asking.asking_items)
+    item = next(item for items in kinds for item in items(world) if item.name == ITEMS[part])
     step = item.make(world, size, remat)
     if part == "forward":
         return dataclasses.replace(step, function=forward, args=step.args[1:], kwargs={})

@@ -33,6 +33,8 @@ train:
 method: {preset: gradient, rounds: 1, fade: null, keep_per_forget: null, alpha: 0.2}
 sweep: {alphas: [0.3], max_people: 2, null_groups: 2, null_facts: 4}
 evaluate: {new_tokens: 4, max_people: 2, resamples: 50, tasks: [generation, likelihood]}
+audit: none  # on several processes: test_processes_whole.py
+neurons: {methods: []}
 """
 XLA_FLAGS = f"{LEAST_EFFORT} --xla_force_host_platform_device_count="
 WORKER = Path(__file__).parent / "processes_worker.py"
@@ -144,6 +146,7 @@ def test_two_processes_evict_the_same_images(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.pods
 def test_two_processes_draw_the_same_answers(tmp_path):
     logs = both(tmp_path, SAMPLING_WORKER)
     assert all("as expected" in log for log in logs)

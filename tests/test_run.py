@@ -337,14 +337,9 @@ def test_all_that_can_be_checked_before_the_first_stage_is_in_one_error(
     assert {path.name for path in (tmp_path / "x").iterdir()} <= {".lock"}
 
 
-# Each compiles for a minute or two; Idefics2 is enough for every change (.ci/run).
-OTHERS = [name for name in FAMILIES if name not in ("llava", "idefics2")]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "family", ["idefics2", *(pytest.param(name, marks=pytest.mark.families) for name in OTHERS)]
-)
+@pytest.mark.families
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "llava"])
 def test_a_tiny_model_of_each_family_goes_all_the_way(config, tmp_path, family):
     """Few people and steps; whether anybody is forgotten, the configs of demos show."""
     import transformers

@@ -163,6 +163,8 @@ class DataSection(Section):
     # The transformed images of a person in Test_Set that questions are asked with: one, chosen by
     # the seed, or all of them (log-likelihoods are of the one either way)
     test_images: Literal["one", "all"] = "one"
+    # facts only: those too that the model knows in some wordings are given to methods, to keep
+    partly_known: bool = False
     num_people: int = pydantic.Field(default=40, ge=4)  # synthetic only
     num_celebrities: int = pydantic.Field(default=10, ge=1)  # synthetic only
     # synthetic only: questions that have nothing to do with people

@@ -6,7 +6,9 @@ answered in its data folder:
     asked.jsonl   {"kind", "subject", "answer", "right": [true, true, false]} of each fact, a line
 
 Facts that were right in all three wordings are the benchmark. Some of each kind are to forget, the
-others to keep. Methods are given the first two wordings; the third is that of the set `test`.
+others to keep. Methods are given the first two wordings; the third is that of the set `test`. Those
+that were right in one or both of the first two alone may be given as well, in these, to keep: the
+set `general`.
 """
 
 import hashlib
@@ -23,7 +25,7 @@ from manu_jax.data import prompts
 from manu_jax.data.known_facts import KINDS, Kind
 from manu_jax.data.record import Benchmark, Fact, Person, Question
 from manu_jax.folder import new_folder
-from manu_jax.types import ManuError, PromptTemplate, Sample, question_sample, raise_faults
+from manu_jax.types import ManuError, PromptTemplate, Sample, Set, question_sample, raise_faults
 
 ASKED = "asked.jsonl"
 GIVEN, HELD_BACK = (0, 1), (2,)  # wordings: those that methods are given, and that of `test`
@@ -73,7 +75,7 @@ def read(folder: Path, section: DataSection, seed: int) -> Benchmark:
     least, drawn by the seed. Raises ManuError where the file is damaged or too little is known.
     """
     rows = _rows(folder / ASKED)
-    known = {name: [s for s, is_known in found.items() if is_known] for name, found in rows.items()}
+    known = {name: [s for s, right in found.items() if all(right)] for name, found in rows.items()}
     forget: list[tuple[str, str]] = []
     retain: list[tuple[str, str]] = []
     for name, subjects in known.items():
@@ -88,14 +90,24 @@ def read(folder: Path, section: DataSection, seed: int) -> Benchmark:
             f"{FEWEST} of one kind are needed. Give a model that knows more."
         )
     num_asked = sum(map(len, rows.values()))
-    unknown = num_asked - len(forget) - len(retain)
+    unused = num_asked - len(forget) - len(retain)
+    sets: dict[Set, tuple[Person, ...]] = {
+        "forget": _people(forget, GIVEN, known, seed),
+        "test": _people(forget, HELD_BACK, known, seed),
+        "retain": _people(retain, GIVEN, known, seed),
+    }
+    if section.partly_known:
+        sets["general"] = tuple(
+            _person(name, subject, wordings, known[name], seed)
+            for name, found in rows.items()
+            for subject, right in found.items()
+            if not all(right)
+            if (wordings := [number for number in GIVEN if right[number]])
+        )
+        unused -= len(sets["general"])
     return Benchmark(
-        {
-            "forget": _people(forget, GIVEN, known, seed),
-            "test": _people(forget, HELD_BACK, known, seed),
-            "retain": _people(retain, GIVEN, known, seed),
-        },
-        {"facts that the model does not know in all wordings": unknown} if unknown else {},
+        sets,
+        {"facts that the model does not know in all wordings": unused} if unused else {},
     )
 
 
@@ -158,8 +170,8 @@ def _options(
     }
 
 
-def _rows(path: Path) -> dict[str, dict[str, bool]]:
-    """Return {kind: {subject: whether it was right in all wordings}} of a file, checked."""
+def _rows(path: Path) -> dict[str, dict[str, list[bool]]]:
+    """Return {kind: {subject: whether it was right, by wording}} of a file, checked."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -167,7 +179,7 @@ def _rows(path: Path) -> dict[str, dict[str, bool]]:
             f"{path}: can't be read ({error}). Give a run's own data folder, or leave data.path "
             "out, so that the run asks its model."
         ) from error
-    found: dict[str, dict[str, bool]] = {name: {} for name in KINDS}
+    found: dict[str, dict[str, list[bool]]] = {name: {} for name in KINDS}
     faults = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -177,7 +189,7 @@ def _rows(path: Path) -> dict[str, dict[str, bool]]:
             right = row["right"]
             if not is_same or len(right) != len(kind.wordings):
                 raise ValueError("not a fact of this release")
-            found[row["kind"]][row["subject"]] = all(one is True for one in right)
+            found[row["kind"]][row["subject"]] = [one is True for one in right]
         except (ValueError, KeyError, TypeError) as error:
             faults.append(f"line {number}: {type(error).__name__}: {error}")
     raise_faults(faults, f"{path}: damaged. Delete the folder, so that the run asks again:")

@@ -113,3 +113,25 @@ def test_faults_of_the_file_come_in_one_error(tmp_path):
         read(tmp_path)
     with pytest.raises(ManuError, match=r"too few facts .*\(capital 0, author 0, symbol 0\)"):
         read(folder_of(tmp_path / "none", lambda name, subject: False))
+
+
+def test_what_is_known_in_some_wordings_is_kept_in_these_where_asked_for(tmp_path):
+    right = {"Chile": (1, 0, 0), "Cuba": (1, 1, 0), "Peru": (0, 0, 1), "Kenya": (0, 0, 0)}
+    asked = [
+        bool(right.get(subject, (1, 1, 1))[number])
+        for kind in KINDS.values()
+        for subject in kind.facts
+        for number in range(3)
+    ]
+    facts.write(tmp_path / "data", asked)
+    assert not read(tmp_path / "data").sets["general"]
+    found = read(tmp_path / "data", partly_known=True)
+    kept = {
+        person.name: [fact.question for fact in person.facts] for person in found.sets["general"]
+    }
+    assert kept == {
+        "Cuba": ["The capital of Cuba is", "The capital city of Cuba is called"],
+        "Chile": ["The capital of Chile is"],
+    }
+    assert found.skipped == {"facts that the model does not know in all wordings": 2}
+    assert found.sets["retain"] == read(tmp_path / "data").sets["retain"]

@@ -55,11 +55,12 @@ def test_every_mesh_is_tried_once():
 
 
 @pytest.mark.slow
+@pytest.mark.pods
 @pytest.mark.parametrize(
     ("name", "heads", "decode"),
     [
         ("llava-1.5-13b", 40, (2, 1, 8)),
-        pytest.param("qwen2.5-vl-7b", 4, (4, 1, 4), marks=pytest.mark.pods),
+        ("qwen2.5-vl-7b", 4, (4, 1, 4)),
     ],
 )
 def test_heads_that_do_not_divide_are_avoided(released, name, heads, decode):
@@ -74,6 +75,7 @@ def test_heads_that_do_not_divide_are_avoided(released, name, heads, decode):
 
 
 @pytest.mark.slow
+@pytest.mark.pods
 def test_an_audit_that_has_no_room_is_found_before_the_run(released):
     found = meshes.chosen(config_of(released("llava-1.5-13b")), V5E)
     assert not found["train"].fits and found["train"].largest.startswith("audit: an attacker")
@@ -85,6 +87,7 @@ def test_what_the_config_gives_stays(tiny):
 
 
 @pytest.mark.slow
+@pytest.mark.pods
 def test_where_no_mesh_has_room_the_least_memory_is_told(tiny, tmp_path, monkeypatch):
     small = Target("here", dataclasses.replace(TPUS["v5e"], memory=2**14), 8, None)
     monkeypatch.setattr(meshes, "target_here", lambda: small)
