@@ -46,7 +46,7 @@ TEXTS = ("keep_texts",)  # see `texts_read`
 FREE_DATA = ("keep_share",)  # read by what methods are given, and by whom models are asked about
 PATHS = ("path", "train_path", "retrained_path", "decoder")  # read for what is there alone
 # What folders of earlier releases know nothing of: where it is not given, nothing is read.
-LATER = ("model.decoder", "data.subset", "audit.lora")
+LATER = ("model.decoder", "data.subset", "data.partly_known", "audit.lora")
 LATER += tuple(f"train.{key}" for key in "tower rates frozen replay interpolation stop".split())
 Reads = Mapping[str, Any]
 

@@ -31,6 +31,10 @@ ASKED = "asked.jsonl"
 GIVEN, HELD_BACK = (0, 1), (2,)  # wordings: those that methods are given, and that of `test`
 LETTERS = "ABCD"
 SHARES = (5, 10, 15, 30, 40)  # percent of the facts that are known, to forget
+PARTLY_KNOWN = (
+    "General questions are facts of the same kinds that the model knows in some wordings: methods "
+    "are given them to keep."
+)
 FEWEST = 4  # known facts of a kind, of which one is to forget
 
 
@@ -108,6 +112,7 @@ def read(folder: Path, section: DataSection, seed: int) -> Benchmark:
     return Benchmark(
         sets,
         {"facts that the model does not know in all wordings": unused} if unused else {},
+        (PARTLY_KNOWN,) if sets.get("general") else (),
     )
 
 

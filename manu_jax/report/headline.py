@@ -125,8 +125,8 @@ def _verdict(
     if not known:
         if forget:
             return "nothing", (
-                "There was nothing to forget: the model knew these people no better than one that "
-                "never saw them."
+                f"There was nothing to forget: the model knew these {_nouns(results)[1]} no better "
+                "than one that never saw them."
             )
         return "unknown", "Whether anything was forgotten was not measured."
     forget_loss = sum(c.before - c.after for c in forget.values()) / len(forget)
@@ -134,8 +134,8 @@ def _verdict(
     retain_loss = sum(c.before - c.after for c in retain) / len(retain) if retain else 0.0
     if forget_loss >= 0.1 and retain_loss >= DAMAGE * forget_loss:
         return "damage", (
-            f"Damage rather than forgetting: people who were to stay lost {points(retain_loss)}, "
-            f"those to be forgotten {points(forget_loss)}."
+            f"Damage rather than forgetting: {_nouns(results)[1]} to keep lost "
+            f"{points(retain_loss)}, those to be forgotten {points(forget_loss)}."
         )
     forgotten = [modality for modality, verdict in known.items() if verdict == "forgotten"]
     partly = [modality for modality, verdict in known.items() if verdict == "partly"]
@@ -354,7 +354,7 @@ def _others(results: Results) -> list[str]:
         return []
     forms = " / ".join(FORMS[modality] for modality in results.modalities)
     forms = forms.replace("from their", "from")
-    return [f"Right on the people to forget, {forms}: {'; '.join(texts)}."]
+    return [f"Right on the {_nouns(results)[1]} to forget, {forms}: {'; '.join(texts)}."]
 
 
 def _people(results: Results) -> str:

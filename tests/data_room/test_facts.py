@@ -134,4 +134,5 @@ def test_what_is_known_in_some_wordings_is_kept_in_these_where_asked_for(tmp_pat
         "Chile": ["The capital of Chile is"],
     }
     assert found.skipped == {"facts that the model does not know in all wordings": 2}
+    assert found.notes == (facts.PARTLY_KNOWN,)
     assert found.sets["retain"] == read(tmp_path / "data").sets["retain"]
