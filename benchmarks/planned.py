@@ -170,7 +170,8 @@ def filled(step: Step, world: World, model: Any, *, batches: dict[str, Batch]) -
     batches: those made so far, which are taken again.
     """
 
-    weights = jax.tree.leaves(step.parts.get(WEIGHTS), is_leaf=_is_model)
+    parts = jax.tree.leaves(step.parts.get(WEIGHTS), is_leaf=_is_model)
+    weights = [part for part in parts if _is_model(part)]
 
     def is_weights(node: Any) -> bool:
         return any(node is one for one in weights)
