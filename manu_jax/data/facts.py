@@ -25,7 +25,7 @@ from manu_jax.data import prompts
 from manu_jax.data.known_facts import KINDS, Kind
 from manu_jax.data.record import Benchmark, Fact, Person, Question
 from manu_jax.folder import new_folder
-from manu_jax.types import ManuError, PromptTemplate, Sample, Set, question_sample, raise_faults
+from manu_jax.types import ManuError, PromptTemplate, Sample, question_sample, raise_faults
 
 ASKED = "asked.jsonl"
 GIVEN, HELD_BACK = (0, 1), (2,)  # wordings: those that methods are given, and that of `test`
@@ -95,7 +95,7 @@ def read(folder: Path, section: DataSection, seed: int) -> Benchmark:
         )
     num_asked = sum(map(len, rows.values()))
     unused = num_asked - len(forget) - len(retain)
-    sets: dict[Set, tuple[Person, ...]] = {
+    sets: dict[str, tuple[Person, ...]] = {
         "forget": _people(forget, GIVEN, known, seed),
         "test": _people(forget, HELD_BACK, known, seed),
         "retain": _people(retain, GIVEN, known, seed),
