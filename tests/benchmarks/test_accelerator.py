@@ -118,10 +118,10 @@ def test_every_step_runs_in_both_frameworks(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "accelerator.py"), "--small", "--turns", "1"]
     variables = {"PYTHONPATH": str(BENCHMARKS.parent), "XLA_FLAGS": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, "--limit", "400", "--output", str(tmp_path)],
+        [*command, "--limit", "600", "--output", str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=1300,
         env=os.environ | variables,
     )
     assert done.returncode == 0, done.stderr
