@@ -118,6 +118,22 @@ def test_an_error_of_the_image_processor_names_the_prompt(in_threads, monkeypatc
 
 
 @pytest.mark.slow
+def test_with_processes_the_run_itself_makes_the_first_image_of_each_kind_alone(monkeypatch):
+    """Of each size and mode. Counted here: the others import the image processor for themselves."""
+    made, kind = [], type(tiny_llava.loaded().processor.image_processor)
+    kept = kind.__call__
+    monkeypatch.setattr(
+        kind, "__call__", lambda *args, **named: made.append(1) or kept(*args, **named)
+    )
+    plain = batches()
+    assert len(made) == len(samples())
+    made.clear()
+    with workers.used(1):
+        assert_same(batches(), plain, len(plain))
+    assert len(made) == len(SIZES)
+
+
+@pytest.mark.slow
 def test_processes_make_the_same_and_a_killed_one_is_told_of():
     plain = batches()
     with workers.used(2):

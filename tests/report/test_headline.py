@@ -124,7 +124,7 @@ def test_partly_in_both_forms():
 def test_a_loss_on_everybody_is_damage_and_not_success():
     found = headline(results((0.25, 0.25), keep=0.4))
     assert found.status == "damage"
-    assert "people to keep lost 60.0 points, those to be forgotten 75.0 points" in (found.title)
+    assert "people to keep lost 60.0 points, those to be forgotten 75.0 points" in found.title
 
 
 def test_another_task_that_still_answers_is_a_leak():
