@@ -26,7 +26,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -53,6 +53,9 @@ class Numbered(Loaded):
     encoded: dict[str, Encoded] = dataclasses.field(default_factory=dict)
     eos_ids: tuple[int, ...] = ()
     padding_id: int = 0
+
+    def tokenise_ahead(self, samples: Sequence[Sample]) -> None:
+        pass
 
     def encode(self, sample: Sample, *, digests: dict[int, bytes] | None = None) -> Encoded:
         return self.encoded[sample.key]

@@ -3,9 +3,10 @@
     python benchmarks/inputs.py --samples 48 --workers 0,1,2
 
 LLaVA-1.5's own processing at 336 pixels, without its weights: a JPEG of 1024 × 768 pixels is
-decoded, made into patches, its question is tokenised with 576 image tokens, and samples are put
-into batches. Each stage's processor time is taken, in turns. Then whole batches are taken as a step
-does (`Batches`), with as many worker processes as `--workers` says, once they have started.
+decoded, made into patches, its question and answer are tokenised with 576 image tokens, and samples
+are put into batches. Each stage's processor time is taken, in turns. Then whole batches are taken
+as a step does (`Batches`), with as many worker processes as `--workers` says, once they have
+started.
 
 What a step takes is arithmetic: chips × FLOP/s × share ÷ (2 × parameters × tokens), for statistics
 of LLaVA-1.5-7B, whose plan is in docs/devices.md.
@@ -97,12 +98,15 @@ def jpeg(seed: int) -> bytes:
 
 
 def samples_of(images: Sequence[Any], loaded: Any) -> list[Any]:
-    """Return a sample for each image."""
+    """Return a sample for each image, each of a text of its own."""
     from manu_jax.types import Sample
 
     token = loaded.processor.image_token
     asked = f"USER: {token}\n{QUESTION} ASSISTANT: "
-    return [Sample(((asked, False), (ANSWER, True)), (image,)) for image in images]
+    return [
+        Sample(((asked, False), (f"{ANSWER} {number}", True)), (image,))
+        for number, image in enumerate(images)
+    ]
 
 
 def fresh(loaded: Any) -> Any:

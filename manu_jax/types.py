@@ -360,9 +360,12 @@ class Output:
 class Encoder(Protocol):
     """What data/ needs of a loaded model: text and images to numbers.
 
-    digests: of images that were encoded before, by their identity, filled by `encode`; for a caller
-    that holds the images of many samples, and hands no image on that changes in between.
+    `tokenise_ahead` prepares the texts of samples that come next; it changes no number. digests: of
+    images that were encoded before, by their identity, filled by `encode`; for a caller that holds
+    the images of many samples, and hands no image on that changes in between.
     """
+
+    def tokenise_ahead(self, samples: Sequence[Sample]) -> None: ...
 
     def encode(self, sample: Sample, *, digests: dict[int, bytes] | None = None) -> Encoded: ...
 

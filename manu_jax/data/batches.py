@@ -37,6 +37,7 @@ def encode_all(encoder: Encoder, samples: Sequence[Sample]) -> list[Encoded]:
     """Return the samples as numbers, in order; one ManuError names all that cannot be encoded."""
     encoded, faults = [], []
     digests: dict[int, bytes] = {}  # the samples hold their images, which don't change meanwhile
+    encoder.tokenise_ahead(samples)
     for sample in samples:
         try:
             encoded.append(encoder.encode(sample, digests=digests))

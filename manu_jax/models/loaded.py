@@ -32,6 +32,7 @@ from manu_jax.models.inputs import images as inputs
 from manu_jax.models.inputs import processing, vision_inputs, workers
 from manu_jax.models.inputs.caches import Caches
 from manu_jax.models.inputs.chat import ChatTemplate, read_chat_template
+from manu_jax.models.inputs.texts import Tokens
 from manu_jax.models.stored import (
     CHECKPOINT,
     DTYPES,
@@ -128,17 +129,14 @@ class Loaded:
 
     def count_tokens(self, samples: Sequence[Sample]) -> list[tuple[int, int]]:
         """Return how many tokens of text, and of images, each sample has."""
-        texts = [
-            "".join(text for text, _ in processing.expanded(sample, self._replacements(sample)))
-            for sample in samples
-        ]
-        tokenizer = self.processor.tokenizer
-        if any(processing.has_begin(tokenizer, text) for text in texts):
-            coded = [processing.tokenized(tokenizer, text)["input_ids"] for text in texts]
-        else:
-            coded = tokenizer(texts)["input_ids"]
-        counts = [ids.count(self.config.image_token) for ids in coded]
-        return [(len(ids) - count, count) for ids, count in zip(coded, counts, strict=True)]
+        self.tokenise_ahead(samples)
+        coded = [self._tokens(self._text(sample)).ids_T for sample in samples]
+        counts = [int((ids_T == self.config.image_token).sum()) for ids_T in coded]
+        return [(len(ids_T) - count, count) for ids_T, count in zip(coded, counts, strict=True)]
+
+    def tokenise_ahead(self, samples: Sequence[Sample]) -> None:
+        """Have the texts of samples that will be encoded tokenised by workers, if there are any."""
+        self.caches.tokens.ask(self.processor.tokenizer, samples, text_of=self._text)
 
     def encode(self, sample: Sample, *, digests: dict[int, bytes] | None = None) -> Encoded:
         """Return a sample as numbers; see `processing.encode`.
@@ -222,6 +220,7 @@ class Loaded:
         return processing.encode(
             sample,
             tokenizer=self.processor.tokenizer,
+            tokens=self._tokens,
             placeholder=getattr(self.processor, self.family.placeholder),
             replacements=lambda: self._replacements(sample),
             vision_inputs=of_image,
@@ -249,6 +248,14 @@ class Loaded:
                 is_one_of_many=of_many is not None,
                 digests=digests,
             )
+
+    def _tokens(self, text: str) -> Tokens:
+        return self.caches.tokens.tokens(self.processor.tokenizer, text)
+
+    def _text(self, sample: Sample) -> str:
+        """Return what is tokenised of a sample."""
+        replacements = self._replacements(sample)
+        return "".join(text for text, _ in processing.expanded(sample, replacements))
 
     def _replacements(self, sample: Sample) -> Sequence[processing.Replacement]:
         with inputs.image_border(sample, sample.images):

@@ -117,6 +117,9 @@ class PlannedEncoder:
 
     config: Any
 
+    def tokenise_ahead(self, samples: Sequence[Any]) -> None:
+        """Do nothing: there are no texts."""
+
     def encode(self, sample: Any, *, digests: dict[int, bytes] | None = None) -> Encoded:
         raise ValueError("a plan without a processor encodes no samples")
 

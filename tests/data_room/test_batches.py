@@ -14,6 +14,9 @@ from manu_jax.types import Batch, Encoded, Images, ManuError, VisionInput, quest
 class LetterEncoder:
     """One token per letter; an image is two patches of its number."""
 
+    def tokenise_ahead(self, samples):
+        pass
+
     def encode(self, sample, *, digests=None):
         if "!" in sample.text:
             raise ManuError(f"the letter ! in {sample.text!r}")

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,9 +15,11 @@ from PIL import Image
 
 from manu_jax.data.batches import STEPS_AHEAD, Batches, encode_all
 from manu_jax.data.forms import forms
+from manu_jax.models.inputs import texts as token_texts
 from manu_jax.models.inputs import workers
 from manu_jax.models.inputs.caches import Caches
-from manu_jax.types import ManuError
+from manu_jax.models.inputs.texts import CHUNK
+from manu_jax.types import ManuError, Sample, question_sample
 
 SIZES = ((16, 16), (40, 24), (16, 16, "L"))
 
@@ -64,9 +67,12 @@ def test_images_are_made_when_a_batch_comes_near_and_no_others(in_threads, monke
     """One of two hosts: of the images only its own rows' are made, a few steps ahead."""
     made = []
     kept = workers._made
-    monkeypatch.setattr(
-        workers, "_made", lambda file, image: made.append(image) or kept(file, image)
-    )
+
+    def noted(file, one):
+        made.extend([one] if isinstance(one, Image.Image) else [])
+        return kept(file, one)
+
+    monkeypatch.setattr(workers, "_made", noted)
     with workers.used(1):
         ours = batches(rows=np.array([0]))
         assert not made  # but the first of each size, in this process
@@ -107,8 +113,12 @@ def test_an_image_of_other_sizes_than_its_like_is_an_error(in_threads, monkeypat
 
 
 def test_an_error_of_the_image_processor_names_the_prompt(in_threads, monkeypatch):
-    def broken(file, image):
-        raise ValueError("no such mode")
+    kept = workers._made
+
+    def broken(file, one):
+        if isinstance(one, Image.Image):
+            raise ValueError("no such mode")
+        return kept(file, one)
 
     monkeypatch.setattr(workers, "_made", broken)
     with workers.used(1), pytest.raises(ManuError, match=r"prompt .*does not take its image"):
@@ -135,18 +145,43 @@ def test_with_processes_the_run_itself_makes_the_first_image_of_each_kind_alone(
 
 @pytest.mark.slow
 def test_processes_make_the_same_and_a_killed_one_is_told_of():
-    plain = batches()
+    plain, plain_texts = batches(), tokens_alone(encoder(), texts())
     with workers.used(2):
         assert_same(batches(), plain, len(plain))
-        assert workers._workers is not None
-        processes = list(workers._workers._pool._processes.values())
-        for process in processes:
-            os.kill(process.pid, signal.SIGKILL)
+        loaded = encoder()
+        loaded.tokenise_ahead(texts())
+        for future, _ in loaded.caches.tokens._pending.values():
+            future.result()
+        for one, other in zip(tokens_alone(loaded, texts()), plain_texts, strict=True):
+            np.testing.assert_array_equal(one.ids_T, other.ids_T)
+            np.testing.assert_array_equal(one.offsets_T2, other.offsets_T2)
+        kill_workers()
         with pytest.raises(ManuError, match="was killed. Is there memory for workers=2"):
             fresh = batches()
             for step in range(len(fresh)):
                 fresh.batch_at(step)
+        with pytest.raises(ManuError, match="was killed. Is there memory for workers=2"):
+            encode_all(encoder(), texts())
     assert workers._workers is None
+
+
+@pytest.mark.slow
+def test_texts_of_a_worker_that_was_killed_are_tokenised_by_the_run_itself():
+    plain = tokens_alone(encoder(), texts())
+    with workers.used(1):
+        loaded = encoder()
+        loaded.tokenise_ahead(texts())
+        kill_workers()
+        for future, _ in loaded.caches.tokens._pending.values():
+            assert future.exception() is not None
+        for one, other in zip(tokens_alone(loaded, texts()), plain, strict=True):
+            np.testing.assert_array_equal(one.ids_T, other.ids_T)
+
+
+def kill_workers():
+    assert workers._workers is not None
+    for process in list(workers._workers._pool._processes.values()):
+        os.kill(process.pid, signal.SIGKILL)
 
 
 def test_minus_one_counts_the_cores(in_threads, monkeypatch):
@@ -156,3 +191,66 @@ def test_minus_one_counts_the_cores(in_threads, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     with workers.used(-1):
         assert workers._workers is None
+
+
+def texts(count=2 * CHUNK + 3):
+    """Samples of different texts, and one of them twice."""
+    asked = [
+        question_sample(f"Where does person {number} live?", " Oslo") for number in range(count)
+    ]
+    return [*asked, asked[0]]
+
+
+def tokens_alone(loaded, samples):
+    return [loaded._tokens(loaded._text(sample)) for sample in samples]
+
+
+def test_texts_are_tokenised_by_workers_to_the_same_tokens(in_threads, monkeypatch):
+    """In chunks, each text once; here all are done before the first one's turn."""
+    plain = tokens_alone(encoder(), texts())
+    given, made = [], workers._made
+    monkeypatch.setattr(workers, "_made", lambda *args: given.append(args[1]) or made(*args))
+    here, kept = [], token_texts._tokens
+    with workers.used(2):
+        loaded = encoder()
+        loaded.tokenise_ahead(texts())
+        for future, _ in loaded.caches.tokens._pending.values():
+            future.result()
+        monkeypatch.setattr(token_texts, "_tokens", lambda *args: here.append(1) or kept(*args))
+        encoded = encode_all(loaded, texts())
+        assert [len(chunk) for chunk in given] == [CHUNK, CHUNK, 3] and not here
+        for one, other, sample in zip(tokens_alone(loaded, texts()), plain, encoded, strict=True):
+            np.testing.assert_array_equal(one.ids_T, sample.token_ids_T)
+            np.testing.assert_array_equal(one.offsets_T2, other.offsets_T2)
+        encode_all(loaded, texts())
+        assert len(given) == 3
+
+
+def test_the_run_itself_tokenises_what_workers_have_not_done(in_threads, monkeypatch):
+    let, made = threading.Event(), workers._made
+    monkeypatch.setattr(workers, "_made", lambda *args: let.wait(60) and made(*args))
+    plain = encode_all(encoder(), texts())
+    with workers.used(1):
+        loaded = encoder()
+        found = encode_all(loaded, texts())  # while the worker waits
+        loaded.tokenise_ahead([question_sample("Who?", " Ann")])
+        let.set()
+    for one, other in zip(found, plain, strict=True):
+        np.testing.assert_array_equal(one.token_ids_T, other.token_ids_T)
+        np.testing.assert_array_equal(one.loss_weights_T, other.loss_weights_T)
+    assert loaded.encode(question_sample("Who?", " Ann")).num_tokens  # the workers have gone
+
+
+def test_a_sample_at_fault_is_told_of_with_workers_as_without(in_threads):
+    wrong = [*texts(1), Sample((("<image> Who is it?", False), (" Ann", True)), (), "one")]
+    with pytest.raises(ManuError) as plain:
+        encode_all(encoder(), wrong)
+    with workers.used(1), pytest.raises(ManuError) as found:
+        encode_all(encoder(), wrong)
+    assert str(found.value) == str(plain.value)
+
+
+def test_without_workers_nothing_is_asked_ahead():
+    loaded = encoder()
+    loaded.tokenise_ahead(texts())
+    assert not loaded.caches.tokens._pending

@@ -5,12 +5,12 @@ from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
-from manu_jax.models.inputs.recent import Recent
+from manu_jax.models.inputs.recent import OBJECT_BYTES, Recent
+from manu_jax.models.inputs.texts import TokenCache
 from manu_jax.models.inputs.vision_inputs import VisionInputCache
 from manu_jax.types import Encoded, Sample, VisionInput
 
 CACHE_BYTES = 2**26
-OBJECT_BYTES = 1024  # about what Python needs for an entry beside its text and numbers
 
 Key = tuple[tuple[tuple[str, bool], ...], tuple[Hashable, ...]]
 
@@ -47,10 +47,11 @@ class EncodedCache(Recent[Key, Encoded]):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Caches:
-    """Of one processor and one config: what towers read of images, and whole samples."""
+    """Of one processor and one config: tokens, what towers read of images, and whole samples."""
 
     vision: VisionInputCache = dataclasses.field(default_factory=VisionInputCache)
     samples: EncodedCache = dataclasses.field(default_factory=EncodedCache)
+    tokens: TokenCache = dataclasses.field(default_factory=TokenCache)
 
 
 def _arrays(encoded: Encoded) -> list[np.ndarray]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from manu_jax.models.inputs.images import name_of
+from manu_jax.models.inputs.texts import Tokens
 from manu_jax.models.inputs.vision_inputs import VisionInputSizes, collate_vision_inputs
 from manu_jax.types import (
     Batch,
@@ -113,23 +114,11 @@ def repeated_token(
     ]
 
 
-def tokenized(tokenizer: Any, text: str, **settings: Any) -> Any:
-    """Return what a tokenizer gives for a text, whose first token it adds unless it stands there.
-
-    As transformers does with chat templates, some of which write the first token themselves.
-    """
-    return tokenizer(text, add_special_tokens=not has_begin(tokenizer, text), **settings)
-
-
-def has_begin(tokenizer: Any, text: str) -> bool:
-    """Whether the tokenizer's first token stands in a text, as some chat templates write it."""
-    return bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
-
-
 def encode(
     sample: Sample,
     *,
     tokenizer: Any,
+    tokens: Callable[[str], Tokens],
     placeholder: str,
     replacements: Callable[[], Sequence[Replacement]],
     vision_inputs: Callable[[Any], tuple[VisionInput, ...]],
@@ -141,13 +130,13 @@ def encode(
 ) -> Encoded:
     """Return a sample as numbers.
 
-    replacements: of the text's placeholders. vision_inputs: what the tower reads of an image.
-    feature_rows: the rows of each image's features that its tokens take; None: all, in order.
-    rope_positions: the three positions of each token, given which are image tokens and the vision
-    inputs; None: a token has one. A token carries loss where its letters reach into an answer;
-    image tokens and the first token never do. vocabulary: rows of the embedding. Raises ManuError
-    where images and placeholders differ in number, the prompt is longer than the context, or a
-    token or a feature has no row: on a device a gather would take another one's.
+    tokens: those of a text. replacements: of the text's placeholders. vision_inputs: what the tower
+    reads of an image. feature_rows: the rows of each image's features that its tokens take; None:
+    all, in order. rope_positions: the three positions of each token, given which are image tokens
+    and the vision inputs; None: a token has one. A token carries loss where its letters reach into
+    an answer; image tokens and the first token never do. vocabulary: rows of the embedding. Raises
+    ManuError where images and placeholders differ in number, the prompt is longer than the context,
+    or a token or a feature has no row: on a device a gather would take another one's.
     """
     if sample.images and not placeholder:
         raise ManuError(
@@ -161,8 +150,7 @@ def encode(
             f"{len(sample.images)} images. Give one image per image token, in order."
         )
     segments = expanded(sample, replacements()) if sample.images else sample.segments
-    coded = tokenized(tokenizer, "".join(text for text, _ in segments), return_offsets_mapping=True)
-    ids_T = np.asarray(coded["input_ids"], np.int32)
+    ids_T, offsets_T2 = tokens("".join(text for text, _ in segments))
     is_image_T = ids_T == image_token
     if (past_T := (ids_T >= vocabulary) & ~is_image_T).any():
         shown = tokenizer.convert_ids_to_tokens(int(ids_T[past_T][0]))
@@ -170,7 +158,7 @@ def encode(
             f"prompt {name_of(sample)}: its token {shown!r} has the id {ids_T[past_T][0]}, the "
             f"embedding matrix {vocabulary} rows. Resize the model's embedding, or leave it out."
         )
-    weights_T = _answer_weights(segments, np.asarray(coded["offset_mapping"]).reshape(-1, 2))
+    weights_T = _answer_weights(segments, offsets_T2)
     weights_T[is_image_T] = 0
     weights_T[:1] = 0
     if len(ids_T) > context:

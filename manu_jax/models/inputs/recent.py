@@ -3,6 +3,8 @@
 import collections
 from typing import Generic, TypeVar
 
+OBJECT_BYTES = 1024  # about what Python needs for an entry beside its text and numbers
+
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 

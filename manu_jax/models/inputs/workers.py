@@ -1,4 +1,4 @@
-"""Processes that make vision inputs ahead of the step that takes them.
+"""Processes that tokenise texts, and make vision inputs ahead of the step that takes them.
 
 An image's pixels are the dear part of a sample, and only the process whose devices hold the sample
 needs them. With workers, `encode` gives an image's vision inputs with their sizes alone, and their
@@ -26,7 +26,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -39,6 +39,7 @@ PARENT_SECONDS = 5  # between two looks at whether the process that wants them i
 SPARE_CORES = 2  # for the process itself, where workers are counted by cores
 
 Make = Callable[[Any, Any, Any], tuple[VisionInput, ...]]
+Made = TypeVar("Made")
 
 
 class Workers:
@@ -62,22 +63,35 @@ class Workers:
         it is asked for.
         """
         kind = make, *map(id, settings)
+        size = kind, image.mode, image.size, image.getexif().get(EXIF_TURN, UPRIGHT)
+        if size not in self._firsts:
+            self._firsts[size] = make(image, *settings)
+            return self._firsts[size]
+        submit = functools.partial(self.submit, make, settings=settings)
+        pending = PendingImage(image, self._firsts[size], submit, workers=self, border=border)
+        return pending.vision_inputs()
+
+    def submit(self, make: Callable[..., Made], one: Any, settings: tuple) -> "Future[Made]":
+        """Have a worker make `make(one, *settings)`; it reads the settings once."""
+        kind = make, *map(id, settings)
         if kind not in self._files:
             content = pickle.dumps((make, *settings))
             file = Path(self._folder.name) / hashlib.sha256(content).hexdigest()
             file.write_bytes(content)
             self._files[kind] = settings, file  # which keeps them, and so their identities
-        size = kind, image.mode, image.size, image.getexif().get(EXIF_TURN, UPRIGHT)
-        if size not in self._firsts:
-            self._firsts[size] = make(image, *settings)
-            return self._firsts[size]
-        file = self._files[kind][1]
+        with self.deaths_told():
+            return self._pool.submit(_made, self._files[kind][1], one)
 
-        def submit(image: Any) -> "Future[tuple[VisionInput, ...]]":
-            return self._pool.submit(_made, file, image)
-
-        pending = PendingImage(image, self._firsts[size], submit, workers=self, border=border)
-        return pending.vision_inputs()
+    @contextlib.contextmanager
+    def deaths_told(self) -> Iterator[None]:
+        """Raise ManuError where a worker was killed."""
+        try:
+            yield
+        except BrokenProcessPool:
+            raise ManuError(
+                "a process that makes inputs ready was killed. Is there memory for "
+                f"workers={self.number}? Lower it, or leave it out."
+            ) from None
 
     def keep(self, image: "PendingImage", num_bytes: int) -> None:
         """Note that an image has its vision inputs; those of the images used longest ago go."""
@@ -127,14 +141,8 @@ class PendingImage:
         if self._made is None:
             self.ask()
             assert self._future is not None
-            with self._border:
-                try:
-                    self._made = self._future.result()
-                except BrokenProcessPool:
-                    raise ManuError(
-                        "a process that makes vision inputs was killed. Is there memory for "
-                        f"workers={self._workers.number}? Lower it, or leave it out."
-                    ) from None
+            with self._border, self._workers.deaths_told():
+                self._made = self._future.result()
             self._future = None
             self._check(self._made)
         self._workers.keep(self, sum(one.patches_PC.nbytes for one in self._made))
@@ -191,7 +199,7 @@ _workers: Workers | None = None
 
 @contextlib.contextmanager
 def used(number: int) -> Iterator[None]:
-    """Have vision inputs made by so many processes while the block runs; −1: one a core but two."""
+    """Have inputs made ready by so many processes while the block runs; −1: one a core but two."""
     global _workers
     if number < 0:
         number = max((os.cpu_count() or 1) - SPARE_CORES, 0)
@@ -204,6 +212,11 @@ def used(number: int) -> Iterator[None]:
     finally:
         _workers.stop()
         _workers = None
+
+
+def current() -> Workers | None:
+    """Return the workers of the block that runs, or None."""
+    return _workers
 
 
 def vision_inputs(
@@ -237,6 +250,6 @@ def _read(file: Path) -> Any:
     return pickle.loads(file.read_bytes())
 
 
-def _made(file: Path, image: Any) -> tuple[VisionInput, ...]:
+def _made(file: Path, one: Any) -> Any:
     make, *settings = _read(file)
-    return make(image, *settings)
+    return make(one, *settings)
