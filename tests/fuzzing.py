@@ -20,12 +20,14 @@ VALUES = (
 
 
 def counted(sample: int, most: int) -> Callable:
-    """Run a test on the inputs `numbers`: a few always, all of them in the slow suite."""
+    """Run a test on the inputs `numbers`: a few always, an eighth in CI, all of them by hand."""
+    more = sample + (most - sample) // 8
     return pytest.mark.parametrize(
         "numbers",
         [
             pytest.param(range(sample), id="some"),
-            pytest.param(range(sample, most), id="all", marks=pytest.mark.slow),
+            pytest.param(range(sample, more), id="more", marks=pytest.mark.slow),
+            pytest.param(range(more, most), id="all", marks=[pytest.mark.slow, pytest.mark.long]),
         ],
     )
 

@@ -394,6 +394,7 @@ train: {steps: 2, base_steps: 1, batch_size: 8, memory_gate: 0, retrained: false
 method: random
 evaluate: {new_tokens: 4, max_people: 2, resamples: 50, tasks: [generation]}
 audit: none
+neurons: {methods: []}
 """
 NAMED = """
 cache: null
@@ -403,6 +404,7 @@ train: {steps: 0, memory_gate: 0}
 method: random
 evaluate: {new_tokens: 4, max_people: 2, resamples: 50, tasks: [generation]}
 audit: none
+neurons: {methods: []}
 push: org/unlearned
 """
 

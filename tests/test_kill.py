@@ -61,35 +61,27 @@ PUBLISHED_LANDMARKS = (
 )
 
 
-def some_and_all(landmarks, *some):
-    """Run a test with some landmarks in CI, and with all of them by hand."""
-    assert {*some} < {*landmarks}
-    every = pytest.param(landmarks, marks=pytest.mark.pods, id="all")
-    return pytest.mark.parametrize("landmarks", [pytest.param(some, id="some"), every])
+SOME = (".data.*", "checkpoints/vanilla/step-00000001", "evaluation/paper/*")
 
 
 @pytest.mark.slow
-@some_and_all(LANDMARKS, ".data.*", "checkpoints/vanilla/step-00000001", "evaluation/paper/*")
+@pytest.mark.parametrize(
+    "landmarks", [SOME, pytest.param(LANDMARKS, marks=pytest.mark.long)], ids=["some", "all"]
+)
 def test_a_run_killed_at_every_stage_ends_with_the_same_results(tmp_path, landmarks):
     (tmp_path / "config.yaml").write_text(CONFIG)
     check_killed(tmp_path, ["--config", tmp_path / "config.yaml"], landmarks)
 
 
 @pytest.mark.slow
-@some_and_all(
-    PUBLISHED_LANDMARKS,
-    "statistics/gradient/round_03/*",
-    "methods/GradDiff-official/model",
-    "methods/MMUnlearner/checkpoints/*",
-    "evaluation/MMUnlearner/*",
-)
-def test_a_published_config_killed_at_every_stage_ends_with_the_same_results(tmp_path, landmarks):
+@pytest.mark.long
+def test_a_published_config_killed_at_every_stage_ends_with_the_same_results(tmp_path):
     """Its masks have names of their own, and it trains baselines."""
     (tmp_path / "input.yaml").write_text(INPUT)
     made = start(tmp_path, "input", ["--config", tmp_path / "input.yaml", "--only", "data,train"])
     assert made.wait() == 0, told(tmp_path, "input")
     paths = [f"data.path={tmp_path / 'input/data'}", f"model.path={tmp_path / 'input/vanilla'}"]
-    check_killed(tmp_path, ["--config", PUBLISHED, *SETTINGS, *paths], landmarks)
+    check_killed(tmp_path, ["--config", PUBLISHED, *SETTINGS, *paths], PUBLISHED_LANDMARKS)
     models = results(tmp_path / "whole")["models"]
     assert {"paper-2", "paper-10", "GA", "KL-official", "MMUnlearner", "system-prompt"} <= {*models}
 
