@@ -357,21 +357,6 @@ class Output:
     activations: dict[str, Array] | None = None
 
 
-class Encoder(Protocol):
-    """What data/ needs of a loaded model: text and images to numbers.
-
-    `tokenise_ahead` prepares the texts of samples that come next; it changes no number. digests: of
-    images that were encoded before, by their identity, filled by `encode`; for a caller that holds
-    the images of many samples, and hands no image on that changes in between.
-    """
-
-    def tokenise_ahead(self, samples: Sequence[Sample]) -> None: ...
-
-    def encode(self, sample: Sample, *, digests: dict[int, bytes] | None = None) -> Encoded: ...
-
-    def collate(self, encoded: Sequence[Encoded], shape: BatchShape | None = None) -> Batch: ...
-
-
 def check_neurons(
     neurons: Mapping[str, Array], expected: Mapping[str, tuple[int, int]], what: str
 ) -> None:

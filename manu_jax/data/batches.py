@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -18,7 +18,6 @@ from manu_jax.types import (
     Batch,
     BatchShape,
     Encoded,
-    Encoder,
     ManuError,
     Sample,
     raise_faults,
@@ -31,6 +30,21 @@ MAX_BUCKETS = 8  # lengths a step is compiled for, with images and without
 FREE_BUCKETS = 1  # of these; each further one has to be worth its compilation
 WORTH = 128  # samples of the longest length, whose tokens it has to save
 MULTIPLE = 8  # of tokens; lengths are few as it is, so padding can be tight
+
+
+class Encoder(Protocol):
+    """What data/ needs of a loaded model: text and images to numbers.
+
+    `tokenise_ahead` prepares the texts of samples that come next; it changes no number. digests: of
+    images that were encoded before, by their identity, filled by `encode`; for a caller that holds
+    the images of many samples, and hands no image on that changes in between.
+    """
+
+    def tokenise_ahead(self, samples: Sequence[Sample]) -> None: ...
+
+    def encode(self, sample: Sample, *, digests: dict[int, bytes] | None = None) -> Encoded: ...
+
+    def collate(self, encoded: Sequence[Encoded], shape: BatchShape | None = None) -> Batch: ...
 
 
 def encode_all(encoder: Encoder, samples: Sequence[Sample]) -> list[Encoded]:

@@ -7,9 +7,9 @@ alone, and those that still bring answers back are named.
 import dataclasses
 from collections.abc import Sequence
 
-from manu_jax.data.benchmarks import BENCHMARKS, PEOPLE
 from manu_jax.report import audit
 from manu_jax.report.changes import Change, Guesses, average, change_of
+from manu_jax.report.nouns import nouns, several
 from manu_jax.report.numbers import (
     SET_TITLES,
     TASK_TITLES,
@@ -24,13 +24,15 @@ from manu_jax.types import RETRAINED, VANILLA
 
 DAMAGE = 0.5  # loss on people to keep against loss on forget from which it is damage
 KEPT_TITLES = {  # what the cost names, in this order
-    "unseen": "People to keep, never given to a method,",
-    "retain": "People to keep, given to the method,",
+    "unseen": "{people} to keep, never given to a method,",
+    "retain": "{people} to keep, given to the method,",
     "celebrity": SET_TITLES["celebrity"],
     "general": "General questions",
 }
+ONLY_KEPT = "{people} to keep"
 ONLY_USED = (
-    "Only people that the methods were given were asked: what other people lose was not measured."
+    "Only {people} that the methods were given were asked: "
+    "what other {people} lose was not measured."
 )
 BELOW = 0.1  # r − m from which the answers avoid the truth
 
@@ -100,7 +102,7 @@ def headline(results: Results, chance: float | None = None) -> Headline:
     audited = audit.sentences(results, results.headline)
     if audited:
         sentences.append(("Hidden or gone", "\n".join(audited)))
-    sentences.append(("Cost", _cost_sentence(changes)))
+    sentences.append(("Cost", _cost_sentence(results, changes)))
     sentences += [("Other methods", text) for text in _others(results)]
     return Headline(status, title, tuple(sentences))
 
@@ -125,7 +127,7 @@ def _verdict(
     if not known:
         if forget:
             return "nothing", (
-                f"There was nothing to forget: the model knew these {_nouns(results)[1]} no better "
+                f"There was nothing to forget: the model knew these {several(results)} no better "
                 "than one that never saw them."
             )
         return "unknown", "Whether anything was forgotten was not measured."
@@ -134,7 +136,7 @@ def _verdict(
     retain_loss = sum(c.before - c.after for c in retain) / len(retain) if retain else 0.0
     if forget_loss >= 0.1 and retain_loss >= DAMAGE * forget_loss:
         return "damage", (
-            f"Damage rather than forgetting: {_nouns(results)[1]} to keep lost "
+            f"Damage rather than forgetting: {several(results)} to keep lost "
             f"{points(retain_loss)}, those to be forgotten {points(forget_loss)}."
         )
     forgotten = [modality for modality, verdict in known.items() if verdict == "forgotten"]
@@ -174,7 +176,7 @@ def _asked(results: Results) -> str:
     request = results.request
     size = _count(results)
     if request.num_people:
-        size = f"{len(names)} of {request.num_people} {_nouns(results)[1]}"
+        size = f"{len(names)} of {request.num_people} {several(results)}"
     share = f" ({request.share:g}\u202f%)" if request.share is not None else ""
     return f"The model was asked to forget {size}{share}: {listed}."
 
@@ -323,14 +325,16 @@ def _cost_words(keep: Sequence[Change]) -> str:
     return "at a small cost" if loss < 0.05 else "at a cost" if loss < 0.15 else "at a high cost"
 
 
-def _cost_sentence(keep: Sequence[Change]) -> str:
+def _cost_sentence(results: Results, keep: Sequence[Change]) -> str:
+    people = several(results)
     if not keep:
-        return "Not measured: no set of people or questions to keep was evaluated."
+        return f"Not measured: no set of {people} or questions to keep was evaluated."
     texts = []
     losses = _losses(keep)
     is_of_used = "retain" in losses and "unseen" not in losses
     for where, loss in losses.items():
-        title = "People to keep" if is_of_used and where == "retain" else KEPT_TITLES[where]
+        is_only = is_of_used and where == "retain"
+        title = ONLY_KEPT if is_only else KEPT_TITLES[where]
         forms = [
             f"{100 * change.before:.1f} → {percent(change.after)} {form}"
             for change in keep
@@ -338,8 +342,9 @@ def _cost_sentence(keep: Sequence[Change]) -> str:
             for form in ("with images" if change.modality == "image" else "as text",)
         ]
         lost = f"lost {points(loss)}" if loss >= 0.0005 else "lost nothing"
+        title = title.format(people=_capital(people))
         texts.append(f"{title} {lost} ({', '.join(forms)}).")
-    return "\n".join([*texts, ONLY_USED] if is_of_used else texts)
+    return "\n".join([*texts, ONLY_USED.format(people=people)] if is_of_used else texts)
 
 
 def _others(results: Results) -> list[str]:
@@ -354,7 +359,7 @@ def _others(results: Results) -> list[str]:
         return []
     forms = " / ".join(FORMS[modality] for modality in results.modalities)
     forms = forms.replace("from their", "from")
-    return [f"Right on the {_nouns(results)[1]} to forget, {forms}: {'; '.join(texts)}."]
+    return [f"Right on the {several(results)} to forget, {forms}: {'; '.join(texts)}."]
 
 
 def _people(results: Results) -> str:
@@ -362,20 +367,14 @@ def _people(results: Results) -> str:
 
 
 def _the_people(results: Results) -> str:
-    one_and_many = _nouns(results)
+    one_and_many = nouns(results)
     return f"the {_count(results)}" if results.request.people else f"these {one_and_many[1]}"
 
 
 def _count(results: Results) -> str:
     size = len(results.request.people)
     word = COUNTS[size] if size < len(COUNTS) else str(size)
-    return f"{word} {_nouns(results)[size != 1]}"
-
-
-def _nouns(results: Results) -> tuple[str, str]:
-    """Return what the benchmark's people are called, one and several."""
-    name = str((results.config.get("data") or {}).get("benchmark", ""))
-    return BENCHMARKS[name].nouns if name in BENCHMARKS else PEOPLE
+    return f"{word} {nouns(results)[size != 1]}"
 
 
 def _capital(text: str) -> str:

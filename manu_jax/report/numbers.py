@@ -9,6 +9,7 @@ from manu_jax.evaluation.analyses.alpha_choice import OTHER
 from manu_jax.evaluation.metrics import METRICS, NATS
 from manu_jax.evaluation.tasks import TASKS_BY_NAME
 from manu_jax.report.inputs import Item, Place
+from manu_jax.report.nouns import several
 from manu_jax.report.results import Results, Row
 from manu_jax.types import FORGET_SETS, MODALITIES, RETRAINED, SETS, VANILLA
 
@@ -102,12 +103,11 @@ class Tile:
 
     @property
     def notes(self) -> list[str]:
-        notes = [f"before {percent(self.before)}"]
-        if self.reference is not None:
-            notes.append(f"retrained {percent(self.reference)}")
-        if self.used is not None:
-            notes.append(f"used people {percent(self.used)}")
-        return notes
+        others = {"retrained": self.reference, "used ones": self.used}
+        known = {name: value for name, value in others.items() if value is not None}
+        return [
+            f"{name} {percent(value)}" for name, value in {"before": self.before, **known}.items()
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +216,7 @@ def tiles(results: Results) -> list[Tile]:
     """Return the people to forget and to keep in both modalities, over all kinds of question."""
     if not kinds_of_question(results):
         return []
-    kept = kept_set(results)
+    kept, others = kept_set(results), several(results)
     after = functools.partial(share_right, results, results.headline)
     return [
         Tile(
@@ -228,8 +228,8 @@ def tiles(results: Results) -> list[Tile]:
             used=after(("retain", modality)) if where == "unseen" else None,
         )
         for where, title in (
-            ("forget", "Right on people to forget"),
-            (kept, f"Right on {'unseen ' if kept == 'unseen' else ''}people to keep"),
+            ("forget", f"Right on {others} to forget"),
+            (kept, f"Right on {'unseen ' if kept == 'unseen' else ''}{others} to keep"),
         )
         for modality in results.modalities
     ]
@@ -286,8 +286,8 @@ def facts(results: Results) -> list[tuple[str, str]]:
     if data.get("benchmark"):
         known.append(("Benchmark", str(data["benchmark"])))
     if results.kept is not None:
-        used, unseen = len(results.kept.used), len(results.kept.unseen)
-        known.append(("People to keep", f"{used} used, {unseen} unseen"))
+        sizes = f"{len(results.kept.used)} used, {len(results.kept.unseen)} unseen"
+        known.append((f"{several(results)} to keep".capitalize(), sizes))
     if config.get("model") is not None:
         known.append(("Model", str(model.get("path") or "trained by this run")))
     if "seed" in config:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from manu_jax.report import numbers
 from manu_jax.report.headline import headline
 from manu_jax.report.results import Request, Results, Row
 
@@ -261,6 +262,17 @@ def test_the_cost_is_what_people_lost_that_no_method_was_given():
         "(100.0 → 90.0\u202f% with images, 100.0 → 90.0\u202f% as text).",
         "People to keep, given to the method, lost nothing "
         "(100.0 → 100.0\u202f% with images, 100.0 → 100.0\u202f% as text).",
+    ]
+
+
+def test_the_report_calls_them_what_the_benchmark_does():
+    found = dataclasses.replace(with_unseen(0.9), config={"data": {"benchmark": "facts"}})
+    assert dict(headline(found).sentences)["Cost"].startswith("Subjects to keep, never given to a")
+    unkept = dataclasses.replace(results(keep=0.9), config=found.config)
+    assert "what other subjects lose" in dict(headline(unkept).sentences)["Cost"]
+    assert [tile.title for tile in numbers.tiles(found)] == [
+        *["Right on subjects to forget"] * 2,
+        *["Right on unseen subjects to keep"] * 2,
     ]
 
 

@@ -416,7 +416,7 @@ def test_unseen_people_come_first_wherever_one_number_tells_what_was_kept(run_fo
     for tile in numbers.tiles(results)[2:]:
         assert tile.title == "Right on unseen people to keep"
         assert tile.used is not None and tile.after == pytest.approx(tile.used / 2)
-        assert f"used people {numbers.percent(tile.used)}" in tile.notes
+        assert f"used ones {numbers.percent(tile.used)}" in tile.notes
     items = inputs.load_items(tmp_path / "run", results)
     kept = [one for one in examples.examples(results, items) if not one.is_forgotten]
     assert kept and all(one.person.startswith("u") for one in kept)
