@@ -534,6 +534,13 @@ def test_a_config_from_before_there_was_a_share_gave_methods_everybody():
     assert stored_config(given, "new").data.keep_share == 0.5
 
 
+def test_what_is_known_in_part_is_of_the_facts_alone():
+    of_facts = {"model": {"path": "m"}, "data": {"benchmark": "facts", "partly_known": True}}
+    assert validate_config(of_facts, "test").data.partly_known
+    with pytest.raises(ManuError, match="partly_known is of the benchmark facts alone, and bench"):
+        validate_config({"data": {"partly_known": True}}, "test")
+
+
 @pytest.mark.parametrize("share", ["0", "1.01", "-1", "some"])
 def test_a_share_outside_zero_and_one_is_an_error(tmp_path, share):
     assert "data.keep_share" in error_of(tmp_path, overrides=[f"data.keep_share={share}"])

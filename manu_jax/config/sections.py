@@ -4,7 +4,7 @@ A field's comment gives its unit and range; the default stands here and nowhere 
 """
 
 import typing
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 
@@ -169,6 +169,15 @@ class DataSection(Section):
     num_celebrities: int = pydantic.Field(default=10, ge=1)  # synthetic only
     # synthetic only: questions that have nothing to do with people
     num_general: int = pydantic.Field(default=40, ge=1)
+
+    @pydantic.model_validator(mode="after")
+    def _of_its_benchmark(self) -> Self:
+        if self.partly_known and self.benchmark != "facts":
+            raise ValueError(
+                f"partly_known is of the benchmark facts alone, and benchmark is {self.benchmark}. "
+                "Leave it out."
+            )
+        return self
 
 
 class ShotsSection(Section):
