@@ -11,8 +11,10 @@ one of several processes gets the signal; they agree on the step after which all
 
 import atexit
 import contextlib
+import ctypes
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -27,6 +29,7 @@ GONE_SECONDS = 20.0  # after so long without a sign of it a process has ended
 LOOK_SECONDS = 1.0
 SEEN_SECONDS = 5.0  # how long a process that ends waits for the others to see why
 LAST_SECONDS = 0.5  # how much longer the first process stays, who holds the keys
+ANSWER_SECONDS = 2.0  # how long the first process may take to answer before it counts as gone
 STATUS = 1
 NOT_THERE = "NOT_FOUND"  # how the store says so
 AGAIN = "Give the same command again to go on from here."
@@ -145,6 +148,7 @@ class Watch:
 
 
 _watch: Watch | None = None
+_on_abort: Any = None  # what C calls has to stay
 _times_asked = 0  # the same on all processes, which take the same way
 _is_due = False
 
@@ -159,12 +163,48 @@ class TracebackStopsAll(contextlib.AbstractContextManager):
             _watch.tell(line, f"{kind.__name__}: {error}", STATUS)
 
 
-def watch(store: Any, number: int, count: int, *, is_time_to_stop: Callable[[int], bool]) -> None:
-    """Begin to look for faults of the other processes, as process `number` of `count`."""
+def watch(state: Any, *, is_time_to_stop: Callable[[int], bool]) -> None:
+    """Begin to look for faults of the other processes, where there are any.
+
+    state: that of `jax.distributed`: this process's number, how many there are, the client, and
+    the address of the first one. is_time_to_stop: as of `Watch`.
+    """
     global _watch
-    if _watch is None and count > 1:
-        _watch = Watch(store, number, count, is_time_to_stop)
+    if _watch is None and state.num_processes > 1:
+        _watch = Watch(state.client, state.process_id, state.num_processes, is_time_to_stop)
         atexit.register(_watch.stop)
+        if state.process_id:
+            _explain_aborts(state.coordinator_address)
+
+
+def _explain_aborts(address: str) -> None:
+    """Have an abort that comes of the end of the first process say so in one line, the last.
+
+    Where that process no longer answers, JAX's client aborts this one at once, from a thread of its
+    own and with a page of words. It would call a function in their place, but not one of Python's
+    (std::bad_cast, jaxlib 0.10.2). Any other abort stays what it is.
+    """
+
+    def explain(_: int) -> None:
+        if not _answers(address):
+            os.write(2, f"error: process 0 is gone, and so all stop. {AGAIN}\n".encode())
+            os._exit(STATUS)
+
+    global _on_abort
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_int)
+    _on_abort = kind(explain)
+    install = ctypes.CDLL(None).signal
+    install.argtypes, install.restype = (ctypes.c_int, kind), ctypes.c_void_p
+    install(signal.SIGABRT, _on_abort)
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS):
+            return True
+    except (OSError, ValueError):
+        return False
 
 
 def stop_all(line: str, message: str, status: int = STATUS) -> int:

@@ -296,13 +296,8 @@ def join() -> None:
         jax.distributed.initialize(
             address, count, number, shutdown_timeout_seconds=SHUTDOWN_SECONDS
         )
-        state = distributed.global_state
-        faults.watch(
-            state.client,
-            state.process_id,
-            state.num_processes,
-            is_time_to_stop=multihost_utils.reached_preemption_sync_point,
-        )
+        is_time_to_stop = multihost_utils.reached_preemption_sync_point
+        faults.watch(distributed.global_state, is_time_to_stop=is_time_to_stop)
     except (ValueError, RuntimeError) as error:
         raise ManuError(
             f"mesh.distributed: the other processes can't be joined ({error}). Outside of TPU pods "
