@@ -333,8 +333,7 @@ def _cost_sentence(results: Results, keep: Sequence[Change]) -> str:
     losses = _losses(keep)
     is_of_used = "retain" in losses and "unseen" not in losses
     for where, loss in losses.items():
-        is_only = is_of_used and where == "retain"
-        title = ONLY_KEPT if is_only else KEPT_TITLES[where]
+        title = ONLY_KEPT if is_of_used and where == "retain" else KEPT_TITLES[where]
         forms = [
             f"{100 * change.before:.1f} → {percent(change.after)} {form}"
             for change in keep
@@ -367,8 +366,7 @@ def _people(results: Results) -> str:
 
 
 def _the_people(results: Results) -> str:
-    one_and_many = nouns(results)
-    return f"the {_count(results)}" if results.request.people else f"these {one_and_many[1]}"
+    return f"the {_count(results)}" if results.request.people else f"these {several(results)}"
 
 
 def _count(results: Results) -> str:
