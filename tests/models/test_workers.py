@@ -1,10 +1,13 @@
 """Images made ready by other processes: the same batches, and only this process's rows."""
 
+import copy
 import dataclasses
+import gc
 import os
 import signal
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -191,6 +194,17 @@ def test_minus_one_counts_the_cores(in_threads, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     with workers.used(-1):
         assert workers._workers is None
+
+
+def test_settings_stay_from_the_first_image_on_since_they_are_known_by_identity(in_threads):
+    processor = copy.copy(tiny_llava.loaded().processor)
+    kept = weakref.ref(processor)
+    with workers.used(1):
+        loaded = dataclasses.replace(encoder(), processor=processor)
+        loaded.vision_inputs(samples(1)[0].images[0])
+        del loaded, processor
+        gc.collect()
+        assert kept() is not None
 
 
 def texts(count=2 * CHUNK + 3):

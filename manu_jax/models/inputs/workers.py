@@ -62,7 +62,7 @@ class Workers:
         """Return what `make(image, *settings)` gives, now for the first image of a size, else when
         it is asked for.
         """
-        kind = make, *map(id, settings)
+        kind = self._kind(make, settings)
         size = kind, image.mode, image.size, image.getexif().get(EXIF_TURN, UPRIGHT)
         if size not in self._firsts:
             self._firsts[size] = make(image, *settings)
@@ -73,14 +73,19 @@ class Workers:
 
     def submit(self, make: Callable[..., Made], one: Any, settings: tuple) -> "Future[Made]":
         """Have a worker make `make(one, *settings)`; it reads the settings once."""
+        file = self._files[self._kind(make, settings)][1]
+        with self.deaths_told():
+            return self._pool.submit(_made, file, one)
+
+    def _kind(self, make: Callable[..., Any], settings: tuple) -> Any:
+        """Return what `make` with these settings is known by, and keep them for the workers."""
         kind = make, *map(id, settings)
         if kind not in self._files:
             content = pickle.dumps((make, *settings))
             file = Path(self._folder.name) / hashlib.sha256(content).hexdigest()
             file.write_bytes(content)
             self._files[kind] = settings, file  # which keeps them, and so their identities
-        with self.deaths_told():
-            return self._pool.submit(_made, self._files[kind][1], one)
+        return kind
 
     @contextlib.contextmanager
     def deaths_told(self) -> Iterator[None]:
