@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from manu_jax.leaves import first_name, path_name
 from manu_jax.types import Neurons, Sample
 
 EXIF_TURN, UPRIGHT = 0x0112, 1  # the tag, and its value for an image that stays as it is
+THREADS = 4  # that take digests; hashing lets others run
 
 
 def weights_hash(model: Any) -> str:
@@ -31,15 +33,20 @@ def weights_hash(model: Any) -> str:
 
 def samples_hash(samples: Iterable[Sample]) -> str:
     """Return 16 hexadecimal digits that depend on every text, answer mark and pixel, in order."""
-    digest = hashlib.sha256()
-    digests_by_image: dict[int, tuple[Any, bytes]] = {}  # facts share images; held, so ids stay
-    for sample in samples:
+    digest, held = hashlib.sha256(), list(samples)
+    digests = image_digests(image for sample in held for image in sample.images)
+    for sample in held:
         digest.update(f"{sample.key}\0{sample.segments}\0".encode())
         for image in sample.images:
-            if id(image) not in digests_by_image:
-                digests_by_image[id(image)] = (image, image_digest(image))
-            digest.update(digests_by_image[id(image)][1])
+            digest.update(digests[id(image)])
     return digest.hexdigest()[:16]
+
+
+def image_digests(images: Iterable[Any]) -> dict[int, bytes]:
+    """Return the digests of PIL images by their identity, each taken once, by several threads."""
+    distinct = {id(image): image for image in images}
+    with ThreadPoolExecutor(THREADS) as pool:
+        return dict(zip(distinct, pool.map(image_digest, distinct.values()), strict=True))
 
 
 def image_digest(image: Any) -> bytes:

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from manu_jax.fingerprint import image_digests
 from manu_jax.types import (
     Batch,
     BatchShape,
@@ -50,8 +51,10 @@ class Encoder(Protocol):
 def encode_all(encoder: Encoder, samples: Sequence[Sample]) -> list[Encoded]:
     """Return the samples as numbers, in order; one ManuError names all that cannot be encoded."""
     encoded, faults = [], []
-    digests: dict[int, bytes] = {}  # the samples hold their images, which don't change meanwhile
     encoder.tokenise_ahead(samples)
+    # The samples hold their images, which don't change meanwhile. What was decoded can be read
+    images = (image for sample in samples for image in sample.images)
+    digests = image_digests(image for image in images if hasattr(image, "decode_again"))
     for sample in samples:
         try:
             encoded.append(encoder.encode(sample, digests=digests))

@@ -240,13 +240,15 @@ class Loaded:
         of_many = self.family.vision_inputs_of_many if len(sample.images) > 1 else None
         make = of_many or self.family.vision_inputs
         border = inputs.image_border(sample, (image,))
-        settings = self.processor, self.config
+        settings, known = (self.processor, self.config), {} if digests is None else digests
         with border:
             return self.caches.vision.vision_inputs(
                 image,
-                lambda image: workers.vision_inputs(make, image, settings, border=border),
+                lambda image: workers.vision_inputs(
+                    make, image, settings, digest=known[id(image)], border=border
+                ),
                 is_one_of_many=of_many is not None,
-                digests=digests,
+                digests=known,
             )
 
     def _tokens(self, text: str) -> Tokens:

@@ -1,6 +1,7 @@
 """Image files become the pixels that `datasets` gives, or an error that says why not."""
 
 import io
+import pickle
 
 import datasets
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from manu_jax.data.images import decode
+from manu_jax.fingerprint import image_digest
 from manu_jax.types import ManuError
 
 RANDOM = np.random.default_rng(0)
@@ -48,6 +50,18 @@ def test_pixels_are_those_of_datasets(name, tmp_path):
     assert found.tobytes() == expected.tobytes()
     (tmp_path / "file").write_bytes(FILES[name])
     assert decode(tmp_path / "file").tobytes() == found.tobytes()
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_of_a_file_much_smaller_than_its_pixels_the_image_is_decoded_again_anywhere(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(Image.new("RGB", (300, 200), "teal"), "JPEG", exif=exif.tobytes())
+    image = decode(content)
+    again = pickle.loads(pickle.dumps(image.decode_again))()
+    assert image_digest(again) == image_digest(image)
+    assert not hasattr(image.rotate(90), "decode_again")
+    assert not hasattr(decode(FILES["RGBA"]), "decode_again")
 
 
 def test_a_turned_image_stands_upright_and_alpha_is_dropped():

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import gc
+import io
 import os
 import signal
 import threading
@@ -18,6 +19,7 @@ from PIL import Image
 
 from manu_jax.data.batches import STEPS_AHEAD, Batches, encode_all
 from manu_jax.data.forms import forms
+from manu_jax.data.images import decode
 from manu_jax.models.inputs import texts as token_texts
 from manu_jax.models.inputs import workers
 from manu_jax.models.inputs.caches import Caches
@@ -130,6 +132,37 @@ def test_an_error_of_the_image_processor_names_the_prompt(in_threads, monkeypatc
             ours.batch_at(step)
 
 
+def from_files(count=5):
+    """Samples whose images come from files that are much smaller than they are."""
+    facts = []
+    for number, fact in enumerate(tiny_llava.facts(count)):
+        file = io.BytesIO()
+        Image.new("RGB", (90, 60), (40 * number, 99, 7)).save(file, "JPEG")
+        facts.append(dataclasses.replace(fact, image=decode(file.getvalue())))
+    return forms(facts, "image", tiny_llava.loaded().template)
+
+
+@pytest.mark.parametrize("is_changed", [False, True])
+def test_an_image_is_sent_as_its_file_unless_it_was_changed_since(
+    in_threads, monkeypatch, is_changed
+):
+    chosen = from_files()
+    if is_changed:
+        for sample in chosen:
+            sample.images[0].paste((200, 0, 0), (20, 20, 80, 50))
+    loaded, plain = encoder(), encoder()
+    plain = plain.collate(encode_all(plain, chosen))
+    sent, kept = [], workers._made
+    monkeypatch.setattr(workers, "_made", lambda file, one: sent.append(one) or kept(file, one))
+    with workers.used(1):
+        jax.tree.map(
+            np.testing.assert_array_equal, loaded.collate(encode_all(loaded, chosen)), plain
+        )
+    num_files = sum(isinstance(one, workers.SmallImage) for one in sent)
+    num_images = sum(isinstance(one, Image.Image) for one in sent)
+    assert (num_files, num_images) == (4, 4 if is_changed else 0)
+
+
 @pytest.mark.slow
 def test_with_processes_the_run_itself_makes_the_first_image_of_each_kind_alone(monkeypatch):
     """Of each size and mode. Counted here: the others import the image processor for themselves."""
@@ -149,8 +182,12 @@ def test_with_processes_the_run_itself_makes_the_first_image_of_each_kind_alone(
 @pytest.mark.slow
 def test_processes_make_the_same_and_a_killed_one_is_told_of():
     plain, plain_texts = batches(), tokens_alone(encoder(), texts())
+    loaded, files = encoder(), encoder()
+    files = files.collate(encode_all(files, from_files()))
     with workers.used(2):
         assert_same(batches(), plain, len(plain))
+        found = loaded.collate(encode_all(loaded, from_files()))
+        jax.tree.map(np.testing.assert_array_equal, found, files)
         loaded = encoder()
         loaded.tokenise_ahead(texts())
         for future, _ in loaded.caches.tokens._pending.values():

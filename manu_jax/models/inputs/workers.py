@@ -7,12 +7,17 @@ steps, so that they are made while the devices work. How many patches there are,
 from an image's size: the first image of each size is made at once, and the others are checked
 against it. Numbers and their order are the same without workers.
 
+An image that came from a file much smaller than its pixels (`data.images.decode`) is sent as that
+file. The worker decodes it, and looks whether it has the digest that the image had: one whose
+pixels were changed since is sent as it is.
+
 This is the standard library's pool: it is started once and serves every stage. grain starts its
 workers anew with each iterator, of which a run has dozens, and each start imports JAX.
 """
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import os
@@ -30,7 +35,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from manu_jax.fingerprint import EXIF_TURN, UPRIGHT
+from manu_jax.fingerprint import EXIF_TURN, UPRIGHT, image_digest
 from manu_jax.folder import ForeignErrors
 from manu_jax.types import ManuError, VisionInput
 
@@ -40,6 +45,19 @@ SPARE_CORES = 2  # for the process itself, where workers are counted by cores
 
 Make = Callable[[Any, Any, Any], tuple[VisionInput, ...]]
 Made = TypeVar("Made")
+
+
+@dataclasses.dataclass(frozen=True)
+class SmallImage:
+    """What is sent in place of an image's pixels: how to decode it again, and its digest."""
+
+    decode_again: Callable[[], Any]
+    digest: bytes
+
+    def image(self) -> Any | None:
+        """Return the image; None where it has another digest now."""
+        image = self.decode_again()
+        return image if image_digest(image) == self.digest else None
 
 
 class Workers:
@@ -57,10 +75,16 @@ class Workers:
         self._bytes = 0
 
     def vision_inputs(
-        self, make: Make, image: Any, settings: tuple[Any, Any], *, border: ForeignErrors
+        self,
+        make: Make,
+        image: Any,
+        settings: tuple[Any, Any],
+        *,
+        digest: bytes,
+        border: ForeignErrors,
     ) -> tuple[VisionInput, ...]:
         """Return what `make(image, *settings)` gives, now for the first image of a size, else when
-        it is asked for.
+        it is asked for. digest: of the image, as it is.
         """
         kind = self._kind(make, settings)
         size = kind, image.mode, image.size, image.getexif().get(EXIF_TURN, UPRIGHT)
@@ -68,11 +92,17 @@ class Workers:
             self._firsts[size] = make(image, *settings)
             return self._firsts[size]
         submit = functools.partial(self.submit, make, settings=settings)
-        pending = PendingImage(image, self._firsts[size], submit, workers=self, border=border)
+        decode_again = getattr(image, "decode_again", None)
+        small = None if decode_again is None else SmallImage(decode_again, digest)
+        like = self._firsts[size]
+        pending = PendingImage(image, like, submit, small=small, workers=self, border=border)
         return pending.vision_inputs()
 
     def submit(self, make: Callable[..., Made], one: Any, settings: tuple) -> "Future[Made]":
-        """Have a worker make `make(one, *settings)`; it reads the settings once."""
+        """Have a worker make `make(one, *settings)`; it reads the settings once.
+
+        Of a SmallImage it makes that of the image, and None where that has changed.
+        """
         file = self._files[self._kind(make, settings)][1]
         with self.deaths_told():
             return self._pool.submit(_made, file, one)
@@ -119,27 +149,29 @@ class Workers:
 class PendingImage:
     """The vision inputs of an image, made by a worker when they are asked for.
 
-    like: what another image of the same size gave. border: what its errors say.
+    like: what another image of the same size gave. small: what may be sent in place of its pixels,
+    if there is anything. border: what its errors say.
     """
 
     def __init__(
         self,
         image: Any,
         like: tuple[VisionInput, ...],
-        submit: Callable[[Any], "Future[tuple[VisionInput, ...]]"],
+        submit: Callable[[Any], "Future[Any]"],
         *,
+        small: SmallImage | None,
         workers: Workers,
         border: ForeignErrors,
     ):
         self._image, self._like, self._submit = image, like, submit
-        self._workers, self._border = workers, border
-        self._future: Future[tuple[VisionInput, ...]] | None = None
-        self._made: tuple[VisionInput, ...] | None = None
+        self._small, self._workers, self._border = small, workers, border
+        self._future: Future[Any] | None = None
+        self._made: Any = None  # tuple[VisionInput, ...], when it is there
 
     def ask(self) -> None:
         """Have them made, unless they are, or are being made."""
         if self._made is None and self._future is None:
-            self._future = self._submit(self._image)
+            self._future = self._submit(self._small or self._image)
 
     def made(self) -> tuple[VisionInput, ...]:
         """Return them, when they are there."""
@@ -147,7 +179,7 @@ class PendingImage:
             self.ask()
             assert self._future is not None
             with self._border, self._workers.deaths_told():
-                self._made = self._future.result()
+                self._made = self._future.result() or self._submit(self._image).result()
             self._future = None
             self._check(self._made)
         self._workers.keep(self, sum(one.patches_PC.nbytes for one in self._made))
@@ -225,16 +257,21 @@ def current() -> Workers | None:
 
 
 def vision_inputs(
-    make: Make, image: Any, settings: tuple[Any, Any], *, border: ForeignErrors
+    make: Make,
+    image: Any,
+    settings: tuple[Any, Any],
+    *,
+    digest: bytes,
+    border: ForeignErrors,
 ) -> tuple[VisionInput, ...]:
     """Return the vision inputs of an image: what `make(image, *settings)` gives.
 
-    settings: the processor and the config. With workers the patches are pending; border: what
-    errors of the processor say then.
+    settings: the processor and the config. digest: of the image. With workers the patches are
+    pending; border: what errors of the processor say then.
     """
     if _workers is None:
         return make(image, *settings)
-    return _workers.vision_inputs(make, image, settings, border=border)
+    return _workers.vision_inputs(make, image, settings, digest=digest, border=border)
 
 
 def _begin(parent: int) -> None:
@@ -257,4 +294,5 @@ def _read(file: Path) -> Any:
 
 def _made(file: Path, one: Any) -> Any:
     make, *settings = _read(file)
-    return make(one, *settings)
+    one = one.image() if isinstance(one, SmallImage) else one
+    return None if one is None else make(one, *settings)
