@@ -1,10 +1,11 @@
 """Which model fits which TPU pod, and how long its steps take: the table of docs/devices.md.
 
-    python tools/plan_table.py --cache DIR [--minutes N] [--show]
+    python tools/plan_table.py --cache DIR [--steps STEP,…] [--minutes N] [--show]
 
 Compiles the steps of real configs (tests/data) with the TPU compiler, from shapes, one after the
 other, the most telling ones first. What was compiled is kept in --cache, so the command goes on
-where it was stopped. --minutes: start nothing new after so long. --show: compile nothing.
+where it was stopped. --steps: compile these columns alone. --minutes: start nothing new after so
+long. --show: compile nothing. A step of Gemma 3 may take 13 GiB of memory, and more, to compile.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from manu_jax.planning.items import planned
 from manu_jax.planning.plan import Row, row_of
 from manu_jax.planning.world import Assumed, world_of
 from manu_jax.run import exit_status
-from manu_jax.types import WorkKind
+from manu_jax.types import ManuError, WorkKind
 
 CONFIGS = Path(__file__).parent.parent / "tests" / "data"
 MODELS = {
@@ -74,14 +75,18 @@ class Cell:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     options = _parser().parse_args(arguments)
-    return exit_status(lambda: _run(Path(options.cache), options.minutes, options.show))
+    return exit_status(lambda: _run(options))
 
 
-def _run(cache: Path, minutes: float | None, show: bool) -> None:
+def _run(options: argparse.Namespace) -> None:
+    wanted = options.steps.split(",") if options.steps else list(STEPS)
+    if others := [step for step in wanted if step not in STEPS]:
+        raise ManuError(f"--steps {others[0]}: known: {', '.join(STEPS)}.")
     start, rows = time.monotonic(), {}
     for cell in cells():
-        is_late = minutes is not None and time.monotonic() - start > 60 * minutes
-        row = _row(cell, cache, compiles=not (show or is_late))
+        is_late = options.minutes is not None and time.monotonic() - start > 60 * options.minutes
+        compiles = cell.step in wanted and not (options.show or is_late)
+        row = _row(cell, Path(options.cache), compiles=compiles)
         if row is not None:
             rows[cell] = row
             logging.getLogger("manu_jax").info("%s: %s", cell, _text(row, cell.step))
@@ -185,6 +190,7 @@ def _text(row: Row, step: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cache", required=True, metavar="DIR", help="where results are kept")
+    parser.add_argument("--steps", metavar="STEP,…", help="compile these columns alone")
     parser.add_argument("--minutes", type=float, help="start nothing new after so many")
     parser.add_argument("--show", action="store_true", help="compile nothing; show what is there")
     return parser

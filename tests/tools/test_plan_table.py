@@ -37,3 +37,21 @@ def test_cells_say_what_fits_where(monkeypatch):
     assert "| **no** (2.0 GiB) (2, 1, 8) |" in text
     assert "2 of 135 steps compiled in 2 s" in text and "; 1 of them do not fit." in text
     assert len(set(plan_table.cells())) == 135
+
+
+def test_chosen_columns_alone_are_compiled(monkeypatch, tmp_path, capsys):
+    compiled = []
+
+    def noted(cell, cache, *, compiles):
+        compiled.extend([cell] * compiles)
+
+    monkeypatch.setattr(plan_table, "_row", noted)
+    monkeypatch.setattr(plan_table, "version", lambda package: "1")
+    assert plan_table.main(["--cache", str(tmp_path), "--steps", "erase,suppress"]) == 0
+    assert {(cell.step, cell.pod) for cell in compiled} == {
+        ("erase", "v5e-16"),
+        ("suppress", "v5e-16"),
+    }
+    assert len(compiled) == 2 * len(plan_table.MODELS)
+    assert plan_table.main(["--cache", str(tmp_path), "--steps", "eras"]) == 1
+    assert "--steps eras: known: statistics, " in capsys.readouterr().err
