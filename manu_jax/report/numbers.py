@@ -103,11 +103,9 @@ class Tile:
 
     @property
     def notes(self) -> list[str]:
-        others = {"retrained": self.reference, "used ones": self.used}
-        known = {name: value for name, value in others.items() if value is not None}
-        return [
-            f"{name} {percent(value)}" for name, value in {"before": self.before, **known}.items()
-        ]
+        others = (("retrained", self.reference), ("used ones", self.used))
+        known = [f"{name} {percent(value)}" for name, value in others if value is not None]
+        return [f"before {percent(self.before)}", *known]
 
 
 @dataclasses.dataclass(frozen=True)
