@@ -541,15 +541,6 @@ def test_what_is_known_in_part_is_of_the_facts_alone():
         validate_config({"data": {"partly_known": True}}, "test")
 
 
-@pytest.mark.parametrize("name", ["num_people", "num_celebrities", "num_general"])
-def test_how_many_people_are_made_is_of_the_synthetic_benchmark_alone(name):
-    synthetic = {"model": {"path": "m"}, "data": {name: 7}}
-    assert validate_config(synthetic, "test").data.benchmark == "synthetic"
-    other = {"model": {"path": "m"}, "data": {"benchmark": "facts", name: 7}}
-    with pytest.raises(ManuError, match=f"{name} is of the benchmark synthetic alone"):
-        validate_config(other, "test")
-
-
 @pytest.mark.parametrize("share", ["0", "1.01", "-1", "some"])
 def test_a_share_outside_zero_and_one_is_an_error(tmp_path, share):
     assert "data.keep_share" in error_of(tmp_path, overrides=[f"data.keep_share={share}"])

@@ -20,7 +20,6 @@ BenchmarkName = Annotated[str, registered(BENCHMARKS, "benchmark")]
 TASKS = "manu_jax.evaluation.tasks.TASKS_BY_NAME"
 TaskName = Annotated[str, registered(TASKS, "task")]
 DECODER_FAMILY = "llava"  # of a model around a given decoder
-OF_SYNTHETIC = ("num_people", "num_celebrities", "num_general")
 FilePath = Annotated[str, pydantic.Field(min_length=1)]  # `~` is a home folder (folder.expand_path)
 JudgeAddress = Annotated[str, pydantic.Field(pattern=r"^https?://[^\s/@]+(/[^\s@?#]*)?$")]
 VariableName = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z_]\w*$")]
@@ -177,13 +176,6 @@ class DataSection(Section):
             raise ValueError(
                 f"partly_known is of the benchmark facts alone, and benchmark is {self.benchmark}. "
                 "Leave it out."
-            )
-        fields = type(self).model_fields
-        given = [name for name in OF_SYNTHETIC if getattr(self, name) != fields[name].default]
-        if given and self.benchmark != "synthetic":
-            raise ValueError(
-                f"{given[0]} is of the benchmark synthetic alone, whose people the run makes, and "
-                f"benchmark is {self.benchmark}. Leave it out."
             )
         return self
 
