@@ -37,8 +37,8 @@ class Encoder(Protocol):
     """What data/ needs of a loaded model: text and images to numbers.
 
     `tokenise_ahead` prepares the texts of samples that come next; it changes no number. digests: of
-    images that were encoded before, by their identity, filled by `encode`; for a caller that holds
-    the images of many samples, and hands no image on that changes in between.
+    images by their identity, as far as they are known, to which `encode` adds; for a caller that
+    holds the images of many samples, and hands no image on that changes in between.
     """
 
     def tokenise_ahead(self, samples: Sequence[Sample]) -> None: ...
@@ -52,7 +52,7 @@ def encode_all(encoder: Encoder, samples: Sequence[Sample]) -> list[Encoded]:
     """Return the samples as numbers, in order; one ManuError names all that cannot be encoded."""
     encoded, faults = [], []
     encoder.tokenise_ahead(samples)
-    # The samples hold their images, which don't change meanwhile. What was decoded can be read
+    # The samples hold their images, which don't change meanwhile; those decoded here can be read.
     images = (image for sample in samples for image in sample.images)
     digests = image_digests(image for image in images if hasattr(image, "decode_again"))
     for sample in samples:
