@@ -166,7 +166,7 @@ class PendingImage:
         self._image, self._like, self._submit = image, like, submit
         self._small, self._workers, self._border = small, workers, border
         self._future: Future[Any] | None = None
-        self._made: Any = None  # tuple[VisionInput, ...], when it is there
+        self._made: tuple[VisionInput, ...] | None = None
 
     def ask(self) -> None:
         """Have them made, unless they are, or are being made."""
@@ -179,9 +179,12 @@ class PendingImage:
             self.ask()
             assert self._future is not None
             with self._border, self._workers.deaths_told():
-                self._made = self._future.result() or self._submit(self._image).result()
+                found: tuple[VisionInput, ...] = (
+                    self._future.result() or self._submit(self._image).result()
+                )
             self._future = None
-            self._check(self._made)
+            self._made = found
+            self._check(found)
         self._workers.keep(self, sum(one.patches_PC.nbytes for one in self._made))
         return self._made
 
