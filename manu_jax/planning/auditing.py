@@ -13,6 +13,7 @@ import numpy as np
 
 from manu_jax import parallel
 from manu_jax.config.base import Remat
+from manu_jax.evaluation import likelihood
 from manu_jax.evaluation.analyses.audit import attacks_of, audited
 from manu_jax.evaluation.audit import attacker, depth, membership, relearning, removed, rounding
 from manu_jax.planning.asking import Asked, answer_items, rated_item, work_in_buckets
@@ -54,6 +55,10 @@ def audit_items(world: World) -> Iterator[Item]:
         if samples:
             asked = Asked(samples, models * passes, beside)
             yield from answer_items(f"audit: {name}", asked, world)
+    if probes.offered:
+        asked = Asked(probes.offered, models, _audited)
+        name = "audit: offered answers"
+        yield rated_item(name, asked, world, function=likelihood._likelihoods)
     facts = [one for samples in data.forget.values() for one in samples]
     held_out = 2  # as many facts about people whom no model was trained on
     asked = Asked(facts, models * held_out, _audited)

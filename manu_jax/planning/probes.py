@@ -14,6 +14,7 @@ from manu_jax.data.texts import text_samples
 from manu_jax.evaluation.analyses import ability
 from manu_jax.evaluation.audit.asked import fits, variants
 from manu_jax.evaluation.audit.attack import Asked, Attacked
+from manu_jax.evaluation.audit.offered import NUM_ANSWERS, offers
 from manu_jax.evaluation.own_answers import own_prompts
 from manu_jax.evaluation.published import files_of, has_published, published_of
 from manu_jax.models.loaded import Loaded
@@ -32,14 +33,15 @@ class Probes:
     """What is asked, each of no samples where the config does without.
 
     plain: the facts to forget, as the audit asks them first. otherwise: the same in other words and
-    with help. english: passages whose every token is rated. chat: prompts that are answered.
-    replies: the same with answers, as long as they may become. published: {name: prompts of the
-    benchmark's own protocol}, and given: {form: prompts with answers that it measures}. own: what
-    vanilla is asked where nobody to keep is named.
+    with help. offered: with each answer that is offered. english: passages whose every token is
+    rated. chat: prompts that are answered. replies: the same with answers, as long as they may
+    become. published: {name: prompts of the benchmark's own protocol}, and given: {form: prompts
+    with answers that it measures}. own: what vanilla is asked where nobody to keep is named.
     """
 
     plain: Sequence[Encoded] = ()
     otherwise: Sequence[Encoded] = ()
+    offered: Sequence[Encoded] = ()
     english: Sequence[Encoded] = ()
     chat: Sequence[Encoded] = ()
     replies: Sequence[Encoded] = ()
@@ -69,8 +71,13 @@ def measured_probes(run: Run, loaded: Loaded) -> Probes:
     if run.config.audit.level != "none":
         attacked = Attacked(run=run, name=VANILLA, loaded=loaded, vanilla=loaded)
         asked = (one for *_, one in variants(attacked) if fits(attacked, one))
-        plain, otherwise = _prompts(loaded, attacked.questions), _prompts(loaded, asked)
-        probes = dataclasses.replace(probes, plain=plain, otherwise=otherwise)
+        answers = [one.sample for _, offered in offers(attacked) for one in offered]
+        probes = dataclasses.replace(
+            probes,
+            plain=_prompts(loaded, attacked.questions),
+            otherwise=_prompts(loaded, asked),
+            offered=encode_all(loaded, answers),
+        )
     if section.ability and not ability.why_not(loaded):
         chat = encode_all(
             loaded, [question_sample(loaded.template.prompt(one, "text"), "") for one in CHAT]
@@ -143,7 +150,8 @@ def assumed_probes(
             length = max(min(longest, room), samples[0].num_tokens)
             asked = assumed_sample(loaded, form, tokens=length, answers=0)
             otherwise += [asked] * (OTHER_WAYS * len(samples))
-        probes = dataclasses.replace(probes, plain=plain, otherwise=otherwise)
+        offered = [one for samples in answered.values() for one in samples] * NUM_ANSWERS
+        probes = dataclasses.replace(probes, plain=plain, otherwise=otherwise, offered=offered)
     if config.evaluate.ability and not ability.why_not(loaded):
         passage = round(WORDS[1] * TOKENS_A_WORD)
         probes = dataclasses.replace(

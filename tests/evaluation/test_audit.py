@@ -6,6 +6,7 @@ import json
 import types
 from typing import Any
 
+import audit_world
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +19,7 @@ from manu_jax.data.benchmarks import benchmark_format
 from manu_jax.data.record import Benchmark, Fact, Person, Question
 from manu_jax.edits import masks
 from manu_jax.evaluation.analyses.audit import audited, check, plain, with_floors
-from manu_jax.evaluation.audit import asked, depth, membership, removed, rounding
+from manu_jax.evaluation.audit import asked, depth, membership, offered, removed, rounding
 from manu_jax.evaluation.audit.attack import PLAIN, Attack, Attacked, AuditRow
 from manu_jax.evaluation.audit.registry import ATTACKS
 from manu_jax.evaluation.audit.verdict import MARGIN, standing, strongest, verdict
@@ -334,6 +335,70 @@ def test_prompts_beyond_the_context_are_left_out(tmp_path, monkeypatch):
     counts = one.loaded.count_tokens([question.sample for question in one.questions])
     monkeypatch.setattr(kind, "context", max(map(sum, counts)) + 4)  # room for the answer alone
     assert not [row for row in asked.measure(one) if row.variant == asked.FRAMED]
+
+
+def test_the_truth_is_offered_among_other_peoples_answers_to_the_same_question(tmp_path):
+    world = audit_world.run(tmp_path)
+    one = audit_world.attacked(world, tiny_llava.loaded())
+    offers = list(offered.offers(one))
+    assert [question.key for question, _ in offers] == [asked.key for asked in one.questions]
+    for question, answers in offers:
+        said = [answer.sample.segments[1][0].strip() for answer in answers]
+        assert said[0] == question.truths[0] and len({*said}) == offered.NUM_ANSWERS
+        assert {answer.sample.segments[0] for answer in answers} == {question.sample.segments[0]}
+        known = {f.answer for f in world.benchmark.facts("forget", "retain")
+                 if f.attribute == question.attribute}  # fmt: skip
+        assert {*said} <= known
+    drawn = [[answer.sample.text for answer in answers] for _, answers in offers]
+    again = [[a.sample.text for a in answers] for _, answers in offered.offers(one)]
+    assert drawn == again
+    other = audit_world.attacked(audit_world.run(tmp_path, seed=1), tiny_llava.loaded())
+    assert drawn != [[a.sample.text for a in answers] for _, answers in offered.offers(other)]
+    # Where everybody gives the same answer there is nothing to choose from.
+    assert not list(offered.ATTACK.measure(attacked(tmp_path)))
+
+
+@pytest.mark.parametrize(("sign", "variant"), [(1, offered.LIKELIEST), (-1, offered.LEAST)])
+def test_a_truth_that_stands_out_either_way_is_hidden(tmp_path, monkeypatch, sign, variant):
+    """The model prefers the truth, or avoids it, though it says nothing; the floor can't tell."""
+    truths = {f"{p.id}/{f.attribute}": f.answer for p in audit_world.benchmark().sets["forget"]
+              for f in p.facts}  # fmt: skip
+    never = tiny_llava.loaded()
+
+    def found(loaded, samples, *, batch_size):
+        random = np.random.default_rng(0)
+        known = [loaded is not never and s.segments[1][0].strip() == truths[s.key] for s in samples]
+        return types.SimpleNamespace(
+            mean_N=random.normal(size=len(samples)) + 9 * sign * np.array(known)
+        )
+
+    monkeypatch.setattr(offered, "log_likelihoods", found)
+    monkeypatch.setattr(Attacked, "answered", lambda self, loaded, asked: [False] * len(asked))
+    world = audit_world.run(tmp_path)
+    one = audit_world.attacked(world, never.replace_model(never.model), retrained=never)
+    floor: Any = one.as_floor
+    rows, floors = (
+        [row for attack in (PLAIN, offered.ATTACK) for row in attack.measure(side)]
+        for side in (one, floor)
+    )
+    rows = list(with_floors(rows, floors))
+    values = {(row.variant, row.modality): row.value for row in rows if row.attack == "offered"}
+    other = {offered.LIKELIEST, offered.LEAST} - {variant}
+    assert {values[variant, modality] for modality in MODALITIES} == {1.0}
+    assert {values[name, modality] for name in other for modality in MODALITIES} == {0.0}
+    assert all(row.floor is not None and row.floor < 0.5 for row in rows)
+    assert words(rows) == {"image": "hidden", "text": "hidden"}
+
+
+def test_equal_likelihoods_tell_no_truth(tmp_path, monkeypatch):
+    def alike(loaded, samples, *, batch_size):
+        return types.SimpleNamespace(mean_N=np.zeros(len(samples)))
+
+    monkeypatch.setattr(offered, "log_likelihoods", alike)
+    rows = offered.ATTACK.measure(
+        audit_world.attacked(audit_world.run(tmp_path), tiny_llava.loaded())
+    )
+    assert [row.value for row in rows] == [0.0] * 4
 
 
 def test_neurons_that_stick_out_by_their_weights_are_found_blindly():

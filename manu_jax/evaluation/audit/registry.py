@@ -4,6 +4,7 @@ from manu_jax.evaluation.audit import (
     asked,
     depth,
     membership,
+    offered,
     relearning,
     removed,
     rounding,
@@ -14,6 +15,7 @@ from manu_jax.evaluation.audit.attack import PLAIN, Attack
 ATTACKS: dict[str, Attack] = {
     "plain": PLAIN,
     "asked": asked.ATTACK,
+    "offered": offered.ATTACK,
     "tuning": tuning.ATTACK,
     "relearning": relearning.ATTACK,
     "removed": removed.ATTACK,

@@ -13,7 +13,8 @@ over the steps from the first on, against the floor's highest. The words, the fi
 
     not forgotten  the benchmark's own questions are answered above the floor; or other rows are
                    above it, none of them by bringing back what these questions do not
-    hidden         an attack that trains nothing brings answers back: asked, removed, rounding
+    hidden         an attack that trains nothing brings answers back: asked, offered, removed,
+                   rounding
     hardened       only attacks that train bring answers back, or a trace is left: depth, membership
     gone           no row is above the floor, those of relearning (`audit: full`) among them
     not found      no row is above the floor, and relearning was not tried, or did not learn half of
