@@ -13,8 +13,8 @@ import tiny_llava
 from manu_jax import parallel
 from manu_jax.config import LoraSection, RunConfig
 from manu_jax.data.batches import encode_all
-from manu_jax.evaluation import candidates, distance
-from manu_jax.evaluation.audit import attacker, depth, membership
+from manu_jax.evaluation import candidates, distance, likelihood
+from manu_jax.evaluation.audit import attacker, depth, membership, offered
 from manu_jax.evaluation.audit.attack import Attacked
 from manu_jax.evaluation.neurons import activations
 from manu_jax.planning import analysing, auditing, plan
@@ -166,6 +166,18 @@ def test_membership_is_the_runs(of_images, loaded, samples, monkeypatch):
     scored = functools.partial(membership.token_scores, loaded, samples, batch_size=4)
     found = program(monkeypatch, membership, "_token_scores", scored)
     assert found == text_of(of_images, "audit: membership")
+
+
+def test_offered_answers_are_the_runs(world, loaded, facts, monkeypatch):
+    forms = [
+        tiny_llava.forms(facts, modality, loaded.template) * offered.NUM_ANSWERS
+        for modality in MODALITIES
+    ]
+    rated = functools.partial(
+        likelihood.log_likelihoods, loaded, [one for form in forms for one in form], batch_size=4
+    )
+    found = program(monkeypatch, likelihood, "_likelihoods", rated)
+    assert found == text_of(world, "audit: offered answers")
 
 
 def test_depth_is_the_runs(of_images, loaded, samples, monkeypatch):
