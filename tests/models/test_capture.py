@@ -7,6 +7,7 @@ import pytest
 import tiny_llava
 
 from manu_jax.models.nn.capture import TowerCapture, reduce_tokens, text_weights
+from manu_jax.models.nn.mlp import scaled
 from manu_jax.types import Capture
 
 NUM_TOKENS = (601, 577, 331, 0)  # 1/n is exact in no binary dtype
@@ -46,8 +47,27 @@ def test_in_float32_it_is_the_weighted_sum_bit_for_bit():
 def test_no_copy_of_the_activations_in_float32_is_asked_for():
     z_BTF, capture, _ = make_case(jnp.bfloat16)
     jaxpr = jax.make_jaxpr(lambda z_BTF: reduce_tokens(z_BTF, capture))(z_BTF)
-    made = [out.aval for equation in jaxpr.eqns for out in equation.outvars]
+    outputs = [out.aval for equation in jaxpr.eqns for out in equation.outvars]
+    made = [aval for aval in outputs if aval.dtype == jnp.float32]
     assert all(aval.size < z_BTF.size for aval in made)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_a_sum_over_tokens_leaves_the_neurons_where_they_lie_on_a_gpu(platform):
+    """Also in the gradient of gates. Other platforms are asked for nothing."""
+    z_BTF, capture, _ = make_case(jnp.bfloat16)
+    gates_BF = jnp.ones((z_BTF.shape[0], z_BTF.shape[2]))
+
+    def summed(z_BTF):
+        return reduce_tokens(z_BTF, capture)
+
+    def gradient(z_BTF):
+        return jax.grad(lambda gates_BF: jnp.sum(scaled(z_BTF, gates_BF) ** 2))(gates_BF)
+
+    for function in (summed, gradient):
+        traced = jax.jit(function).trace(z_BTF)
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert ("@LayoutConstraint" in text) == (platform == "cuda")
 
 
 def test_at_answers_are_the_tokens_before_each_one_of_an_answer():

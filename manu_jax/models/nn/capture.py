@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from manu_jax.models.nn.answers import targets_of
+from manu_jax.models.nn.layers import in_rows
 from manu_jax.types import Array, Batch, Capture
 
 MEDIAN_OF = 64  # neurons of a layer, whose median stands for that of all
@@ -99,6 +100,7 @@ def reduce_tokens(z_BTF: jax.Array, capture: TowerCapture) -> jax.Array:
         return jnp.take_along_axis(z_BTF, index_BA1, axis=1).astype(jnp.float32)
     if capture.spec.reduction == "tokens":
         return at_tokens(z_BTF, capture)
+    z_BTF = in_rows(z_BTF)
     if capture.spec.reduction == "size_at_answers":
         z_BTF = jnp.abs(z_BTF)
     if capture.spec.reduction == "max":

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from manu_jax.config import Remat
 
@@ -182,3 +183,16 @@ class Attention(nnx.Module):
         """Return the heads' results joined. [B, T, D]."""
         y_BTD = project(mixed_BTNH, self.o_LNHD[...], inputs=2)
         return y_BTD + self.o_bias_LD[...][None, None] if self.output_bias else y_BTD
+
+
+def in_rows(x_BTF: jax.Array) -> jax.Array:
+    """Keep the last axis contiguous in memory on NVIDIA GPUs; a sum over tokens needs it there.
+
+    Their compiler else wants the summed tokens to be neighbours, and copies for that all that x is
+    made of.
+    """
+    return jax.lax.platform_dependent(x_BTF, cuda=_row_major, default=lambda x_BTF: x_BTF)
+
+
+def _row_major(x_BTF: jax.Array) -> jax.Array:
+    return with_layout_constraint(x_BTF, Layout(tuple(range(x_BTF.ndim))))

@@ -9,7 +9,7 @@ from flax import nnx
 
 from manu_jax.models.hf.tables import Entry
 from manu_jax.models.nn.capture import TowerCapture, position_moments, reduce_tokens
-from manu_jax.models.nn.layers import ACTIVATIONS, project, random_weight
+from manu_jax.models.nn.layers import ACTIVATIONS, in_rows, project, random_weight
 from manu_jax.parallel import constrain
 
 
@@ -130,7 +130,7 @@ def _scaled_backward(
     saved: tuple[jax.Array, jax.Array], dz_BTF: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     z_BTF, gate = saved
-    terms_BTF = dz_BTF.astype(jnp.float32) * z_BTF.astype(jnp.float32)
+    terms_BTF = in_rows(dz_BTF.astype(jnp.float32) * z_BTF.astype(jnp.float32))
     dgate = terms_BTF.sum(axis=1 if gate.ndim == 2 else (0, 1))
     return scaled(dz_BTF, gate), dgate.astype(gate.dtype)
 
