@@ -60,12 +60,12 @@ def offers(attacked: Attacked) -> Iterator[tuple[Asked, list[Asked]]]:
         ]
         order = np.random.default_rng((attacked.run.config.seed, number)).permutation(len(others))
         drawn = [others[at] for at in order[: NUM_ANSWERS - 1]]
-        answers = [answered(attacked, asked, answer) for answer in (asked.truths[0], *drawn)]
+        answers = [with_answer(attacked, asked, answer) for answer in (asked.truths[0], *drawn)]
         if len(answers) >= FEWEST and all(fits(attacked, one) for one in answers):
             yield asked, answers
 
 
-def answered(attacked: Attacked, asked: Asked, answer: str) -> Asked:
+def with_answer(attacked: Attacked, asked: Asked, answer: str) -> Asked:
     """Return the fact's question with this answer, whose likelihood is to be measured."""
     prompt = asked.sample.segments[0][0]
     reply = attacked.loaded.template.reply(answer)
