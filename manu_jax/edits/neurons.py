@@ -202,7 +202,9 @@ def _mlp(model: Any) -> TowerMlp:
 
 
 def _written(leaf: jax.Array, *, rows: Any, index: Any) -> jax.Array:
-    return leaf.at[index].set(jnp.asarray(rows, leaf.dtype))
+    # What differentiates it would else search both for the last of several values of an entry, with
+    # an array as large as the leaf.
+    return leaf.at[index].set(jnp.asarray(rows, leaf.dtype), unique_indices=True)
 
 
 def _taken_back(leaf: jax.Array, source: jax.Array, *, index: Any) -> jax.Array:

@@ -129,3 +129,13 @@ def test_a_decoder_without_gates_is_refused(monkeypatch):
     monkeypatch.setattr(type(tiny.loaded().model), "mlps", lambda model: {"text": plain})
     with pytest.raises(ManuError, match="the decoder's MLPs have no gates"):
         neurons()
+
+
+def test_a_gradient_looks_for_no_entry_that_is_written_twice():
+    """That would take whole numbers in the shape of each leaf."""
+    loaded, edit = tiny.loaded(), drawn(neurons(places=((5, 2),), layers=(1,), count=2))
+
+    def total(edit):
+        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(edit.edited(loaded.model)))
+
+    assert "u32[" not in str(jax.make_jaxpr(jax.grad(total))(edit))
