@@ -6,7 +6,6 @@ Parameters are stacked over layers (`q_LDNH`); a scan hands each step the slice 
 in the module's form. Inside a layer the slice has no L, though its name keeps it.
 """
 
-import contextvars
 import dataclasses
 import math
 from collections.abc import Callable
@@ -15,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from manu_jax.config import Remat
@@ -29,30 +27,12 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
 }
 
-PRODUCT = "product"  # the name of what `remat: dots` keeps
-
-# Whether the layer that is traced is one of `remat: dots`
-_keeps_products = contextvars.ContextVar("keeps_products", default=False)
-
-
-def _keeping_products(body: Callable) -> Callable:
-    """Return the body whose products of `project` are kept for the backward pass."""
-
-    def keeping(*args: Any) -> Any:
-        token = _keeps_products.set(True)
-        try:
-            return body(*args)
-        finally:
-            _keeps_products.reset(token)
-
-    policy = jax.checkpoint_policies.save_only_these_names(PRODUCT)
-    return jax.checkpoint(keeping, prevent_cse=False, policy=policy)
-
-
-# What the backward pass recomputes: everything in a layer, all but `project`, nothing.
+# What the backward pass recomputes: everything in a layer, all but the plain matmuls, nothing.
 REMATS: dict[Remat, Callable[[Callable], Callable]] = {
     "all": lambda body: jax.checkpoint(body, prevent_cse=False),
-    "dots": _keeping_products,
+    "dots": lambda body: jax.checkpoint(
+        body, prevent_cse=False, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    ),
     "none": lambda body: body,
 }
 
@@ -147,19 +127,7 @@ def project(
         weight_DE.reshape(math.prod(summed), -1),
         preferred_element_type=dtype,
     )
-    y_TE = _kept(y_TE) if _keeps_products.get() else y_TE
     return y_TE.reshape(*leading, *weight_DE.shape[inputs:])
-
-
-def _kept(y_TE: jax.Array) -> jax.Array:
-    """Name a product that the backward pass gets; on NVIDIA GPUs, end its kernel here.
-
-    Their compiler else multiplies twice: into the array of all layers, and for this layer itself.
-    """
-    y_TE = jax.lax.platform_dependent(
-        y_TE, cuda=jax.lax.optimization_barrier, default=lambda y_TE: y_TE
-    )
-    return checkpoint_name(y_TE, PRODUCT)
 
 
 class Attention(nnx.Module):
