@@ -57,7 +57,6 @@ ITEMS = {
     "learned gates": "learned: learned gates",
     "suppress": "suppress: gradient",
     "erase": "erase: gradient",
-    "answers": "answers, image form",
 }
 
 
@@ -136,16 +135,24 @@ def step_of(part: str, world: World, size: int, remat: Remat | None) -> Step:
 
     Answers have their full length, and their batches hold patches, as those of a first question do.
     """
-    kinds = (scoring.scoring_items, strangers.stranger_items, asking.asking_items)
+    if part == "answers":
+        return _answers(world, size)
+    kinds = (scoring.scoring_items, strangers.stranger_items)
     item = next(item for items in kinds for item in items(world) if item.name == ITEMS[part])
     step = item.make(world, size, remat)
     if part == "forward":
         return dataclasses.replace(step, function=forward, args=step.args[1:], kwargs={})
-    if part == "answers":
-        model, batch = step.args
-        endless = {**step.kwargs, "eos_ids": ()}
-        return dataclasses.replace(step, args=(model, _with_patches(batch, world)), kwargs=endless)
     return step
+
+
+def _answers(world: World, size: int) -> Step:
+    """Return the step that writes whole batches of answers, none of which ends before the last."""
+    asked = asking.Asked(world.data.prompts["image"], 1, asking.beside_a_method)
+    step = asking._answers(asked, world, size, None)
+    model, batch, *beside = step.args
+    how = dataclasses.replace(step.kwargs["how"], eos_ids=())
+    args = (model, _with_patches(batch, world), *beside)
+    return dataclasses.replace(step, args=args, kwargs={"how": how})
 
 
 @jax.jit
@@ -250,8 +257,9 @@ def _random_batch(shapes: Batch, world: World) -> Batch:
             images,
             mask_BI=np.ones(images.mask_BI.shape, bool),
             feature_index_BT=index_BT,
-            **{name: rng.standard_normal(given.shape, np.float32).astype(given.dtype)},
+            **{name: _normal(rng, given)},
         )
+    entering = shapes.entering_BTD
     values = Batch(
         token_ids_BT=token_ids_BT,
         attention_mask_BT=np.ones((B, T), bool),
@@ -260,8 +268,13 @@ def _random_batch(shapes: Batch, world: World) -> Batch:
         example_weights_B=np.ones(B, np.float32),
         images=images,
         answer_index_BA=np.tile(answers_A, (B, 1)) if num_answers else None,
+        entering_BTD=None if entering is None else _normal(rng, entering),
     )
     return jax.device_put(values, jax.tree.map(lambda shape: shape.sharding, shapes))
+
+
+def _normal(rng: np.random.Generator, shape: Any) -> np.ndarray:
+    return rng.standard_normal(shape.shape, np.float32).astype(shape.dtype)
 
 
 def _marked(batch: Batch) -> Batch:
