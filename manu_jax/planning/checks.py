@@ -12,7 +12,7 @@ from manu_jax.context import Run
 from manu_jax.folder import expand_path
 from manu_jax.models.hf.files import INDEX, WEIGHTS
 from manu_jax.models.stored import CHECKPOINT
-from manu_jax.planning.nearest import nearest_dividing
+from manu_jax.planning.nearest import chips_used, nearest_dividing
 from manu_jax.planning.shapes import filled, replicated
 from manu_jax.planning.world import World, trained_sections
 from manu_jax.stages import STAGES
@@ -32,7 +32,16 @@ def checked(world: World) -> tuple[list[str], list[str]]:
             preflight.check_questions(world.run, world.loaded)
         except ManuError as error:
             faults += [line for line in str(error).splitlines() if line not in faults]
-    return faults, [*_filled(world), *_replicated(world), *_weights(world)]
+    return faults, [*_idle(world), *_filled(world), *_replicated(world), *_weights(world)]
+
+
+def _idle(world: World) -> list[str]:
+    """Return that the mesh leaves chips of the target idle, if it does."""
+    used, count = chips_used(world), world.target.count
+    if used == count:
+        return []
+    remedy = f"Give mesh: auto, or sizes whose product is {count}."
+    return [f"The mesh uses {used} of {count} chips. {remedy}"]
 
 
 def _filled(world: World) -> list[str]:

@@ -76,13 +76,16 @@ def nearest(item: Item, world: World, found: Compiled, *, keep: Path | None = No
             return f"{text(change)} fits, with {tried.memory.total / GIB:.1f} GiB (compiled)"
     needed = _chips_needed(found, world)
     return (
-        f"nothing near fits on {world.target.count} chips; weights, optimizer and other arguments "
+        f"nothing near fits on {max(_counts(world))} chips; weights, optimizer and other arguments "
         f"alone take {_arguments(found) / GIB:.1f} GiB of each. Try {needed} chips"
     )
 
 
 def changes(item: Item, world: World) -> Iterator[Change]:
-    """Yield every change of mesh, batch and remat on the same chips, alone and together."""
+    """Yield every change of mesh, batch and remat, alone and together.
+
+    Meshes are of as many chips; where the run's leaves chips idle, of all of them too.
+    """
     remats: list[Remat | None] = [None]
     if item.remat is not None and item.remat[1] != "all":
         remats.append("all")
@@ -93,7 +96,8 @@ def changes(item: Item, world: World) -> Iterator[Change]:
         while size > multiple:
             size = max(size // 2, multiple)
             batches.append(size)
-    for mesh in (None, *other_meshes(world)):
+    meshes = [mesh for count in _counts(world) for mesh in other_meshes(world, count)]
+    for mesh in (None, *meshes):
         for batch, remat in itertools.product(batches, remats):
             if (mesh, batch, remat) == (None, None, None):
                 continue
@@ -104,12 +108,11 @@ def changes(item: Item, world: World) -> Iterator[Change]:
             yield Change(mesh, batch, remat, distance)
 
 
-def other_meshes(world: World) -> list[Sizes]:
-    """Return the other meshes of as many chips on which every leaf is split as the table wishes.
+def other_meshes(world: World, number: int) -> list[Sizes]:
+    """Return the other meshes of so many chips on which every leaf is split as the table wishes.
 
     Where there is none, all other meshes.
     """
-    number = math.prod(world.place.sizes)
     found = [
         (data, fsdp, number // data // fsdp)
         for data in _divisors(number)
@@ -125,8 +128,14 @@ def nearest_dividing(world: World) -> Sizes | None:
     or there is none."""
     if not lost_on(world, world.place.sizes):
         return None
-    whole = [sizes for sizes in other_meshes(world) if not lost_on(world, sizes)]
+    others = other_meshes(world, chips_used(world))
+    whole = [sizes for sizes in others if not lost_on(world, sizes)]
     return min(whole, key=lambda sizes: _distance(sizes, world.place.sizes), default=None)
+
+
+def chips_used(world: World) -> int:
+    """Return how many of the target's chips the mesh has; those of all kinds of work have alike."""
+    return math.prod(world.place.sizes)
 
 
 def lost_on(world: World, sizes: Sizes) -> bool:
@@ -161,7 +170,7 @@ def estimate(item: Item, world: World, change: Change, *, temporaries: int) -> f
 
 def mesh_key(item: Item, world: World) -> str:
     """Return the key of the config that says on which mesh a step runs."""
-    return "mesh" if len({*world.sizes.values()}) <= 1 else f"mesh.{item.kind}"
+    return "mesh" if _has_one_mesh(world) else f"mesh.{item.kind}"
 
 
 def mesh_of(world: World, sizes: Sizes) -> object:
@@ -169,6 +178,16 @@ def mesh_of(world: World, sizes: Sizes) -> object:
     from manu_jax.planning.shapes import Place
 
     return Place.of(sizes, None).mesh
+
+
+def _has_one_mesh(world: World) -> bool:
+    return len({*world.sizes.values()}) <= 1
+
+
+def _counts(world: World) -> list[int]:
+    """Return of how many chips meshes are tried; one of several meshes can't get others alone."""
+    used, count = chips_used(world), world.target.count
+    return [used, count] if used < count and _has_one_mesh(world) else [used]
 
 
 def _changed(world: World, change: Change) -> World:
@@ -197,6 +216,6 @@ def _arguments(found: Compiled) -> int:
 def _chips_needed(found: Compiled, world: World) -> int:
     """Return the chips, in powers of two times these, that have room if all is split evenly."""
     count = world.target.count
-    while _arguments(found) * world.target.count / count > 0.8 * world.target.memory:
+    while _arguments(found) * chips_used(world) / count > 0.8 * world.target.memory:
         count *= 2
     return max(count, 2 * world.target.count)

@@ -181,9 +181,11 @@ def _plain(
     for kind in choices:
         for name, axes in replicated(world.model, world.at(kind).place.mesh).items():
             lost.setdefault(name, {}).update(dict.fromkeys(axes))
+    used = nearest.chips_used(world)
+    of = "" if used == world.target.count else f"{used} of "
     return {
         "format": FORMAT,
-        "target": world.target.title,
+        "target": of + world.target.title,
         "meshes": meshes,
         "model": world.loaded.family.sizes(world.loaded.config, world.model),
         "is_compiled": world.target.devices is not None,

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import re
 import subprocess
@@ -15,7 +16,7 @@ import tiny_llava
 
 from manu_jax import parallel, run
 from manu_jax.config.run import validate_config
-from manu_jax.planning import nearest, page, plan
+from manu_jax.planning import meshes, nearest, page, plan
 from manu_jax.planning.chips import GIB, Chip, Target, target_of
 from manu_jax.planning.compiling import compiled
 from manu_jax.planning.shapes import Place, bytes_held, replicated
@@ -56,6 +57,13 @@ def world_on(folder, memory, **values):
     target, mesh = small(memory)
     assumed = Assumed(text=96, answers=4, samples=64)
     return world_of(config_of(folder, mesh=mesh, **values), target, assumed)
+
+
+def plan_of(folder, output, memory, mesh):
+    """The plan of a run on eight chips of so much memory, by arithmetic."""
+    target = Target("gpu=h100:8", dataclasses.replace(CHIP, memory=memory), 8, None)
+    plan.plan(config_of(folder, output=str(output), mesh=mesh, audit="none"), target)
+    return json.loads((output / "plan.json").read_text())
 
 
 STATISTICS = "paper: statistics, text form"
@@ -111,6 +119,38 @@ def test_where_nothing_near_fits_more_chips_are_asked_for(folder):
     assert not row.fits
     assert "nothing near fits on 4 chips" in row.nearest
     assert "chips" in row.nearest.partition("Try ")[2]
+
+
+@pytest.mark.parametrize(("mesh", "used"), [({}, 1), ({"fsdp": 3}, 3)])
+def test_a_mesh_that_leaves_chips_idle_is_told_and_all_chips_are_tried(
+    folder, tmp_path, mesh, used
+):
+    roomy = plan_of(folder, tmp_path, GIB, mesh)
+    assert roomy["target"] == f"{used} of 8 × a chip (gpu=h100:8)"
+    assert any(
+        f"The mesh uses {used} of 8 chips. Give mesh: auto, or sizes whose product is 8." in line
+        for line in roomy["remarks"]
+    )
+    needed = {step["name"]: step["total"] for step in roomy["steps"]}
+    with pytest.raises(ManuError, match="do not fit|does not fit"):
+        plan_of(folder, tmp_path, int(0.8 * needed[STATISTICS]), mesh)
+    found = json.loads((tmp_path / "plan.json").read_text())
+    step = next(step for step in found["steps"] if step["name"] == STATISTICS)
+    sizes = [int(size) for size in re.findall(r"(?:data|fsdp|tensor): (\d+)", step["nearest"])]
+    assert math.prod(sizes) == 8
+    whole = plan_of(folder, tmp_path, GIB, {"fsdp": -1})
+    assert whole["target"].startswith("8 ×")
+    assert not any("The mesh uses" in line for line in whole["remarks"])
+
+
+def test_meshes_of_kinds_keep_the_number_of_chips_that_they_share(folder):
+    mesh = {"fsdp": 2, "decode": {"tensor": 2}}
+    target = Target("gpu=h100:8", CHIP, 8, None)
+    config = config_of(folder, mesh=mesh)
+    sizes = {kind: choice.sizes for kind, choice in meshes.chosen(config, target).items()}
+    world = world_of(config, target, Assumed(text=96, answers=4, samples=64), sizes=sizes)
+    tried = {change.mesh for change in nearest.changes(item_of(world, STATISTICS), world)}
+    assert {math.prod(mesh) for mesh in tried - {None}} == {2}
 
 
 def test_nearer_changes_come_first_and_other_meshes_before_smaller_batches(folder):
