@@ -37,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load_config(options.config, options.overrides)
         if options.output:
             config = config.model_copy(update={"output": options.output})
-        if options.plan:
+        if options.plan is not None:
+            if options.only is not None:
+                raise ManuError("--plan with --only: a plan has all stages. Leave one of them out.")
             _plan(config, options.plan)
         else:
             run(config, only=options.only)

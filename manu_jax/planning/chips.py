@@ -84,6 +84,10 @@ LIBTPU = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
+# Some topologies that the compiler knows; of chips that are not named here, CUBES.
+CUBES = ("2x2x1", "2x2x2", "2x2x4", "4x4x4")
+FLAT = dict.fromkeys(("v5e", "v6e"), ("2x2", "2x4", "4x4", "8x8"))
+COUNT = re.compile(r"[1-9][0-9]{0,5}")  # of devices
 FORMS = "tpu=v5e:4x4, devices=8 or gpu=h100:8"
 
 
@@ -107,6 +111,11 @@ class Target:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // self.count
 
     @property
+    def is_here(self) -> bool:
+        """Whether it is this machine, as `devices=N` names it."""
+        return self.chip is None
+
+    @property
     def title(self) -> str:
         kind = "devices of this machine" if self.chip is None else self.chip.name
         return f"{self.count} × {kind} ({self.name})"
@@ -121,13 +130,13 @@ def target_of(text: str) -> Target:
     if kind == "tpu" and value:
         return _tpu(text, value)
     name, _, count = value.partition(":")
-    if kind == "gpu" and count.isdigit() and int(count):
+    if kind == "gpu" and COUNT.fullmatch(count):
         if name not in GPUS:
             raise ManuError(f"--plan {text}: known GPUs: {', '.join(GPUS)}.")
         return Target(text, GPUS[name], int(count), None)
-    if kind == "devices" and value.isdigit() and int(value):
+    if kind == "devices" and COUNT.fullmatch(value):
         return _devices(text, int(value))
-    raise ManuError(f"--plan {text}: expected {FORMS}.")
+    raise ManuError(f"--plan {text or repr(text)}: expected {FORMS}.")
 
 
 def target_here() -> Target:
@@ -149,7 +158,7 @@ def target_here() -> Target:
 
 def _tpu(text: str, topology: str) -> Target:
     chip = TPUS.get(topology.partition(":")[0])
-    if chip is None or not re.fullmatch(r"\w+:\d+(x\d+)+", topology):
+    if chip is None or not re.fullmatch(r"\w+:[0-9]+(x[0-9]+)+", topology):
         raise ManuError(
             f"--plan {text}: expected a chip and its topology, as in tpu=v5e:4x4; known chips: "
             f"{', '.join(TPUS)}."
@@ -169,7 +178,12 @@ def _tpu(text: str, topology: str) -> Target:
         ).devices
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        raise ManuError(f"--plan {text}: the compiler does not know it: {reason}") from error
+        name = topology.partition(":")[0]
+        known = ", ".join(f"tpu={name}:{shape}" for shape in FLAT.get(name, CUBES))
+        raise ManuError(
+            f"--plan {text}: the compiler does not know it: {reason}. Among those that it knows: "
+            f"{known}."
+        ) from error
     sides = [int(side) for side in topology.partition(":")[2].split("x")]
     assert len(found) == math.prod(sides) * chip.devices, "as many devices a chip as is known"
     return Target(text, chip, len(found), tuple(found))

@@ -79,8 +79,9 @@ def compiled(step: Step, world: World, *, keep: Path | None = None) -> Compiled:
         platform = place.device.platform
         lowered = traced.lower(lowering_platforms=(platform,))
         path = None if keep is None else keep / f"{_key(lowered.as_text(), step, world)}.json"
-        if path is not None and path.exists():
-            return _compiled_of(step, json.loads(path.read_text()), found, is_kept=True)
+        kept = None if path is None else _kept(path, step, found)
+        if kept is not None:
+            return kept
         start = time.monotonic()
         values: dict[str, Any] = {}
         try:
@@ -98,6 +99,17 @@ def compiled(step: Step, world: World, *, keep: Path | None = None) -> Compiled:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps(values))
     return _compiled_of(step, values, found, is_kept=False)
+
+
+def _kept(path: Path, step: Step, found: Flops) -> Compiled | None:
+    """Return what was kept of a step; None: nothing, or a damaged file, which is made anew."""
+    if not path.exists():
+        return None
+    try:
+        return _compiled_of(step, json.loads(path.read_text()), found, is_kept=True)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        logger.warning("%s: damaged (%r); the step is compiled again", path, error)
+        return None
 
 
 def _traced_for(place: Place | None) -> contextlib.AbstractContextManager:

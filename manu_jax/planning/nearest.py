@@ -74,10 +74,12 @@ def nearest(item: Item, world: World, found: Compiled, *, keep: Path | None = No
         logger.info("plan: %s with %s: tried", item.name, text(change))
         if not tried.refused and tried.memory.total <= world.target.memory:
             return f"{text(change)} fits, with {tried.memory.total / GIB:.1f} GiB (compiled)"
-    needed = _chips_needed(found, world)
+    remedy = f"Try {_chips_needed(found, world)} chips"
+    if world.target.is_here:
+        remedy = "Lower the batch, or plan for a machine with more memory"
     return (
         f"nothing near fits on {max(_counts(world))} chips; weights, optimizer and other arguments "
-        f"alone take {_arguments(found) / GIB:.1f} GiB of each. Try {needed} chips"
+        f"alone take {_arguments(found) / GIB:.1f} GiB of each. {remedy}"
     )
 
 

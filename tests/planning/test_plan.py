@@ -13,10 +13,11 @@ from pathlib import Path
 import jax
 import pytest
 import tiny_llava
+from jax.experimental import topologies
 
 from manu_jax import parallel, run
 from manu_jax.config.run import validate_config
-from manu_jax.planning import meshes, nearest, page, plan
+from manu_jax.planning import chips, meshes, nearest, page, plan
 from manu_jax.planning.chips import GIB, Chip, Target, target_of
 from manu_jax.planning.compiling import compiled
 from manu_jax.planning.shapes import Place, bytes_held, replicated
@@ -101,6 +102,19 @@ def test_a_step_is_compiled_once(folder, tmp_path):
     assert dataclasses.replace(again, is_kept=False) == first
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"seconds": 1, "moved": [{"kind": 1}]}'])
+def test_a_damaged_result_is_compiled_again(folder, tmp_path, caplog, content):
+    world = world_on(folder, GIB)
+    step = item_of(world, STATISTICS).make(world, None, None)
+    first = compiled(step, world, keep=tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_text(content)
+    again = compiled(step, world, keep=tmp_path)
+    assert not again.is_kept and again.memory == first.memory
+    assert f"{path}: damaged" in caplog.text
+    assert compiled(step, world, keep=tmp_path).is_kept
+
+
 def test_what_does_not_fit_has_the_nearest_change_that_does(folder):
     roomy = world_on(folder, GIB, unlearn=[TRAINED])
     name = "gd: gradient, text form"
@@ -151,6 +165,15 @@ def test_meshes_of_kinds_keep_the_number_of_chips_that_they_share(folder):
     world = world_of(config, target, Assumed(text=96, answers=4, samples=64), sizes=sizes)
     tried = {change.mesh for change in nearest.changes(item_of(world, STATISTICS), world)}
     assert {math.prod(mesh) for mesh in tried - {None}} == {2}
+
+
+def test_for_this_machine_no_other_chips_are_a_remedy(folder, monkeypatch):
+    target = target_of("devices=4")
+    monkeypatch.setattr(Target, "memory", 1000)
+    world = world_of(config_of(folder, mesh={"fsdp": 4}), target, Assumed(text=96, samples=64))
+    row = plan.row_of(item_of(world, STATISTICS), world, searches=True)
+    assert not row.fits and "Try" not in row.nearest
+    assert row.nearest.endswith("Lower the batch, or plan for a machine with more memory")
 
 
 def test_nearer_changes_come_first_and_other_meshes_before_smaller_batches(folder):
@@ -221,6 +244,35 @@ def test_a_batch_that_the_mesh_fills_up_is_remarked(folder, tmp_path):
 def test_the_command_names_what_is_planned(error_of, folder):
     message = error_of("--config", ROOT / "configs/demo.yaml", "--plan", "tpu=v5e")
     assert "as in tpu=v5e:4x4" in message
+
+
+@pytest.mark.parametrize("target", ["", "gpu=h100:²", "devices=٣", "gpu=h100:0", "tpu=v5e:²x2"])
+def test_a_target_that_is_none_starts_nothing(error_of, monkeypatch, target):
+    monkeypatch.setattr(run, "run", None)
+    message = error_of("--config", ROOT / "configs/demo.yaml", "--plan", target)
+    assert f"error: --plan {target or repr(target)}: expected " in message
+    assert "tpu=v5e:4x4" in message
+
+
+def test_a_plan_has_no_stages_to_choose(error_of):
+    arguments = ("--plan", "gpu=h100:8", "--only", "scores")
+    message = error_of("--config", ROOT / "configs/demo.yaml", *arguments)
+    assert "--plan with --only: a plan has all stages." in message
+
+
+def test_a_topology_that_is_not_known_comes_with_some_that_are(monkeypatch):
+    def unknown(**settings):
+        raise ValueError("no such topology")
+
+    monkeypatch.setattr(chips, "_check_libtpu", lambda text: None)
+    monkeypatch.setattr(topologies, "get_topology_desc", unknown)
+    for name, value in chips.LIBTPU.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ManuError, match="tpu=v5e:2x2, tpu=v5e:2x4") as error:
+        target_of("tpu=v5e:3x5")
+    assert "no such topology" in str(error.value)
+    with pytest.raises(ManuError, match="tpu=v4:2x2x1"):
+        target_of("tpu=v4:1x1x7")
 
 
 def test_a_pods_config_is_planned_by_one_process(folder, tmp_path, monkeypatch):
