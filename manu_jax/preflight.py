@@ -13,6 +13,7 @@ import numpy as np
 
 from manu_jax import hub, parallel, stores
 from manu_jax.absent import absent_of, check_goal, in_forms
+from manu_jax.amounts import amount
 from manu_jax.config import SYSTEM_PROMPT, MaskMethod, OptimizerSection, UnlearnSection
 from manu_jax.context import Run
 from manu_jax.data.benchmarks import decouple_samples
@@ -45,7 +46,6 @@ from manu_jax.types import KEEP_SETS, RETRAINED, VANILLA, ManuError, Neurons
 
 STATE_BYTES = 12  # a trained weight and its two moments
 MOST_STATES = 3  # checkpoints at once: two that are kept and one that is written
-GIB = 2**30
 WITHOUT_WEIGHTS = {"data", "report", "push"}  # stages that read none
 
 
@@ -55,6 +55,7 @@ def check(
     *,
     empty: Loaded | None = None,
     fetches_weights: bool = True,
+    needs_room: bool = True,
 ) -> None:
     """Raise one ManuError with everything that would stop the run, as far as it can be told now.
 
@@ -62,6 +63,7 @@ def check(
     targets, losses and what they compare with, prompts against the context, disk space. stages: the
     names of those that are to run. empty: the vanilla model as shapes; None: it is read here. One
     without a processor has no prompts that could be counted. fetches_weights: of the hub.
+    needs_room: on this machine's disk.
     """
     faults: list[str] = []
     noted = functools.partial(_noted, faults)
@@ -93,8 +95,9 @@ def check(
         for section in run.config.trained:
             with noted():
                 _check_trained(run, section, empty)
-        with noted():
-            _check_room(run, empty, stages)
+        if needs_room:
+            with noted():
+                _check_room(run, empty, stages)
         with noted():
             if empty.processor is not None:
                 _check_data(run, empty, stages)
@@ -255,22 +258,28 @@ def _check_room(run: Run, empty: Loaded, stages: Collection[str]) -> None:
     """
     if stores.is_store(run.directory):
         return
-    needed = _bytes_to_write(run, empty, stages)
+    needed = bytes_to_write(run, empty, stages)
 
     def compare() -> None:
-        place = next(one for one in (run.directory, *run.directory.parents) if one.exists())
-        free = shutil.disk_usage(place).free
+        free = bytes_free(run)
         if needed > free:
             raise ManuError(
-                f"{run.directory}: the run is to write {needed / GIB:.1f} GiB of models and "
-                f"checkpoints, and the disk has {free / GIB:.1f} GiB free. Free some space or give "
+                f"{run.directory}: the run is to write {amount(needed)} of models and "
+                f"checkpoints, and the disk has {amount(free)} free. Free some space or give "
                 "another folder with --output."
             )
 
     parallel.on_first_process(compare)
 
 
-def _bytes_to_write(run: Run, empty: Loaded, stages: Collection[str]) -> int:
+def bytes_free(run: Run) -> int:
+    """Return the room on the disk of a run's folder, which need not be there."""
+    place = next(one for one in (run.directory, *run.directory.parents) if one.exists())
+    return shutil.disk_usage(place).free
+
+
+def bytes_to_write(run: Run, empty: Loaded, stages: Collection[str]) -> int:
+    """Return the bytes of the models and checkpoints that these stages are to write."""
     config, number = run.config, num_parameters(empty.model)
     kind = config.model.dtype or empty.hf_config.get("dtype") or empty.hf_config.get("torch_dtype")
     model = number * (jnp.dtype(kind).itemsize if kind in DTYPES else 4)

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "manu_jax"
 # A file imports from its own room and from lines above its own; those of one line are siblings.
 # `selection` is arrays alone, and stands above `importance`, whose rounds select.
 LINES = (
-    ("types", "leaves", "yaml12"),
+    ("types", "leaves", "yaml12", "amounts"),
     ("stores",),
     ("staged",),
     ("folder", "progress", "faults"),

@@ -7,6 +7,7 @@ no weights.
 from pathlib import Path
 
 from manu_jax import preflight, stores
+from manu_jax.amounts import amount
 from manu_jax.config import OptimizerSection
 from manu_jax.context import Run
 from manu_jax.folder import expand_path
@@ -24,7 +25,13 @@ def checked(world: World) -> tuple[list[str], list[str]]:
     faults: list[str] = []
     run = Run(world.config, expand_path(world.config.output), None)
     try:
-        preflight.check(run, tuple(STAGES), empty=world.loaded, fetches_weights=False)
+        preflight.check(
+            run,
+            tuple(STAGES),
+            empty=world.loaded,
+            fetches_weights=False,
+            needs_room=world.target.is_here,
+        )
     except ManuError as error:
         faults += str(error).splitlines()
     if world.run is not None and world.loaded.processor is not None:
@@ -32,7 +39,13 @@ def checked(world: World) -> tuple[list[str], list[str]]:
             preflight.check_questions(world.run, world.loaded)
         except ManuError as error:
             faults += [line for line in str(error).splitlines() if line not in faults]
-    return faults, [*_idle(world), *_filled(world), *_replicated(world), *_weights(world)]
+    return faults, [
+        *_idle(world),
+        *_room(run, world),
+        *_filled(world),
+        *_replicated(world),
+        *_weights(world),
+    ]
 
 
 def _idle(world: World) -> list[str]:
@@ -42,6 +55,17 @@ def _idle(world: World) -> list[str]:
         return []
     remedy = f"Give mesh: auto, or sizes whose product is {count}."
     return [f"The mesh uses {used} of {count} chips. {remedy}"]
+
+
+def _room(run: Run, world: World) -> list[str]:
+    """Return what a run elsewhere writes, where the disk of this machine has no room for it."""
+    if world.target.is_here or stores.is_store(run.directory):
+        return []
+    needed = preflight.bytes_to_write(run, world.loaded, tuple(STAGES))
+    free = preflight.bytes_free(run)
+    if needed <= free:
+        return []
+    return [f"The run writes {amount(needed)}; this machine's disk has {amount(free)} free."]
 
 
 def _filled(world: World) -> list[str]:

@@ -86,7 +86,8 @@ LIBTPU = {
 }
 # Some topologies that the compiler knows; of chips that are not named here, CUBES.
 CUBES = ("2x2x1", "2x2x2", "2x2x4", "4x4x4")
-FLAT = dict.fromkeys(("v5e", "v6e"), ("2x2", "2x4", "4x4", "8x8"))
+SQUARES = ("2x2", "2x4", "4x4", "8x8")
+FLAT: dict[str, tuple[str, ...]] = {"v5e": SQUARES, "v6e": SQUARES}
 COUNT = re.compile(r"[1-9][0-9]{0,5}")  # of devices
 FORMS = "tpu=v5e:4x4, devices=8 or gpu=h100:8"
 

@@ -13,15 +13,15 @@ from pathlib import Path
 import jax
 
 from manu_jax import parallel
+from manu_jax.amounts import amount, duration
 from manu_jax.config import RunConfig
 from manu_jax.context import Run
 from manu_jax.folder import write_atomic
 from manu_jax.place import AUTO, Sizes, given_sizes
-from manu_jax.planning.chips import GIB, Target, target_here
+from manu_jax.planning.chips import Target, target_here
 from manu_jax.planning.estimate import estimate, towers_of
 from manu_jax.planning.items import planned
 from manu_jax.planning.nearest import lost_on
-from manu_jax.planning.page import duration
 from manu_jax.planning.step import Item
 from manu_jax.planning.world import World, assumed_world
 from manu_jax.types import WORK_KINDS, ManuError, WorkKind
@@ -65,7 +65,7 @@ class Choice:
             fitting = fitting.format(self.tried)
         split = "" if self.is_whole else ", though it does not divide all dimensions"
         return (
-            f"{mesh}: {fitting}{split}; {self.memory / GIB:.2g} GiB a chip for {self.largest}, "
+            f"{mesh}: {fitting}{split}; {amount(self.memory)} a chip for {self.largest}, "
             f"and {duration(self.seconds)} for all steps, by arithmetic"
         )
 
@@ -88,7 +88,7 @@ def begin(config: RunConfig, directory: Path) -> Run:
         least = max(choice.memory for choice in choices.values() if not choice.fits)
         raise ManuError(
             "\n  ".join(["mesh: auto: no mesh of these devices has room.", *lacking])
-            + f"\n{least / ROOM / GIB:.1f} GiB a chip would do. Take more devices, smaller "
+            + f"\n{amount(least / ROOM)} a chip would do. Take more devices, smaller "
             "batches, remat: all or LoRA; leave out what needs most, as audit: none does; or name "
             "the mesh yourself, where you know better."
         )

@@ -13,9 +13,9 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+from manu_jax.amounts import amount
 from manu_jax.config.base import Remat
 from manu_jax.place import Sizes
-from manu_jax.planning.chips import GIB
 from manu_jax.planning.compiling import Compiled, compiled, memory_of
 from manu_jax.planning.shapes import bytes_held, filled, replicated
 from manu_jax.planning.step import Item
@@ -73,13 +73,13 @@ def nearest(item: Item, world: World, found: Compiled, *, keep: Path | None = No
         tried = compiled(item.make(there, change.batch, change.remat), there, keep=keep)
         logger.info("plan: %s with %s: tried", item.name, text(change))
         if not tried.refused and tried.memory.total <= world.target.memory:
-            return f"{text(change)} fits, with {tried.memory.total / GIB:.1f} GiB (compiled)"
+            return f"{text(change)} fits, with {amount(tried.memory.total)} (compiled)"
     remedy = f"Try {_chips_needed(found, world)} chips"
     if world.target.is_here:
         remedy = "Lower the batch, or plan for a machine with more memory"
     return (
         f"nothing near fits on {max(_counts(world))} chips; weights, optimizer and other arguments "
-        f"alone take {_arguments(found) / GIB:.1f} GiB of each. {remedy}"
+        f"alone take {amount(_arguments(found))} of each. {remedy}"
     )
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from manu_jax.amounts import amount, duration
+
 ASSUMPTIONS = (
     "Memory is that of the longest batch of a kind, with all that lies on a chip beside the step.",
     "FLOPs are those of matrix products, from the jaxpr; loops count as often as they go round.",
@@ -69,25 +71,3 @@ def page(plan: Mapping[str, Any]) -> str:
     return templates.get_template("plan.html.jinja").render(
         plan=plan, title=title(plan), stages=stages, low=total(plan, "at_least")
     )
-
-
-def amount(number: float | None) -> str:
-    """Return bytes in the unit that suits them, or "not known"."""
-    if number is None:
-        return "not known"
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if number >= size:
-            return f"{_short(number / size)} {unit}"
-    return f"{number:.0f} B"
-
-
-def duration(seconds: float) -> str:
-    """Return seconds in the unit that suits them."""
-    for unit, size in (("h", 3600.0), ("min", 60.0), ("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{_short(seconds / size)} {unit}"
-    return f"{seconds * 1e6:.3g} µs"
-
-
-def _short(number: float) -> str:
-    return f"{number:.3g}" if number < 999.5 else f"{number:,.0f}"

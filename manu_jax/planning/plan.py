@@ -4,7 +4,8 @@
 
 It says of each step whether it fits, what it computes and moves, and how long it takes at least;
 where it does not fit, the nearest change that does. What can be checked without weights is checked.
-`plan.json` and `plan.html` are written into the run's folder.
+`plan.json` and `plan.html` are written into the run's folder, `plan.json` after each step; until
+the last one it says `"is_whole": false`.
 """
 
 import dataclasses
@@ -79,6 +80,7 @@ def plan(config: RunConfig, target: Target) -> Path:
     Raises ManuError, when all is written, where a step does not fit or a check fails.
     """
     directory = expand_path(config.output)
+    directory.mkdir(parents=True, exist_ok=True)  # what can't be written into is told at once
     keep = None if config.cache is None else expand_path(config.cache) / "plans"
     choices = meshes.chosen(config, target)
     for kind, choice in choices.items():
@@ -95,15 +97,19 @@ def _written(
     world: World, choices: Mapping[WorkKind, Choice], directory: Path, *, keep: Path
 ) -> Path:
     faults, remarks = checks.checked(world)
-    rows = []
+    found = _plain(world, choices, faults=faults, remarks=remarks)
+    path = directory / "plan.html"
+    path.unlink(missing_ok=True)  # of an earlier plan
+    _write(found, directory)
+    rows: list[Row] = []
     for item in planned(world):
         row = row_of(item, world.at(item.kind), keep=keep, searches=True)
         logger.info("plan: %s", page.line(row))
         rows.append(row)
-    found = _plain(world, rows, choices, faults=faults, remarks=remarks)
-    directory.mkdir(parents=True, exist_ok=True)
-    write_atomic(directory / "plan.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    path = directory / "plan.html"
+        found["steps"].append(dataclasses.asdict(row))
+        _write(found, directory)
+    found["is_whole"] = True
+    _write(found, directory)
     write_atomic(path, page.page(found))
     for remark in (*world.data.notes, *remarks):
         logger.info("plan: %s", remark)
@@ -113,6 +119,11 @@ def _written(
     if faults or lacking:
         raise ManuError("\n  ".join(["the run can't be done as planned:", *faults, *lacking]))
     return path
+
+
+def _write(found: dict[str, Any], directory: Path) -> None:
+    text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+    write_atomic(directory / "plan.json", text)
 
 
 def row_of(item: Item, world: World, *, keep: Path | None = None, searches: bool = False) -> Row:
@@ -163,13 +174,12 @@ def _row(item: Item, step: Step, found: Compiled, world: World) -> Row:
 
 def _plain(
     world: World,
-    rows: list[Row],
     choices: Mapping[WorkKind, Choice],
     *,
     faults: list[str],
     remarks: list[str],
 ) -> dict[str, Any]:
-    """Return the plan as it is written."""
+    """Return the plan as it is written, without steps so far."""
     meshes = {
         kind: {
             **dict(zip(AXES, choice.sizes, strict=True)),
@@ -185,6 +195,7 @@ def _plain(
     of = "" if used == world.target.count else f"{used} of "
     return {
         "format": FORMAT,
+        "is_whole": False,
         "target": of + world.target.title,
         "meshes": meshes,
         "model": world.loaded.family.sizes(world.loaded.config, world.model),
@@ -194,5 +205,5 @@ def _plain(
         "faults": faults,
         "remarks": remarks,
         "replicated": {name: list(axes) for name, axes in lost.items()},
-        "steps": [dataclasses.asdict(row) for row in rows],
+        "steps": [],
     }

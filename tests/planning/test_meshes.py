@@ -93,7 +93,7 @@ def test_where_no_mesh_has_room_the_least_memory_is_told(tiny, tmp_path, monkeyp
     monkeypatch.setattr(meshes, "target_here", lambda: small)
     with pytest.raises(ManuError, match="no mesh of these devices has room") as error:
         meshes.begin(config_of(tiny), tmp_path)
-    assert "score: data=" in str(error.value) and "GiB a chip would do" in str(error.value)
+    assert "score: data=" in str(error.value) and "MiB a chip would do" in str(error.value)
 
 
 def test_one_device_chooses_nothing(tiny, tmp_path, monkeypatch):

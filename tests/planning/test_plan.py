@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from jax.experimental import topologies
 
 from manu_jax import parallel, run
 from manu_jax.config.run import validate_config
-from manu_jax.planning import chips, meshes, nearest, page, plan
+from manu_jax.planning import checks, chips, meshes, nearest, page, plan
 from manu_jax.planning.chips import GIB, Chip, Target, target_of
 from manu_jax.planning.compiling import compiled
 from manu_jax.planning.shapes import Place, bytes_held, replicated
@@ -273,6 +274,41 @@ def test_a_topology_that_is_not_known_comes_with_some_that_are(monkeypatch):
     assert "no such topology" in str(error.value)
     with pytest.raises(ManuError, match="tpu=v4:2x2x1"):
         target_of("tpu=v4:1x1x7")
+
+
+def test_what_is_planned_so_far_is_there_before_the_end(folder, tmp_path, monkeypatch):
+    config = config_of(folder, output=str(tmp_path / "new"), method="random", audit="none")
+    (tmp_path / "file").write_text("")
+    wrong = config.model_copy(update={"output": str(tmp_path / "file")})
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="File exists"):
+        patch.setattr(plan, "world_of", None)
+        plan.plan(wrong, target_of("gpu=h100:1"))
+    seen, row_of = [], plan.row_of
+
+    def row_after(*arguments, **settings):
+        seen.append(json.loads((tmp_path / "new" / "plan.json").read_text()))
+        return row_of(*arguments, **settings)
+
+    monkeypatch.setattr(plan, "row_of", row_after)
+    plan.plan(config, target_of("gpu=h100:1"))
+    assert [len(found["steps"]) for found in seen] == list(range(len(seen)))
+    assert not any(found["is_whole"] for found in seen)
+    assert json.loads((tmp_path / "new" / "plan.json").read_text())["is_whole"]
+
+
+def test_a_disk_is_a_fault_where_the_run_is_to_be_and_else_a_remark(folder, monkeypatch):
+    config = config_of(folder, unlearn=[TRAINED])
+    usage = shutil.disk_usage("/")._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    elsewhere, here = (
+        checks.checked(world_of(config, target_of(target), Assumed(text=96, answers=4, samples=64)))
+        for target in ("gpu=h100:1", "devices=1")
+    )
+    assert not any("disk" in line for line in elsewhere[0])
+    told = next(line for line in elsewhere[1] if "disk" in line)
+    assert told.startswith("The run writes") and told.endswith("disk has 1000 B free.")
+    assert any("the disk has 1000 B free" in line for line in here[0])
+    assert not any("disk" in line for line in here[1])
 
 
 def test_a_pods_config_is_planned_by_one_process(folder, tmp_path, monkeypatch):
