@@ -10,14 +10,14 @@
 
 FILE: a `mask.safetensors` or `edit.safetensors` of a run, or what union and difference write. DIR:
 a Hugging Face folder, or one with Orbax's arrays (tools/convert/from_hf.py); what is written has
-the form of what was read. An edit knows the model that it was made for, and no other takes it.
-`diff` of two folders writes the edit that leads from the first model to the second.
+the form of what was read. Both may be in a store (gs://, s3://). An edit knows the model that it
+was made for, and no other takes it. `diff` of two folders writes the edit that leads from the first
+model to the second.
 """
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import jax
 
@@ -170,10 +170,10 @@ def _parser() -> argparse.ArgumentParser:
     def verb(name: str) -> argparse.ArgumentParser:
         return verbs.add_parser(name, help=(VERBS[name].__doc__ or "").splitlines()[0])
 
-    verb("describe").add_argument("files", nargs="+", type=Path, metavar="FILE")
+    verb("describe").add_argument("files", nargs="+", metavar="FILE")
     for name in ("apply", "undo"):
         one = verb(name)
-        one.add_argument("file", type=Path, metavar="FILE", help="the edit")
+        one.add_argument("file", metavar="FILE", help="the edit")
         one.add_argument("--model", required=True, metavar="DIR", help="the model to change")
         one.add_argument("--output", required=True, metavar="DIR", help="the folder to make")
         _add_dtype(one)
@@ -186,10 +186,10 @@ def _parser() -> argparse.ArgumentParser:
             source.add_argument("--removed", metavar="SIDE", help="what --keep-removed wrote")
     for name in ("union", "difference"):
         one = verb(name)
-        one.add_argument("files", nargs="+", type=Path, metavar="FILE")
+        one.add_argument("files", nargs="+", metavar="FILE")
         one.add_argument("--output", required=True, metavar="FILE", help="the file to make")
     one = verb("diff")
-    one.add_argument("files", nargs=2, type=Path, metavar="FILE")
+    one.add_argument("files", nargs=2, metavar="FILE")
     one.add_argument("--output", metavar="FILE", help="of two models: the edit to make")
     _add_dtype(one)
     return parser

@@ -33,6 +33,7 @@ SHOWN = 10  # names in an error
 CHECKPOINT_PART = ".orbax-checkpoint-tmp"  # Orbax's own, and how it may go on
 # How Rust, TensorStore and shutil tell of an error of the operating system.
 OS_ERROR = re.compile(r"(?:\(os error |os_error_code='|\[Errno )(\d+)")
+ONE_SLASH = re.compile(r"(?:gs|s3):/[^/]")  # what pathlib makes of the path of a store
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # Weights in formats that are not read.
 OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
@@ -73,8 +74,8 @@ def expand_path(path: str | os.PathLike) -> Path:
     """Return a path as the user means it: `~` and `~user` at its start are home folders.
 
     `gs://` and `s3://` name places in a store, whose paths have the methods of `pathlib.Path`.
-    Raises ManuError for what is no path, an empty path, the home folder of nobody, and a store that
-    is not to be had.
+    Raises ManuError for what is no path, an empty path, the home folder of nobody, the path of a
+    store that pathlib has changed, and a store that is not to be had.
     """
     if stores.is_store(path):
         return stores.open_store(path)
@@ -82,6 +83,11 @@ def expand_path(path: str | os.PathLike) -> Path:
     if not isinstance(text, str) or not text or "\0" in text:
         raise ManuError(
             f"{path!r}: expected a path, as text or pathlib.Path. Give the file's name."
+        )
+    if ONE_SLASH.match(text):
+        raise ManuError(
+            f"{text}: a slash is missing, as pathlib.Path leaves it out. Give the place in a store "
+            f"as text: {text.replace(':/', '://', 1)}."
         )
     expanded = os.path.expanduser(text)
     if text.startswith("~") and expanded == text:

@@ -15,7 +15,6 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from manu_jax import stores
@@ -46,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(wrong or options.overrides)}")
     if stores.is_store(options.folder):
         parser.error(f"{options.folder}: a ledger needs a folder of this machine")
+    if options.verb == "add" and stores.is_store(options.request):
+        parser.error(f"{options.request}: a request is read from a folder of this machine")
     options.folder = expand_path(options.folder)
     return exit_status(lambda: VERBS[options.verb](options))
 
@@ -126,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         return verbs.add_parser(name, help=(VERBS[name].__doc__ or "").splitlines()[0])
 
     one = verb("add")
-    one.add_argument("request", type=Path, metavar="REQUEST", help="the folder of a request")
+    one.add_argument("request", metavar="REQUEST", help="the folder of a request")
     told = "of all runs; the first request needs it. key.path=value after it replaces a value"
     one.add_argument("--config", metavar="FILE", help=told)
     for name in ("list", "check"):

@@ -208,3 +208,25 @@ def test_a_folder_of_others_is_not_replaced(room, tmp_path, error_of):
     model = room / "hugging-face"
     text = error_of("apply", room / "a.mask", "--model", model, "--output", tmp_path)
     assert "notes.txt" in text and (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_models_and_edits_may_be_in_a_store(room):
+    pytest.importorskip("upath", reason="the extra `cloud` is not installed")
+    import fsspec
+    import stores_servers
+
+    from manu_jax.folder import expand_path
+
+    fsspec.filesystem("memory").store.clear()
+    place = "memory://bucket/edits"
+    stores_servers.put(room, expand_path(place))
+    model, mask = f"{place}/hugging-face", f"{place}/a.mask"
+    run("describe", mask)
+    run("union", mask, f"{place}/b.mask", "--output", f"{place}/both")
+    run("apply", f"{place}/both", "--model", model, "--output", f"{place}/less",
+        "--keep-removed", f"{place}/side")  # fmt: skip
+    run("diff", model, f"{place}/less", "--output", f"{place}/between")
+    run("undo", f"{place}/both", "--model", f"{place}/less", "--removed", f"{place}/side",
+        "--output", f"{place}/again")  # fmt: skip
+    assert weights_hash(load(f"{place}/again").model) == weights_hash(load(model).model)
+    fsspec.filesystem("memory").store.clear()

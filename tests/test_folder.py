@@ -126,6 +126,9 @@ def test_paths_are_expanded_as_the_user_means_them(tmp_path, monkeypatch):
     assert contents(tmp_path / "model") == {"weights": "one"}
     with pytest.raises(ManuError, match="~nobody_here is no user's home folder"):
         folder.expand_path("~nobody_here/runs")
+    for text in ("gs:/bucket/run", "s3:/bucket/run", Path("s3://bucket/run")):
+        with pytest.raises(ManuError, match="a slash is missing.*: (gs|s3)://bucket/run"):
+            folder.expand_path(text)
     for what in (b"bytes", 7, None, "", "a\0b"):
         with pytest.raises(ManuError, match="expected a path"):
             folder.expand_path(what)

@@ -114,7 +114,10 @@ def save_joined(
     path: str | os.PathLike, edit: Edit, verb: str, *, files: Sequence[EditFile]
 ) -> None:
     """Write what was made of files, which it names with their hashes under `verb`."""
-    sources = [{"file": file.path.name, "sha256": file_hash(file.path)} for file in files]
+    sources = []
+    for file in files:
+        with stores.local_file(file.path) as local:
+            sources.append({"file": file.path.name, "sha256": file_hash(local)})
     made_from = {verb: sources, "model": files[0].model, "versions": versions()}
     write(edit, path, made_from)
 

@@ -296,6 +296,13 @@ def test_a_row_is_a_regression_above_the_margin_and_its_interval():
     assert "100.0 % right, 0.0 % when it was certified, difference +100.0 to +100.0 points" in text
 
 
+def test_a_ledger_and_its_requests_are_on_this_machine(tmp_path, capsys):
+    for arguments in (["s3://bucket/a", "list"], [str(tmp_path), "add", "s3://bucket/request"]):
+        with pytest.raises(SystemExit):
+            command.main(arguments)
+        assert "a folder of this machine" in capsys.readouterr().err
+
+
 def test_a_regression_is_told_by_check_and_on_the_certificate(room, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "ledger"
     keeping.add(folder, room / "a", config=str(room / "mask.yaml"))

@@ -89,6 +89,17 @@ def test_an_existing_target_and_a_missing_source_are_refused(source, tmp_path, c
     assert sorted(path.name for path in tmp_path.iterdir()) == ["taken"]
 
 
+def test_a_target_inside_the_source_is_refused(source, tmp_path, capsys):
+    (tmp_path / "link").symlink_to(source)
+    before = sorted(source.rglob("*"))
+    for target in (source / "sub", source / "sub" / "deep", tmp_path / "link" / "sub"):
+        assert from_hf.main([str(source), str(target)]) == 1
+        assert f"inside the source {source}. Give a folder outside it" in capsys.readouterr().err
+    assert sorted(source.rglob("*")) == before
+    assert from_hf.main([str(tmp_path / "nowhere"), f"{tmp_path}/nowhere-else"]) == 1
+    assert "no such folder" in capsys.readouterr().err
+
+
 def test_a_full_disk_is_one_message_and_nothing_is_written(source, tmp_path, capsys, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

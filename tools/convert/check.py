@@ -8,27 +8,26 @@ import argparse
 import collections
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from command import run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("source", type=Path, metavar="SRC", help="a Hugging Face folder")
+    parser.add_argument("source", metavar="SRC", help="a Hugging Face folder")
     options = parser.parse_args(arguments)
     return run(lambda: check(options.source))
 
 
-def check(source: Path) -> int:
+def check(path: str) -> int:
     from manu_jax.folder import expand_path
     from manu_jax.leaves import num_parameters
     from manu_jax.models import loaded as families
     from manu_jax.models import stored
     from manu_jax.models.hf import weights
 
-    source = expand_path(source)
-    family, config, _ = stored.read_config(source)
+    source = expand_path(path)
+    family, config, _ = stored.read_config(families.fetch(source, with_weights=False))
     model = family.abstract(config)
     print(f"family       {family.name} (model_type {family.model_type})")
     print(f"parameters   {num_parameters(model):,}")

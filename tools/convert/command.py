@@ -2,10 +2,12 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from typing import Any
 
+from manu_jax import stores
 from manu_jax.folder import expand_path, explained
 from manu_jax.types import ManuError
 
@@ -35,12 +37,13 @@ def run_conversion(
 ) -> int:
     """Run `convert(source, target, dtype)` with what the command line names; return the status.
 
-    source: what SRC has to be, in words. The target has to be new. has_mesh: whether the command
-    takes a mesh, which `convert` then gets as a fourth argument: {axis: size}.
+    source: what SRC has to be, in words. The target has to be new, and outside the source. Both may
+    be in a store (gs://, s3://). has_mesh: whether the command takes a mesh, which `convert` then
+    gets as a fourth argument: {axis: size}.
     """
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    parser.add_argument("source", type=Path, metavar="SRC", help=source)
-    parser.add_argument("target", type=Path, metavar="DST", help="the folder to make")
+    parser.add_argument("source", metavar="SRC", help=source)
+    parser.add_argument("target", metavar="DST", help="the folder to make")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as in SRC)")
     if has_mesh:
         parser.add_argument(
@@ -51,13 +54,34 @@ def run_conversion(
 
     def action() -> int:
         source, target = expand_path(options.source), expand_path(options.target)
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        if _is_taken(target):
             raise ManuError(f"{target}: exists already; give a new folder.")
+        if _is_inside(target, source):
+            raise ManuError(f"{target}: inside the source {source}. Give a folder outside it.")
         convert(source, target, options.dtype, *([options.mesh] if has_mesh else ()))
         print(f"{target}: written")
         return 0
 
     return run(action)
+
+
+def _is_taken(target: Any) -> bool:
+    """Whether something stands there; what was left half-written in a store may be replaced."""
+    if not stores.is_store(target):
+        return target.exists() and (not target.is_dir() or any(target.iterdir()))
+    with stores.told(target):
+        if target.is_file():
+            return True
+        return bool(stores.names_in(target)) and not stores.is_unfinished(target)
+
+
+def _is_inside(target: Any, source: Any) -> bool:
+    """Whether a place is below another, on this machine or in one store."""
+    places = (target, source)
+    if not any(map(stores.is_store, places)):
+        places = map(os.path.realpath, places)
+    target, source = (f"{place}".rstrip("/") for place in places)
+    return target.startswith(f"{source}/")
 
 
 def _sizes(text: str) -> dict[str, int]:

@@ -79,8 +79,13 @@ def convert(source: Path, target: Path, dtype: str | None) -> None:
 
 def gguf_file(source: Path) -> Path:
     """Return the GGUF file that SRC names: itself, or the one of an installed package."""
+    from manu_jax import stores
     from manu_jax.types import ManuError
 
+    if stores.is_store(source):
+        raise ManuError(
+            f"{source}: a GGUF file is read from a disk. Copy it here, and give the copy."
+        )
     if source.is_file():
         return source
     try:
