@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 PATH = re.compile(r"(?<![\w./-])(?:manu_jax|configs|docs|tests|tools|benchmarks)/[\w./*<>-]*")
 MODULE = re.compile(r"python -m (manu_jax[\w.]*)")
 TEST = re.compile(r"`(test_\w+)`")
+BASH = re.compile(r"^```bash\n(.*?)^```", re.M | re.S)
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
 
 
@@ -85,8 +87,16 @@ def test_python_of_a_page_compiles(page):
         compile(block, page.name, "exec")
 
 
-def test_the_readme_has_python():
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_bash_of_a_page_is_read_by_bash(page):
+    for block in BASH.findall(page.read_text(encoding="utf-8")):
+        done = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)
+        assert done.returncode == 0 and not done.stderr, f"{done.stderr}\n{block}"
+
+
+def test_the_readme_has_python_and_bash():
     assert PYTHON.search(README.read_text(encoding="utf-8"))
+    assert BASH.search(README.read_text(encoding="utf-8"))
 
 
 def test_every_test_that_a_page_names_exists():
