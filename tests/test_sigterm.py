@@ -54,6 +54,15 @@ def rows(folder, name):
     return json.loads((folder / name / "results.json").read_text())["rows"]
 
 
+def assert_same(whole, found):
+    """Rows of results are those of the undisturbed run."""
+    for here, there in zip(whole, found, strict=True):
+        for key, value in here.items():
+            close = key in ("value", "low", "high") and value
+            # Two processes add in another order than one.
+            assert there[key] == (pytest.approx(value, abs=5e-3) if close else value), here
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The rows of an undisturbed run."""
@@ -81,17 +90,13 @@ def test_sigterm_to_one_process_saves_and_stops_all_and_the_rest_follows(tmp_pat
     assert not any("Traceback" in log for log in logs)
     assert any(step % 20 for step in steps(tmp_path, "run"))  # saved where it was
     finish(*command(tmp_path, "run", count))
-    for here, there in zip(whole, rows(tmp_path, "run"), strict=True):
-        for key, value in here.items():
-            close = key in ("value", "low", "high") and value
-            # Two processes add in another order than one.
-            assert there[key] == (pytest.approx(value, abs=5e-3) if close else value), here
+    assert_same(whole, rows(tmp_path, "run"))
 
 
 @pytest.mark.slow
 @pytest.mark.pods
 @pytest.mark.parametrize("which", [0, 1])
-def test_a_process_that_is_killed_ends_the_other_within_seconds(tmp_path, which):
+def test_a_process_that_is_killed_ends_the_other_within_seconds(tmp_path, whole, which):
     processes, outputs = command(tmp_path, "run", 2)
     try:
         wait_for_steps(tmp_path, "run", processes)
@@ -110,4 +115,4 @@ def test_a_process_that_is_killed_ends_the_other_within_seconds(tmp_path, which)
     if which == 0:  # it holds the keys, so that JAX says more, before
         assert log.rstrip().endswith(told[0]), log
     finish(*command(tmp_path, "run", 2))
-    assert rows(tmp_path, "run")
+    assert_same(whole, rows(tmp_path, "run"))
