@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "models"))
@@ -51,6 +52,8 @@ def main(folder: Path) -> None:
     check_checkpoint(folder / "checkpoint", parallel.make_mesh(2, 2, 2))
     for sizes in MESHES:
         check_files(folder / "-".join(map(str, sizes)), parallel.make_mesh(*sizes))
+    for sizes in MESHES[1:3]:
+        check_held(folder / "held", parallel.make_mesh(*sizes))
     check_converted(folder / "converted", parallel.make_mesh(1, 1, 8))
     logging.warning("as expected")
 
@@ -129,9 +132,7 @@ def check_files(path: Path, mesh: Mesh) -> None:
     export.PIECE_BYTES, filling.SMALL_BYTES = 2**14, 2**13
     path.mkdir(exist_ok=True)
     expected = model()
-    split = jax.tree.map(lambda x, place: jax.make_array_from_callback(
-        x.shape, place, lambda index: np.asarray(x)[index]
-    ), expected, parallel.tree_shardings(expected, mesh))  # fmt: skip
+    split = split_over(mesh, expected)
     export.write_tensors(export.export_tensors(split, TABLE), path)
     parallel.wait_for_all("written")
     read: list[int] = []
@@ -147,6 +148,47 @@ def check_files(path: Path, mesh: Mesh) -> None:
         np.testing.assert_array_equal(parallel.gather(found[name]), np.asarray(leaf))
     whole = sum(leaf.nbytes for leaf in expected.values())
     assert sum(read) < 0.55 * whole, (sum(read), whole)
+
+
+def split_over(mesh: Mesh, leaves: dict) -> dict:
+    """Return leaves of the host as they lie on a mesh."""
+    return jax.tree.map(lambda x, place: jax.make_array_from_callback(
+        x.shape, place, lambda index: np.asarray(x)[index]
+    ), leaves, parallel.tree_shardings(leaves, mesh))  # fmt: skip
+
+
+def check_held(path: Path, mesh: Mesh) -> None:
+    """The process that does not write holds next to nothing of a file, split or on its host."""
+    export.PIECE_BYTES = 2**19
+    path.mkdir(exist_ok=True)
+    on_host = jax.tree.map(np.asarray, model(times=20))
+    for leaves in (split_over(mesh, on_host), on_host):
+        tensors = export.export_tensors(leaves, TABLE)
+        export.write_tensors(tensors, path)  # what compiling takes is not counted
+        gather, before, most = export.gather_piece, live_bytes(), [0]
+
+        def watched(*arguments, gather=gather, before=before, most=most, **settings):
+            piece = gather(*arguments, **settings)
+            most.append(live_bytes() - before)
+            return piece
+
+        export.gather_piece = watched
+        tracemalloc.start()
+        export.write_tensors(tensors, path)
+        held = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        export.gather_piece = gather
+        largest = max(tensor.nbytes for tensor in tensors)
+        if not parallel.is_first_process():
+            assert held < largest / 10, (held, largest)  # a third of a piece
+        assert max(most) <= 2 * export.PIECE_BYTES * jax.local_device_count()
+        parallel.wait_for_all("written")
+
+
+def live_bytes() -> int:
+    """Count what this process's devices hold."""
+    shards = [shard.data for array in jax.live_arrays() for shard in array.addressable_shards]
+    return sum({shard.unsafe_buffer_pointer(): shard.nbytes for shard in shards}.values())
 
 
 def check_converted(path: Path, mesh: Mesh) -> None:
