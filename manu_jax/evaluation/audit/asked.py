@@ -73,6 +73,14 @@ def with_other_facts(asked: Asked, others: Sequence[Asked]) -> str:
     return told + asked.question
 
 
+def with_answer(attacked: Attacked, asked: Asked, answer: str) -> Asked:
+    """Return the fact's question with this answer after its prompt."""
+    prompt = asked.sample.segments[0][0]
+    reply = attacked.loaded.template.reply(answer)
+    sample = question_sample(prompt, reply, asked.sample.images, key=asked.key)
+    return dataclasses.replace(asked, sample=sample)
+
+
 def begun(attacked: Attacked, asked: Asked) -> Asked | None:
     """Return the question with the first half of the answer's tokens; the rest is to be recalled.
 
@@ -81,10 +89,8 @@ def begun(attacked: Attacked, asked: Asked) -> Asked | None:
     """
     prompt = asked.sample.segments[0][0]
     reply = attacked.loaded.template.reply(asked.truths[0])
-    whole = question_sample(prompt, reply, asked.sample.images, key=asked.key)
-    rest = ""
-    if fits(attacked, dataclasses.replace(asked, sample=whole)):
-        rest = _second_half(attacked.loaded, whole)
+    whole = with_answer(attacked, asked, asked.truths[0])
+    rest = _second_half(attacked.loaded, whole.sample) if fits(attacked, whole) else ""
     if not rest or not reply.endswith(rest):
         return None
     given = prompt + reply.removesuffix(rest)

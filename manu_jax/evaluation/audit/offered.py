@@ -6,17 +6,16 @@ it finds it less likely than all of them, and gives it away by that. A model tha
 it first, or last, by chance.
 """
 
-import dataclasses
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from manu_jax.data.record import Benchmark
-from manu_jax.evaluation.audit.asked import fits
+from manu_jax.evaluation.audit.asked import fits, with_answer
 from manu_jax.evaluation.audit.attack import Asked, Attack, Attacked, AuditRow
 from manu_jax.evaluation.likelihood import log_likelihoods
 from manu_jax.evaluation.metrics import contains
-from manu_jax.types import SETS, question_sample
+from manu_jax.types import SETS
 
 LIKELIEST, LEAST = "the likeliest of eight answers", "the least likely of eight answers"
 NUM_ANSWERS = 8
@@ -63,14 +62,6 @@ def offers(attacked: Attacked) -> Iterator[tuple[Asked, list[Asked]]]:
         answers = [with_answer(attacked, asked, answer) for answer in (asked.truths[0], *drawn)]
         if len(answers) >= FEWEST and all(fits(attacked, one) for one in answers):
             yield asked, answers
-
-
-def with_answer(attacked: Attacked, asked: Asked, answer: str) -> Asked:
-    """Return the fact's question with this answer, whose likelihood is to be measured."""
-    prompt = asked.sample.segments[0][0]
-    reply = attacked.loaded.template.reply(answer)
-    sample = question_sample(prompt, reply, asked.sample.images, key=asked.key)
-    return dataclasses.replace(asked, sample=sample)
 
 
 def _known(benchmark: Benchmark) -> dict[str, list[str]]:
