@@ -203,6 +203,9 @@ def test_an_attack_that_gets_no_more_than_plain_questions_brings_nothing_back():
     assert verdict([plain, much], ATTACKS).word == "hidden"
     trace = row(0.8, attack="membership", metric="auc", floor=0.5)
     assert verdict([row(0.1), trace], ATTACKS).word == "hardened"
+    avoided = dataclasses.replace(trace, value=0.1)
+    found = verdict([row(0.1), trace, avoided], ATTACKS)
+    assert found.word == "hardened" and found.above == (avoided, trace)  # the largest first
 
 
 def row(value, low=None, high=None, *, floor: Any = 0.1, floor_high=None, **fields):
@@ -222,6 +225,17 @@ def row(value, low=None, high=None, *, floor: Any = 0.1, floor_high=None, **fiel
         (row(0.9, floor=None), "no floor"),
         (row(0.5, 0.4, 0.6, floor=1.0, floor_high=1.0, metric="uds"), "above"),
         (row(0.97, 0.9, 1.0, floor=1.0, floor_high=1.0, metric="uds"), "at it"),
+        # An AUC below a half tells as much as one above, and what the floor tells is not counted
+        (row(0.7, 0.6, 0.8, floor=0.5, floor_high=0.55, metric="auc"), "above"),
+        (row(0.3, 0.2, 0.4, floor=0.5, floor_high=0.55, metric="auc"), "above"),
+        (row(0.3, 0.2, 0.46, floor=0.5, floor_high=0.55, metric="auc"), "undecided"),
+        (row(0.46, 0.44, 0.48, floor=0.5, floor_high=0.51, metric="auc"), "at it"),
+        (row(0.3, 0.2, 0.35, floor=0.7, floor_high=0.75, metric="auc"), "at it"),
+        (row(0.3, 0.2, 0.35, floor=0.3, floor_high=0.35, metric="auc"), "at it"),
+        (row(0.7, 0.6, 0.8, floor=0.3, floor_high=0.35, metric="auc"), "above"),
+        (row(0.1, floor=0.45, metric="auc"), "above"),
+        (row(0.1, floor=None, metric="auc"), "no floor"),
+        (row(0.0, 0.0, 0.1, floor=0.5, floor_high=0.55), "at it"),  # of answers, less is less
     ],
 )
 def test_a_row_stands_above_its_floor_by_margin_and_interval(found, expected):

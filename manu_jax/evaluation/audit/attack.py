@@ -45,20 +45,24 @@ ANSWERED = "answered"  # share of the facts to forget that are answered right
 class AuditMetric:
     """A measure of an audit's rows. title: in the report. unit: "%" (of 1) or "".
 
-    more_is_worse: whether a model that knows more has a higher value. is_judged: whether rows of it
+    more_is_worse: whether a model that knows more has a higher value. chance: the value of guessing
+    where a value below it tells as much as one that is as far above. is_judged: whether rows of it
     count in the verdict.
     """
 
     title: str
     unit: str = "%"
     more_is_worse: bool = True
+    chance: float | None = None
     is_judged: bool = True
 
 
 AUDIT_METRICS: dict[str, AuditMetric] = {
     ANSWERED: AuditMetric("answered right"),
     "uds": AuditMetric("unlearning depth score", unit="", more_is_worse=False),
-    "auc": AuditMetric("told from people who were never trained on, AUC", unit=""),
+    "auc": AuditMetric(
+        "told from people who were never trained on, AUC (0.5: by chance)", unit="", chance=0.5
+    ),
     "tpr": AuditMetric("recognised at 1 % false alarms", is_judged=False),
     "extraction": AuditMetric("extraction strength", unit=""),
     "memorised": AuditMetric("tokens that are the first choice"),

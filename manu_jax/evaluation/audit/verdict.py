@@ -7,6 +7,9 @@ points (0.05) it is
     at it      not by more than the margin
     undecided  in between: by more than the margin, but the intervals meet
 
+An AUC below a half tells as much as one above it, so it is also above its floor where it is
+further below a half than the floor is from it on either side.
+
 Of rows without intervals (one person) the margin alone decides. Rows of a curve, one for each step
 and learning rate of an attack that trains, count as one: the learning rate with the highest mean
 over the steps from the first on, against the floor's highest. The words, the first that fits:
@@ -103,10 +106,48 @@ def verdict(
 
 
 def standing(row: AuditRow) -> Standing:
-    """Return where a row stands against its floor."""
+    """Return where a row stands against its floor; of a measure with two sides the worse one."""
+    found = {_standing(side) for side in _sides(row)}
+    order: tuple[Standing, ...] = ("above", "undecided", "at it", "no floor")
+    return next(place for place in order if place in found)
+
+
+def excess(row: AuditRow) -> float:
+    """Return how far a row is from its floor, to the side of a model that knows more."""
+    return max(_excess(side) for side in _sides(row))
+
+
+def _sides(row: AuditRow) -> list[AuditRow]:
+    """Return the row and, where a value below chance tells as much, its mirror image at chance.
+
+    The mirror image has the floor that is further from chance: the floor or its own mirror image.
+    """
+    chance = AUDIT_METRICS[row.metric].chance
+    if chance is None or row.floor is None:
+        return [row]
+
+    def mirrored(value: float | None) -> float | None:
+        return None if value is None else 2 * chance - value
+
+    def further(value: float | None, other: float | None) -> float | None:
+        return None if value is None or other is None else max(value, 2 * chance - other)
+
+    mirror = dataclasses.replace(
+        row,
+        value=2 * chance - row.value,
+        low=mirrored(row.high),
+        high=mirrored(row.low),
+        floor=further(row.floor, row.floor),
+        floor_low=further(row.floor_low, row.floor_high),
+        floor_high=further(row.floor_high, row.floor_low),
+    )
+    return [row, mirror]
+
+
+def _standing(row: AuditRow) -> Standing:
     if row.floor is None:
         return "no floor"
-    if excess(row) <= MARGIN + 1e-9:  # 0.15 − 0.1 is more than 0.05 in floating point
+    if _excess(row) <= MARGIN + 1e-9:  # 0.15 − 0.1 is more than 0.05 in floating point
         return "at it"
     if row.low is None or row.high is None or row.floor_low is None or row.floor_high is None:
         return "above"
@@ -115,8 +156,7 @@ def standing(row: AuditRow) -> Standing:
     return "above" if row.high < row.floor_low else "undecided"
 
 
-def excess(row: AuditRow) -> float:
-    """Return how far a row is from its floor, to the side of a model that knows more."""
+def _excess(row: AuditRow) -> float:
     if row.floor is None:
         return 0.0
     difference = row.value - row.floor
