@@ -32,7 +32,7 @@ os.environ["XLA_FLAGS"] = (
 
 # Whole runs first, so that no worker is left with one of them at the end. xdist would begin with
 # the files that hold most tests.
-FIRST = ("test_run.py", "test_families.py", "test_stranger_loss.py")
+FIRST = ("test_run.py", "test_run_methods.py", "test_families.py")
 
 
 def pytest_configure(config):

@@ -157,6 +157,7 @@ def test_bytes_of_parquet_files(tables, tmp_path, numbers):
         file.write_bytes(content)
 
 
+@pytest.mark.slow
 @counted(15, 700)
 def test_cells_and_columns_of_parquet_files(tables, tmp_path, numbers):
     folder = shutil.copytree(tables, tmp_path / "data")
@@ -388,6 +389,7 @@ def test_records_of_an_evaluation(tmp_path, monkeypatch, numbers):
         file.write_text(content)
 
 
+@pytest.mark.slow
 @counted(15, 400)
 def test_results_and_the_records_that_the_report_reads(tmp_path, numbers):
     import fake_run

@@ -546,9 +546,8 @@ def settings_of_kinds():
     )
 
 
-@pytest.mark.parametrize(
-    "settings", [settings_of_kinds, pytest.param(settings_of_masks, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [settings_of_kinds, settings_of_masks])
 def test_killed_between_any_two_writes_nothing_is_lost_or_mixed(
     tmp_path, monkeypatch, scale, settings
 ):

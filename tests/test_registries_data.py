@@ -127,6 +127,7 @@ def start_quiz(monkeypatch, tmp_path):
     return start
 
 
+@pytest.mark.slow
 def test_a_published_protocol_comes_with_the_entry(start_quiz, tmp_path):
     """From outside the package: probes, their prompt and their metrics, and nothing else."""
     rows = start_quiz()
@@ -168,6 +169,7 @@ def test_a_task_is_one_entry_which_the_config_knows(monkeypatch):
     assert default.evaluate.tasks == tuple(TASKS_BY_NAME)
 
 
+@pytest.mark.slow
 def test_an_objective_is_one_function_and_its_recipe(monkeypatch, tmp_path):
     monkeypatch.setitem(RECIPES, "half_ascent", Recipe((half_ascent,), keeps=False))
     settings = {"steps": 1, "batch_size": 4, "learning_rate": 1e-3, "clip": None}

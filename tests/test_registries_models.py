@@ -57,6 +57,7 @@ def test_the_config_knows_a_family_from_outside(dummy, monkeypatch):
         section("dummy")
 
 
+@pytest.mark.slow
 def test_a_tiny_model_of_a_family_from_outside_is_made_saved_and_loaded(dummy, tmp_path):
     tokenizer = tiny_llava.loaded().processor.tokenizer
     made = created.create(section("dummy"), tokenizer, jax.random.key(0))

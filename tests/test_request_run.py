@@ -126,6 +126,7 @@ def test_strangers_are_drawn_where_nobody_to_keep_has_an_image(tmp_path):
     assert all(one.image is not None for one in current.strangers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_the_distance_from_strangers_is_the_divergence_from_their_mean(modality):
     loaded = tiny_llava.loaded()

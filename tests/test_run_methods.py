@@ -203,6 +203,7 @@ def test_the_report_says_what_each_kind_of_method_changed(finished):
     assert "Where the pruned neurons sit" in page  # those of random
 
 
+@pytest.mark.slow
 def test_an_edit_may_be_the_first_method_and_stands_at_the_top(finished, config, tmp_path):
     """The same run with its methods in another order: nothing is made again but the folder."""
     copy = tmp_path / "copy"

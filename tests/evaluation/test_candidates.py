@@ -99,7 +99,8 @@ def test_gates_of_any_size_are_factors_of_the_neurons():
     assert len({row.tobytes() for row in found_KN}) > 1
 
 
-@pytest.mark.parametrize("sizes", [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)])
 def test_a_mesh_recalls_what_one_device_does(sizes):
     samples, chosen = said_samples(), random_masks(3)
     alone = recalled(tiny.loaded(), samples, chosen, batch_size=8)
@@ -107,6 +108,7 @@ def test_a_mesh_recalls_what_one_device_does(sizes):
     np.testing.assert_array_equal(recalled(loaded, samples, chosen, batch_size=8), alone)
 
 
+@pytest.mark.slow
 def test_a_small_budget_asks_fewer_at_once_and_changes_nothing(monkeypatch):
     samples, chosen = said_samples(), random_masks(5)
     whole = recalled(tiny.loaded(), samples, chosen, batch_size=4)

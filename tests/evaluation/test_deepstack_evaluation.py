@@ -30,6 +30,7 @@ def said():
     return found
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_images_encoded_anew(said, monkeypatch):
     once = greedy_tokens(tiny.loaded(), said, new_tokens=3, batch_size=4)
     sums = log_likelihoods(tiny.loaded(), said, batch_size=4).sum_N

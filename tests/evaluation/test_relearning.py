@@ -244,6 +244,7 @@ def test_one_step_is_adams_on_the_sum_over_both_forms():
     np.testing.assert_allclose(weights[name], weight + change, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_adapters_are_trained_in_place_of_the_weights_and_merged_into_a_copy():
     model = attacked(None, lora=LORA)
     attacker, loaded = Attacker(model), model.loaded
@@ -276,6 +277,7 @@ def test_adapters_are_trained_in_place_of_the_weights_and_merged_into_a_copy():
     assert bits(loaded.model) == before
 
 
+@pytest.mark.slow
 def test_an_attack_with_adapters_learns_and_is_told_from_one_of_all_weights(tmp_path):
     model = attacked(tmp_path, rates=(3e-2,), steps=8, lora=LORA)
     list(tuning.measure(model))

@@ -309,6 +309,7 @@ def card_of(looked, neuron):
     return next(card for card in looked.cards if (card.row.layer, card.row.neuron) == (0, neuron))
 
 
+@pytest.mark.slow
 def test_the_planted_neuron_has_the_smallest_p(looked):
     _, rows, _ = looked
     assert len(rows) == 6 and rows[0].neuron == planted.ALL

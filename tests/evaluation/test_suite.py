@@ -301,6 +301,7 @@ def test_answers_in_any_script_stand_on_one_line(tmp_path, monkeypatch):
     assert run(tmp_path, section=section) == rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", tiny_llava.MESHES)
 def test_a_mesh_gives_the_same_answers_and_rows(whole, tmp_path, sizes):
     folder, rows = whole

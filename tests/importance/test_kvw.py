@@ -110,6 +110,7 @@ def test_at_once_all_facts_are_measured_on_the_model_as_it_was():
     np.testing.assert_allclose(halved.gates["text"], ratio ** (-0.1 * 2), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_seed_fixes_the_order_and_a_mesh_changes_nothing():
     one, again = (kvw.weaken(job_of(layers=ALL_LAYERS, gamma=0.5)) for _ in range(2))
     np.testing.assert_array_equal(one.gates["text"], again.gates["text"])

@@ -38,6 +38,7 @@ def test_other_seeds_give_other_texts_and_openings_differ(loaded):
     )
 
 
+@pytest.mark.slow
 def test_a_mesh_draws_the_texts_of_one_device(loaded):
     mesh = parallel.make_mesh(4, 1, 2)
     expected = own_texts.sampled(loaded, 3, tokens=6, seed=0)

@@ -191,6 +191,7 @@ def test_what_was_found_is_kept_and_read(loaded, tmp_path, monkeypatch):
         spared_by(job)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 4, 2)])
 def test_every_mesh_spares_the_same(loaded, sizes):
     mesh = make_mesh(*sizes)

@@ -30,6 +30,7 @@ def folder(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["paper", "official-code"])
 def test_masks_are_those_of_scoring_with_the_same_settings(folder, preset):
     statistics = SetStatistics.load(folder / preset)

@@ -81,6 +81,7 @@ def test_every_request_has_its_files_and_the_model_has_both_edits(ledger, room):
         np.testing.assert_array_equal(found[name], leaf, err_msg=name)
 
 
+@pytest.mark.slow
 def test_the_order_of_requests_changes_nothing(ledger, room, tmp_path):
     run(tmp_path, "add", room / "b", "--config", room / "mask.yaml")
     run(tmp_path, "add", room / "a")
@@ -303,6 +304,7 @@ def test_a_ledger_and_its_requests_are_on_this_machine(tmp_path, capsys):
         assert "a folder of this machine" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_regression_is_told_by_check_and_on_the_certificate(room, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "ledger"
     keeping.add(folder, room / "a", config=str(room / "mask.yaml"))

@@ -186,6 +186,7 @@ def test_cudnns_attention_is_mapped_over_as_a_larger_batch():
         np.testing.assert_allclose(mine, theirs, atol=1e-3, rtol=1e-3)  # sums of 6,400 numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key_heads", [4, 1])  # split over tensor, copied to all of its devices
 def test_on_a_mesh_each_device_runs_the_kernel_on_its_rows_and_heads(on_tpu, key_heads):
     pattern = PATTERNS["window"]
@@ -243,6 +244,7 @@ def test_a_kernel_runs_where_it_takes_the_queries(monkeypatch, platform, changes
     assert attention.kernel_platform(q_BTNH, **scores) is None
 
 
+@pytest.mark.slow
 def test_another_form_is_traced_anew(monkeypatch):
     monkeypatch.setattr(attention, "_platform", lambda: "tpu")
     monkeypatch.setattr(attention, "splash", functools.partial(attention.splash, interpret=True))

@@ -253,6 +253,7 @@ def test_features_in_place_of_patches_give_the_same_logits(made, name, case):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "case"), OF_FAMILIES)
 def test_a_mesh_gives_the_numbers_of_one_device(made, name, case):
     cases, folder, _, alone = made(name, case)
@@ -268,6 +269,7 @@ def test_a_mesh_gives_the_numbers_of_one_device(made, name, case):
         np.testing.assert_allclose(found.activations[tower], expected.activations[tower], atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "case"), OF_SIZES)
 def test_images_of_many_sizes_go_through_the_tower_once(made, monkeypatch, name, case):
     cases, _, _, loaded = made(name, case)

@@ -136,7 +136,9 @@ def test_where_nothing_near_fits_more_chips_are_asked_for(folder):
     assert "chips" in row.nearest.partition("Try ")[2]
 
 
-@pytest.mark.parametrize(("mesh", "used"), [({}, 1), ({"fsdp": 3}, 3)])
+@pytest.mark.parametrize(
+    ("mesh", "used"), [({}, 1), pytest.param({"fsdp": 3}, 3, marks=pytest.mark.slow)]
+)
 def test_a_mesh_that_leaves_chips_idle_is_told_and_all_chips_are_tried(
     folder, tmp_path, mesh, used
 ):
@@ -232,6 +234,7 @@ def test_a_plan_finds_what_would_stop_the_run(folder, tmp_path):
         plan.plan(config, target_of("gpu=h100:4"))
 
 
+@pytest.mark.slow
 def test_a_batch_that_the_mesh_fills_up_is_remarked(folder, tmp_path):
     config = config_of(
         folder, output=str(tmp_path), method="random", evaluate={"batch_size": 6}, mesh={"fsdp": 4}
@@ -311,6 +314,7 @@ def test_a_disk_is_a_fault_where_the_run_is_to_be_and_else_a_remark(folder, monk
     assert not any("disk" in line for line in here[1])
 
 
+@pytest.mark.slow
 def test_a_pods_config_is_planned_by_one_process(folder, tmp_path, monkeypatch):
     def joined():
         raise AssertionError("a plan joins no other processes")

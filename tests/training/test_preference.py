@@ -31,6 +31,7 @@ def test_simnpo_needs_no_reference():
     assert torch_peer.data("simnpo").reference is None  # so its loss above was without
 
 
+@pytest.mark.slow
 def test_dpo_is_that_of_pytorch():
     assert RECIPES["dpo_idk"].losses == RECIPES["altpo"].losses
     beta = 0.3

@@ -210,7 +210,8 @@ def gradients(peer):
     }
 
 
-@pytest.mark.parametrize("hidden", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("hidden", [False, True])
 def test_the_loss_is_that_of_pytorch(hidden):
     given = data(hidden=hidden)
     loss, gradient = torch_peer.loss_and_gradient(

@@ -56,6 +56,7 @@ def plain(tmp_path_factory):
     return {n: arrays(taught(folder / str(n), num_steps=n)) for n in (1, 4)}
 
 
+@pytest.mark.slow
 def test_without_settings_of_its_own_it_is_the_usual_training(plain, tmp_path):
     samples = [*tiny_llava.samples("image"), *tiny_llava.samples("text")]
     usual = trainer.train(
@@ -170,6 +171,7 @@ def test_it_ends_when_facts_are_known_and_texts_cost_little(tmp_path, caplog):
         assert values.tobytes() == arrays(found)[name].tobytes()
 
 
+@pytest.mark.slow
 def test_a_drift_beyond_the_bound_lets_it_go_on(tmp_path, caplog):
     caplog.set_level("INFO")
     section = changed(SECTION, learning_rate=2e-2, stop=stop(known=0.01, drift=1e-6))

@@ -56,6 +56,7 @@ def test_an_image_s_tokens_are_nearest_to_the_words_of_its_caption(found):
     assert loss < 0.5 * float(tower.caption_loss(tiny_llava.loaded().model, batch, "none"))
 
 
+@pytest.mark.slow
 def test_a_mesh_changes_no_gradient():
     """Neither words (six, over four parts) nor the batch (six) have to divide over it."""
     slopes = jax.jit(jax.value_and_grad(tower.caption_loss), static_argnums=2)

@@ -165,6 +165,7 @@ def test_half_precision_model_is_trained_in_float32_and_returned_as_it_was(tmp_p
     assert any(changed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", tiny_llava.MESHES)
 def test_mesh_gives_the_weights_of_one_device(tmp_path, sizes):
     mesh = parallel.make_mesh(*sizes)

@@ -153,8 +153,6 @@ def test_an_unknown_objective_is_an_error_that_lists_the_known_ones():
 
 # Those with a loss in a file of its own.
 NEW = ("simnpo", "dpo_idk", "altpo", "undial", "rmu", "wga", "satimp")
-# Of these, one without and one with a reference, and the one that trains a layer.
-NEW_ALWAYS = ("simnpo", "dpo_idk", "rmu")
 FORGOTTEN, KEPT = tiny_llava.facts(4, seed=0), tiny_llava.facts(6, seed=1)
 
 
@@ -189,10 +187,8 @@ def test_training_moves_the_model_as_it_should(tmp_path, objective):
     assert gap > knowledge(before, KEPT) - knowledge(before, FORGOTTEN) or objective == "idk"
 
 
-@pytest.mark.parametrize(
-    "objective",
-    [pytest.param(n, marks=[] if n in NEW_ALWAYS else [pytest.mark.slow]) for n in NEW],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", NEW)
 def test_training_to_forget_alone_forgets(tmp_path, objective):
     """The tiny model knows little: facts to keep, or SimNPO's own β, would outweigh the rest."""
     settings = {"beta": 0.3} if objective == "simnpo" else {}

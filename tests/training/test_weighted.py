@@ -6,6 +6,7 @@ import torch_peer
 from torch_peer import FORGET, KEEP_WEIGHT, answers, keep_cross_entropy, log_p
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", [1.0, 0.3])
 def test_wga_is_that_of_pytorch(beta):
     def expected(peer, _):
@@ -16,6 +17,7 @@ def test_wga_is_that_of_pytorch(beta):
     torch_peer.check("wga", expected, beta=beta)
 
 
+@pytest.mark.slow
 def test_satimp_is_that_of_pytorch():
     beta, importance_beta = 0.5, 2.0
 
