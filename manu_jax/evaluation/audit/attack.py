@@ -60,9 +60,7 @@ class AuditMetric:
 AUDIT_METRICS: dict[str, AuditMetric] = {
     ANSWERED: AuditMetric("answered right"),
     "uds": AuditMetric("unlearning depth score", unit="", more_is_worse=False),
-    "auc": AuditMetric(
-        "told from people who were never trained on, AUC (0.5: by chance)", unit="", chance=0.5
-    ),
+    "auc": AuditMetric("told from people who were never trained on, AUC", unit="", chance=0.5),
     "tpr": AuditMetric("recognised at 1 % false alarms", is_judged=False),
     "extraction": AuditMetric("extraction strength", unit=""),
     "memorised": AuditMetric("tokens that are the first choice"),
