@@ -65,7 +65,7 @@ def audit_items(world: World) -> Iterator[Item]:
     yield rated_item("audit: membership", asked, world, function=membership._token_scores)
     if world.has_retrained and world.loaded.config.text.num_layers >= depth.FEWEST_LAYERS:
         batch = ("evaluate.batch_size", config.evaluate.batch_size)
-        yield Item("audit: depth, all layers patched", "evaluate", _depth, batch)
+        yield Item("audit: depth, patched after each layer", "evaluate", _depth, batch)
 
 
 def _is_full(world: World) -> bool:
@@ -138,20 +138,23 @@ def _attack(world: World, size: int | None, remat: Remat | None) -> Step:
 
 
 def _depth(world: World, size: int | None, remat: Remat | None) -> Step:
-    """Return the step that patches the vanilla model after its last layer, as large as any."""
+    """Return the step that patches the vanilla model after each of its layers."""
     given = size or world.config.evaluate.batch_size
     rows, num_layers = filled(given, world.place), world.loaded.config.text.num_layers
     facts = max(world.data.forget.values(), key=lambda samples: samples[0].num_tokens)
     work = work_in_buckets(world, facts, rows)
     forms, sources = len(world.data.modalities), 2
     source = another(world.model)
+    above = (num_layers - 1) / 2  # layers that a patched stream goes through, on average
     return Step(
-        depth._patched_loss,
+        depth._patched_losses,
         (world.model, world.place.rows(work.batch)),
-        {"source": source, "num_layers": num_layers},
-        len(audited(world.config)) * forms * sources * num_layers * work.batches,
+        {"source": source},
+        len(audited(world.config)) * forms * sources * work.batches,
         rows=rows,
         real_rows=given,
         parts={WEIGHTS: (world.model, source)},
         resident={WEIGHTS: another(world.model)},
+        trips=above,
+        reads=(2 + above) / 2,  # both models once, and vanilla's layers again from each of them on
     )

@@ -1,7 +1,6 @@
 """The audit: its arithmetic, and models of declared kind: removed, hidden, hardened, known."""
 
 import dataclasses
-import functools
 import json
 import types
 from typing import Any
@@ -10,6 +9,7 @@ import audit_world
 import jax
 import jax.numpy as jnp
 import numpy as np
+import patching
 import pytest
 import tiny_llava
 from PIL import Image
@@ -25,7 +25,6 @@ from manu_jax.evaluation.audit.registry import ATTACKS
 from manu_jax.evaluation.audit.verdict import MARGIN, standing, strongest, verdict
 from manu_jax.evaluation.plain import from_plain
 from manu_jax.leaves import leaves
-from manu_jax.models.nn.patched import patched_logits, run_from
 from manu_jax.parallel import make_mesh
 from manu_jax.types import MODALITIES, ManuError, Template
 
@@ -496,39 +495,28 @@ def test_a_mesh_changes_nothing_of_what_an_attacker_makes():
             assert np.asarray(other[name]) == pytest.approx(np.asarray(leaf), abs=1e-5), name
 
 
-def test_a_decoder_goes_on_from_any_layer_as_the_whole_one_does():
-    model, batch = tiny_llava.loaded().model, tiny_llava.batch("image")
-    whole = jax.jit(lambda model: model(batch, remat="none").logits_BTV)(model)
-
-    @functools.partial(jax.jit, static_argnums=1)
-    def logits_from(model, number):
-        hidden = model.hidden(batch, num_layers=number, remat="none")
-        return model.text.logits(run_from(model, batch, hidden, first_layer=number))
-
-    for number in range(3):
-        # Equal but for the order of sums in another program.
-        found = np.asarray(logits_from(model, number))
-        assert found == pytest.approx(np.asarray(whole), abs=2e-5)
-
-
 def test_patching_takes_the_sources_states_and_nothing_else():
-    loaded, batch = tiny_llava.loaded(), tiny_llava.batch("text")
+    loaded, batch = tiny_llava.loaded(), tiny_llava.batch("image")
     other = loaded.replace_model(jax.tree.map(lambda leaf: leaf * 0.9, loaded.model))
-    at = jnp.asarray(batch.answer_index_BA)
+    own_BAV, patched_LBAV = patching.check(loaded.model, other.model, batch)
+    at_BA = jnp.asarray(batch.answer_index_BA)
+    whole_BAV = jnp.take_along_axis(
+        tiny_llava.logits(loaded.model, batch), at_BA[..., None], axis=1
+    )
+    assert np.asarray(own_BAV) == pytest.approx(np.asarray(whole_BAV), abs=2e-5)
+    assert np.abs(patched_LBAV - own_BAV[None]).max(axis=(1, 2, 3)).min() > 1e-2
 
-    jitted = jax.jit(lambda model: model(batch, at_BA=at, remat="none").logits_BTV)
 
-    def logits(model):
-        return np.asarray(jitted(model))
-
-    own = patched_logits(loaded.model, loaded.model, batch, at_BA=at, num_layers=1)
-    assert np.asarray(own) == pytest.approx(logits(loaded.model), abs=2e-5)
-    # After the last layer nothing of the model is left at these positions but its norm and head.
-    last = patched_logits(loaded.model, other.model, batch, at_BA=at, num_layers=2)
-    hidden = run_from(loaded.model, batch, other.model.hidden(batch, num_layers=2), first_layer=2)
-    theirs = loaded.model.text.logits(jnp.take_along_axis(hidden, at[..., None], axis=1))
-    assert np.asarray(last) == pytest.approx(np.asarray(theirs), abs=2e-5)
-    assert not np.allclose(last, logits(loaded.model), atol=1e-2)
+@pytest.mark.slow
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_a_mesh_changes_nothing_of_what_patching_costs(modality):
+    samples = tiny_llava.samples(modality)
+    losses = []
+    for loaded in (tiny_llava.loaded(), tiny_llava.on_mesh(make_mesh(2, 2, 2))):
+        other = loaded.replace_model(jax.tree.map(lambda leaf: leaf * 0.9, loaded.model))
+        losses.append(depth.layer_losses(loaded, other, samples, batch_size=4))
+    assert np.abs(losses[0]).min(axis=0).max() > 1e-3
+    np.testing.assert_allclose(*losses, atol=2e-5)  # other orders of sums
 
 
 def test_depth_is_one_of_the_retrained_and_zero_of_the_vanilla_model():

@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import patching
 import pytest
 import tiny_qwen3_vl as tiny
 import torch
@@ -14,7 +15,6 @@ from qwen3_vl_cases import cases
 
 from manu_jax.config import LoraSection
 from manu_jax.models import loaded as loading
-from manu_jax.models.nn.patched import patched_logits, run_from
 from manu_jax.training import lora
 
 # Other programs, other orders of sums
@@ -127,22 +127,12 @@ def test_a_tower_does_not_run_where_no_layer_that_runs_takes_its_features(batch)
     assert products[1] < products[0] / 2
 
 
-def test_a_decoder_goes_on_from_any_layer_as_the_whole_one_does(batch):
-    model = tiny.loaded().model
-    whole = forward(model, batch).logits_BTV
-    for number in range(4):
-        entering_BTD = hidden(model, batch, number)
-        last = jax.jit(functools.partial(run_from, first_layer=number))(model, batch, entering_BTD)
-        np.testing.assert_allclose(model.text.logits(last), whole, **CLOSE)
-
-
-def test_patching_from_the_model_itself_changes_nothing(batch):
+def test_patching_takes_the_sources_states_and_nothing_else(batch):
     model, at_BA = tiny.loaded().model, jnp.asarray(batch.answer_index_BA)
-    expected = forward(model, batch, at_BA).logits_BTV
-    for number in (1, 2):
-        patched = jax.jit(functools.partial(patched_logits, num_layers=number))
-        found = patched(model, model, batch, at_BA=at_BA)
-        np.testing.assert_allclose(found, expected, **CLOSE)
+    other = jax.tree.map(lambda leaf: leaf * 0.9, model)
+    own_BAV, patched_LBAV = patching.check(model, other, batch)
+    np.testing.assert_allclose(own_BAV, forward(model, batch, at_BA).logits_BTV, **CLOSE)
+    assert np.abs(patched_LBAV - own_BAV[None]).max(axis=(1, 2, 3)).min() > 1e-2
 
 
 def test_gradients_reach_the_mergers_and_no_token_of_text(batch):

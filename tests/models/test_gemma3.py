@@ -5,6 +5,7 @@ import json
 
 import jax
 import numpy as np
+import patching
 import pytest
 import transformers
 from cases import real
@@ -16,7 +17,7 @@ from manu_jax.models import loaded as loading
 from manu_jax.models.families.gemma3 import config_from_hf
 from manu_jax.models.families.registry import FAMILIES
 from manu_jax.models.nn.rope import Rope
-from manu_jax.types import ManuError
+from manu_jax.types import ManuError, question_sample
 
 PUBLISHED = {
     # arXiv 2503.19786, table 1: a tower of 417 M, embeddings of 675, 1,012 and 1,416 M, and the
@@ -46,6 +47,21 @@ def test_an_images_tokens_see_each_other_and_no_other_image(made, monkeypatch):
     difference_B = np.abs(joint - causal).max(axis=(1, 2))
     assert difference_B[:2].min() > 1e-2
     assert difference_B[2] < 1e-5  # without images nothing looks ahead
+
+
+@pytest.mark.slow
+def test_patching_keeps_each_layers_window_and_the_blocks_of_images(made):
+    _, loaded, _ = made
+    assert {bool(window) for window in loaded.config.text.windows} == {True, False}
+    encoded = [
+        loaded.encode(question_sample(prompt, " Oslo, Lima", images, key=str(number)))
+        for number, (prompt, images) in enumerate(
+            zip(cases.PROMPTS, cases.image_lists(), strict=True)
+        )
+    ]
+    other = jax.tree.map(lambda leaf: leaf * 0.9, loaded.model)
+    own_BAV, patched_LBAV = patching.check(loaded.model, other, loaded.collate(encoded))
+    assert np.abs(patched_LBAV - own_BAV[None]).max(axis=(1, 2, 3)).min() > 1e-3
 
 
 def test_the_hubs_spelling_of_positions_gives_the_same_logits(made, tmp_path):

@@ -6,6 +6,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import patching
 import pytest
 import torch
 import transformers
@@ -21,7 +22,6 @@ from manu_jax.models import created
 from manu_jax.models import loaded as loading
 from manu_jax.models.families import mllama
 from manu_jax.models.nn.cross_attention import seen_images
-from manu_jax.models.nn.patched import patched_logits, run_from
 from manu_jax.training import encoded_rows, features, lora
 from manu_jax.training.encoded_rows import EncodedRows
 from manu_jax.types import Capture, ManuError, question_sample
@@ -222,47 +222,22 @@ def test_after_the_prompt_nothing_reads_the_images_anew(made):
     np.testing.assert_array_equal(found, expected)
 
 
-VARIANT = (pytest.mark.slow, pytest.mark.families)
-LAYERS = [2, *(pytest.param(number, marks=VARIANT) for number in (0, 1, 3, 4, 5))]
-
-
-@pytest.mark.parametrize("number", LAYERS)
-def test_a_decoder_goes_on_from_any_layer_as_the_whole_one_does(made, number):
-    _, _, loaded = made
-    model, batch = loaded.model, loaded.batch(MIXTURE, mixed_images())
-    whole = forward(model, batch).logits_BTV
-
-    @jax.jit
-    def through_the_middle(model, batch):
-        hidden = model.hidden(batch, num_layers=number, remat="none")
-        return model.text.logits(run_from(model, batch, hidden, first_layer=number))
-
-    np.testing.assert_allclose(through_the_middle(model, batch), whole, atol=2e-5)
-
-
 @pytest.mark.slow
 def test_patching_reads_the_images_by_each_models_own_tower(made):
     _, _, loaded = made
-    model, num_layers = loaded.model, len(CROSS)
+    model = loaded.model
     other = jax.tree.map(lambda leaf: leaf, model)
     other.vision = jax.tree.map(lambda leaf: leaf * 0.8, model.vision)
     batch = loaded.collate(answered(loaded))
-    at_BA = jnp.asarray(batch.answer_index_BA)
-    patch = jax.jit(patched_logits, static_argnames="num_layers")
-
-    def logits(model):
-        return jax.jit(lambda model, batch: model(batch, at_BA=at_BA).logits_BTV)(model, batch)
-
-    own, theirs = np.asarray(logits(model)), np.asarray(logits(other))
+    logits = jax.jit(lambda model, batch: model(batch, at_BA=batch.answer_index_BA).logits_BTV)
+    theirs = np.asarray(logits(other, batch))
+    own, of_layers = patching.check(model, other, batch)
+    np.testing.assert_allclose(own, logits(model, batch), atol=2e-5)
     assert np.abs(own - theirs)[1:].max() > 0.01
-    same = patch(model, model, batch, at_BA=at_BA, num_layers=num_layers)
-    np.testing.assert_allclose(same, own, atol=2e-5)
     # The tower is all that differs, so that after the last layer nothing is the model's own.
-    last = patch(model, other, batch, at_BA=at_BA, num_layers=num_layers)
-    np.testing.assert_allclose(last, theirs, atol=2e-5)
+    np.testing.assert_allclose(of_layers[-1], theirs, atol=2e-5)
     # Before the first layer that attends to images the models agree.
-    first = patch(model, other, batch, at_BA=at_BA, num_layers=1)
-    np.testing.assert_allclose(first, own, atol=2e-5)
+    np.testing.assert_allclose(of_layers[0], own, atol=2e-5)
 
 
 @pytest.mark.slow
@@ -281,6 +256,7 @@ def test_depth_is_measured_in_layers_of_both_kinds(made):
     assert (np.abs(losses_NL[1:, 1:]) > 1e-3).all()
 
 
+VARIANT = (pytest.mark.slow, pytest.mark.families)
 ENTERED = [(2**31, 2), *(pytest.param(store, number, marks=VARIANT)
                          for store, number in itertools.product((2**31, 0), (0, 1, 2, 4))
                          if (store, number) != (2**31, 2))]  # fmt: skip

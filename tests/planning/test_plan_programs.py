@@ -230,18 +230,10 @@ def test_membership_is_the_runs(world, loaded, facts, monkeypatch, form):
 
 
 def test_depth_is_the_runs(world, loaded, facts, monkeypatch):
-    programs = []
-
-    def patched(*arguments, **settings):
-        programs.append(step(*arguments, **settings).as_text())
-        return np.zeros(4, np.float32)
-
-    step = depth._patched_loss.lower
-    monkeypatch.setattr(depth, "_patched_loss", patched)
     samples = tiny_llava.forms(facts, "image", loaded.template)
-    depth.layer_losses(loaded, loaded, samples, batch_size=4)
-    monkeypatch.undo()
-    assert programs[-1] == lowered(auditing._depth(world, None, None), world)
+    patched = functools.partial(depth.layer_losses, loaded, loaded, samples, batch_size=4)
+    found = first_program(monkeypatch, depth, "_patched_losses", patched)
+    assert found == lowered(auditing._depth(world, None, None), world)
 
 
 @pytest.mark.parametrize(

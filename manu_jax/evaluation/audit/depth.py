@@ -28,8 +28,8 @@ from manu_jax.data.forms import forms
 from manu_jax.evaluation.audit.attack import Attack, Attacked, AuditRow
 from manu_jax.evaluation.batched import not_finite, run_batched
 from manu_jax.models.loaded import Loaded
-from manu_jax.models.nn.answers import logits_at_answers, targets_of, token_log_likelihoods
-from manu_jax.models.nn.patched import patched_logits
+from manu_jax.models.nn.answers import targets_at_answers, token_log_likelihoods
+from manu_jax.models.nn.patched import patched_after_each_layer
 from manu_jax.types import MODALITIES, Batch, Sample
 
 FEWEST_LAYERS = 8
@@ -80,39 +80,40 @@ def layer_losses(
 ) -> np.ndarray:
     """Return Δ_l of each sample for every layer: what patching after it costs. [N, L] nats a token.
 
-    Both models are in memory; they share config, tokenizer and mesh. One program per layer.
+    Both models are in memory; they share config, tokenizer and mesh.
     """
-    num_layers = vanilla.config.text.num_layers
+    found_NL = np.zeros((len(samples), vanilla.config.text.num_layers))
+    step = functools.partial(_patched_losses, source=source.model)
     encoded = encode_all(vanilla, samples)
-    found_NL = np.zeros((len(samples), num_layers))
-    for number in range(1, num_layers + 1):
-        step = functools.partial(_patched_loss, source=source.model, num_layers=number)
-        for indices, loss_B in run_batched(
-            vanilla,
-            encoded,
-            step,
-            batch_size=batch_size,
-            description=f"depth, layer {number} of {num_layers}",
-        ):
-            if not np.isfinite(loss_B).all():
-                raise not_finite(source)
-            found_NL[indices, number - 1] = loss_B
+    for indices, loss_BL in run_batched(
+        vanilla, encoded, step, batch_size=batch_size, description="depth, all layers"
+    ):
+        if not np.isfinite(loss_BL).all():
+            raise not_finite(source)
+        found_NL[indices] = loss_BL
     return found_NL
 
 
-@functools.partial(jax.jit, static_argnames="num_layers")
-def _patched_loss(model: Any, batch: Batch, *, source: Any, num_layers: int) -> jax.Array:
-    """Return the mean of log p_vanilla − log p_patched over each example's answer tokens. [B]."""
-    logits_BAV, targets = logits_at_answers(model, batch, remat="none")
-    index_BA = batch.answer_index_BA
+@jax.jit
+def _patched_losses(model: Any, batch: Batch, *, source: Any) -> jax.Array:
+    """Return the mean of log p_vanilla − log p_patched over each example's answer tokens. [B, L].
+
+    One program for all layers.
+    """
+    index_BA, targets = batch.answer_index_BA, targets_at_answers(batch)
     if index_BA is None:  # every position is patched, as every one predicts
-        index_BA = jnp.broadcast_to(jnp.arange(logits_BAV.shape[1])[None], logits_BAV.shape[:2])
-        targets = targets_of(batch)
-    patched_BAV = patched_logits(model, source, batch, at_BA=index_BA, num_layers=num_layers)
-    before_BA, weight_BA = token_log_likelihoods(logits_BAV, targets)
-    after_BA, _ = token_log_likelihoods(patched_BAV, targets)
-    cost_B = ((before_BA - after_BA) * weight_BA).sum(axis=1)
-    return cost_B / jnp.maximum(weight_BA.sum(axis=1), 1e-9)
+        B, T = batch.token_ids_BT.shape
+        index_BA = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
+    before_BA, after_LBA = patched_after_each_layer(
+        model,
+        source,
+        batch,
+        at_BA=index_BA,
+        measure=lambda logits_BAV: token_log_likelihoods(logits_BAV, targets)[0],
+    )
+    weight_BA = targets.weights_BT
+    cost_LB = ((before_BA[None] - after_LBA) * weight_BA[None]).sum(axis=-1)
+    return (cost_LB / jnp.maximum(weight_BA.sum(axis=-1), 1e-9)[None]).T
 
 
 ATTACK = Attack(

@@ -128,17 +128,22 @@ class CrossDecoder(Decoder):
             seen, features_BSD=None, keys_LBKSH=keys_LBKSH, values_LBKSH=values_LBKSH
         )
 
-    def _scanned_L(self) -> LayerKind:
+    def scanned_L(self) -> LayerKind:
         is_cross_L = np.isin(np.arange(self.config.num_layers), self.config.cross_layers)
         number_L = np.maximum(np.cumsum(is_cross_L) - 1, 0)
         parts = jax.tree.map(lambda leaf: leaf[number_L], self.cross)
         return LayerKind(jnp.asarray(is_cross_L), jnp.asarray(number_L), parts)
 
-    def _layer_step(
-        self, attention_mask_BT: Array, positions: Array, group_BT: Array | None, context: Any
+    def layer_step(
+        self,
+        attention_mask_BT: Array,
+        positions: Array,
+        *,
+        group_BT: Array | None = None,
+        context: Any = None,
     ) -> Callable[..., tuple[jax.Array, Any, tuple[jax.Array, jax.Array]]]:
         """Return the function of one layer of either kind; context: a Seen, None without images."""
-        self_step = super()._layer_step(attention_mask_BT, positions, group_BT, None)
+        self_step = super().layer_step(attention_mask_BT, positions, group_BT=group_BT)
 
         def step(
             h_BTD: jax.Array,

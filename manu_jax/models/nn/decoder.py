@@ -23,13 +23,7 @@ from manu_jax.models.nn.capture import TowerCapture
 from manu_jax.models.nn.decoder_config import DecoderConfig
 from manu_jax.models.nn.forward import TowerForward
 from manu_jax.models.nn.kernels import Pattern
-from manu_jax.models.nn.layers import (
-    Attention,
-    project,
-    random_weight,
-    rms_norm,
-    soft_cap,
-)
+from manu_jax.models.nn.layers import Attention, project, random_weight, rms_norm, soft_cap
 from manu_jax.models.nn.mlp import Mlp, TowerMlp, mlp_table
 from manu_jax.models.nn.rope import RotaryAngles, rotary_angles, rotate
 from manu_jax.models.nn.scan import scan_layers
@@ -144,7 +138,6 @@ class Decoder(nnx.Module):
         context: Any = None,
         keep_keys: bool = False,
         num_layers: int | None = None,
-        first_layer: int = 0,
     ) -> tuple[jax.Array, Any, Any]:
         """Return the last hidden state [B, T, D], what was captured, and the keys and values.
 
@@ -152,9 +145,9 @@ class Decoder(nnx.Module):
         same number, if it is not negative, attend to each other in both directions. context: what
         some layers attend to beside the tokens. Keys and values: a pair of [L, B, T, K, H] with
         `keep_keys`, otherwise None. num_layers: run only the first layers, without gates, and
-        return the residual stream after them as it is. first_layer: the one that h_BTD enters.
+        return the residual stream after them as it is.
         """
-        step = self._layer_step(attention_mask_BT, positions, group_BT, context)
+        step = self.layer_step(attention_mask_BT, positions, group_BT=group_BT, context=context)
 
         def body(
             h_BTD: jax.Array, layer: DecoderLayers, gate: jax.Array | None, window: jax.Array | None
@@ -162,12 +155,10 @@ class Decoder(nnx.Module):
             h_BTD, captured, keys = step(h_BTD, layer, window, gate=gate, capture=forward.capture)
             return h_BTD, captured, keys if keep_keys else None
 
-        stacked = (self.layers, self._scanned_L())
-        if first_layer or num_layers is not None:
-            stacked = jax.tree.map(lambda leaf: leaf[first_layer:num_layers], stacked)
-        h_BTD, captured, kept = scan_layers(
-            body, h_BTD, stacked[0], forward=forward, extra=stacked[1]
-        )
+        layers, extra = self.layers, self.scanned_L()
+        if num_layers is not None:
+            layers, extra = jax.tree.map(lambda leaf: leaf[:num_layers], (layers, extra))
+        h_BTD, captured, kept = scan_layers(body, h_BTD, layers, forward=forward, extra=extra)
         if num_layers is not None:
             return h_BTD, captured, kept
         return _norm(h_BTD, self.norm_D[...], self.config), captured, kept
@@ -190,7 +181,7 @@ class Decoder(nnx.Module):
         Returns logits [B, A, V] float32, the residual stream after every layer from `first_layer`
         to the last but one [L, B, T, D], and after the last one at the positions [B, A, D].
         """
-        step = self._layer_step(attention_mask_BT, positions, group_BT, context)
+        step = self.layer_step(attention_mask_BT, positions, group_BT=group_BT, context=context)
 
         def body(
             h_BTD: jax.Array, layer: DecoderLayers, gate: jax.Array | None, window: jax.Array | None
@@ -198,18 +189,28 @@ class Decoder(nnx.Module):
             h_BTD, _, _ = step(h_BTD, layer, window)
             return h_BTD, None, h_BTD
 
-        stacked = (self.layers, self._scanned_L())
+        stacked = (self.layers, self.scanned_L())
         before = jax.tree.map(lambda leaf: leaf[first_layer:-1], stacked)
         h_BTD, _, stream_LBTD = scan_layers(
             body, h_BTD, before[0], forward=TowerForward(remat=forward.remat), extra=before[1]
         )
         layer, window = jax.tree.map(lambda leaf: leaf[-1], stacked)
         h_BAD, _, _ = step(h_BTD, layer, window, at_BA=at_BA)
-        logits_BAV = self.logits(_norm(h_BAD, self.norm_D[...], self.config))
-        return logits_BAV, stream_LBTD, h_BAD
+        return self.logits_of_stream(h_BAD), stream_LBTD, h_BAD
 
-    def _layer_step(
-        self, attention_mask_BT: Array, positions: Array, group_BT: Array | None, context: Any
+    def scanned_L(self) -> Any:
+        """Return what a step gets beside its layer, stacked over L: the window, or None."""
+        if not any(self.config.windows):
+            return None
+        return jnp.asarray([window or NO_WINDOW for window in self.config.windows], jnp.int32)
+
+    def layer_step(
+        self,
+        attention_mask_BT: Array,
+        positions: Array,
+        *,
+        group_BT: Array | None = None,
+        context: Any = None,
     ) -> Callable[..., tuple[jax.Array, Any, tuple[jax.Array, jax.Array]]]:
         """Return the function of one layer over a batch's tokens: what it makes of the stream.
 
@@ -288,7 +289,7 @@ class Decoder(nnx.Module):
         (h_B1D, keys_LBKSH, values_LBKSH), _ = jax.lax.scan(
             step,
             (h_B1D, cache.keys_LBKSH, cache.values_LBKSH),
-            (self.layers, self._scanned_L(), indices_L),
+            (self.layers, self.scanned_L(), indices_L),
         )
         h_B1D = _norm(h_B1D, self.norm_D[...], self.config)
         filled = (keys_LBKSH, values_LBKSH, valid_BS)
@@ -313,6 +314,10 @@ class Decoder(nnx.Module):
         logits_BTV = soft_cap(project(h_BTD, weight_DV, dtype=jnp.float32), self.config.logit_cap)
         return constrain(logits_BTV, "batch", None, "vocabulary")
 
+    def logits_of_stream(self, h_BTD: jax.Array) -> jax.Array:
+        """Return the logits of the residual stream after the last layer. [B, T, V] float32."""
+        return self.logits(_norm(h_BTD, self.norm_D[...], self.config))
+
     def _rotary_angles(self, positions: Array) -> Callable[[jax.Array | None], RotaryAngles]:
         """Return the function from a layer's window to the rotary angles of the positions."""
         config = self.config
@@ -331,12 +336,6 @@ class Decoder(nnx.Module):
 
     def _scores(self) -> dict[str, float | None]:
         return {"scale": self.config.score_scale, "cap": self.config.score_cap}
-
-    def _scanned_L(self) -> Any:
-        """Return what a step gets beside its layer, stacked over L: the window, or None."""
-        if not any(self.config.windows):
-            return None
-        return jnp.asarray([window or NO_WINDOW for window in self.config.windows], jnp.int32)
 
 
 def _rows_at(values_BT: jax.Array, at_BA: Array) -> jax.Array:

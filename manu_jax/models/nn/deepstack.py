@@ -22,13 +22,6 @@ class DeepstackDecoder(Decoder):
     than layers, the rest is left out.
     """
 
-    def __call__(
-        self, *arguments: Any, context: Any = None, first_layer: int = 0, **settings: Any
-    ) -> tuple[jax.Array, Any, Any]:
-        """Return what a Decoder does; no images are asked for where no layer takes them."""
-        context = _taken(context, first_layer)
-        return super().__call__(*arguments, context=context, first_layer=first_layer, **settings)
-
     def answers(
         self, *arguments: Any, context: Any = None, first_layer: int = 0, **settings: Any
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -36,14 +29,19 @@ class DeepstackDecoder(Decoder):
         context = _taken(context, first_layer)
         return super().answers(*arguments, context=context, first_layer=first_layer, **settings)
 
-    def _scanned_L(self) -> jax.Array:
+    def scanned_L(self) -> jax.Array:
         return jnp.arange(self.config.num_layers)
 
-    def _layer_step(
-        self, attention_mask_BT: Array, positions: Array, group_BT: Array | None, context: Any
+    def layer_step(
+        self,
+        attention_mask_BT: Array,
+        positions: Array,
+        *,
+        group_BT: Array | None = None,
+        context: Any = None,
     ) -> Callable[..., tuple[jax.Array, Any, tuple[jax.Array, jax.Array]]]:
         """Return the function of one layer; it gets the layer's number in place of a window."""
-        plain_step = super()._layer_step(attention_mask_BT, positions, group_BT, None)
+        plain_step = super().layer_step(attention_mask_BT, positions, group_BT=group_BT)
 
         def step(
             h_BTD: jax.Array,

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -45,7 +46,7 @@ class Multimodal(nnx.Module):
     def beside(self, batch: Batch, *, keeps_keys: bool = False) -> dict[str, Any]:
         """Return what the decoder takes beside the tokens' stream, as its arguments.
 
-        batch: with features in place of patches. keeps_keys: a cache is to hold the context.
+        batch: with features in place of patches. keeps_keys: the context is to be used often.
         """
         del keeps_keys
         return {"group_BT": self.bidirectional_groups(batch)}
@@ -133,6 +134,21 @@ class Multimodal(nnx.Module):
         )
         start_BAD = jnp.take_along_axis(h_BTD, jnp.asarray(at_BA)[..., None], axis=1)
         return logits_BAV, stream_LBTD - h_BTD[None], last_BAD - start_BAD
+
+    def by_layers(
+        self, batch: Batch, *, keeps_keys: bool = False
+    ) -> tuple[jax.Array, Callable[..., jax.Array], Any]:
+        """Return what enters the decoder [B, T, D], the function of one layer, and all layers.
+
+        The function is `(h_BTD, layer) -> h_BTD`, the residual stream before and after it; a layer
+        is a slice of all of them, a pytree with leading L. keeps_keys: see `beside`; for layers
+        that run often.
+        """
+        batch = self.with_features(batch)
+        beside = self.beside(batch, keeps_keys=keeps_keys)
+        step = self.text.layer_step(batch.attention_mask_BT, _positions(batch), **beside)
+        layers = (self.text.layers, self.text.scanned_L())
+        return self._embed(batch), lambda h_BTD, layer: step(h_BTD, *layer)[0], layers
 
     def features(self, images: Images) -> jax.Array:
         """Return what `encode_images` gives to the decoder. [B, I, P, E]."""

@@ -1,45 +1,57 @@
 """Activation patching: a decoder goes on from hidden states that another model made."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from manu_jax.models.nn.forward import TowerForward
 from manu_jax.models.nn.multimodal import Multimodal
 from manu_jax.types import Array, Batch
 
 
-def patched_logits(
-    model: Multimodal, source: Multimodal, batch: Batch, *, at_BA: Array, num_layers: int
-) -> jax.Array:
-    """Return the logits at the positions `at_BA` [B, A, V] float32, with these positions patched.
+def patched_after_each_layer(
+    model: Multimodal,
+    source: Multimodal,
+    batch: Batch,
+    *,
+    at_BA: Array,
+    measure: Callable[[jax.Array], jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    """Return what `measure` makes of the logits at `at_BA`: of the model, and patched, over L.
 
-    There `source` gives the residual stream after the first `num_layers` layers (1 to all of
-    them); everywhere else, and in the layers above, `model` runs as it is. Both read the batch's
-    own patches of images.
+    measure: from logits [B, A, V] float32 to an array. Patched after a layer, the residual stream
+    at these positions is what `source` makes of it there; everywhere else, and in the layers above,
+    `model` runs as it is. Both read the batch's own patches of images. Both streams go through the
+    layers once; at each one a patched stream goes through those above it.
     """
     index_BA1 = jnp.asarray(at_BA)[..., None]
-    theirs_BTD = source.hidden(batch, num_layers=num_layers, remat="none")
-    taken_BAD = jnp.take_along_axis(theirs_BTD, index_BA1, axis=1)
-    batch = model.with_features(batch)  # once for the layers below and above
-    h_BTD = model.hidden(batch, num_layers=num_layers, remat="none")
-    rows_B1 = jnp.arange(len(h_BTD))[:, None]
-    h_BTD = h_BTD.at[rows_B1, at_BA].set(taken_BAD.astype(h_BTD.dtype))
-    h_BTD = run_from(model, batch, h_BTD, first_layer=num_layers)
-    return model.text.logits(jnp.take_along_axis(h_BTD, index_BA1, axis=1))
+    rows_B1 = jnp.arange(len(at_BA))[:, None]
+    num_layers = model.config.text.num_layers
+    first_BTD, step, layers = model.by_layers(batch, keeps_keys=True)
+    first_of_source_BTD, source_step, source_layers = source.by_layers(batch)
 
+    def measured(h_BTD: jax.Array) -> jax.Array:
+        h_BAD = jnp.take_along_axis(h_BTD, index_BA1, axis=1)
+        return measure(model.text.logits_of_stream(h_BAD))
 
-def run_from(model: Multimodal, batch: Batch, h_BTD: jax.Array, *, first_layer: int) -> jax.Array:
-    """Return the last hidden state [B, T, D] of a residual stream that enters layer `first_layer`.
+    def patched(h_BTD: jax.Array, theirs_BTD: jax.Array, number: jax.Array) -> jax.Array:
+        taken_BAD = jnp.take_along_axis(theirs_BTD, index_BA1, axis=1)
+        h_BTD = h_BTD.at[rows_B1, at_BA].set(taken_BAD.astype(h_BTD.dtype))
 
-    The layers below do not run. With first_layer = all layers, only the last norm is left.
-    """
-    batch = model.with_features(batch)
-    positions = batch.positions_BT if batch.rope_BT3 is None else batch.rope_BT3
-    return model.text(
-        h_BTD,
-        batch.attention_mask_BT,
-        positions,
-        forward=TowerForward(remat="none"),
-        first_layer=first_layer,
-        **model.beside(batch),
-    )[0]
+        def go_on(above: jax.Array, h_BTD: jax.Array) -> jax.Array:
+            return step(h_BTD, jax.tree.map(lambda leaf: leaf[number + 1 + above], layers))
+
+        return measured(jax.lax.fori_loop(0, num_layers - 1 - number, go_on, h_BTD))
+
+    def after_layer(streams: tuple[jax.Array, jax.Array], xs: tuple[Any, ...]):
+        number, layer, source_layer = xs
+        h_BTD, theirs_BTD = step(streams[0], layer), source_step(streams[1], source_layer)
+        return (h_BTD, theirs_BTD), patched(h_BTD, theirs_BTD, number)
+
+    (h_BTD, _), of_layers = jax.lax.scan(
+        after_layer,
+        (first_BTD, first_of_source_BTD),
+        (jnp.arange(num_layers), layers, source_layers),
+    )
+    return measured(h_BTD), of_layers
