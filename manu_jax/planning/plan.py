@@ -29,6 +29,7 @@ from manu_jax.planning.meshes import Choice
 from manu_jax.planning.shapes import bytes_used, replicated
 from manu_jax.planning.step import WEIGHTS, Item, Step
 from manu_jax.planning.world import World, world_of
+from manu_jax.report.inputs import PLAN
 from manu_jax.types import ManuError, WorkKind
 
 logger = logging.getLogger("manu_jax")
@@ -98,7 +99,7 @@ def _written(
 ) -> Path:
     faults, remarks = checks.checked(world)
     found = _plain(world, choices, faults=faults, remarks=remarks)
-    path = directory / "plan.html"
+    path = directory / PLAN
     path.unlink(missing_ok=True)  # of an earlier plan
     _write(found, directory)
     rows: list[Row] = []
