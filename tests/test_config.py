@@ -11,6 +11,7 @@ from manu_jax.compare import CompareConfig, load_compare_config
 from manu_jax.config import (
     PRESETS,
     DataSection,
+    MeshSection,
     MethodSettings,
     ModelSection,
     RunConfig,
@@ -544,6 +545,12 @@ def test_what_is_known_in_part_is_of_the_facts_alone():
 @pytest.mark.parametrize("share", ["0", "1.01", "-1", "some"])
 def test_a_share_outside_zero_and_one_is_an_error(tmp_path, share):
     assert "data.keep_share" in error_of(tmp_path, overrides=[f"data.keep_share={share}"])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_a_config_for_a_model_of_any_size_has_its_meshes_chosen(path):
+    if needs_paths(path):
+        assert load_config(path, NEEDED).mesh == MeshSection(choice="auto")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)

@@ -17,6 +17,7 @@ PATH = re.compile(r"(?<![\w./-])(?:manu_jax|configs|docs|tests|tools|benchmarks)
 MODULE = re.compile(r"python -m (manu_jax[\w.]*)")
 TEST = re.compile(r"`(test_\w+)`")
 BASH = re.compile(r"^```bash\n(.*?)^```", re.M | re.S)
+SCRIPT = re.compile(r"<<'END'\n(#!/bin/bash\n.*?)^END$", re.M | re.S)
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
 
 
@@ -92,6 +93,19 @@ def test_bash_of_a_page_is_read_by_bash(page):
     for block in BASH.findall(page.read_text(encoding="utf-8")):
         done = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)
         assert done.returncode == 0 and not done.stderr, f"{done.stderr}\n{block}"
+
+
+def test_scripts_inside_bash_are_read_by_bash():
+    found = [
+        script
+        for page in PAGES
+        for block in BASH.findall(page.read_text(encoding="utf-8"))
+        for script in SCRIPT.findall(block)
+    ]
+    assert found
+    for script in found:
+        done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True)
+        assert done.returncode == 0 and not done.stderr, f"{done.stderr}\n{script}"
 
 
 def test_the_readme_has_python_and_bash():

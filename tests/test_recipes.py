@@ -17,8 +17,15 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 IMAGES = sorted((ROOT / "docker").glob("*.Dockerfile"))
 EXTRAS = re.compile(r"(?:install[^\n]*?'|manu_jax|\s'\.|-e '?\.)\[([\w, -]+)\]")
+STARTED = re.compile(r"(?:manu_jax\.run|\$IMAGE)\s+")  # by the module's name, or an image's
+BASH = re.compile(r"^```bash\n(.*?)^```", re.M | re.S)
+# What builds an image → what starts it in the same commands
+STARTS = {
+    "tpu.Dockerfile": ("docker run --rm --name manu --privileged --net=host", "kubectl apply"),
+    "gpu.Dockerfile": ("srun --container-image=/shared/manu.sqsh",),
+}
 CLUSTER = (  # page or file → the commands there that start a run on several hosts
-    ("docs/devices.md", 2),
+    ("docs/devices.md", 3),
     ("docker/jobset.yaml", 1),
 )
 
@@ -32,9 +39,9 @@ def commands(path):
     else:
         lines = re.sub(r"\\\n", " ", path.read_text()).splitlines()
         found = [
-            re.split(r"manu_jax\.run\s+", line)[1].partition("||")[0].replace('"', "").split()
+            STARTED.split(line)[1].partition("||")[0].replace('"', "").split()
             for line in lines
-            if "manu_jax.run " in line and "--output" in line and "mesh.distributed" in line
+            if STARTED.search(line) and "--output" in line and "mesh.distributed" in line
         ]
     return found
 
@@ -69,6 +76,16 @@ def test_an_image_is_made_of_files_that_exist_and_runs_the_command(path):
     assert copied and all((ROOT / name).exists() for name in copied), copied
     assert 'ENTRYPOINT ["python", "-m", "manu_jax.run"]' in lines
     assert run.__name__ == "manu_jax.run"
+
+
+@pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.name)
+def test_the_commands_that_build_an_image_start_it(path):
+    text = (ROOT / "docs/devices.md").read_text()
+    built = [block for block in BASH.findall(text) if f"build -f docker/{path.name} " in block]
+    assert len(built) == len(STARTS[path.name])
+    for block, start in zip(built, STARTS[path.name], strict=True):
+        assert start in re.sub(r"\\\n\s*", "", block)
+    assert f"](../docker/{path.name})" in text
 
 
 def test_a_task_of_slurm_sees_all_gpus_of_its_node():

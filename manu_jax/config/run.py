@@ -59,7 +59,8 @@ class RunConfig(Section):
     compare: tuple[Method, ...] = ()  # further methods, evaluated beside it
     unlearn: tuple[Trained, ...] = ()  # methods that train, evaluated beside it
     score_batch: int = pydantic.Field(default=32, ge=1)  # samples a scoring step
-    # Processes that make images ready ahead of the step; -1: one a core but two; 0: none
+    # Processes that make images ready ahead of the step, at most four a core of the machine that
+    # runs it; -1: one a core but two; 0: none
     workers: int = pydantic.Field(default=0, ge=-1)
     sweep: SweepSection = SweepSection()
     evaluate: EvaluateSection = EvaluateSection()

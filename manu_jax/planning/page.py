@@ -16,13 +16,20 @@ ASSUMPTIONS = (
     "Not compiled: what takes a planned step again on as many tokens or fewer (docs/devices.md has "
     "the list), and a judge, which runs elsewhere.",
 )
+NOT_COMPILED = (
+    "Nothing was compiled. Memory is that of weights, optimizer and other arguments; temporaries "
+    "come on top and are not counted, so of no step it is known that it fits."
+)
 
 
 def line(row: Any) -> str:
     """Return what the console says of a step. row: a `plan.Row`."""
-    parts = [f"{row.name}: {'fits' if row.fits else no_room(row)}"]
-    if row.fits:
-        parts[0] += f", {amount(row.total)} of {amount(row.limit)}"
+    taken = f"{amount(row.total)} of {amount(row.limit)}"
+    if row.fits is None:
+        room = f"weights, optimizer and other arguments take {taken}; temporaries are not counted"
+    else:
+        room = f"fits, {taken}" if row.fits else no_room(row)
+    parts = [f"{row.name}: {room}"]
     parts.append(f"{row.flops / 1e12:.3g} TFLOP")
     if row.moved:
         kinds = ", ".join(f"{kind} {amount(v['bytes'])}" for kind, v in row.moved.items())
@@ -44,7 +51,7 @@ def no_room(row: Any) -> str:
 def title(plan: Mapping[str, Any]) -> str:
     """Return the one sentence of a plan."""
     steps = plan["steps"]
-    lacking = [step for step in steps if not step["fits"]]
+    lacking = [step for step in steps if step["fits"] is False]
     how = "" if plan["is_compiled"] else ", by arithmetic alone and without temporaries"
     if plan["faults"]:
         number = len(plan["faults"])
@@ -53,7 +60,14 @@ def title(plan: Mapping[str, Any]) -> str:
         return f"{len(lacking)} of {len(steps)} steps do not fit on {plan['target']}{how}."
     low, high = (total(plan, key) for key in ("at_least", "at_most"))
     took = f", {duration(low)} to {duration(high)} by the roofline" if high else ""
-    return f"All {len(steps)} steps fit on {plan['target']}{took}{how}."
+    if not plan["is_compiled"]:
+        most = max((step["total"] for step in steps), default=0)
+        return (
+            f"Not known whether the {len(steps)} steps fit on {plan['target']}: weights, optimizer "
+            f"and other arguments take at most {amount(most)} of {plan['limit_gib']:.3g} GiB"
+            f"{took}{how}."
+        )
+    return f"All {len(steps)} steps fit on {plan['target']}{took}."
 
 
 def total(plan: Mapping[str, Any], key: str) -> float:

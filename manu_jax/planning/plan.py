@@ -3,7 +3,8 @@
     python -m manu_jax.run --config … --plan tpu=v5e:4x4
 
 It says of each step whether it fits, what it computes and moves, and how long it takes at least;
-where it does not fit, the nearest change that does. What can be checked without weights is checked.
+where it does not fit, the nearest change that does. By arithmetic alone, that of a GPU, it knows
+what does not fit and of nothing that it does. What can be checked without weights is checked.
 `plan.json` and `plan.html` are written into the run's folder, `plan.json` after each step; until
 the last one it says `"is_whole": false`.
 """
@@ -29,11 +30,12 @@ from manu_jax.planning.meshes import Choice
 from manu_jax.planning.shapes import bytes_used, replicated
 from manu_jax.planning.step import WEIGHTS, Item, Step
 from manu_jax.planning.world import World, world_of
+from manu_jax.report.inputs import PLAN
 from manu_jax.types import ManuError, WorkKind
 
 logger = logging.getLogger("manu_jax")
 
-FORMAT = "manu_jax plan 1"
+FORMAT = "manu_jax plan 2"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,15 +43,16 @@ class Row:
     """What a plan says of one step. Bytes are of one chip, FLOPs of all, seconds of one call.
 
     total: what lies on a chip at the step's peak, and limit: what it has room for. temporaries:
-    None: nothing was compiled. at_least, at_most, bound: of the roofline; 0 and "" where the rates
-    are not known. rows, real_rows: of a batch, with and without those that fill up the mesh.
-    compile_seconds: None: nothing was compiled. nearest: what would fit, in words, or "". mesh: the
-    sizes of the one that the step runs on.
+    None: nothing was compiled. fits: None: not known, since temporaries are not counted. at_least,
+    at_most, bound: of the roofline; 0 and "" where the rates are not known. rows, real_rows: of a
+    batch, with and without those that fill up the mesh. compile_seconds: None: nothing was
+    compiled. nearest: what would fit, in words, or "". mesh: the sizes of the one that the step
+    runs on.
     """
 
     name: str
     stage: str
-    fits: bool
+    fits: bool | None
     weights: int
     optimizer: int
     other: int
@@ -98,7 +101,7 @@ def _written(
 ) -> Path:
     faults, remarks = checks.checked(world)
     found = _plain(world, choices, faults=faults, remarks=remarks)
-    path = directory / "plan.html"
+    path = directory / PLAN
     path.unlink(missing_ok=True)  # of an earlier plan
     _write(found, directory)
     rows: list[Row] = []
@@ -115,7 +118,7 @@ def _written(
         logger.info("plan: %s", remark)
     logger.info("plan: %s", page.title(found))
     logger.info("%s: open it to see every step", path)
-    lacking = [f"{row.name}: {page.no_room(row)}" for row in rows if not row.fits]
+    lacking = [f"{row.name}: {page.no_room(row)}" for row in rows if row.fits is False]
     if faults or lacking:
         raise ManuError("\n  ".join(["the run can't be done as planned:", *faults, *lacking]))
     return path
@@ -131,7 +134,7 @@ def row_of(item: Item, world: World, *, keep: Path | None = None, searches: bool
     step = item.make(world, None, None)
     found = compiled(step, world, keep=keep)
     row = _row(item, step, found, world)
-    if row.fits or not searches:
+    if row.fits is not False or not searches:
         return row
     change = nearest.nearest(item, world, found, keep=keep)
     return dataclasses.replace(row, nearest=change)
@@ -152,7 +155,7 @@ def _row(item: Item, step: Step, found: Compiled, world: World) -> Row:
     return Row(
         name=item.name,
         stage=item.stage,
-        fits=not found.refused and memory.total <= target.memory,
+        fits=_fits(found, target),
         **dataclasses.asdict(memory),
         total=memory.total,
         limit=target.memory,
@@ -170,6 +173,12 @@ def _row(item: Item, step: Step, found: Compiled, world: World) -> Row:
         refused=found.refused,
         mesh=world.place.sizes,
     )
+
+
+def _fits(found: Compiled, target: Target) -> bool | None:
+    if found.refused or found.memory.total > target.memory:
+        return False
+    return None if found.memory.temporaries is None else True
 
 
 def _plain(
@@ -193,6 +202,7 @@ def _plain(
             lost.setdefault(name, {}).update(dict.fromkeys(axes))
     used = nearest.chips_used(world)
     of = "" if used == world.target.count else f"{used} of "
+    uncompiled = [page.NOT_COMPILED] * (world.target.devices is None)
     return {
         "format": FORMAT,
         "is_whole": False,
@@ -201,7 +211,7 @@ def _plain(
         "model": world.loaded.family.sizes(world.loaded.config, world.model),
         "is_compiled": world.target.devices is not None,
         "limit_gib": world.target.memory / GIB,
-        "assumptions": [*world.data.notes, *page.ASSUMPTIONS],
+        "assumptions": [*world.data.notes, *page.ASSUMPTIONS, *uncompiled],
         "faults": faults,
         "remarks": remarks,
         "replicated": {name: list(axes) for name, axes in lost.items()},

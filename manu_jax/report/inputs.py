@@ -20,6 +20,7 @@ from manu_jax.types import RETRAINED, VANILLA, ManuError
 ITEM_KEYS = ("key", "person", "prompt", "answer", "truth", "score")
 IMAGE_STARTS = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 SETS_READ = ("forget", "retain", "unseen")
+PLAN = "plan.html"  # in the run's folder, where it was planned (planning/plan.py)
 
 Place = tuple[str, str, str, str]  # model, set, task, modality
 Item = dict[str, Any]

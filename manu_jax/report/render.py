@@ -24,7 +24,8 @@ def render(
 ) -> Path:
     """Write `directory`/report.html from the run's files and return its path.
 
-    Where neurons were looked at, neurons.html as well, to which it has a link.
+    Where neurons were looked at, neurons.html as well, to which it has a link; to plan.html, where
+    there is one, it has another.
     Reads results.json, evaluation/, masks, edits, versions.json. `portraits` holds PNG or JPEG
     files by person ID; None: those of `directory`/portraits. A person without one is shown by ID.
     names: of people by ID, beside those of the request.
@@ -42,6 +43,7 @@ def render(
             inputs.load_portraits(directory) if portraits is None else portraits
         ),
         names=names or {},
+        plan=inputs.PLAN if (directory / inputs.PLAN).exists() else None,
     )
     html = (
         environment()

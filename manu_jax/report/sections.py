@@ -39,7 +39,10 @@ LAST_ANALYSIS = "audit"  # sections of further analyses come after it
 
 @dataclasses.dataclass(frozen=True)
 class Material:
-    """All that a report is made of. portraits: data URIs by person ID. names: of people by ID."""
+    """All that a report is made of. portraits: data URIs by person ID. names: of people by ID.
+
+    plan: the file of the run's plan beside the report; None where there is none.
+    """
 
     results: Results
     items: Mapping[Place, Sequence[Item]]
@@ -48,6 +51,7 @@ class Material:
     versions: Mapping[str, str]
     portraits: Mapping[str, str]
     names: Mapping[str, str]
+    plan: str | None = None
 
     @property
     def chance(self) -> float | None:
@@ -132,6 +136,7 @@ def _this_run(material: Material) -> dict[str, Any]:
         "config": yaml.safe_dump(dict(results.config), sort_keys=False, allow_unicode=True),
         "versions": material.versions,
         "total_seconds": sum(results.stage_seconds.values()),
+        "plan": material.plan,
     }
 
 

@@ -233,6 +233,21 @@ def test_minus_one_counts_the_cores(in_threads, monkeypatch):
         assert workers._workers is None
 
 
+@pytest.mark.parametrize("number", [17, 100_000])
+def test_more_than_four_processes_a_core_are_refused_before_one_starts(monkeypatch, number):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", None)
+    told = f"workers: {number} processes, and this machine has 4 cores. Give at most 16, 4 a core"
+    with pytest.raises(ManuError, match=told), workers.used(number):
+        pass
+
+
+def test_four_processes_a_core_are_allowed(in_threads, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    with workers.used(8):
+        assert workers._workers is not None and workers._workers.number == 8
+
+
 def test_settings_stay_from_the_first_image_on_since_they_are_known_by_identity(in_threads):
     processor = copy.copy(tiny_llava.loaded().processor)
     kept = weakref.ref(processor)

@@ -211,17 +211,24 @@ def test_dimensions_that_a_mesh_does_not_divide_are_named(tmp_path, name, sizes,
         assert not nearest.lost_on(world, whole)
 
 
-def test_a_gpu_is_planned_by_arithmetic_and_the_plan_says_so(folder, tmp_path):
+def test_a_gpu_is_planned_by_arithmetic_and_the_plan_promises_nothing(folder, tmp_path, caplog):
+    caplog.set_level("INFO", logger="manu_jax")
     config = config_of(folder, output=str(tmp_path), mesh={"fsdp": -1}, compare=["gradient"])
     plan.plan(config, target_of("gpu=h100:4"))
     found = json.loads((tmp_path / "plan.json").read_text())
     assert not found["is_compiled"]
     assert "by arithmetic alone and without temporaries" in page.title(found)
+    assert "fit on 4" in page.title(found) and "Not known whether the" in page.title(found)
     assert {step["temporaries"] for step in found["steps"]} == {None}
+    assert {step["fits"] for step in found["steps"]} == {None}
     assert all(step["flops"] > 0 for step in found["steps"] if "statistics" in step["name"])
     assert any("no processor" in line for line in found["assumptions"])
     html = (tmp_path / "plan.html").read_text()
     assert "paper: statistics, image form" in html and "not known" in html and "None" not in html
+    assert ">Not compiled</span>" in html and "without temporaries, which come on top" in html
+    told = [line for line in caplog.messages if line.startswith("plan: paper: statistics")]
+    assert told and all("temporaries are not counted" in line for line in told)
+    assert not any("fits" in line for line in told)
 
 
 def test_a_plan_finds_what_would_stop_the_run(folder, tmp_path):

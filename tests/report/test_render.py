@@ -433,3 +433,14 @@ def test_without_unseen_people_the_used_ones_are_shown_alone(run_folder, page):
     assert all(tile.used is None for tile in tiles)
     text = " ".join(page.text)
     assert "what other people lose was not measured" in text and "Retain (unseen)" not in text
+
+
+def test_a_plan_in_the_folder_is_linked_from_the_report(run_folder, tmp_path, page):
+    assert "plan.html" not in " ".join(page.text)
+    directory = copied(run_folder, tmp_path)
+    (directory / "plan.html").write_text("<h1>All 3 steps fit on 4 × TPU v5e.</h1>")
+    linked = Page(render(directory).read_text())
+    assert linked.faults == []
+    links = [value for tag, name, value in linked.attributes if (tag, name) == ("a", "href")]
+    assert links.count("plan.html") == 1
+    assert "the plan that was last made in this folder" in " ".join(linked.text)

@@ -1,10 +1,16 @@
-"""The converters read and write places in stores, as the run does, here fsspec's memory."""
+"""The converters read and write places in stores, as the run does: fsspec's memory, emulators."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import check
 import from_gguf
 import from_hf
 import fsspec
 import pytest
+import stores_servers
 import to_hf
 
 from manu_jax import stores
@@ -13,6 +19,10 @@ from manu_jax.folder import expand_path
 from manu_jax.models.loaded import load
 
 PLACE = "memory://bucket/models"
+SERVERS = {
+    "s3": ("moto.server", "s3fs", "moto[server]"),
+    "gs": ("gcp_storage_emulator.server", "gcsfs", "gcp-storage-emulator"),
+}
 
 
 @pytest.fixture
@@ -64,3 +74,40 @@ def test_a_place_in_a_store_that_lacks_a_slash_is_refused(source, tmp_path, monk
     assert check.main(["s3:/bucket/model"]) == 1
     assert told in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.pods
+@pytest.mark.parametrize("scheme", SERVERS)
+def test_a_model_goes_through_a_bucket_and_comes_back(source, scheme, tmp_path):
+    """By commands in processes of their own, from a disk to the store, within it, and back."""
+    module, library, package = SERVERS[scheme]
+    for name in ("upath", library):
+        pytest.importorskip(name, reason="the extra `cloud` is not installed")
+    server = pytest.importorskip(module, reason=f"{package} is not installed")
+    bucket, here = f"{scheme}://bucket/models", tmp_path / "here"
+    here.mkdir()
+    with getattr(stores_servers, scheme)(server) as variables:
+
+        def converted(tool, *arguments):
+            command = [sys.executable, Path(check.__file__).parent / f"{tool}.py", *arguments]
+            done = subprocess.run(
+                command, env=os.environ | variables, cwd=here, capture_output=True, text=True
+            )
+            return done.returncode, done.stdout + done.stderr
+
+        steps = [
+            ("from_hf", source, f"{bucket}/fast", "--mesh", "fsdp=2"),
+            ("to_hf", f"{bucket}/fast", f"{bucket}/slow"),
+            ("from_hf", f"{bucket}/slow", f"{bucket}/again"),
+            ("to_hf", f"{bucket}/again", tmp_path / "back"),
+        ]
+        for tool, one, other, *rest in steps:
+            status, told = converted(tool, one, other, *rest)
+            assert status == 0 and f"{other}: written" in told, told
+        status, told = converted("check", f"{bucket}/slow")
+        assert status == 0 and "missing      0" in told, told
+        status, told = converted("from_hf", source, f"{bucket}/slow")
+        assert status == 1 and "exists already; give a new folder" in told, told
+    assert list(here.iterdir()) == []  # nothing else went to this machine
+    assert weights_hash(load(tmp_path / "back").model) == weights_hash(load(source).model)

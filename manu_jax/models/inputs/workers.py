@@ -42,6 +42,8 @@ from manu_jax.types import ManuError, VisionInput
 KEPT_BYTES = 2**30  # of vision inputs that were made, and may be asked for again
 PARENT_SECONDS = 5  # between two looks at whether the process that wants them is still there
 SPARE_CORES = 2  # for the process itself, where workers are counted by cores
+# More gain nothing, and each holds a tokenizer and the libraries that it is made with
+MOST_A_CORE = 4
 
 Make = Callable[[Any, Any, Any], tuple[VisionInput, ...]]
 Made = TypeVar("Made")
@@ -239,10 +241,20 @@ _workers: Workers | None = None
 
 @contextlib.contextmanager
 def used(number: int) -> Iterator[None]:
-    """Have inputs made ready by so many processes while the block runs; −1: one a core but two."""
+    """Have inputs made ready by so many processes while the block runs; −1: one a core but two.
+
+    Raises ManuError for more than MOST_A_CORE on each core of this machine, before any is started.
+    """
     global _workers
+    cores = os.cpu_count() or 1
     if number < 0:
-        number = max((os.cpu_count() or 1) - SPARE_CORES, 0)
+        number = max(cores - SPARE_CORES, 0)
+    if number > MOST_A_CORE * cores:
+        raise ManuError(
+            f"workers: {number} processes, and this machine has {cores} cores. Give at most "
+            f"{MOST_A_CORE * cores}, {MOST_A_CORE} a core, or workers=-1: all cores but "
+            f"{SPARE_CORES}."
+        )
     if not number:
         yield
         return
