@@ -18,7 +18,7 @@ ASSUMPTIONS = (
 )
 NOT_COMPILED = (
     "Nothing was compiled. Memory is that of weights, optimizer and other arguments; temporaries "
-    "come on top and are not counted, so of no step it is known that it fits."
+    "come on top and are not counted, so no step is known to fit."
 )
 
 

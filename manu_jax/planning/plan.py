@@ -4,7 +4,7 @@
 
 It says of each step whether it fits, what it computes and moves, and how long it takes at least;
 where it does not fit, the nearest change that does. By arithmetic alone, that of a GPU, it knows
-what does not fit and of nothing that it does. What can be checked without weights is checked.
+what does not fit, and of nothing that it fits. What can be checked without weights is checked.
 `plan.json` and `plan.html` are written into the run's folder, `plan.json` after each step; until
 the last one it says `"is_whole": false`.
 """
