@@ -77,10 +77,9 @@ audit: {level: full, methods: [headline, suppress], steps: 2, learning_rates: [1
 # for a depth.
 NOT_MEASURED, NOT_ATTACKED = {"published", "judged"}, {"depth"}
 OF_THE_PLACE = {"config", "timings"}  # the folder and the processes; seconds
-SECONDS = 1800  # on a busy machine a run takes 5 minutes on one process, 15 on four
+SECONDS = 1800  # on two busy cores a run takes 5 minutes on one process, 20 on four
 # Sums over devices in another order move a likelihood by 1e-6, and by 5e-4 after a first step of
-# Adam on gradients that are 0 but for rounding, as those of a KL from the model itself are. The
-# least that a training changes is twelve times as much as this.
+# Adam on gradients that are 0 but for rounding: of a KL from the model itself, of keys' biases.
 CLOSE = 2e-3
 
 
