@@ -236,6 +236,7 @@ class _Refilled:
     given: tuple[Any, ...]
 
 
+@functools.lru_cache(maxsize=1)  # three steps in a row are made from it, and tracing takes long
 def _refilled(asked: Asked, world: World, size: int) -> _Refilled:
     rows, how = filled(size, world.place), _writing(world, asked)
     joining_rows = refilling.joining_rows(world.loaded, rows)
