@@ -51,7 +51,7 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class ModelAudit:
-    """What one model's section shows. verdicts: (form, verdict, sentence).
+    """What one model's section shows. verdicts: (form, verdict, its reasons).
 
     groups: (title of the attack, what it finds, lines).
     """
@@ -112,7 +112,15 @@ def sentences(results: Results, model: str) -> list[str]:
 
 def sentence(found: Verdict) -> str:
     """Return a verdict in words, with the rows that decide."""
-    text = f"{found.word}: {MEANINGS[found.word]}."
+    text = f"{found.word}: {_reasons(found)}"
+    if found.is_damaged and found.loss is not None:
+        text = f"damaged, since people to keep lost {points(found.loss)}; {text}"
+    return text
+
+
+def _reasons(found: Verdict) -> str:
+    """Return what the word of a verdict means, and the rows that decide."""
+    text = f"{MEANINGS[found.word]}."
     if found.above:
         worst = found.above[0]
         more = len(found.above) - 1
@@ -123,8 +131,6 @@ def sentence(found: Verdict) -> str:
         names = "; ".join(_named(row) for row in found.undecided[:2])
         more = len(found.undecided) - 2
         text += f" Undecided, with so few people: {names}{f' and {more} more' if more > 0 else ''}."
-    if found.is_damaged and found.loss is not None:
-        text = f"damaged, since people to keep lost {points(found.loss)}; {text}"
     return text
 
 
@@ -146,10 +152,19 @@ def _model_audit(results: Results, model: str) -> ModelAudit:
             "trained on."
         )
     told = tuple(
-        (FORMS[modality], found, sentence(found))
+        (FORMS[modality], found, _below_the_verdict(found))
         for modality, found in verdicts(results, model).items()
     )
     return ModelAudit(model, model == results.headline, told, tuple(groups), tuple(left_out))
+
+
+def _below_the_verdict(found: Verdict) -> str:
+    """Return what stands below the verdict's own words: its reasons as sentences."""
+    text = _reasons(found)
+    text = text[0].upper() + text[1:]
+    if found.is_damaged and found.loss is not None:
+        text = f"People to keep lost {points(found.loss)}. {text}"
+    return text
 
 
 def _lines(rows: Iterable[AuditRow], forms: Sequence[str]) -> list[Line]:

@@ -52,6 +52,18 @@ def test_the_headline_says_hidden_where_an_attack_brings_facts_back(tmp_path):
     assert "not found" in dict(found.sentences)["Hidden or gone"]
 
 
+def test_the_section_says_a_verdict_once(tmp_path):
+    rows = fake_run.audit_rows("learned")
+    known = {**fake_run.KNOWN, "learned": (0.0, 0.0, 0.5)}
+    view = audit.view(results_with(tmp_path, rows, known=known))
+    assert view is not None
+    (_, found, words), *_ = view["audits"][0].verdicts
+    assert found.text == "damaged, hidden"
+    assert words.startswith("People to keep lost ")
+    assert "The knowledge is still there and comes back at once. " in words
+    assert "hidden" not in words and "damaged" not in words
+
+
 def test_damage_counts_people_that_no_method_saw_or_those_to_keep(tmp_path):
     rows = fake_run.audit_rows("learned", returned=0.1, steps=())
     known = {**fake_run.KNOWN, "learned": (0.0, 0.0, 0.5)}
