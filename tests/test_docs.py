@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from manu_jax.config import load_config, to_yaml
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MAX_LINES = {"README.md": 150, "CONTRIBUTING.md": 180}
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -136,7 +138,13 @@ def test_every_page_of_docs_is_linked_from_the_readme_or_from_results():
         for link in LINK.findall(page.read_text(encoding="utf-8"))
         if "://" not in link
     }
-    assert not [page.name for page in (ROOT / "docs").glob("*.md") if page.resolve() not in linked]
+    assert not [page.name for page in (ROOT / "docs").rglob("*.md") if page.resolve() not in linked]
+
+
+def test_the_config_beside_the_results_is_what_a_run_writes():
+    config = load_config(ROOT / "configs/smollm2.yaml", [])
+    written = (ROOT / "docs/results/smollm2.yaml").read_text(encoding="utf-8")
+    assert written == to_yaml(config)
 
 
 def test_the_table_of_the_readme_holds_the_numbers_of_the_results():

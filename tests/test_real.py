@@ -3,7 +3,7 @@
     pytest -m real tests/test_real.py
 
 The last test trains and unlearns a decoder cut to four layers: it shows that the stages fit
-together, not what they achieve (docs/smollm2.md).
+together, not what they achieve (docs/results/smollm2.md).
 """
 
 import importlib.metadata
