@@ -101,6 +101,7 @@ def test_configs(tmp_path, numbers):
             assert load_config(tmp_path / "again.yaml") == config
 
 
+@pytest.mark.slow
 @counted(60, 1500)
 def test_overrides(tmp_path, numbers):
     for number in numbers:

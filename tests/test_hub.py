@@ -247,6 +247,7 @@ def test_without_network_the_cache_is_enough_and_what_it_lacks_is_told(online, h
     assert "Connection refused" in absent["error"]
 
 
+@pytest.mark.slow
 def test_a_cache_that_others_have_laid_out_is_read(tmp_path, model_folder):
     """As `hf download` of any release leaves it: blobs, refs, and snapshots of links."""
     commit = "c" * 40

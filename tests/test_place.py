@@ -99,6 +99,7 @@ def test_vanilla_is_where_the_work_is(place):
     assert place.kind == "decode"
 
 
+@pytest.mark.slow
 def test_what_nobody_else_holds_is_freed_when_it_moves(place):
     old = [weakref.ref(leaf) for leaf in jax.tree.leaves(place.vanilla.model)]
     place.turn_to("score")

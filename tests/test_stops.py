@@ -42,6 +42,7 @@ def stop_after(monkeypatch, count):
     monkeypatch.setattr(faults, "stop_is_due", lambda: next(asked, None) is None)
 
 
+@pytest.mark.slow
 def test_gates_go_on_from_where_they_were_stopped_to_the_same_bits(job, whole, monkeypatch):
     with monkeypatch.context() as patch:
         stop_after(patch, 3)

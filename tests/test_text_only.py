@@ -109,6 +109,7 @@ def forms_of(content):
     }
 
 
+@pytest.mark.slow
 def test_no_row_and_no_file_is_of_images(finished):
     directory, _ = finished
     content = json.loads((directory / "results.json").read_text())
@@ -141,6 +142,7 @@ def test_every_method_and_attack_does_without_images(config, tmp_path):
     assert attacks >= {"plain", "asked", "removed", "tuning", "relearning", "membership"}
 
 
+@pytest.mark.slow
 def test_the_absent_form_is_said_once_on_the_console_and_in_the_report(finished):
     directory, lines = finished
     said = [line for line in lines if "image form" in line]
@@ -152,6 +154,7 @@ def test_the_absent_form_is_said_once_on_the_console_and_in_the_report(finished)
     assert load_results(directory).modalities == ("text",)
 
 
+@pytest.mark.slow
 def test_masks_and_statistics_are_of_the_text_tower_alone(finished):
     directory, _ = finished
     for name in ("paper", "official-code"):
@@ -163,6 +166,7 @@ def test_masks_and_statistics_are_of_the_text_tower_alone(finished):
     assert {key.partition(".")[0] for key in current.load_mask("official-code")} == {"text"}
 
 
+@pytest.mark.slow
 def test_facts_are_in_the_words_of_their_text_form(finished):
     directory, _ = finished
     current = Run.begin(load_config(directory / "config.yaml"), directory)

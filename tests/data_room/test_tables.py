@@ -84,6 +84,7 @@ def test_other_splits_and_folders_are_not_read(copy):
     assert ids(copy) == before
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_gives_the_same_rows_or_the_fault(copy):
     def content():
         benchmark = load_benchmark(copy)

@@ -60,6 +60,7 @@ def test_of_a_folder_that_was_written_and_read(tmp_path):
     check_same(restored, original)
 
 
+@pytest.mark.slow
 def test_a_zero_that_was_negative_comes_back_with_its_sign():
     original, edit = tiny.loaded(), MAKERS["mask"]()
     model = jax.tree.map(lambda leaf: -abs(leaf) * 0, original.model)

@@ -61,6 +61,7 @@ FORGET, KEEP = (
 )
 
 
+@pytest.mark.slow
 def test_alpha_is_chosen_by_what_folded_models_say(caplog):
     random = np.random.default_rng(0)
     scores = {tower: random.random(shape) for tower, shape in tiny.loaded().towers.items()}

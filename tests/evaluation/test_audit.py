@@ -529,6 +529,7 @@ def test_depth_is_one_of_the_retrained_and_zero_of_the_vanilla_model():
     assert mixed[0] == pytest.approx((0.5 * 0.5 + 1.0 * 1) / 1.5)
 
 
+@pytest.mark.slow
 def test_depth_is_left_out_on_shallow_models_and_without_a_retrained_one(tmp_path, monkeypatch):
     assert not list(depth.measure(attacked(tmp_path)))
     monkeypatch.setattr(depth, "FEWEST_LAYERS", 2)
@@ -585,6 +586,7 @@ def test_at_most_one_percent_of_the_others_is_taken_for_a_member():
     assert membership.recognised([-1.0, 0.5], [0.0, 1.0]) == 0.5
 
 
+@pytest.mark.slow
 def test_token_scores_are_those_of_the_whole_vocabulary():
     loaded = tiny_llava.loaded()
     samples = tiny_llava.samples("text", 3)

@@ -50,6 +50,7 @@ def one_at_a_time(samples, chosen):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("towers", [("text", "vision"), ("text",), ("vision",)])
 def test_candidates_are_recalled_as_their_folded_models(towers):
     samples, chosen = said_samples(), random_masks(5, towers)

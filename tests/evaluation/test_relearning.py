@@ -340,6 +340,7 @@ def test_killed_audit_goes_on_after_its_last_curve_to_the_same_rows(tmp_path, mo
     assert len(done) == 4 * (len(VARIANTS) * 2 - 3)
 
 
+@pytest.mark.slow
 def test_floor_is_made_once_for_all_methods(tmp_path, monkeypatch):
     done = counted(monkeypatch)
     never = tiny_llava.loaded()

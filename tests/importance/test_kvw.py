@@ -54,6 +54,7 @@ def mean_sizes(peer, samples):
     )
 
 
+@pytest.mark.slow
 def test_gates_are_those_of_pytorch_on_a_model_that_every_batch_weakens(monkeypatch):
     order = []
     real = kvw.run_over
@@ -135,6 +136,7 @@ def test_the_registry_knows_the_method_and_its_settings():
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(edit))
 
 
+@pytest.mark.slow
 def test_a_narrow_model_is_measured_in_float32():
     loaded = tiny.loaded()
     narrow = loaded.replace_model(jax.tree.map(lambda x: x.astype("bfloat16"), loaded.model))

@@ -41,6 +41,7 @@ def run(tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 def test_under_the_true_labels_scores_are_the_methods_own(run):
     job = run.job_of(run.config.method)
     sets = run.benchmark.sets

@@ -127,6 +127,7 @@ def test_a_tower_does_not_run_where_no_layer_that_runs_takes_its_features(batch)
     assert products[1] < products[0] / 2
 
 
+@pytest.mark.slow
 def test_patching_takes_the_sources_states_and_nothing_else(batch):
     model, at_BA = tiny.loaded().model, jnp.asarray(batch.answer_index_BA)
     other = jax.tree.map(lambda leaf: leaf * 0.9, model)

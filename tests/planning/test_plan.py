@@ -136,9 +136,8 @@ def test_where_nothing_near_fits_more_chips_are_asked_for(folder):
     assert "chips" in row.nearest.partition("Try ")[2]
 
 
-@pytest.mark.parametrize(
-    ("mesh", "used"), [({}, 1), pytest.param({"fsdp": 3}, 3, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("mesh", "used"), [({}, 1), ({"fsdp": 3}, 3)])
 def test_a_mesh_that_leaves_chips_idle_is_told_and_all_chips_are_tried(
     folder, tmp_path, mesh, used
 ):
@@ -211,6 +210,7 @@ def test_dimensions_that_a_mesh_does_not_divide_are_named(tmp_path, name, sizes,
         assert not nearest.lost_on(world, whole)
 
 
+@pytest.mark.slow
 def test_a_gpu_is_planned_by_arithmetic_and_the_plan_promises_nothing(folder, tmp_path, caplog):
     caplog.set_level("INFO", logger="manu_jax")
     config = config_of(folder, output=str(tmp_path), mesh={"fsdp": -1}, compare=["gradient"])

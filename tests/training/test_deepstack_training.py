@@ -79,6 +79,7 @@ def test_an_edit_is_the_same_whatever_is_computed_once(tmp_path, monkeypatch, ob
         np.testing.assert_allclose(one, other, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_tower_is_trained_to_say_words_and_its_deepstack_is_left():
     shown = tower._Shown(
         tiny.loaded(), tower.captions(people()), TowerSection(batch_size=8, views=0), seed=1

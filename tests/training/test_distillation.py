@@ -1,11 +1,13 @@
 """UNDIAL against PyTorch."""
 
+import pytest
 import torch
 import torch_peer
 from torch.nn import functional as F
 from torch_peer import FORGET, KEEP_WEIGHT, answers, keep_cross_entropy
 
 
+@pytest.mark.slow
 def test_undial_is_that_of_pytorch():
     beta = 3.0
 

@@ -67,6 +67,7 @@ def test_fisher_of_examples_is_that_of_pytorch(tmp_path, peer, modality):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-8 + 1e-4 * theirs.max())
 
 
+@pytest.mark.slow
 def test_fisher_of_batches_is_the_square_of_their_mean_gradient(tmp_path, peer):
     loaded = tiny_llava.loaded()
     sample = forms(FORGOTTEN, "image", loaded.template)[:1]
@@ -147,6 +148,7 @@ def test_adapters_and_missing_forms_are_errors(tmp_path):
         mask_of(tmp_path, lora=LoraSection())
 
 
+@pytest.mark.slow
 def test_cross_entropy_of_the_whole_model_is_that_of_transformers(peer):
     from manu_jax.training.objectives import cross_entropy_on_answers
 

@@ -84,6 +84,7 @@ def test_texts_are_kept_by_the_loss_that_keeps_facts(loss, of_texts):
     assert float(jitted(model, dataclasses.replace(with_texts(), keep=None), "none")) == 0
 
 
+@pytest.mark.slow
 def test_rmu_keeps_hidden_states_of_texts():
     model, _ = models()
     jitted = jax.jit(rmu, static_argnums=2)

@@ -38,6 +38,7 @@ def test_new_adapters_change_nothing_and_have_the_published_spread():
     np.testing.assert_array_equal(logits(beside), logits(model))
 
 
+@pytest.mark.slow
 def test_adapters_beside_the_weights_do_what_merged_ones_do():
     model, adapters = tiny_llava.loaded().model, random_adapters(EVERYWHERE)
     beside = logits(lora.adapted(model, adapters, EVERYWHERE))

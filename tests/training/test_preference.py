@@ -15,6 +15,7 @@ from manu_jax.training.unlearner import answered_by_others, refused
 from manu_jax.types import ManuError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"beta": 2.0, "delta": 0.4, "forget_weight": 0.5}])
 def test_simnpo_is_that_of_pytorch(settings):
     beta, delta, weight = {"beta": 4.5, "delta": 0.0, "forget_weight": 0.125, **settings}.values()

@@ -324,6 +324,7 @@ def test_forms_that_no_fact_has_are_an_error(tmp_path):
         )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_prompt_decouple_adds_its_weight_times_a_cross_entropy():
     extra = batch(9, 5)
     plain = UnlearnData(FORGET, KEEP, REFERENCE, SETTINGS, jnp.float32(WEIGHT))
@@ -336,7 +337,8 @@ def test_prompt_decouple_adds_its_weight_times_a_cross_entropy():
     assert keep[0] == keep[1]
 
 
-@pytest.mark.parametrize("start", [pytest.param(0.0, marks=pytest.mark.slow), 0.4])
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [0.0, 0.4])
 def test_primal_dual_raises_the_weight_of_what_is_kept_by_its_loss_above_the_bound(start):
     loaded = tiny_llava.loaded()
     dual = {"bound": 2.0, "rate": 0.5}
