@@ -1,10 +1,12 @@
 """What `mesh: auto` takes for a released model, and its steps compiled there: docs/devices.md.
 
     python tools/plan_auto.py --model llava-1.5-13b --target tpu=v5e:4x4 --cache DIR [--steps TEXT]
+        [--attackers all]
 
 Of statistics, attribution, learned gates (remat: all), answers and likelihoods, in the configs and
 with the samples of tools/plan_table.py. What was compiled is kept in --cache. --steps: compile
-those alone whose name has this text; "" for none.
+those alone whose name has this text; "" for none. --attackers: all: the audit's attackers train
+all weights of the decoder, and no adapters.
 """
 
 import argparse
@@ -32,8 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return exit_status(lambda: _run(options))
 
 
-def auto_config(model: str) -> RunConfig:
+def auto_config(model: str, attackers: str = "adapters") -> RunConfig:
     """Return the config whose steps are planned: no method trains all weights."""
+    lora = {"lora": {"rank": 16, "dropout": 0}} if attackers == "adapters" else {}
     folder = str(config_of(model).model.path)
     values = {
         "model": {"path": folder, "dtype": "bfloat16"},
@@ -42,14 +45,14 @@ def auto_config(model: str) -> RunConfig:
         "compare": ["gradient", {"preset": "learned", "remat": "all"}],
         "score_batch": 32,
         "evaluate": {"batch_size": 32, "new_tokens": 50},
-        "train": {"remat": "all"},  # of attackers; all weights need more than sixteen chips have
-        "audit": {"level": "full", "lora": {"rank": 16, "dropout": 0}},
+        "train": {"remat": "all"},  # of attackers
+        "audit": {"level": "full", **lora},
     }
     return validate_config(values, "plan_auto")
 
 
 def _run(options: argparse.Namespace) -> None:
-    target, config = target_of(options.target), auto_config(options.model)
+    target, config = target_of(options.target), auto_config(options.model, options.attackers)
     choices = meshes.chosen(config, target)
     for kind, choice in choices.items():
         print(f"{kind}: {choice.text()}", flush=True)
@@ -68,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--target", default="tpu=v5e:4x4", help="as of --plan")
     parser.add_argument("--cache", required=True, metavar="DIR", help="where results are kept")
     parser.add_argument("--steps", default="image form", help="a part of the steps' names")
+    parser.add_argument("--attackers", choices=("adapters", "all"), default="adapters")
     return parser
 
 
