@@ -113,9 +113,15 @@ def sentences(results: Results, model: str) -> list[str]:
 def sentence(found: Verdict) -> str:
     """Return a verdict in words, with the rows that decide."""
     text = f"{found.word}: {_reasons(found)}"
-    if found.is_damaged and found.loss is not None:
-        text = f"damaged, since people to keep lost {points(found.loss)}; {text}"
-    return text
+    lost = _lost(found)
+    return f"damaged, since {lost}; {text}" if lost else text
+
+
+def _lost(found: Verdict) -> str:
+    """Return what a damaged model lost; "" of another."""
+    if found.loss is None or not found.is_damaged:
+        return ""
+    return f"people to keep lost {points(found.loss)}"
 
 
 def _reasons(found: Verdict) -> str:
@@ -160,11 +166,9 @@ def _model_audit(results: Results, model: str) -> ModelAudit:
 
 def _below_the_verdict(found: Verdict) -> str:
     """Return what stands below the verdict's own words: its reasons as sentences."""
-    text = _reasons(found)
-    text = text[0].upper() + text[1:]
-    if found.is_damaged and found.loss is not None:
-        text = f"People to keep lost {points(found.loss)}. {text}"
-    return text
+    lost = _lost(found)
+    told = [f"{lost}.", _reasons(found)] if lost else [_reasons(found)]
+    return " ".join(text[0].upper() + text[1:] for text in told)
 
 
 def _lines(rows: Iterable[AuditRow], forms: Sequence[str]) -> list[Line]:
