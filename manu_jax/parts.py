@@ -123,7 +123,8 @@ def parts_of(config: RunConfig, foundation: Reads, files: FileHashes) -> list[Pa
         parts += _neurons(config, name, models)
     reads = {part.label: part.key for part in models.values()} | evaluate
     reads |= _named("sweep", config.sweep.model_dump(mode="json"), without=("memory_mib",))
-    for section in ("audit", "neurons", "calibration"):
+    reads |= _named("audit", config.audit.model_dump(mode="json"), without=("remat",))
+    for section in ("neurons", "calibration"):
         reads |= _named(section, getattr(config, section).model_dump(mode="json"))
     reads |= {"erase": config.erase, "order of models": list(models), everything.label: foundation}
     reads["data.keep_share"] = config.data.keep_share

@@ -234,7 +234,7 @@ def test_an_edit_method_is_known_by_its_kind(tmp_path, monkeypatch):
         (
             "audit: 3",
             "audit: expected a mapping with keys of level, methods, learning_rates, steps, "
-            "lora, got 3",
+            "remat, lora, got 3",
         ),
         ("audit: {learning_rates: 1e-3}", "audit.learning_rates: expected a list, got 0.001"),
         ("audit: {methods: []}", "audit.methods: Tuple should have at least 1 item"),

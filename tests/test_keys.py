@@ -434,7 +434,14 @@ def test_other_files_of_the_decoder_are_another_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "free", [{"mesh": {"fsdp": 2}}, {"attention": "reference"}, {"score_batch": 3}, {"cache": None}]
+    "free",
+    [
+        {"mesh": {"fsdp": 2}},
+        {"attention": "reference"},
+        {"score_batch": 3},
+        {"cache": None},
+        {"audit": {"remat": "none"}},
+    ],
 )
 def test_what_changes_no_number_moves_nothing(folder, free):
     before = places(folder)

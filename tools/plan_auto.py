@@ -45,7 +45,6 @@ def auto_config(model: str, attackers: str = "adapters") -> RunConfig:
         "compare": ["gradient", {"preset": "learned", "remat": "all"}],
         "score_batch": 32,
         "evaluate": {"batch_size": 32, "new_tokens": 50},
-        "train": {"remat": "all"},  # of attackers
         "audit": {"level": "full", **lora},
     }
     return validate_config(values, "plan_auto")

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from manu_jax.config.base import Count, Section
+from manu_jax.config.base import Count, Remat, Section
 from manu_jax.config.training import LoraSection
 
 
@@ -25,6 +25,8 @@ class AuditSection(Section):
         default=(1e-4, 3e-4, 1e-3), min_length=1
     )
     steps: Count = 64  # of attacks that train
+    # Of attacks that train: "all" needs the least memory, "none" is faster where there is room
+    remat: Remat = "all"
     # What they train; None: all weights of the text decoder, which takes 12 bytes for each
     lora: LoraSection | None = None
 

@@ -33,12 +33,11 @@ def audit_items(world: World) -> Iterator[Item]:
     config, data = world.config, world.data
     if not audited(config):
         return
-    train = config.train
     yield Item(
         "audit: an attacker's training step",
         "evaluate",
         _attack,
-        remat=("train.remat", train.remat),
+        remat=("audit.remat", config.audit.remat),
         work="train",
     )
     models, probes = _num_audited(world), data.probes
@@ -118,7 +117,7 @@ def _attack(world: World, size: int | None, remat: Remat | None) -> Step:
         shape = attacker.shape_of([attacker.sizes_of(one) for one in facts], multiple)
         batches.append(place.rows(data.encoder.collate(facts[:1], shape)))
     curves = 1 + _is_full(world) * VARIANTS * len(config.audit.learning_rates)
-    remat = remat or config.train.remat
+    remat = remat or config.audit.remat
     settings = {"rate": place.number_within(np.float32(0)), "remat": remat, "mesh": place.mesh}
     if config.audit.lora is not None:
         key = place.number_within(jax.eval_shape(lambda: jax.random.key(0)))

@@ -124,11 +124,13 @@ def program(monkeypatch, module, name, action):
     return seen[0]
 
 
-@pytest.mark.parametrize("lora", [None, LoraSection(rank=2)])
-def test_an_attackers_step_is_the_runs_on_the_mesh_of_training(world, facts, lora, monkeypatch):
+@pytest.mark.parametrize(
+    "given", [{}, {"remat": "none"}, {"lora": LoraSection(rank=2)}], ids=["all", "none", "lora"]
+)
+def test_an_attackers_step_is_the_runs_on_the_mesh_of_training(world, facts, given, monkeypatch):
     loaded = on_mesh(TRAIN)
     benchmark = types.SimpleNamespace(facts=lambda *sets: tuple(facts))
-    config = CONFIG.model_copy(update={"audit": CONFIG.audit.model_copy(update={"lora": lora})})
+    config = CONFIG.model_copy(update={"audit": CONFIG.audit.model_copy(update=given)})
     world = dataclasses.replace(world, config=config)
     run = types.SimpleNamespace(config=config, benchmark=benchmark)
     attack = attacker.Attacker(
@@ -140,6 +142,12 @@ def test_an_attackers_step_is_the_runs_on_the_mesh_of_training(world, facts, lor
     step, there = step_of(world, "audit: an attacker's training step")
     assert there.place.sizes == TRAIN
     assert found == lowered(step, there)
+    remat = "dots" if config.audit.remat == "all" else "all"
+    audit = config.audit.model_copy(update={"remat": remat})
+    assert found != text_of(
+        dataclasses.replace(world, config=config.model_copy(update={"audit": audit})),
+        "audit: an attacker's training step",
+    )
 
 
 def test_what_an_attacker_has_is_counted(world):

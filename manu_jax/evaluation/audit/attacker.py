@@ -148,7 +148,7 @@ class Attacker:
                         loaded.model,
                         next(batches),
                         rate=jnp.float32(rate),
-                        remat=attacked.run.config.train.remat,
+                        remat=attacked.run.config.audit.remat,
                         mesh=loaded.mesh,
                         lora=lora,
                         key=None if lora is None else jax.random.fold_in(key, len(losses)),
