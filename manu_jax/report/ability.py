@@ -66,11 +66,14 @@ def finding(headline: str, means: dict[tuple[str, str], Ability]) -> str:
         moved = _moved(row)
         from_to = f"from {_number(name, before.value)} to {_number(name, row.value)}"
         said.append(f"{words} {moved} {from_to}" if moved else f"{words} is as before")
-    row = means.get((headline, SENTENCES))
+    row, before = means.get((headline, SENTENCES)), means.get((VANILLA, SENTENCES))
     if row is not None and row.value is not None:
-        said.append(
-            f"{round(row.value * row.n)} of {row.n} answers to chat prompts are still sentences"
-        )
+        count = round(row.value * row.n)
+        are = "is a sentence" if count == 1 else "are sentences"
+        words = f"{count} of {row.n} answers to chat prompts {are}"
+        if before is not None and before.value is not None:
+            words += f", {round(before.value * before.n)} of {before.n} before"
+        said.append(words)
     return f"With {headline}, {'; '.join(said)}." if said else ""
 
 

@@ -48,7 +48,15 @@ def test_the_finding_says_what_moved_and_what_did_not(folder):
     assert shown["finding"] == (
         "With learned, the loss on plain English rose from 2.07 to 2.44; the share of sentences of "
         "common knowledge that are completed right is as before; 18 of 20 answers to chat prompts "
-        "are still sentences."
+        "are sentences, 20 of 20 before."
+    )
+
+
+def test_a_model_that_wrote_no_sentences_before_is_not_blamed_for_it(write_run, tmp_path):
+    rows = [mean("vanilla", "sentences", 0.05, n=20), mean("learned", "sentences", 0.05, 0, n=20)]
+    shown = view(load_results(rewritten(write_run(tmp_path, sweep=False), ability=rows)))
+    assert shown["finding"] == (
+        "With learned, 1 of 20 answers to chat prompts is a sentence, 1 of 20 before."
     )
 
 
