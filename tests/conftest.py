@@ -50,6 +50,30 @@ def pytest_configure(config):
     gc.disable()  # until all is imported: next to nothing of that is garbage
 
 
+# The extra `test` brings PyTorch for Python 3.11 alone.
+WITHOUT_TORCH = "PyTorch is not installed: python -m pip install torch"
+NO_TORCH = "No module named 'torch'"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """Skip a file that needs PyTorch where there is none."""
+    report = yield
+    if report.failed and NO_TORCH in str(report.longrepr):
+        report.outcome, report.longrepr = "skipped", (str(collector.path), 0, WITHOUT_TORCH)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call():
+    try:
+        return (yield)
+    except ModuleNotFoundError as error:
+        if error.name == "torch":
+            pytest.skip(WITHOUT_TORCH)
+        raise
+
+
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in FIRST)
 

@@ -182,9 +182,14 @@ def _head(row: list[str], place: str) -> list[str]:
 
 
 def _cell(name: str, text: str) -> Any:
-    """Return a cell of a CSV: null where it is empty, a list where it is one in JSON."""
+    """Return a cell of a CSV: null where it is empty, a list where it is one in JSON.
+
+    `text_question` may be false, as JSON or a spreadsheet writes it.
+    """
     if not text.strip():
         return None
+    if name == "text_question" and text.strip().casefold() == "false":
+        return False
     if name in JSON_COLUMNS and text.lstrip().startswith(("[", "{")):
         try:
             return json.loads(text)

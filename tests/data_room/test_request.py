@@ -388,6 +388,13 @@ def faults_of_many(write):
     return [fault.strip() for fault in found]
 
 
+@pytest.mark.parametrize("no", ["false", "FALSE", " False "])
+def test_a_cell_of_a_csv_may_leave_out_the_form_in_words(write, no):
+    text = f"subject,image,question,answer,text_question\nAda,a.png,Where is she?,Oslo,{no}\n"
+    (ada,) = read(write(forget_csv=text)).sets["forget"]
+    assert [(fact.answer, fact.text_question) for fact in ada.facts] == [("Oslo", "")]
+
+
 def test_an_empty_cell_is_nothing_and_not_an_answer(write):
     text = "subject,image,question,answer,options\nAda,,Where is Ada?,null,\n"
     (ada,) = read(write(forget_csv=text)).sets["forget"]
