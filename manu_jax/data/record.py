@@ -8,6 +8,7 @@ with the person's image or in text alone (`forms.py`), and it is what importance
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -16,6 +17,14 @@ from manu_jax.types import MODALITIES, SETS, TEXT_ALONE, Modality, PromptTemplat
 
 Task = Literal["classification", "generation", "cloze"]
 TASKS: tuple[Task, ...] = ("classification", "generation", "cloze")
+
+
+def topic_of(attribute: str) -> str:
+    """Return an attribute without the number that tells it from others of the same person.
+
+    A benchmark may have several facts about the same: "capital", "capital-2".
+    """
+    return re.sub(r"-\d+$", "", attribute)
 
 
 @dataclasses.dataclass(frozen=True)

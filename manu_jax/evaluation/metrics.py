@@ -21,6 +21,8 @@ from manu_jax.data.answer_metrics import rouge_f
 from manu_jax.data.probes import OVERLAP, SHARE
 
 NATS = "nats per token; nearer to 0 is likelier"  # a unit
+# After "a" or "A": a word follows, so that it is no option but the article
+ARTICLE = r" +(?!(?:or|and|but|is|was|because|since)\b)[a-z]"
 WRITTEN: tuple[Protocol, ...] = ("zero_shot", "official_few_shot")  # an answer is generated
 
 
@@ -114,14 +116,16 @@ def option_of(answer: str, options: Mapping[str, str]) -> str:
     answer = _composed(answer)
     letters = "".join(re.escape(letter) for letter in options)
     said = re.search(
-        rf"\b(?:answer|option|choice)\b\s*(?:is|:)?\s*[(\[]?([{letters}])\b", answer, re.I
+        rf"\b(?:answer|option|choice)\b\s*(?:is|:)?\s*[(\[]?([{letters}])\b(?!(?<=a){ARTICLE})",
+        answer,
+        re.I,
     )
     # Lone capitals, and lone small letters that end the answer or have a bracket or a stop.
     lone = re.findall(
         rf"(?<![\w'’])(?:([{letters}])(?!['’]?\w)|([{letters.lower()}])(?=\s*[).:\]]|\s*$))", answer
     )
     found = {(upper or lower).upper() for upper, lower in lone}
-    if re.search(r"(?<!\w)A +(?!(?:or|and|but|is|was|because|since)\b)[a-z]", answer):
+    if re.search(rf"(?<!\w)A{ARTICLE}", answer):
         found.discard("A")
     if said and found <= {said[1].upper()}:
         return said[1].upper()

@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -145,10 +145,14 @@ def evaluated_people(
     sets: Mapping[str, Sequence[Person]], name: str, section: EvaluateSection
 ) -> list[Person]:
     """Return the people of a set who are asked: all, or outside of WHOLE_SETS the first by ID."""
-    people = list(sets[name])
-    if section.max_people is not None and name not in WHOLE_SETS:
-        people = sorted(people, key=lambda person: person.id)[: section.max_people]
-    return people
+    if section.max_people is None or name in WHOLE_SETS:
+        return list(sets[name])
+    return first_by_id(sets[name], section.max_people)
+
+
+def first_by_id(people: Iterable[Person], most: int | None) -> list[Person]:
+    """Return the first `most` people by ID; None: all."""
+    return sorted(people, key=lambda person: person.id)[:most]
 
 
 def skipped_items(

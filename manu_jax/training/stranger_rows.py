@@ -16,7 +16,7 @@ from manu_jax import parallel
 from manu_jax.config import UnlearnSection
 from manu_jax.data.batches import encode_all
 from manu_jax.data.forms import asks_for_name, form, has_form
-from manu_jax.data.record import Fact
+from manu_jax.data.record import Fact, topic_of
 from manu_jax.data.rewordings import with_views
 from manu_jax.data.strangers import Stranger, as_stranger
 from manu_jax.models.loaded import Loaded
@@ -34,7 +34,7 @@ from manu_jax.types import Modality, Sample
 
 @dataclasses.dataclass(frozen=True)
 class Lesson:
-    """What a step relearns: facts of these people or attributes in both forms, or one form's all.
+    """What a step relearns: facts of these people or topics in both forms, or one form's all.
 
     form: the form that is relearned whole, the other being asked; `chosen` does not count then.
     """
@@ -137,7 +137,7 @@ class StrangerRows:
         self._texts = EncodedRows(vanilla, of_texts, first_layer=0) if texts else None
         facts = [fact for fact in forget if any(has_form(fact, m) for m in section.modalities)]
         self._people = sorted({fact.person_id for fact in facts})
-        self._attributes = sorted({fact.attribute for fact in facts})
+        self._topics = sorted({topic_of(fact.attribute) for fact in facts})
         self._settings = {
             name: jnp.float32(section.setting(name))
             for name in ("excess", "shortfall", "hidden", "keep_hidden")
@@ -155,7 +155,7 @@ class StrangerRows:
             if relearn.form_share and len(self._forms) > 1:
                 one_form = self._drawn_form(step, relearn.form_share)
             by_people = random.random() < relearn.people_share
-            values = self._people if by_people else self._attributes
+            values = self._people if by_people else self._topics
             count = max(len(values) // 2, 1)
             chosen = frozenset(values[i] for i in random.permutation(len(values))[:count])
             steps = int(random.integers(1, relearn.steps + 1))
@@ -261,7 +261,8 @@ class _Form:
 
     def _split(self, lesson: Lesson) -> tuple[np.ndarray, np.ndarray]:
         """Return which facts are relearned and which are asked; who somebody is, is relearned."""
-        values = [fact.person_id if lesson.by_people else fact.attribute for fact in self._facts]
+        by_people = lesson.by_people
+        values = [f.person_id if by_people else topic_of(f.attribute) for f in self._facts]
         inside = np.array([value in lesson.chosen for value in values])
         return np.flatnonzero(inside | self._names), np.flatnonzero(~inside & ~self._names)
 

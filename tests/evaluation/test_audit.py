@@ -317,6 +317,23 @@ def test_answers_are_judged_by_the_truth_they_hold_or_by_recall(tmp_path, monkey
     assert [r.n for r in PLAIN.measure(taught)] == [12, 12]
 
 
+def test_other_facts_that_give_the_answer_away_are_not_given(tmp_path):
+    one = attacked(tmp_path)
+    text = one.questions[-1]
+    home, job, pet, _ = (
+        q for q in one.questions if (q.person, q.modality) == (text.person, "text")
+    )
+    again = dataclasses.replace(text, key=f"{text.key}-2", truths=("?",))
+    told = asked.with_other_facts(text, [again, home, text, job])
+    assert (
+        told == f"{job.question} {job.truths[0]} {home.question} {home.truths[0]} {text.question}"
+    )
+    said = dataclasses.replace(pet, truths=(f"eats {text.truths[0]}",))
+    named = dataclasses.replace(pet, question=f"Who has {text.truths[0]}?")
+    assert asked.with_other_facts(text, [text, said, named, again]) is None
+    assert asked.with_other_facts(text, [text]) is None
+
+
 def test_other_words_and_help_are_put_into_the_benchmarks_prompt(tmp_path, monkeypatch):
     monkeypatch.setattr(type(tiny_llava.loaded()), "context", 400)
     one = attacked(tmp_path)

@@ -200,6 +200,20 @@ def test_odd_answers_have_the_letter_that_each_rule_finds(answer, tolerant, offi
     assert metrics.letter_of(answer) == official
 
 
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("The answer is a teacher.", "B"), ("The correct answer is A teacher", "B"),
+        ("Her choice is a lawyer", "C"), ("I choose the option a nurse", "D"),
+        ("The answer is a", "A"), ("The answer is A Doctor.", "A"), ("Option a: Doctor", "A"),
+        ("The answer is A because she is one", "A"), ("The answer is b, Teacher", "B"),
+    ],
+)  # fmt: skip
+def test_an_article_after_the_answer_is_is_no_choice(answer, letter):
+    options = {"A": "Doctor", "B": "Teacher", "C": "Lawyer", "D": "Nurse"}
+    assert metrics.option_of(answer, options) == letter
+
+
 WORDS = st.lists(st.sampled_from("she paints painting in Oslo, oslo. a the".split()), max_size=8)
 
 

@@ -98,11 +98,11 @@ def test_a_fact_that_no_stranger_can_stand_for_is_named(monkeypatch, caplog):
     )
 
 
-def rows(objective="erase", **changes):
+def rows(objective="erase", *, forget=FORGOTTEN, **changes):
     given = one_section(objective, **changes)
     known, kept = (strangers(FORGOTTEN, KEPT, 3, seed=0, near=near) for near in (False, True))
     return StrangerRows(
-        tiny_llava.loaded(), given, forget=FORGOTTEN, keep=KEPT, known=known, kept=kept, seed=0
+        tiny_llava.loaded(), given, forget=forget, keep=KEPT, known=known, kept=kept, seed=0
     )
 
 
@@ -136,14 +136,39 @@ def test_a_stranger_stands_beside_each_fact_in_the_same_columns():
 
 
 def test_what_is_asked_after_relearning_was_not_relearned():
-    data = rows(batch_size=8, relearn={"steps": 2, "form_share": 0}).data_at(0)
+    relearn = {"steps": 2, "form_share": 0, "people_share": 1}
+    data = rows(batch_size=8, relearn=relearn).data_at(0)
     for of_form in data.forms.values():
         assert of_form.relearned is not None and of_form.asked is not None
         relearned, asked = (
             {ids.tobytes() for ids in np.asarray(batch.token_ids_BT)}
             for batch in (of_form.relearned, of_form.asked.batch)
         )
-        assert relearned and asked
+        assert relearned and asked and relearned.isdisjoint(asked)
+
+
+def test_a_fact_in_other_words_is_relearned_with_it_or_asked_with_it(monkeypatch):
+    """A benchmark may have several facts about the same, which it tells apart by numbers."""
+    facts = [
+        dataclasses.replace(fact, attribute=f"{name}{number}", answer=f"{fact.answer} {name}")
+        for fact in FORGOTTEN
+        for name in ("home", "job")
+        for number in ("", "-2")
+    ]
+    found, real = [], stranger_rows._Form._split
+
+    def split(of_form, lesson):
+        facts, parts = of_form._facts, real(of_form, lesson)
+        found.append([{(facts[i].person_id, facts[i].answer) for i in part} for part in parts])
+        return parts
+
+    monkeypatch.setattr(stranger_rows._Form, "_split", split)
+    relearn = {"steps": 2, "form_share": 0, "people_share": 0}
+    made = rows(forget=facts, relearn=relearn, views=1)
+    for step in range(6):
+        made.data_at(step)
+    assert len(found) == 12 and all(inside and asked for inside, asked in found)
+    assert all(inside.isdisjoint(asked) for inside, asked in found)
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from manu_jax.evaluation.distance import answer_kl, compare_truth_ratios, strang
 from manu_jax.evaluation.metrics import bootstrap
 from manu_jax.evaluation.plain import plain_interval
 from manu_jax.evaluation.reference import STRANGERS
+from manu_jax.evaluation.suite import evaluated_people
 from manu_jax.training.strangers_target import StrangerTarget, stranger_target
 from manu_jax.types import MODALITIES, RETRAINED, VANILLA, Modality, Sample
 
@@ -87,12 +88,7 @@ def _kl_rows(evaluated: Evaluated) -> Iterator[Distance]:
         if model.system_prompt:
             continue  # its prompts are longer than those of the reference
         for part in KL_SETS:
-            people = run.benchmark.sets[part]
-            if not people:
-                continue
-            facts = [fact for person in people[: section.max_people] for fact in person.facts]
-            for modality in run.modalities:
-                samples = forms(facts, modality, run.vanilla.template)
+            for modality, samples in _samples(run, part).items():
                 values = answer_kl(model, reference, samples, batch_size=section.batch_size)
                 yield _kl_row(evaluated, name, RETRAINED, (part, modality), samples, values)
 
@@ -114,13 +110,19 @@ def _rows_from_strangers(evaluated: Evaluated) -> Iterator[Distance]:
         if name == VANILLA or model.system_prompt:
             continue
         for part in KL_SETS[1:]:
-            people = run.benchmark.sets[part][: section.max_people]
-            facts = [fact for person in people for fact in person.facts]
-            for modality in MODALITIES:
-                samples = forms(facts, modality, run.vanilla.template)
-                if samples:
-                    values = answer_kl(model, run.vanilla, samples, batch_size=section.batch_size)
-                    yield _kl_row(evaluated, name, VANILLA, (part, modality), samples, values)
+            for modality, samples in _samples(run, part).items():
+                values = answer_kl(model, run.vanilla, samples, batch_size=section.batch_size)
+                yield _kl_row(evaluated, name, VANILLA, (part, modality), samples, values)
+
+
+def _samples(run: Run, part: str) -> dict[Modality, Sequence[Sample]]:
+    """Return {form: a set's facts that have it}, of the people who are asked."""
+    people = evaluated_people(run.benchmark.sets, part, run.config.evaluate)
+    facts = [fact for person in people for fact in person.facts]
+    found: dict[Modality, Sequence[Sample]] = {
+        m: forms(facts, m, run.vanilla.template) for m in MODALITIES
+    }
+    return {modality: samples for modality, samples in found.items() if samples}
 
 
 def _to_forget(run: Run) -> dict[Modality, list[Fact]]:

@@ -22,6 +22,7 @@ from manu_jax.data.record import Person
 from manu_jax.edits import masks
 from manu_jax.evaluation.analyses.analysis import Analysis, Evaluated
 from manu_jax.evaluation.candidates import recalled
+from manu_jax.evaluation.suite import first_by_id
 from manu_jax.importance.job import Forms, ScoringJob
 from manu_jax.importance.null import (
     draw_groups,
@@ -91,7 +92,7 @@ def measure(evaluated: Evaluated) -> Iterator[NullRow]:
     """Yield the rows of every method's mask."""
     run = evaluated.run
     sets = run.benchmark.sets
-    asked = (sets["unseen"] or sets["retain"])[: run.config.sweep.max_people]
+    asked = first_by_id(sets["unseen"] or sets["retain"], run.config.sweep.max_people)
     facts = {
         "forget": _facts(run, sets["forget"]),
         "retain": _facts(run, asked),

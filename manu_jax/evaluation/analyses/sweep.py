@@ -13,6 +13,7 @@ from manu_jax.data.forms import forms
 from manu_jax.evaluation.analyses.analysis import Analysis, Evaluated
 from manu_jax.evaluation.candidates import recalled
 from manu_jax.evaluation.likelihood import log_likelihoods
+from manu_jax.evaluation.suite import first_by_id
 from manu_jax.importance.methods import load_scores
 from manu_jax.selection import rank
 from manu_jax.types import MODALITIES, RETRAINED, SETS, VANILLA, Modality, Neurons, Sample
@@ -40,8 +41,8 @@ def measure(evaluated: Evaluated) -> Iterator[SweepPoint]:
     run = evaluated.run
     sets = run.benchmark.sets
     kept = "unseen" if sets["unseen"] else "retain"
-    people = {"forget": sets["forget"], kept: sets[kept][: run.config.sweep.max_people]}
-    questions: Questions = {
+    people = {"forget": sets["forget"], kept: first_by_id(sets[kept], run.config.sweep.max_people)}
+    asked: Questions = {
         (name, modality): forms(
             [fact for person in people[name] for fact in person.facts],
             modality,
@@ -50,6 +51,7 @@ def measure(evaluated: Evaluated) -> Iterator[SweepPoint]:
         for name in people
         for modality in run.modalities
     }
+    questions = {place: samples for place, samples in asked.items() if samples}
     samples = [sample for asked in questions.values() for sample in asked]
     settings = {"batch_size": run.config.evaluate.batch_size}
 

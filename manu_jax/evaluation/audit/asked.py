@@ -60,17 +60,19 @@ def fits(attacked: Attacked, asked: Asked) -> bool:
     return text + image + room <= attacked.loaded.context
 
 
-def with_other_facts(asked: Asked, others: Sequence[Asked]) -> str:
+def with_other_facts(asked: Asked, others: Sequence[Asked]) -> str | None:
     """Return the question after two other facts of the person, as questions with their answers.
 
-    others: the same person's questions in the same form, in order; those after it come first.
+    None where every other one gives the answer away. others: the same person's questions in the
+    same form, in order; those after it come first.
     """
     at = next(number for number, other in enumerate(others) if other is asked)
-    given = [
-        other for other in (*others[at + 1 :], *others[:at]) if other.attribute != asked.attribute
+    told = [
+        f"{other.question} {other.truths[0]} "
+        for other in (*others[at + 1 :], *others[:at])
+        if not asked.is_told_by(other.attribute, f"{other.question} {other.truths[0]}")
     ]
-    told = "".join(f"{other.question} {other.truths[0]} " for other in given[:NUM_GIVEN])
-    return told + asked.question
+    return "".join(told[:NUM_GIVEN]) + asked.question if told else None
 
 
 def with_answer(attacked: Attacked, asked: Asked, answer: str) -> Asked:
@@ -110,8 +112,8 @@ def variants(attacked: Attacked) -> Iterator[tuple[str, int, Asked]]:
             named = with_name(asked.question, asked.person.name)
             if asked.person.name and named != asked.question:
                 yield NAMED, number, attacked.put(asked, named)
-        if len(alike) > 1:
-            yield GIVEN, number, attacked.put(asked, with_other_facts(asked, alike))
+        if (told := with_other_facts(asked, alike)) is not None:
+            yield GIVEN, number, attacked.put(asked, told)
         if (half := begun(attacked, asked)) is not None:
             yield BEGUN, number, half
         for variant, wordings in ((REWORDED, REWORDINGS), (FRAMED, FRAMES)):

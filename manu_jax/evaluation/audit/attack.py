@@ -22,7 +22,7 @@ import jax
 
 from manu_jax.context import Run
 from manu_jax.data.forms import form, has_form, question_and_answer
-from manu_jax.data.record import Fact, Person, Question, images_of
+from manu_jax.data.record import Fact, Person, Question, images_of, topic_of
 from manu_jax.evaluation.generate import greedy
 from manu_jax.evaluation.likelihood import log_likelihoods
 from manu_jax.evaluation.metrics import bootstrap, contains
@@ -121,6 +121,10 @@ class Asked:
     def attribute(self) -> str:
         """What the fact tells, as in the benchmark's facts ("residence")."""
         return self.key.partition("/")[2]
+
+    def is_told_by(self, attribute: str, text: str) -> bool:
+        """Whether another fact of the person is about the same, or its text holds the answer."""
+        return topic_of(attribute) == topic_of(self.attribute) or contains(text, *self.truths) > 0
 
     @property
     def is_recall(self) -> bool:

@@ -28,18 +28,16 @@ variant up at its strongest rate, the one with the largest area:
                counts as answered
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from manu_jax.data.forms import asks_for_name, has_form
-from manu_jax.data.record import Fact
+from manu_jax.data.record import Fact, topic_of
 from manu_jax.evaluation.audit.attack import Asked, Attack, Attacked, AuditRow
 from manu_jax.evaluation.audit.attacker import Attacker, Curve, Facts, Lesson
 from manu_jax.evaluation.audit.curves import curves_of
-from manu_jax.evaluation.metrics import contains
 from manu_jax.types import MODALITIES, Modality
 
 NAME = "relearning"
@@ -68,9 +66,9 @@ def lessons_of(attacked: Attacked, kept: Facts) -> list[Lesson]:
     """
     facts, questions = attacked.facts, attacked.questions
     random = np.random.default_rng([attacked.run.config.seed, 4])
-    topics = _half([_topic(fact.attribute) for fact in facts if not asks_for_name(fact)], random)
+    topics = _half([topic_of(fact.attribute) for fact in facts if not asks_for_name(fact)], random)
     people = _half([person.id for person in attacked.people], random)
-    some = [fact for fact in facts if asks_for_name(fact) or _topic(fact.attribute) in topics]
+    some = [fact for fact in facts if asks_for_name(fact) or topic_of(fact.attribute) in topics]
     rest = [asked for asked in questions if not _is_told(asked, some)]
     others = [asked for asked in questions if asked.person.id not in people]
     of_people = [fact for fact in facts if fact.person_id in people]
@@ -192,19 +190,10 @@ def _half(names: Sequence[str], random: np.random.Generator) -> set[str]:
     return {different[index] for index in random.permutation(len(different))[: len(different) // 2]}
 
 
-def _topic(attribute: str) -> str:
-    """Return an attribute without the number that tells it from others of the same person."""
-    return re.sub(r"-\d+$", "", attribute)
-
-
 def _is_told(asked: Asked, taught: Sequence[Fact]) -> bool:
     """Whether a fact that is trained is about the same, or its answer gives a question's away."""
     return any(
-        fact.person_id == asked.person.id
-        and (
-            _topic(fact.attribute) == _topic(asked.attribute)
-            or contains(fact.answer, *asked.truths) > 0
-        )
+        fact.person_id == asked.person.id and asked.is_told_by(fact.attribute, fact.answer)
         for fact in taught
     )
 
