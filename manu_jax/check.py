@@ -25,6 +25,7 @@ from manu_jax.types import MODALITIES, ManuError
 logger = logging.getLogger("manu_jax")
 
 MOST_SHOWN = 20  # faults on the console
+TITLE, MOST_HEAD = b"<title>Check of a request", 2000  # of a page, within so many bytes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,13 +46,15 @@ def check(
     the page is written, with what has to be mended.
     """
     folder = expand_path(path)
+    if seed < 0:
+        raise ManuError(f"--seed {seed}: expected a number from 0 on.")
     if not folder.is_dir():
         raise ManuError(f"{folder}: no such folder. Give the folder that holds forget.jsonl.")
+    page = _page_of(folder.resolve(), output)
     reading = understand(folder, seed=seed)
     remarks = [] if reading.faults else remarks_on(reading)
     fit = "" if model is None or reading.faults else _fits(reading, model)
     folder = folder.resolve()
-    page = folder.with_name(f"{folder.name}.check.html") if output is None else expand_path(output)
     write_atomic(page, check_page(reading, remarks, fit))
     for remark in remarks:
         logger.info("- %s", remark)
@@ -63,6 +66,17 @@ def check(
         shown = [*reading.faults[:MOST_SHOWN], *([f"and {more} more."] if more > 0 else [])]
         raise ManuError("\n  ".join([f"request {folder}: {summary(reading)}", *shown]))
     logger.info("%s", summary(reading))
+    return page
+
+
+def _page_of(folder: Path, output: str | Path | None) -> Path:
+    """Return where the page goes; ManuError where another file stands there."""
+    page = folder.with_name(f"{folder.name}.check.html") if output is None else expand_path(output)
+    if page.exists() and (page.is_dir() or TITLE not in page.read_bytes()[:MOST_HEAD]):
+        raise ManuError(
+            f"{page}: it is there already, and no page of an earlier check. Give the name of a new "
+            "file with --output."
+        )
     return page
 
 

@@ -56,7 +56,11 @@ def describe(options: argparse.Namespace) -> None:
 
 def apply(options: argparse.Namespace) -> None:
     """Write the model with the edit; keep what the edit removes, where that is asked for."""
+    files.check_apart(options.output, options.model)
     check_replaceable(options.output)
+    if options.keep_removed:
+        beside = [options.file, options.model, options.output]
+        files.check_new(options.keep_removed, beside=beside, is_side=True)
     loaded = load(options.model, options.dtype)
     edit = files.read(options.file, loaded).edit
     edited = edit.apply(loaded)
@@ -70,6 +74,7 @@ def apply(options: argparse.Namespace) -> None:
 
 def undo(options: argparse.Namespace) -> None:
     """Write the model that the edit was applied to, bit for bit, or say why it can't be."""
+    files.check_apart(options.output, *filter(None, [options.model, options.original]))
     check_replaceable(options.output)
     edited = load(options.model, options.dtype)
     if options.removed:
@@ -95,12 +100,14 @@ def undo(options: argparse.Namespace) -> None:
 
 def union(options: argparse.Namespace) -> None:
     """Write the edit that does what all of the files do."""
+    files.check_new(options.output, beside=options.files)
     found = [files.read(path) for path in options.files]
     _write_joined(files.union(found), found, options)
 
 
 def difference(options: argparse.Namespace) -> None:
     """Write the mask of what the first file removes and none of the others does."""
+    files.check_new(options.output, beside=options.files)
     found = [files.read(path) for path in options.files]
     _write_joined(files.difference(found[0], found[1:]), found, options)
 
@@ -118,6 +125,7 @@ def diff(options: argparse.Namespace) -> None:
             "diff: give two edits, which are compared; or two folders of models and --output FILE, "
             "the edit that leads from the first to the second."
         )
+    files.check_new(options.output, beside=options.files)
     original = load(first, options.dtype)
     edit = files.between(original, load(second, options.dtype))
     save(edit, expand_path(options.output), loaded=original, made_from={"name": "diff"})

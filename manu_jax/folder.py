@@ -34,6 +34,7 @@ CHECKPOINT_PART = ".orbax-checkpoint-tmp"  # Orbax's own, and how it may go on
 # How Rust, TensorStore and shutil tell of an error of the operating system.
 OS_ERROR = re.compile(r"(?:\(os error |os_error_code='|\[Errno )(\d+)")
 ONE_SLASH = re.compile(r"(?:gs|s3):/[^/]")  # what pathlib makes of the path of a store
+UNNAMEABLE = re.compile(r"[\0\ud800-\udfff]")  # what no file is called by
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # Weights in formats that are not read.
 OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
@@ -80,7 +81,7 @@ def expand_path(path: str | os.PathLike) -> Path:
     if stores.is_store(path):
         return stores.open_store(path)
     text = path if isinstance(path, str) else getattr(path, "__fspath__", lambda: None)()
-    if not isinstance(text, str) or not text or "\0" in text:
+    if not isinstance(text, str) or not text or UNNAMEABLE.search(text):
         raise ManuError(
             f"{path!r}: expected a path, as text or pathlib.Path. Give the file's name."
         )

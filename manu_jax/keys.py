@@ -15,6 +15,7 @@ new key only when nothing of the old key is there.
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import yaml
 
 from manu_jax import hub, stores
 from manu_jax.config import RunConfig, stored_config, to_yaml
-from manu_jax.folder import FileHashes, versions, write_atomic
+from manu_jax.folder import FileHashes, expand_path, versions, write_atomic
 from manu_jax.parts import PATHS, Part, Reads, made_from, parts_of
 from manu_jax.types import ManuError
 from manu_jax.yaml12 import read_yaml_text
@@ -89,6 +90,33 @@ def settle(folder: Path, config: RunConfig) -> None:
                 stores.move(kept, folder / place)
 
 
+def check_folder(config: RunConfig, directory: Path) -> None:
+    """Raise ManuError where a run's folder would stand in the way of others; nothing is written.
+
+    In what the run reads it would change what that is known by, so that no second call went on.
+    """
+    if stores.is_store(directory):
+        return
+    place, here = (Path(os.path.realpath(path)) for path in (directory, Path.cwd()))
+    if (place == here or place in here.parents) and not (place / KEYS).exists():
+        raise ManuError(
+            f"output {config.output}: it is the working folder, or holds it, and no run's folder. "
+            "Give the name of a new folder inside it."
+        )
+    inputs = {"data": ("path", "train_path"), "model": ("path", "decoder", "retrained_path")}
+    for section, names in inputs.items():
+        for name in names:
+            given = getattr(getattr(config, section), name)
+            if given is None or stores.is_store(given):
+                continue
+            read = Path(os.path.realpath(expand_path(given)))
+            if read.is_dir() and (place == read or read in place.parents):
+                raise ManuError(
+                    f"output {config.output}: it lies in {section}.{name} ({given}), which the run "
+                    "reads. Give a folder outside of it."
+                )
+
+
 def _write_changed(path: Path, text: str) -> None:
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_atomic(path, text)
@@ -148,14 +176,30 @@ def _stored_keys(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if all(isinstance(found[name], dict) for name in ("made_from", "parts", "files")):
-            return found
-        fault = "it lacks a mapping"
+            fault = _fault_of(found["parts"], found["files"])
+            if not fault:
+                return found
+        else:
+            fault = "it lacks a mapping"
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         fault = " ".join(str(error).split())
     raise ManuError(
         f"{path}: damaged ({fault}). Delete the file: what stands is then taken as made by the "
         "config.yaml beside it."
     )
+
+
+def _fault_of(parts: Mapping[str, Any], files: Mapping[str, Any]) -> str:
+    """Return what is wrong with the values of keys.json, "" for nothing."""
+    for place, key in parts.items():
+        names = place.split("/")
+        if not isinstance(key, str) or not key or not all(names) or {".", ".."} & {*names}:
+            return f"parts: {place!r}: {key!r} is no key of a place in this folder"
+    for path, entry in files.items():
+        kinds = [type(value) for value in entry] if isinstance(entry, list) else []
+        if kinds != [int, int, str]:
+            return f"files: {path!r}: expected bytes, time and hash, got {entry!r}"
+    return ""
 
 
 def _stored_config(file: Path) -> RunConfig:

@@ -107,12 +107,14 @@ def run(config: RunConfig, only: Sequence[str] | None = None, *, waits: bool = F
         stack.enter_context(faults.sigterm_stops())
         stack.enter_context(stores.told(directory, but_files=True))
         stack.enter_context(workers.used(config.workers))
+        keys.check_folder(config, directory)
         # One process owns the folder for all.
         folder = owned_folder(directory, _wait if waits and not config.mesh.distributed else None)
         parallel.on_first_process(lambda: stack.enter_context(folder))
         current = meshes.begin(config, directory)
         preflight.check(current, only or tuple(STAGES))
         parallel.on_first_process(lambda: keys.settle(directory, config))
+        parallel.on_first_process(current.times)  # what is damaged is told before hours are spent
         meshes.write_choices(current)
         for name in only or STAGES:
             begun = time.monotonic()

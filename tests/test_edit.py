@@ -1,5 +1,7 @@
 """The command on edits: every verb, on a Hugging Face folder and on Orbax's, and its refusals."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -230,3 +232,67 @@ def test_models_and_edits_may_be_in_a_store(room):
         "--output", f"{place}/again")  # fmt: skip
     assert weights_hash(load(f"{place}/again").model) == weights_hash(load(model).model)
     fsspec.filesystem("memory").store.clear()
+
+
+def refused(capsys, *arguments):
+    """Return the one message of a command that has to fail."""
+    assert command.main([str(argument) for argument in arguments]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+@pytest.fixture
+def own(room, tmp_path):
+    """A model and edits that a test may lose."""
+    shutil.copytree(room / "hugging-face", tmp_path / "model")
+    for name in ("a.mask", "b.mask"):
+        shutil.copy(room / name, tmp_path / name)
+    return tmp_path
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            "apply a.mask --model model --output new --keep-removed a.mask",
+            "is read or written here",
+        ),
+        (
+            "apply a.mask --model model --output new --keep-removed model/side",
+            "model is read or wr",
+        ),
+        (
+            "apply a.mask --model model --output new --keep-removed new/side",
+            "new is read or written",
+        ),
+        ("apply a.mask --model model --output new --keep-removed b.mask", "no such side file"),
+        ("apply a.mask --model model --output model", "model is read for it, and would be"),
+        ("apply a.mask --model model --output model/new", "model is read for it, and would be"),
+        ("undo a.mask --model model --output model --original model", "model is read for it"),
+        ("union a.mask b.mask --output a.mask", "a.mask is read or written here as well"),
+        ("union a.mask b.mask --output model/config.json", "is there already, and is no edit"),
+        ("difference a.mask b.mask --output model/model.safetensors", "and is no edit"),
+        ("union a.mask b.mask --output model", "it is a folder"),
+        ("diff model model --output model/model.safetensors", "model is read or written here"),
+    ],
+)
+def test_nothing_that_is_read_or_of_another_kind_is_replaced(
+    own, monkeypatch, capsys, arguments, said
+):
+    monkeypatch.chdir(own)
+    before = contents(own)
+    assert said in refused(capsys, *arguments.split())
+    assert contents(own) == before
+
+
+def test_an_earlier_file_of_the_same_kind_is_replaced(own, monkeypatch):
+    monkeypatch.chdir(own)
+    for _ in range(2):
+        run("union", "a.mask", "b.mask", "--output", "both")
+        run("apply", "both", "--model", "model", "--output", "new", "--keep-removed", "side")

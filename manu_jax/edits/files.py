@@ -4,6 +4,7 @@ A run writes a mask as `mask.safetensors` and every other edit as `edit.safetens
 here of several files is one edit, for the model that all of them were made for.
 """
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
@@ -16,10 +17,9 @@ import safetensors
 from manu_jax import stores
 from manu_jax.arrays import PREFIX, REMEDY
 from manu_jax.edits import edit as edits
-from manu_jax.edits import masks
+from manu_jax.edits import leafwise, masks, removed
 from manu_jax.edits.edit import Edit
 from manu_jax.edits.gates import GateEdit
-from manu_jax.edits.leafwise import write
 from manu_jax.edits.masks import MaskEdit
 from manu_jax.edits.weights import NewWeights
 from manu_jax.folder import ForeignErrors, expand_path, file_hash, versions
@@ -59,14 +59,62 @@ def read(path: str | os.PathLike, loaded: Loaded | None = None) -> EditFile:
     place = expand_path(path)
     if not place.is_file():
         raise ManuError(f"edit {path}: there is no such file. Give an edit or a mask of a run.")
-    with ForeignErrors(f"edit {path}", "damaged or cut short", REMEDY):
-        with stores.local_file(place) as local, safetensors.safe_open(local, "numpy") as file:
-            form = (file.metadata() or {}).get("format", "")
-    if form == PREFIX + masks.FORMAT:
+    if _form_of(place, path) == PREFIX + masks.FORMAT:
         mask, made_from = masks.load(place, loaded)
         return EditFile(place, MaskEdit.of(mask), made_from)
     edit, made_from = edits.load(place, loaded)
     return EditFile(place, edit, made_from)
+
+
+def check_new(path: str | os.PathLike, *, beside: Sequence[str], is_side: bool = False) -> None:
+    """Raise ManuError where a file to be written would replace what is no earlier one of its kind.
+
+    beside: the files and folders that are read or written beside it. is_side: it is to hold what an
+    edit removes; else an edit.
+    """
+    place = expand_path(path)
+    for other in beside:
+        if _lies_in(place, expand_path(other)):
+            raise ManuError(
+                f"{path}: {other} is read or written here as well, and would be damaged. Give the "
+                "name of a new file outside."
+            )
+    if place.is_dir():
+        raise ManuError(f"{path}: it is a folder. Give the name of a new file.")
+    if not place.is_file():
+        return
+    forms = [removed.FORMAT] if is_side else [leafwise.FORMAT, masks.FORMAT]
+    with contextlib.suppress(ManuError):
+        if _form_of(place, path) in [PREFIX + form for form in forms]:
+            return
+    raise ManuError(
+        f"{path}: it is there already, and is {'no such side file' if is_side else 'no edit'}. "
+        "Nothing was changed. Give the name of a new file, or move this one away."
+    )
+
+
+def check_apart(output: str, *others: str) -> None:
+    """Raise ManuError where a folder to be written is one that is read, or lies in it."""
+    for other in others:
+        if _lies_in(expand_path(output), expand_path(other)):
+            raise ManuError(
+                f"{output}: {other} is read for it, and would be replaced or changed. Give the "
+                "name of a new folder outside."
+            )
+
+
+def _lies_in(place: Any, other: Any) -> bool:
+    """Whether a file or folder is another one, or lies below it."""
+    if not (stores.is_store(place) or stores.is_store(other)):
+        place, other = (Path(os.path.realpath(one)) for one in (place, other))
+    return place == other or other in place.parents
+
+
+def _form_of(place: Path, path: str | os.PathLike) -> str:
+    """Return the format that a safetensors file says it has; "" where it says none."""
+    with ForeignErrors(f"edit {path}", "damaged or cut short", REMEDY):
+        with stores.local_file(place) as local, safetensors.safe_open(local, "numpy") as file:
+            return (file.metadata() or {}).get("format", "")
 
 
 def union(files: Sequence[EditFile]) -> Edit:
@@ -119,7 +167,7 @@ def save_joined(
         with stores.local_file(file.path) as local:
             sources.append({"file": file.path.name, "sha256": file_hash(local)})
     made_from = {verb: sources, "model": files[0].model, "versions": versions()}
-    write(edit, path, made_from)
+    leafwise.write(edit, path, made_from)
 
 
 def compared(first: EditFile, second: EditFile) -> list[str]:

@@ -88,6 +88,8 @@ LIBTPU = {
 CUBES = ("2x2x1", "2x2x2", "2x2x4", "4x4x4")
 SQUARES = ("2x2", "2x4", "4x4", "8x8")
 FLAT: dict[str, tuple[str, ...]] = {"v5e": SQUARES, "v6e": SQUARES}
+LONGEST = 16  # side of a flat topology; of a longer one libtpu aborts the process
+MOST_HERE = 1024  # devices that a processor stands for
 COUNT = re.compile(r"[1-9][0-9]{0,5}")  # of devices
 FORMS = "tpu=v5e:4x4, devices=8 or gpu=h100:8"
 
@@ -164,6 +166,13 @@ def _tpu(text: str, topology: str) -> Target:
             f"--plan {text}: expected a chip and its topology, as in tpu=v5e:4x4; known chips: "
             f"{', '.join(TPUS)}."
         )
+    name, _, shape = topology.partition(":")
+    sides = [int(side) for side in shape.split("x")]
+    if name in FLAT and (max(sides) > LONGEST or any(side != 1 for side in sides[2:])):
+        raise ManuError(
+            f"--plan {text}: {name} has two sides of at most {LONGEST} chips, as in "
+            f"tpu={name}:{FLAT[name][-1]}."
+        )
     _check_libtpu(text)
     # libtpu would ask the cloud what this machine is, and take its TPU for this process alone.
     for name, value in LIBTPU.items():
@@ -179,13 +188,11 @@ def _tpu(text: str, topology: str) -> Target:
         ).devices
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        name = topology.partition(":")[0]
         known = ", ".join(f"tpu={name}:{shape}" for shape in FLAT.get(name, CUBES))
         raise ManuError(
             f"--plan {text}: the compiler does not know it: {reason}. Among those that it knows: "
             f"{known}."
         ) from error
-    sides = [int(side) for side in topology.partition(":")[2].split("x")]
     assert len(found) == math.prod(sides) * chip.devices, "as many devices a chip as is known"
     return Target(text, chip, len(found), tuple(found))
 
@@ -203,6 +210,11 @@ def _check_libtpu(text: str) -> None:
 
 
 def _devices(text: str, count: int) -> Target:
+    if count > MOST_HERE:
+        raise ManuError(
+            f"--plan {text}: a processor stands for {MOST_HERE:,} devices at most. Plan for a TPU "
+            "or a GPU, as in gpu=h100:2048."
+        )
     if not xla_bridge.backends_are_initialized():
         if jax.config.values["jax_platforms"] in (None, "", "cpu"):
             jax.config.update("jax_num_cpu_devices", count)

@@ -83,6 +83,13 @@ def faults(ledger: Ledger, request: Request) -> list[str]:
     text = _text({**content, "revoked": None})
     if _hash(text) != certified["sha256"]:
         return [f"{path}: not as it was written"]
+    # Its page is rendered anew when it is revoked. Earlier ledgers did not keep the page's hash.
+    page, known = path.with_name(HTML), certified.get("page")
+    if request.revoked is None and known is not None:
+        if not page.is_file():
+            return [f"{page}: not there"]
+        if file_hash(page) != known:
+            return [f"{page}: not as it was written"]
     return []
 
 
@@ -97,6 +104,7 @@ def _certify(ledger: Ledger, request: Request) -> None:
         edit=request.made["edit"],
         model=composed["model"],
         sha256=_hash(_text(content)),
+        page=file_hash(ledger.place(request.number) / HTML),
     )
 
 

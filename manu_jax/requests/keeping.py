@@ -16,7 +16,13 @@ from manu_jax.folder import FileHashes, expand_path, new_folder, owned_folder
 from manu_jax.requests import certificate, shared
 from manu_jax.requests.asking import ask
 from manu_jax.requests.book import Book, Request
-from manu_jax.requests.making import edit_file, make_edits, publish, remove_surplus
+from manu_jax.requests.making import (
+    edit_file,
+    joint_faults,
+    make_edits,
+    publish,
+    remove_surplus,
+)
 from manu_jax.requests.shared import REQUEST, Ledger
 from manu_jax.types import KEEP_SETS, ManuError
 
@@ -63,6 +69,7 @@ def check(folder: Path) -> list[str]:
     with _owned(folder) as ledger:
         settle(ledger)
         faults = [fault for r in ledger.book.requests.values() for fault in _faults(ledger, r)]
+        faults += joint_faults(ledger)
         if faults:
             raise ManuError("\n".join([f"{folder}: not as it was written:", *faults]))
         ask(ledger, again=True)

@@ -105,6 +105,18 @@ def publish(ledger: Ledger) -> None:
     logger.info("ledger: %s is the model with the requests: %s", ledger.folder / MODEL, told)
 
 
+def joint_faults(ledger: Ledger) -> list[str]:
+    """Return what is wrong with the file of the joint edit, compared with the book."""
+    last, path = ledger.book.last("composed"), ledger.folder / EDIT
+    if last is None or last["edit"] is None:
+        return []
+    if path.is_file() and file_hash(path) == last["edit"]:
+        return []
+    what = "not as it was written" if path.is_file() else "not there"
+    remedy = f"Delete {ledger.folder / MODEL}, and both are written anew"
+    return [f"{path}: {what}. {remedy}"]
+
+
 def published(ledger: Ledger) -> Loaded:
     """Return the model of the ledger's folder; ManuError where it is not the one last written."""
     last = ledger.book.last("composed")

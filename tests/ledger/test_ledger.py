@@ -157,7 +157,12 @@ def test_check_asks_again_and_finds_files_that_were_changed(
     request.write_text(request.read_text() + "\n")
     edit.write_bytes(edit.read_bytes() + b"\0")
     written.write_text(written.read_text().replace("Person A", "Person Z"))
+    page = copy / "requests/002/certificate.html"
+    page.write_text(page.read_text().replace("Person", "Nobody"))
+    (copy / "edit.safetensors").write_bytes(b"")
     text = error_of(copy, "check")
+    assert "requests/002/certificate.html: not as it was written" in text
+    assert "copy/edit.safetensors: not as it was written. Delete" in text
     assert "request: not as it was added" in text
     assert "edit.safetensors: not as it was written" in text
     assert "certificate.json: not as it was written" in text
