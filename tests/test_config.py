@@ -232,6 +232,10 @@ def test_an_edit_method_is_known_by_its_kind(tmp_path, monkeypatch):
             "method.neurons: expected a mapping with keys of count, layers, places, got 4",
         ),
         (
+            "method: {preset: paper, layers: {text: [99]}}",
+            "method.layers.text: expected a mapping, got [99]",
+        ),
+        (
             "audit: 3",
             "audit: expected a mapping with keys of level, methods, learning_rates, steps, "
             "remat, lora, got 3",

@@ -200,7 +200,8 @@ def _faults(
             message = "expected a list"
         elif fault["type"] in ("model_type", "model_attributes_type"):
             known = _known_keys(kind, fault["loc"])
-            message = f"expected a mapping with keys of {', '.join(known)}"
+            message = "expected a mapping"
+            message += f" with keys of {', '.join(known)}" if known else ""
         got = "" if fault["type"] in ("value_error", "missing") else f", got {fault['input']!r}"
         yield f"{path}: {message}{got}" if path else message
 

@@ -166,12 +166,12 @@ def _tpu(text: str, topology: str) -> Target:
             f"--plan {text}: expected a chip and its topology, as in tpu=v5e:4x4; known chips: "
             f"{', '.join(TPUS)}."
         )
-    name, _, shape = topology.partition(":")
+    family, _, shape = topology.partition(":")
     sides = [int(side) for side in shape.split("x")]
-    if name in FLAT and (max(sides) > LONGEST or any(side != 1 for side in sides[2:])):
+    if family in FLAT and (max(sides) > LONGEST or any(side != 1 for side in sides[2:])):
         raise ManuError(
-            f"--plan {text}: {name} has two sides of at most {LONGEST} chips, as in "
-            f"tpu={name}:{FLAT[name][-1]}."
+            f"--plan {text}: {family} has two sides of at most {LONGEST} chips, as in "
+            f"tpu={family}:{FLAT[family][-1]}."
         )
     _check_libtpu(text)
     # libtpu would ask the cloud what this machine is, and take its TPU for this process alone.
@@ -188,7 +188,7 @@ def _tpu(text: str, topology: str) -> Target:
         ).devices
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        known = ", ".join(f"tpu={name}:{shape}" for shape in FLAT.get(name, CUBES))
+        known = ", ".join(f"tpu={family}:{one}" for one in FLAT.get(family, CUBES))
         raise ManuError(
             f"--plan {text}: the compiler does not know it: {reason}. Among those that it knows: "
             f"{known}."

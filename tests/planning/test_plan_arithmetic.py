@@ -274,6 +274,7 @@ def test_no_chip_has_more_room_than_its_memory():
     ],
 )
 def test_an_unknown_target_is_an_error_that_says_what_is_known(text, part):
+    jax.devices()  # found before: as many as they are
     with pytest.raises(ManuError, match=f"--plan {text}: .*{part}"):
         target_of(text)
 
