@@ -1,6 +1,7 @@
 """Eight CPU devices, exact matmuls, no silent rank promotion (warnings: pyproject.toml)."""
 
 import atexit
+import contextlib
 import gc
 import os
 import shutil
@@ -65,9 +66,21 @@ def pytest_make_collect_report(collector):
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_call():
-    try:
+def pytest_runtest_setup():
+    with _skipping():
         return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call():
+    with _skipping():
+        return (yield)
+
+
+@contextlib.contextmanager
+def _skipping():
+    try:
+        yield
     except ModuleNotFoundError as error:
         if error.name == "torch":
             pytest.skip(WITHOUT_TORCH)
