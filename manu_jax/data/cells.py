@@ -1,15 +1,14 @@
 """What one cell of a benchmark's row may hold, and what it is read as.
 
-Null, NaN (what pandas writes for null), blanks and what can't be seen are read as an empty text.
-Any other value in place of a text (a number, bytes, a mapping) is a fault: 1984.0 may have been
-"1984" or "1984.0", and a wrong truth would go unnoticed. The faults are ManuErrors without the
-place, which the reader adds.
+Null, NaN (what pandas writes for null) and blanks are read as an empty text. Any other value in
+place of a text (a number, bytes, a mapping) is a fault: 1984.0 may have been "1984" or "1984.0",
+and a wrong truth would go unnoticed. The faults are ManuErrors without the place, which
+the reader adds.
 """
 
 import json
 import math
 import string
-import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,10 +32,7 @@ def text_of(value: Any, what: str) -> str:
         raise ManuError(
             f"{what} is {short(value)}, which has a lone surrogate. Mend the row."
         ) from None
-    if "\0" in value:
-        raise ManuError(f"{what} is {short(value)}, which has a NUL. Mend the row.")
-    is_invisible = all(unicodedata.category(character)[0] in "ZC" for character in value)
-    return "" if is_invisible else value.strip()
+    return value.strip()
 
 
 def truths_of(value: Any, what: str) -> tuple[str, ...]:

@@ -90,6 +90,8 @@ def entry_of(
     pictures_of: cell → its images. Raises ManuError that names the first fault of the line.
     """
     subject = text_of(cells.get("subject"), "subject")
+    if all(unicodedata.category(character)[0] in "ZC" for character in subject):
+        subject = ""  # of characters that can't be seen
     if not subject and where != "general":
         raise ManuError(
             "no subject. Write the name of whom the question is about; in the set general alone it "

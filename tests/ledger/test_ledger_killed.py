@@ -13,7 +13,7 @@ from manu_jax.requests.book import Book
 KILLS = 20
 MOST_WRITES = 20  # between two kills
 # What differs between two ledgers that met the same requests: when, and what follows from that.
-OF_TIME = ("time", "previous", "sha256", "results.json (SHA-256)", "ledger before this")
+OF_TIME = ("time", "previous", "sha256", "page", "results.json (SHA-256)", "ledger before this")
 OF_TIME += ("added", "issued", "revoked")
 # Of safetensors files the order of the metadata is drawn anew each time.
 OF_TIME += ("edit", "edits", "edit (SHA-256)", "joint edit (SHA-256)")
