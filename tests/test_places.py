@@ -29,7 +29,7 @@ def test_a_run_does_not_write_into_the_request_that_it_reads(request_folder, ins
     before = sorted(request_folder.rglob("*"))
     message = error_of(
         "--config", REQUEST.parents[1] / "configs/request.yaml", "--output",
-        request_folder / inside, f"data.path={request_folder}", "model.path=m",
+        request_folder / inside, f"data.path={request_folder}", "model.path=m", "cache=null",
     )  # fmt: skip
     assert f"it lies in data.path ({request_folder}), which the run reads" in message
     assert sorted(request_folder.rglob("*")) == before
@@ -110,6 +110,6 @@ def test_the_command_refuses_the_folder_that_holds_the_working_folder(
 ):
     monkeypatch.chdir(tmp_path)
     demo = str(REQUEST.parents[1] / "configs/demo.yaml")
-    assert run.main(["--config", demo, "--output", ".", "--only", "data"]) == 1
+    assert run.main(["--config", demo, "--output", ".", "--only", "data", "cache=null"]) == 1
     assert "it is the working folder" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
