@@ -72,12 +72,17 @@ def check(
 def _page_of(folder: Path, output: str | Path | None) -> Path:
     """Return where the page goes; ManuError where another file stands there."""
     page = folder.with_name(f"{folder.name}.check.html") if output is None else expand_path(output)
-    if page.exists() and (page.is_dir() or TITLE not in page.read_bytes()[:MOST_HEAD]):
+    if page.exists() and (page.is_dir() or TITLE not in _head(page)):
         raise ManuError(
             f"{page}: it is there already, and no page of an earlier check. Give the name of a new "
             "file with --output."
         )
     return page
+
+
+def _head(page: Path) -> bytes:
+    with open(page, "rb") as file:
+        return file.read(MOST_HEAD)
 
 
 def _fits(reading: Reading, model: str) -> str:

@@ -277,7 +277,7 @@ def owned_folder(
             if wait is None:
                 raise ManuError(
                     f"run folder {path} is in use by process {owner}. Wait for it to end, or give "
-                    "another folder."
+                    "another folder with --output."
                 )
             if not is_told:
                 logger.info("%s: waiting for process %s, which is at work there", path, owner)

@@ -15,7 +15,6 @@ new key only when nothing of the old key is there.
 
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -97,20 +96,18 @@ def check_folder(config: RunConfig, directory: Path) -> None:
     """
     if stores.is_store(directory):
         return
-    place, here = (Path(os.path.realpath(path)) for path in (directory, Path.cwd()))
-    if (place == here or place in here.parents) and not (place / KEYS).exists():
+    if stores.lies_in(Path.cwd(), directory) and not (directory / KEYS).exists():
         raise ManuError(
             f"output {config.output}: it is the working folder, or holds it, and no run's folder. "
             "Give the name of a new folder inside it."
         )
-    inputs = {"data": ("path", "train_path"), "model": ("path", "decoder", "retrained_path")}
-    for section, names in inputs.items():
-        for name in names:
-            given = getattr(getattr(config, section), name)
+    for section in ("data", "model"):
+        for name in PATHS:
+            given = getattr(getattr(config, section), name, None)
             if given is None or stores.is_store(given):
                 continue
-            read = Path(os.path.realpath(expand_path(given)))
-            if read.is_dir() and (place == read or read in place.parents):
+            read = expand_path(given)
+            if read.is_dir() and stores.lies_in(directory, read):
                 raise ManuError(
                     f"output {config.output}: it lies in {section}.{name} ({given}), which the run "
                     "reads. Give a folder outside of it."

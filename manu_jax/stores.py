@@ -49,6 +49,13 @@ def is_store(path: Any) -> bool:
     return "://" in str(path)
 
 
+def lies_in(place: Any, other: Any) -> bool:
+    """Whether a file or folder is another one, or lies below it; links here are followed."""
+    if not (is_store(place) or is_store(other)):
+        place, other = (Path(os.path.realpath(one)) for one in (place, other))
+    return place == other or other in place.parents
+
+
 def open_store(path: Any) -> Any:
     """Return the path of a store; its bucket is looked at once in a process.
 

@@ -74,7 +74,7 @@ def check_new(path: str | os.PathLike, *, beside: Sequence[str], is_side: bool =
     """
     place = expand_path(path)
     for other in beside:
-        if _lies_in(place, expand_path(other)):
+        if stores.lies_in(place, expand_path(other)):
             raise ManuError(
                 f"{path}: {other} is read or written here as well, and would be damaged. Give the "
                 "name of a new file outside."
@@ -96,18 +96,11 @@ def check_new(path: str | os.PathLike, *, beside: Sequence[str], is_side: bool =
 def check_apart(output: str, *others: str) -> None:
     """Raise ManuError where a folder to be written is one that is read, or lies in it."""
     for other in others:
-        if _lies_in(expand_path(output), expand_path(other)):
+        if stores.lies_in(expand_path(output), expand_path(other)):
             raise ManuError(
                 f"{output}: {other} is read for it, and would be replaced or changed. Give the "
                 "name of a new folder outside."
             )
-
-
-def _lies_in(place: Any, other: Any) -> bool:
-    """Whether a file or folder is another one, or lies below it."""
-    if not (stores.is_store(place) or stores.is_store(other)):
-        place, other = (Path(os.path.realpath(one)) for one in (place, other))
-    return place == other or other in place.parents
 
 
 def _form_of(place: Path, path: str | os.PathLike) -> str:

@@ -36,7 +36,7 @@ from manu_jax.requests.asking import KEPT, Asked, rows_of, sentence, share
 from manu_jax.requests.book import Request
 from manu_jax.requests.finding import finding, guess
 from manu_jax.requests.making import edit_file
-from manu_jax.requests.shared import Ledger
+from manu_jax.requests.shared import Ledger, faults_of
 from manu_jax.types import FORGET_SETS, MODALITIES, RETRAINED, VANILLA, ManuError
 
 JSON, HTML = "certificate.json", "certificate.html"
@@ -86,10 +86,7 @@ def faults(ledger: Ledger, request: Request) -> list[str]:
     # Its page is rendered anew when it is revoked. Earlier ledgers did not keep the page's hash.
     page, known = path.with_name(HTML), certified.get("page")
     if request.revoked is None and known is not None:
-        if not page.is_file():
-            return [f"{page}: not there"]
-        if file_hash(page) != known:
-            return [f"{page}: not as it was written"]
+        return faults_of(page, known)
     return []
 
 

@@ -26,7 +26,15 @@ from manu_jax.importance.by_statistics import statistics_file
 from manu_jax.models.loaded import Loaded, load, save_pretrained
 from manu_jax.planning.meshes import begin
 from manu_jax.requests.book import Request, numbers_of
-from manu_jax.requests.shared import AGAIN, ANSWERS, EDIT, MODEL, Ledger, other_model
+from manu_jax.requests.shared import (
+    AGAIN,
+    ANSWERS,
+    EDIT,
+    MODEL,
+    Ledger,
+    faults_of,
+    other_model,
+)
 from manu_jax.run import run
 from manu_jax.types import KEEP_SETS, MODALITIES, ManuError
 
@@ -110,11 +118,8 @@ def joint_faults(ledger: Ledger) -> list[str]:
     last, path = ledger.book.last("composed"), ledger.folder / EDIT
     if last is None or last["edit"] is None:
         return []
-    if path.is_file() and file_hash(path) == last["edit"]:
-        return []
-    what = "not as it was written" if path.is_file() else "not there"
     remedy = f"Delete {ledger.folder / MODEL}, and both are written anew"
-    return [f"{path}: {what}. {remedy}"]
+    return [f"{fault}. {remedy}" for fault in faults_of(path, last["edit"])]
 
 
 def published(ledger: Ledger) -> Loaded:

@@ -30,7 +30,7 @@ from manu_jax.context import Run
 from manu_jax.data.benchmarks import benchmark_format
 from manu_jax.data.record import Benchmark
 from manu_jax.fingerprint import weights_hash
-from manu_jax.folder import expand_path
+from manu_jax.folder import expand_path, file_hash
 from manu_jax.models.loaded import Loaded, family_of
 from manu_jax.planning.meshes import begin
 from manu_jax.requests.book import BOOK, Book, Request
@@ -132,6 +132,13 @@ class Ledger:
 def exists(folder: Path) -> bool:
     """Whether a ledger stands there."""
     return (folder / BOOK).exists()
+
+
+def faults_of(path: Path, digest: str) -> list[str]:
+    """Return how a file differs from what was written, by its SHA-256; [] where it does not."""
+    if not path.is_file():
+        return [f"{path}: not there"]
+    return [] if file_hash(path) == digest else [f"{path}: not as it was written"]
 
 
 def other_model(path: str | None, wanted: str, found: str) -> ManuError:

@@ -67,12 +67,12 @@ def with_other_facts(asked: Asked, others: Sequence[Asked]) -> str | None:
     same form, in order; those after it come first.
     """
     at = next(number for number, other in enumerate(others) if other is asked)
-    told = [
-        f"{other.question} {other.truths[0]} "
+    said = [
+        (other.attribute, f"{other.question} {other.truths[0]}")
         for other in (*others[at + 1 :], *others[:at])
-        if not asked.is_told_by(other.attribute, f"{other.question} {other.truths[0]}")
     ]
-    return "".join(told[:NUM_GIVEN]) + asked.question if told else None
+    told = [text for attribute, text in said if not asked.is_told_by(attribute, text)]
+    return " ".join([*told[:NUM_GIVEN], asked.question]) if told else None
 
 
 def with_answer(attacked: Attacked, asked: Asked, answer: str) -> Asked:
