@@ -87,10 +87,11 @@ def _give_threads() -> None:
 def run(config: RunConfig, only: Sequence[str] | None = None, *, waits: bool = False) -> Path:
     """Run the stages of `config` (all, or those named in `only`) and return the run's folder.
 
-    Stages whose files stand, made from what the config says now, are not run again (keys.py). What
-    can be checked before the first one is (preflight.py). waits: where another process is at work
-    in the folder, until it has ended; one of several processes does not. Raises ManuError for an
-    unknown stage's name, and for a folder in use.
+    They run in the program's order, each once, however `only` names them. Stages whose files stand,
+    made from what the config says now, are not run again (keys.py). What can be checked before the
+    first one is (preflight.py). waits: where another process is at work in the folder, until it has
+    ended; one of several processes does not. Raises ManuError for an unknown stage's name, and for
+    a folder in use.
     """
     start = time.monotonic()
     _prepare_jax(config)
@@ -102,6 +103,7 @@ def run(config: RunConfig, only: Sequence[str] | None = None, *, waits: bool = F
     unknown = [name for name in only or () if name not in STAGES]
     if unknown:
         raise ManuError(f"--only {','.join(unknown)}: no such stage; known: {', '.join(STAGES)}.")
+    stages = [name for name in STAGES if not only or name in only]
     directory = expand_path(config.output)
     with contextlib.ExitStack() as stack:
         stack.enter_context(faults.sigterm_stops())
@@ -112,11 +114,11 @@ def run(config: RunConfig, only: Sequence[str] | None = None, *, waits: bool = F
         folder = owned_folder(directory, _wait if waits and not config.mesh.distributed else None)
         parallel.on_first_process(lambda: stack.enter_context(folder))
         current = meshes.begin(config, directory)
-        preflight.check(current, only or tuple(STAGES))
+        preflight.check(current, stages)
         parallel.on_first_process(lambda: keys.settle(directory, config))
         parallel.on_first_process(current.times)  # what is damaged is told before hours are spent
         meshes.write_choices(current)
-        for name in only or STAGES:
+        for name in stages:
             begun = time.monotonic()
             STAGES[name](current)
             parallel.wait_for_all(name)

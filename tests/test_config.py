@@ -308,6 +308,11 @@ def test_override_below_a_value_is_an_error(tmp_path):
     assert "has no keys" in error_of(tmp_path, MINIMAL + "seed: 3\n", ["seed.deep=1"])
 
 
+def test_override_inside_a_list_says_that_lists_are_given_whole(tmp_path):
+    message = error_of(tmp_path, MINIMAL + "compare: [paper]\n", ["compare.0.alpha=0.1"])
+    assert "'compare' is a list, which is given whole: 'compare=[...]'." in message
+
+
 def test_model_must_be_given_or_trained(tmp_path):
     assert "model.path is not set" in error_of(tmp_path, "seed: 1\n")
 

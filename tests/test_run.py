@@ -207,6 +207,12 @@ def test_stage_before_its_turn_names_the_one_to_run(config, tmp_path, error_of):
     assert "Run the stage `train` first" in error_of(*arguments, "scores")
 
 
+def test_stages_run_in_the_order_of_the_program(config, tmp_path, error_of):
+    arguments = ("--config", config, "--output", tmp_path / "x", "cache=null")
+    message = error_of(*arguments, "--only", "scores,data,data")
+    assert "Run the stage `train` first" in message
+
+
 def test_values_and_options_stand_in_any_order(config, tmp_path):
     arguments = ["--config", config, "seed=3", "--output", tmp_path / "x", "cache=null"]
     assert run.main([str(one) for one in (*arguments, "--only", "data")]) == 0

@@ -162,6 +162,11 @@ def _set_override(values: dict[str, Any], override: str, kind: type[Section]) ->
         text_key = next((one.text_key for one in sections if one.text_key), "")
         if isinstance(child, str) and text_key:
             child = values[parent] = {text_key: child}
+        if isinstance(child, list):
+            raise ManuError(
+                f"override {override!r}: {parent!r} is a list, which is given whole: "
+                f"'{parent}=[...]'."
+            )
         if not isinstance(child, dict):
             raise ManuError(f"override {override!r}: {parent!r} is {child!r}, which has no keys.")
         values = child
