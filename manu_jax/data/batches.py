@@ -59,9 +59,10 @@ def encode_all(encoder: Encoder, samples: Sequence[Sample]) -> list[Encoded]:
         try:
             encoded.append(encoder.encode(sample, digests=digests))
         except ManuError as error:
-            faults.append(f"{sample.key or 'sample'}: {error}")
+            is_named = bool(sample.key) and f" {sample.key}: " in str(error)
+            faults.append(str(error) if is_named else f"{sample.key or 'sample'}: {error}")
     head = f"{len(faults)} of {len(samples)} samples cannot be given to the model:"
-    raise_faults(faults, head)
+    raise_faults(list(dict.fromkeys(faults)), head)
     return encoded
 
 

@@ -20,6 +20,7 @@ COLUMNS = (
     "subject", "image", "question", "answer", "text_question", "name_question", "options", "wrong",
 )  # fmt: skip
 NEEDED = ("question", "answer")
+IMAGE_MARK = "<image>"  # where many datasets mark an image's place in a question
 MOST_SLUG = 48  # characters of the question in an attribute
 LETTERS = "ABCDEFGH"  # of options
 MOST_WRONG = len(LETTERS) - 1
@@ -96,6 +97,12 @@ def entry_of(
         raise ManuError(
             "no subject. Write the name of whom the question is about; in the set general alone it "
             "may be left out."
+        )
+    marked = [name for name in COLUMNS if name != "image" and IMAGE_MARK in str(cells.get(name))]
+    if marked:
+        raise ManuError(
+            f"{marked[0]} holds {IMAGE_MARK!r}. Take it out: an image is shown before its question "
+            "anyway."
         )
     question = text_of(cells.get("question"), "question")
     if not question:

@@ -129,6 +129,7 @@ class Loaded:
 
     def count_tokens(self, samples: Sequence[Sample]) -> list[tuple[int, int]]:
         """Return how many tokens of text, and of images, each sample has."""
+        processing.check_placeholders(samples, getattr(self.processor, self.family.placeholder))
         self.tokenise_ahead(samples)
         coded = [self._tokens(self._text(sample)).ids_T for sample in samples]
         counts = [int((ids_T == self.config.image_token).sum()) for ids_T in coded]

@@ -199,6 +199,9 @@ def test_what_cannot_be_encoded_is_named_all_at_once():
     samples = [question_sample(text, "", key=f"{i}/x") for i, text in enumerate(["a", "b!", "c!"])]
     with pytest.raises(ManuError, match=r"2 of 3 samples .*\n  1/x: .*'b!'\n  2/x: .*'c!'"):
         encode_all(ENCODER, samples)
+    with pytest.raises(ManuError) as error:
+        encode_all(ENCODER, [samples[1]] * 2)  # one fact, given twice
+    assert str(error.value).count("1/x: ") == 1
 
 
 def test_a_batch_of_nothing_is_an_error():

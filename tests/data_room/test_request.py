@@ -290,6 +290,8 @@ def test_views_reword_the_questions_of_both_forms_alike(write):
         ([line("")], "line 1: no subject. Write the name of whom the question is about"),
         ([line(question=" ")], "line 1: no question."),
         ([line(answer=None)], "line 1: no answer."),
+        ([line(question=f"<image>\n{CITY}")], "line 1: question holds '<image>'. Take it out"),
+        ([line(wrong=["Rome", "<image>"])], "line 1: wrong holds '<image>'."),
         ([line(answer=1984)], "line 1: answer is 1984, expected a text."),
         ([line(image="c.png")], "line 1: the image c.png: no such file in request/."),
         ([line(image="A.PNG")], "There is a.png."),

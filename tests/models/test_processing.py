@@ -249,6 +249,8 @@ def test_images_and_image_tokens_that_differ_in_number_are_refused(loaded):
         loaded.encode(Sample((("<image><image> Where", False),), (one,)))
     with pytest.raises(ManuError, match="1 image tokens and 2 images"):
         loaded.encode(Sample((("<image> Where", False),), (one, two)))
+    with pytest.raises(ManuError, match="1 image tokens and 0 images"):  # before any image is read
+        loaded.count_tokens([Sample((("Where", False),)), Sample((("<image> Where", False),))])
     with pytest.raises(ManuError, match="017/home: .* 0 image tokens and 1 images"):
         loaded.encode(Sample((("Where", False),), (one,), key="017/home"))
 

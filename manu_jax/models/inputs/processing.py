@@ -7,7 +7,7 @@ its tower reads of the image; that is made once, as long as the image stays in t
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,6 +88,22 @@ def placeholders(text: str, placeholder: str) -> list[tuple[int, int]]:
     return [found.span() for found in re.finditer(re.escape(placeholder), text)]
 
 
+def check_placeholders(samples: Iterable[Sample], placeholder: str) -> None:
+    """Raise ManuError where images and their placeholders in a text differ in number."""
+    for sample in samples:
+        if sample.images and not placeholder:
+            raise ManuError(
+                f"prompt {name_of(sample)}: it has {len(sample.images)} images, and the model "
+                "takes none. Ask in text alone, or use a model with a vision tower."
+            )
+        num_placeholders = len(placeholders(sample.text, placeholder))
+        if num_placeholders != len(sample.images):
+            raise ManuError(
+                f"prompt {name_of(sample)}: it has {num_placeholders} image tokens and "
+                f"{len(sample.images)} images. Give one image per image token, in order."
+            )
+
+
 def expanded(sample: Sample, replacements: Sequence[Replacement]) -> tuple[tuple[str, bool], ...]:
     """Return the sample's segments after the replacements, which are in order and disjoint."""
     text, position, pieces = sample.text, 0, []
@@ -138,17 +154,7 @@ def encode(
     ManuError where images and placeholders differ in number, the prompt is longer than the context,
     or a token or a feature has no row: on a device a gather would take another one's.
     """
-    if sample.images and not placeholder:
-        raise ManuError(
-            f"prompt {name_of(sample)}: it has {len(sample.images)} images, and the model takes "
-            "none. Ask in text alone, or use a model with a vision tower."
-        )
-    num_placeholders = len(placeholders(sample.text, placeholder))
-    if num_placeholders != len(sample.images):
-        raise ManuError(
-            f"prompt {name_of(sample)}: it has {num_placeholders} image tokens and "
-            f"{len(sample.images)} images. Give one image per image token, in order."
-        )
+    check_placeholders([sample], placeholder)
     segments = expanded(sample, replacements()) if sample.images else sample.segments
     ids_T, offsets_T2 = tokens("".join(text for text, _ in segments))
     is_image_T = ids_T == image_token
