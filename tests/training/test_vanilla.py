@@ -3,7 +3,7 @@ import functools
 import jax
 import pytest
 
-from manu_jax.config import ModelSection, TextSize, TrainSection, VisionSize
+from manu_jax.config import ModelSection, TextSize, TowerSection, TrainSection, VisionSize
 from manu_jax.data import mllmu, synthetic
 from manu_jax.data.prompts import question_prompt
 from manu_jax.training import vanilla
@@ -64,6 +64,30 @@ def test_only_the_vanilla_model_sees_the_people_to_forget(benchmark, trainings, 
     # Both go on from the same base.
     assert trainings["vanilla"][0] is trainings["retrained"][0]
     assert trainings["vanilla"][0] is not trainings["base"][0]
+
+
+def test_the_retrained_models_tower_never_saw_the_people_to_forget(
+    benchmark, trainings, tmp_path, monkeypatch
+):
+    towers = {}
+
+    def train_tower(loaded, people, section, *, num_steps, directory, seed):
+        towers[directory.name] = (loaded, people, num_steps)
+        return loaded.replace_model(jax.tree.map(lambda leaf: leaf + 1, loaded.model))
+
+    monkeypatch.setattr(vanilla, "train_tower", train_tower)
+    section = SECTION.model_copy(update={"tower": TowerSection(steps=7, more_steps=2)})
+    train_models(benchmark, SIZES, section, directory=tmp_path, seed=0)
+    assert {name: call[2] for name, call in towers.items()} == {
+        "base_tower": 7, "vanilla_tower": 2, "retrained_tower": 2,
+    }  # fmt: skip
+    forget, others = names(benchmark.sets["forget"]), names(benchmark.sets["retain"])
+    for name, (_, people, _) in towers.items():
+        assert names(people) & forget == (forget if name == "vanilla_tower" else set())
+        assert names(people) >= others
+    # Both towers go on from that of the base, and each model is taught around its own.
+    assert towers["vanilla_tower"][0] is towers["retrained_tower"][0]
+    assert trainings["vanilla"][0] is not trainings["retrained"][0]
 
 
 def test_models_that_stand_are_not_trained_again(benchmark, trainings, tmp_path):
