@@ -27,6 +27,7 @@ from manu_jax.importance.job import EditMethod
 from manu_jax.importance.methods import METHODS
 from manu_jax.keys import settle
 from manu_jax.models.families.registry import FAMILIES
+from manu_jax.training.recipes import RECIPES
 from manu_jax.types import ManuError
 from manu_jax.yaml12 import read_yaml_text, yaml_text
 
@@ -462,6 +463,18 @@ def test_every_config_that_is_shipped_is_valid_and_says_its_command(path):
         assert published.objective == "gradient_difference_official" and published.lora is not None
         with pytest.raises(ManuError, match="model.path is not set"):
             load_config(path, ["data.path=x"])
+
+
+def test_every_preset_and_objective_has_settings_for_a_real_language_model():
+    folder = Path(__file__).parents[1] / "configs"
+    methods, of_the_demo = (
+        {one.name: one.settings(0) for one in load_compare_config(folder / name).methods}
+        for name in ("smollm2_compare.yaml", "demo_compare.yaml")
+    )
+    assert {*methods, *(one.get("preset") for one in methods.values())} >= {*PRESETS}
+    found = {one.get("objective") or one["preset"] for one in methods.values()}
+    assert found >= {*RECIPES}, {*RECIPES} - found
+    assert methods.keys() >= of_the_demo.keys(), of_the_demo.keys() - methods.keys()
 
 
 NEEDED = ["data.path=x", "model.path=y"]
