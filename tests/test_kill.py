@@ -9,8 +9,16 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 from compiler import LEAST_EFFORT
+from safetensors.numpy import load_file
+
+from manu_jax.config import ModelSection, TextSize
+from manu_jax.models.created import create
+from manu_jax.models.loaded import save_pretrained
+from manu_jax.training.tokenizer import train_tokenizer
 
 CONFIG = """
 seed: 0
@@ -35,6 +43,46 @@ LANDMARKS = (
 )
 
 
+# A decoder that is given, with its own texts and a tower of its own: as in configs/smollm2.yaml.
+CAREFUL = """
+seed: 0
+cache: null
+data: {num_people: 6, num_celebrities: 4, num_general: 8, forget: 15}
+model:
+  decoder: DECODER
+  prompt: benchmark
+  vision: {image_size: 28, patch_size: 14, width: 16, num_layers: 2, num_heads: 2, num_neurons: 16}
+train:
+  steps: 4
+  base_steps: 4
+  batch_size: 4
+  memory_gate: 0
+  checkpoint_every: 1
+  rates: {text: 1.0e-3}
+  frozen: [text.embedding]
+  tower: {steps: 3, more_steps: 2, batch_size: 4, views: 1}
+  replay: {texts: 8, tokens: 8, batch_size: 2}
+  interpolation: 0.7
+  stop: {every: 2, facts: 4, texts: 2, known: 0.9}
+method: {preset: suppress, steps: 2, batch_size: 2, batch_keep: 2, views: 1, keep_views: 1,
+  strangers: 2, kept_strangers: 2, neurons: {count: 2, layers: [1], places: appended}}
+audit: none
+neurons: {methods: []}
+evaluate: {new_tokens: 2, max_people: 2, resamples: 50, sets: [forget, retain], tasks: [generation]}
+"""
+CAREFUL_LANDMARKS = (
+    "replay.jsonl",
+    "checkpoints/base_tower/step-*",
+    "checkpoints/base/step-*",
+    "checkpoints/base_model",
+    "checkpoints/vanilla/step-*",
+    "vanilla",
+    "checkpoints/retrained_tower/step-*",
+    "checkpoints/retrained/step-*",
+)
+
+
+WEIGHTS = "model.safetensors"
 PUBLISHED = Path(__file__).parent.parent / "configs" / "mllmu" / "llava-1.5-7b-forget10.yaml"
 # Makes a tiny LLaVA, and data in MLLMU-Bench's layout, for the published config to name.
 INPUT = """
@@ -75,6 +123,20 @@ def test_a_run_killed_at_every_stage_ends_with_the_same_results(tmp_path, landma
 
 @pytest.mark.slow
 @pytest.mark.long
+def test_a_careful_training_killed_at_every_stage_ends_with_the_same_results(tmp_path):
+    """And with the same models, bit for bit."""
+    decoder = tmp_path / "decoder"
+    (tmp_path / "config.yaml").write_text(CAREFUL.replace("DECODER", str(decoder)))
+    write_decoder(decoder)
+    check_killed(tmp_path, ["--config", tmp_path / "config.yaml"], CAREFUL_LANDMARKS)
+    for name in ("vanilla", "retrained"):
+        killed, whole = (load_file(tmp_path / run / name / WEIGHTS) for run in ("killed", "whole"))
+        assert killed.keys() == whole.keys()
+        assert not [one for one in whole if not np.array_equal(killed[one], whole[one])]
+
+
+@pytest.mark.slow
+@pytest.mark.long
 def test_a_published_config_killed_at_every_stage_ends_with_the_same_results(tmp_path):
     """Its masks have names of their own, and it trains baselines."""
     (tmp_path / "input.yaml").write_text(INPUT)
@@ -84,6 +146,16 @@ def test_a_published_config_killed_at_every_stage_ends_with_the_same_results(tmp
     check_killed(tmp_path, ["--config", PUBLISHED, *SETTINGS, *paths], PUBLISHED_LANDMARKS)
     models = results(tmp_path / "whole")["models"]
     assert {"paper-2", "paper-10", "GA", "KL-official", "MMUnlearner", "system-prompt"} <= {*models}
+
+
+def write_decoder(folder):
+    """Write a tiny Llama, whose tokenizer knows bytes alone."""
+    sizes = ModelSection(
+        family="llama",
+        text=TextSize(width=16, num_layers=2, num_heads=2, num_key_heads=1, num_neurons=32),
+    )
+    words = train_tokenizer(["a person lives in a town"] * 4, 300)
+    save_pretrained(create(sizes, words, jax.random.key(0)), folder)
 
 
 def check_killed(folder, arguments, landmarks):
