@@ -41,6 +41,7 @@ XLA_FLAGS = f"{LEAST_EFFORT} --xla_force_host_platform_device_count="
 WORKER = Path(__file__).parent / "processes_worker.py"
 FEATURES_WORKER = WORKER.with_name("features_worker.py")
 SAMPLING_WORKER = WORKER.with_name("sampling_worker.py")
+ASKED_WORKER = WORKER.with_name("asked_worker.py")
 FAULT_WORKER = WORKER.with_name("fault_worker.py")
 FAULT_SECONDS = 15  # from a fault on one process to the end of both
 ROW_MEANS = ("value", "low", "high")
@@ -150,6 +151,13 @@ def test_two_processes_evict_the_same_images(tmp_path):
 @pytest.mark.pods
 def test_two_processes_draw_the_same_answers(tmp_path):
     logs = both(tmp_path, SAMPLING_WORKER)
+    assert all("as expected" in log for log in logs)
+
+
+@pytest.mark.slow
+@pytest.mark.pods
+def test_two_processes_measure_the_same_ability_and_depth(tmp_path):
+    logs = both(tmp_path, ASKED_WORKER)
     assert all("as expected" in log for log in logs)
 
 

@@ -74,7 +74,7 @@ calibration: {draws: 1, sizes: [0.5], facts: 4}
 audit: {level: full, methods: [headline, suppress], steps: 2, learning_rates: [1e-3]}
 """
 # The synthetic benchmark has no published protocol, and so nothing to judge; two layers are too few
-# for a depth.
+# for a depth, and of general ability a row says that it is left out (asked_worker.py).
 NOT_MEASURED, NOT_ATTACKED = {"published", "judged"}, {"depth"}
 OF_THE_PLACE = {"config", "timings"}  # the folder and the processes; seconds
 SECONDS = 1800  # on two busy cores a run takes 5 minutes on one process, 20 on four
