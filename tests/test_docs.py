@@ -49,16 +49,19 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def rows_by_model(page: Path) -> dict[str, dict[str, str]]:
-    """Return {model: {column: cell}} of the first table of a page that begins with "model"."""
-    table = re.search(r"^\| model \|.*(?:\n\|.*)+", page.read_text(encoding="utf-8"), re.M)
-    assert table, f"{page.name}: no table of models"
+def rows_by_model(page: Path, number: int = 0) -> dict[str, dict[str, str]]:
+    """Return {model: {column: cell}} of a page's first table that begins with "model", or its n-th.
+
+    Marks (bold, code) and what stands in parentheses are no part of a model's name.
+    """
+    text = page.read_text(encoding="utf-8")
+    table = list(re.finditer(r"^\| model \|.*(?:\n\|.*)+", text, re.M))[number]
     head, _, *rows = (
         [cell.strip() for cell in line.strip("|").split("|")] for line in table[0].splitlines()
     )
     columns = [name.rstrip(" ↑↓") for name in head]
     return {
-        re.sub(r"\*|\(.*\)", "", row[0]).strip(): dict(zip(columns[1:], row[1:], strict=True))
+        re.sub(r"[*`]|\(.*\)", "", row[0]).strip(): dict(zip(columns[1:], row[1:], strict=True))
         for row in rows
     }
 
@@ -152,3 +155,26 @@ def test_the_table_of_the_readme_holds_the_numbers_of_the_results():
     assert list(ours) == list(whole)
     for model, cells in ours.items():
         assert cells == {column: whole[model][column] for column in cells}
+
+
+def test_the_table_of_the_real_model_in_the_readme_holds_the_numbers_of_the_results():
+    page = ROOT / "docs/results/smollm2.md"
+    ours, first, masks = rows_by_model(README, 1), rows_by_model(page), rows_by_model(page, 1)
+    whole = {
+        **{name: first[name] for name in ("suppress", "NPO", "retrained")},
+        "gradient, 1 % of the neurons": masks["gradient, 1 %, 4 rounds"],
+    }
+    seeds = first["erase, seed 1 alone"], masks["erase, seed 2 alone"]
+    assert ours.keys() == whole.keys() | {"erase"}
+    for model, cells in ours.items():
+        for column, cell in cells.items():
+            if model != "erase":
+                assert cell == whole[model][column], (model, column)
+                continue
+            # A mean of two seeds, each of which is rounded.
+            pairs = zip(
+                cell.split(" / "), *(one[column].split(" / ") for one in seeds), strict=True
+            )
+            unit = 0.01 if column == "English" else 1
+            for mean, one, two in pairs:
+                assert abs(float(mean) - (float(one) + float(two)) / 2) <= unit, column
