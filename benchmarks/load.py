@@ -1,19 +1,23 @@
 """How fast a Hugging Face folder is read, and how much memory that takes, beside safetensors.
 
-    python benchmarks/load.py --gigabytes 8 --mesh 1,8,1
+    python benchmarks/load.py --gigabytes 8 --mesh 1,8,1 [--processes 2]
 
 Makes a LLaVA of random bfloat16 weights, of about that size, in a temporary folder. Then reads it
 in turns: onto the devices of a mesh, as `manu_jax.load` does, and by `safetensors.numpy.load_file`.
 "cold": the files' pages are dropped from the system's cache before each turn, as far as the system
 does so for its users. Peak memory: how much the process grew while it read, against what its
-devices hold afterwards; on CPU devices that is in the same memory.
+devices hold afterwards; on CPU devices that is in the same memory. --processes: that many of this
+machine stand for hosts and share the mesh; each tells how much it grew (warm, manu_jax alone).
 """
 
 import argparse
 import ctypes
 import gc
 import os
+import socket
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -36,14 +40,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--mesh", default="1,1,1", metavar="DATA,FSDP,TENSOR")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--folder", help="where the checkpoint is made (default: temporary)")
+    parser.add_argument("--processes", type=int, default=1, metavar="N")
+    parser.add_argument("--read", metavar="FOLDER", help=argparse.SUPPRESS)  # as one of several
     options = parser.parse_args(arguments)
     sizes = [int(size) for size in options.mesh.split(",")]
+    if np.prod(sizes) % options.processes:
+        parser.error(f"--processes {options.processes} do not divide the mesh {options.mesh}")
     import jax
 
     if jax.config.jax_platforms == "cpu":
-        jax.config.update("jax_num_cpu_devices", int(np.prod(sizes)))
+        jax.config.update("jax_num_cpu_devices", int(np.prod(sizes)) // options.processes)
     from manu_jax import parallel
 
+    if options.read:
+        parallel.join()
+        read_together(options, parallel.make_mesh(*sizes))
+        return
+    if options.processes > 1:
+        start_together(options)
+        return
     mesh = parallel.make_mesh(*sizes)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         family, config = write_model(Path(folder), options.gigabytes)
@@ -75,11 +90,57 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
 
 
-def write_model(folder: Path, gigabytes: float) -> tuple[Any, Any]:
-    """Write weights and return their family and config. Every layer holds the same numbers."""
-    from manu_jax.leaves import path_name
+def start_together(options: argparse.Namespace) -> None:
+    """Make the weights, and read them by several processes that know of each other."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        variables = {
+            "JAX_COORDINATOR_ADDRESS": f"localhost:{free.getsockname()[1]}",
+            "JAX_NUM_PROCESSES": str(options.processes),
+        }
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        write_model(Path(folder), options.gigabytes)
+        command = [sys.executable, __file__, "--read", folder, "--mesh", options.mesh]
+        command += ["--processes", str(options.processes), "--turns", str(options.turns)]
+        command += ["--gigabytes", str(options.gigabytes)]
+        started = [
+            subprocess.Popen(command, env=os.environ | variables | {"JAX_PROCESS_ID": str(number)})
+            for number in range(options.processes)
+        ]
+        try:
+            if any([process.wait() for process in started]):
+                sys.exit(1)
+        finally:
+            for process in started:
+                process.kill()
+
+
+def read_together(options: argparse.Namespace, mesh: Any) -> None:
+    """Read as one of several processes, and say how much this one grew."""
+    import jax
+
+    from manu_jax import parallel
+
+    folder, (family, config) = Path(options.read), described(options.gigabytes)
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    times, peaks, held = [], [], 0
+    for turn in range(options.turns):
+        parallel.wait_for_all(f"turn {turn}")
+        seconds, grown, held = measured(lambda: read_model(folder, family, config, mesh))
+        gc.collect()
+        times.append(seconds)
+        peaks.append(grown / held)
+    print(
+        f"process {jax.process_index()} of {options.processes}, mesh {options.mesh}: "
+        f"{size / 1e9 / statistics.median(times):.2f} GB/s of {size / 1e9:.2f} GB; peak memory "
+        f"{max(peaks):.2f} × the {held / 1e9:.2f} GB that its devices hold",
+        flush=True,
+    )
+
+
+def described(gigabytes: float) -> tuple[Any, Any]:
+    """Return the family and the config of a model of that size."""
     from manu_jax.models.families.registry import FAMILIES
-    from manu_jax.models.hf import export
 
     num_layers = max(round((gigabytes * 1e9 - OTHER_BYTES) / LAYER_BYTES), 1)
     family = FAMILIES["llama"]
@@ -99,6 +160,15 @@ def write_model(folder: Path, gigabytes: float) -> tuple[Any, Any]:
         },
         "benchmark",
     )
+    return family, config
+
+
+def write_model(folder: Path, gigabytes: float) -> tuple[Any, Any]:
+    """Write weights and return their family and config. Every layer holds the same numbers."""
+    from manu_jax.leaves import path_name
+    from manu_jax.models.hf import export
+
+    family, config = described(gigabytes)
     random = np.random.default_rng(0)
 
     def leaf(path: Any, shape: Any) -> np.ndarray:
