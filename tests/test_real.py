@@ -6,12 +6,15 @@ The last test trains and unlearns a decoder cut to four layers: it shows that th
 together, not what they achieve (docs/results/smollm2.md).
 """
 
+import collections
 import importlib.metadata
 import json
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,11 +24,14 @@ from safetensors.numpy import load_file, save_file
 
 from manu_jax import run
 from manu_jax.config import load_config
+from manu_jax.data import facts
+from manu_jax.data.facts import ASKED
 from manu_jax.edits.edit import load as load_edit
+from manu_jax.evaluation.analyses import ability
 from manu_jax.models.created import create
 from manu_jax.models.loaded import load, save_pretrained
 from manu_jax.training.replay import REPLAY
-from manu_jax.types import BatchShape, Sample
+from manu_jax.types import VANILLA, BatchShape, Sample
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "smollm2.yaml"
@@ -125,6 +131,35 @@ def test_a_model_around_the_decoder_agrees_with_transformers(smollm2, tmp_path):
         np.testing.assert_allclose(found, expected, atol=1e-3, rtol=0)
         assert np.array_equal(found.argmax(-1), expected.argmax(-1))
     assert made.decode([found[0, -1].argmax()]) == " Paris"
+
+
+def test_what_it_knows_by_itself_is_what_the_pages_say(smollm2, tmp_path):
+    """docs/text_only.md: what was measured; the numbers before unlearning."""
+    config = ROOT / "configs" / "smollm2-facts.yaml"
+    settings = [f"model.path={smollm2}", "cache=null"]
+    command = ["--config", str(config), "--output", str(tmp_path / "run"), "--only", "data"]
+    assert run.main([*command, *settings]) == 0
+    lines = (tmp_path / "run" / "data" / ASKED).read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert sum(sum(row["right"]) for row in rows) == 230 and len(rows) == 126
+    known = collections.Counter(row["kind"] for row in rows if all(row["right"]))
+    assert list(known.values()) == [23, 12, 20], known
+    partly = [sum(row["right"][:2]) for row in rows if not all(row["right"])]
+    assert sum(partly) == 57 and sum(count > 0 for count in partly) == 32
+    section = load_config(config, settings)
+    benchmark = facts.read(tmp_path / "run" / "data", section.data, section.seed)
+    people = [benchmark.sets[name] for name in ("forget", "test", "general")]
+    assert [sum(len(one.facts) for one in found) for found in people] == [16, 8, 57]
+
+    evaluated: Any = types.SimpleNamespace(
+        run=types.SimpleNamespace(vanilla=load(smollm2), models=dict, config=section),
+        models=(VANILLA,),
+        bootstrap={"resamples": 20, "seed": 0},
+    )
+    values = {row.measure: row.value for row in ability.measure(evaluated)}
+    assert values[ability.COMPLETED] == 41 / 60
+    if sys.version_info[:2] == (3, 11):  # whose documentation was read
+        assert values[ability.ENGLISH] == pytest.approx(3.55, abs=0.005)
 
 
 def test_ten_steps_of_each_stage_and_a_method_end_to_end(four_layers, tmp_path):
