@@ -192,16 +192,30 @@ def unmeasured_items(records: Mapping[tuple[str, str, str], Sequence[Record]]) -
 
 
 def stored_records(folder: str | Path) -> dict[tuple[str, str, str], list[Record]]:
-    """Return {(set, task, modality): records} of the files that `evaluate` left for one model."""
+    """Return {(set, task, modality): records} of the files that `evaluate` left for one model.
+
+    Raises ManuError for a damaged file.
+    """
     found = {}
     for name in SETS:
         for task in TASKS_BY_NAME:
             for modality in MODALITIES:
                 path = expand_path(folder) / f"{name}.{task}.{modality}.jsonl"
                 if path.exists():
-                    lines = path.read_text(encoding="utf-8").splitlines()
-                    found[name, task, modality] = [json.loads(line) for line in lines]
+                    found[name, task, modality] = _stored(path)
     return found
+
+
+def _stored(path: Path) -> list[Record]:
+    try:
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if not all(isinstance(record, dict) and "person" in record for record in records):
+            raise ValueError("a line is no record")
+    except (ValueError, RecursionError) as error:
+        raise ManuError(
+            f"{path}: damaged ({error}). Restore it, or delete it and give the command again."
+        ) from error
+    return records
 
 
 def _check_names(section: EvaluateSection, sets: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from manu_jax.config import EvaluateSection
@@ -27,7 +28,7 @@ from manu_jax.models.loaded import Loaded
 from manu_jax.requests.book import Request, numbers_of
 from manu_jax.requests.making import published
 from manu_jax.requests.shared import AGAIN, ANSWERS, Ledger
-from manu_jax.types import FORGET_SETS, KEEP_SETS, MODALITIES, SETS, VANILLA
+from manu_jax.types import FORGET_SETS, KEEP_SETS, MODALITIES, SETS, VANILLA, ManuError
 
 logger = logging.getLogger("manu_jax")
 
@@ -64,7 +65,7 @@ def ask(ledger: Ledger, *, again: bool = False) -> None:
     requests, composed = ledger.book.in_force, ledger.book.last("composed")
     assert composed is not None
     wanted = {"model": composed["model"], "requests": numbers_of(requests)}
-    last = ledger.book.last("checked")
+    last, folder = ledger.book.last("checked"), ledger.folder / "checks"
     if not again and last is not None and {key: last[key] for key in wanted} == wanted:
         return
     number = 1 + sum(entry["event"] == "checked" for entry in ledger.book.entries)
@@ -73,7 +74,7 @@ def ask(ledger: Ledger, *, again: bool = False) -> None:
     rows = [row for one in requests for row in _ask_again(ledger, one, loaded, name=name)]
     if requests:
         rows += _probe(ledger, requests[-1], loaded, name=name)
-    path = ledger.folder / "checks" / f"{number:03d}.json"
+    path = folder / f"{number:03d}.json"
     content = {**wanted, "margin": MARGIN, "rows": [dataclasses.asdict(row) for row in rows]}
     write_atomic(path, json.dumps(content, indent=1) + "\n")
     regressions = [sentence(row) for row in rows if row.is_regression]
@@ -139,20 +140,28 @@ def answers(
     the run.
     """
     current = ledger.run_of(request)
-    folder, where = ledger.place(request.number) / ANSWERS, name
-    if request.made is not None and name == request.made["base"]:
-        folder, where = current.directory / "evaluation", VANILLA
+    folder = _folder(ledger, request, name)
     evaluate(
         loaded,
         current.benchmark.sets,
         _section(current, sets),
-        directory=folder,
-        model_name=where,
+        directory=folder.parent,
+        model_name=folder.name,
         question_prompt=current.benchmark_format.question_prompt,
         seed=current.config.seed,
     )
-    found = stored_records(folder / where)
-    return {place: items for place, items in found.items() if place[0] in sets}
+    return _kept_answers(folder, sets)
+
+
+def _folder(ledger: Ledger, request: Request, name: str) -> Path:
+    """Return where a model's answers to a request's questions are, by the name of `answers`."""
+    if request.made is not None and name == request.made["base"]:
+        return ledger.run_folder(request.number, name) / "evaluation" / VANILLA
+    return ledger.place(request.number) / ANSWERS / name
+
+
+def _kept_answers(folder: Path, sets: Sequence[str]) -> Records:
+    return {place: items for place, items in stored_records(folder).items() if place[0] in sets}
 
 
 def _section(current: Run, sets: Sequence[str]) -> EvaluateSection:
@@ -162,11 +171,21 @@ def _section(current: Run, sets: Sequence[str]) -> EvaluateSection:
 
 
 def _ask_again(ledger: Ledger, request: Request, loaded: Loaded, *, name: str) -> Iterator[Asked]:
-    """Yield the rows of a request's own questions, beside those of its certificate's model."""
+    """Yield the rows of a request's own questions, beside those of its certificate's model.
+
+    Raises ManuError where the answers of that model are not there, or of other questions.
+    """
     now = answers(ledger, request, name, loaded=loaded, sets=FORGET_SETS)
     then: Records = {}
     if request.certified is not None:
-        then = stored_records(ledger.place(request.number) / ANSWERS / request.certified["model"])
+        folder = _folder(ledger, request, request.certified["model"])
+        then = _kept_answers(folder, FORGET_SETS)
+        if _asked(now) != _asked(then):
+            raise ManuError(
+                f"{folder}: these are not the answers that request {request.number} was certified "
+                "by: files or lines are missing. Restore the folder from a backup, or revoke the "
+                "request and add it again."
+            )
     yield from _rows(request, FORGET_SETS, now=now, then=then, sign=1)
 
 
@@ -176,6 +195,11 @@ def _probe(ledger: Ledger, request: Request, loaded: Loaded, *, name: str) -> It
     original = ledger.original
     then = answers(ledger, request, ledger.book.model, loaded=original, sets=KEPT)
     yield from _rows(request, KEPT, now=now, then=then, sign=-1)
+
+
+def _asked(records: Records) -> dict[tuple[str, str, str], list[Any]]:
+    """Return {(set, task, modality): whom each question is about}."""
+    return {place: [item["person"] for item in items] for place, items in records.items()}
 
 
 def _rows(

@@ -168,6 +168,24 @@ def test_check_asks_again_and_finds_files_that_were_changed(
     assert "certificate.json: not as it was written" in text
 
 
+def test_answers_that_a_certificate_stands_on_are_missed(ledger, tmp_path, error_of):
+    """Without them there is nothing to compare with, and no regression would be found."""
+    copy = tmp_path / "copy"
+    shutil.copytree(ledger, copy)
+    certified = Book.read(copy).requests[1].certified
+    assert certified is not None
+    answers = copy / "requests/001/answers" / certified["model"]
+    file, before = answers / "forget.likelihood.text.jsonl", events(copy)
+    whole = file.read_text()
+    for text, told in ((whole[:40], "damaged"), ("", "not the answers"), (None, "not the answers")):
+        file.unlink() if text is None else file.write_text(text)
+        message = error_of(copy, "check")
+        assert f"requests/001/answers/{certified['model']}" in message and told in message
+    assert events(copy) == before
+    file.write_text(whole)
+    run(copy, "check")
+
+
 def test_a_model_that_was_changed_is_not_taken_for_the_ledgers(ledger, room, tmp_path, error_of):
     copy = tmp_path / "copy"
     shutil.copytree(ledger, copy)
