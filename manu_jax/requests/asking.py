@@ -27,7 +27,7 @@ from manu_jax.folder import file_hash, write_atomic
 from manu_jax.models.loaded import Loaded
 from manu_jax.requests.book import Request, numbers_of
 from manu_jax.requests.making import published
-from manu_jax.requests.shared import AGAIN, ANSWERS, Ledger
+from manu_jax.requests.shared import AGAIN, ANSWERS, Ledger, faults_of
 from manu_jax.types import FORGET_SETS, KEEP_SETS, MODALITIES, SETS, VANILLA, ManuError
 
 logger = logging.getLogger("manu_jax")
@@ -67,7 +67,8 @@ def ask(ledger: Ledger, *, again: bool = False) -> None:
     wanted = {"model": composed["model"], "requests": numbers_of(requests)}
     last, folder = ledger.book.last("checked"), ledger.folder / "checks"
     if not again and last is not None and {key: last[key] for key in wanted} == wanted:
-        return
+        if not faults_of(folder / last["file"], last["sha256"]):
+            return
     number = 1 + sum(entry["event"] == "checked" for entry in ledger.book.entries)
     name = f"{composed['model']}{AGAIN}{number:03d}" if again else composed["model"]
     loaded = published(ledger)

@@ -186,6 +186,20 @@ def test_answers_that_a_certificate_stands_on_are_missed(ledger, tmp_path, error
     run(copy, "check")
 
 
+def test_a_check_that_is_damaged_before_its_certificates_are_written_is_made_again(
+    ledger, room, tmp_path
+):
+    copy = tmp_path / "copy"
+    shutil.copytree(ledger, copy)
+    content = json.loads((copy / "ledger.json").read_text())
+    assert content["entries"].pop()["event"] == "certified"  # as killed before it
+    (copy / "ledger.json").write_text(json.dumps(content))
+    (copy / "checks" / content["entries"][-1]["file"]).write_text('{"rows": [')
+    run(copy, "add", room / "b")
+    assert events(copy)[-2:] == [("checked", 0), ("certified", 2)]
+    assert certificate(copy, 2)["forgotten"] == certificate(ledger, 2)["forgotten"]
+
+
 def test_a_model_that_was_changed_is_not_taken_for_the_ledgers(ledger, room, tmp_path, error_of):
     copy = tmp_path / "copy"
     shutil.copytree(ledger, copy)
