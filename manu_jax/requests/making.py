@@ -128,12 +128,16 @@ def published(ledger: Ledger) -> Loaded:
     assert last is not None, "no model was written yet"
     section = ledger.book.config["model"]
     path = ledger.folder / MODEL
-    loaded = load(path, section["dtype"], ledger.original.mesh, prompt=section["prompt"])
+    remedy = "Delete the folder and give the command again: it is written anew."
+    mesh = ledger.original.mesh
+    try:
+        loaded = load(path, section["dtype"], mesh, prompt=section["prompt"])
+    except ManuError as error:
+        raise ManuError(f"{path}: damaged. {remedy} What is wrong: {error}") from error
     found = weights_hash(loaded.model)
     if found != last["model"]:
         raise ManuError(
-            f"{path}: the ledger wrote the model {last['model']} there, this is {found}. Delete "
-            "the folder and give the command again: it is written anew."
+            f"{path}: the ledger wrote the model {last['model']} there, this is {found}. {remedy}"
         )
     return loaded
 

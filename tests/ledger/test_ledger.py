@@ -206,6 +206,9 @@ def test_a_model_that_was_changed_is_not_taken_for_the_ledgers(ledger, room, tmp
     shutil.copyfile(room / "model/model.safetensors", copy / "model/model.safetensors")
     text = error_of(copy, "check")
     assert "Delete the folder and give the command again" in text
+    (copy / "model/model.safetensors").write_bytes(b"")
+    text = error_of(copy, "check")
+    assert f"{copy / 'model'}: damaged. Delete the folder and give the command again" in text
     shutil.rmtree(copy / "model")
     run(copy, "check")
     assert same_weights(copy / "model", ledger / "model")
