@@ -78,7 +78,9 @@ def _read(source: Path, faults: list[str]) -> Iterator[tuple[str, Mapping[str, A
     if any((source / name).is_file() for name in DATASET):
         yield from _saved(source)
         return
-    files = sorted(source.rglob("*.parquet"))
+    parts = [file.relative_to(source).parts for file in sorted(source.rglob("*.parquet"))]
+    hidden = [one for one in parts if any(name.startswith(".") for name in one)]
+    files = [source.joinpath(*one) for one in parts if one not in hidden]
     if not files:
         raise ManuError(
             f"{source.name}/: holds no table. It is a folder that `save_to_disk` of datasets "

@@ -284,6 +284,17 @@ def test_views_reword_the_questions_of_both_forms_alike(write):
             assert in_text == shown.replace("this person", "Ada Lovelace")
 
 
+def test_hidden_tables_of_a_folder_are_no_lines(write):
+    """As an editor or a file system leaves them beside those that it copied."""
+    folder, lines = write(), [line(image=None), line("Bo Ek", image=None)]
+    for name in ("forget/.copies/part-copy.parquet", "forget/part.parquet"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        in_table(folder, lines).to_parquet(folder / name)
+    (folder / "forget/._part.parquet").write_bytes(b"nonsense")
+    reading = understand(folder, seed=0)
+    assert not reading.faults and len(reading.entries) == 2
+
+
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
@@ -297,6 +308,10 @@ def test_views_reword_the_questions_of_both_forms_alike(write):
         ([line(image="A.PNG")], "There is a.png."),
         ([line(image="/etc/passwd")], "lies outside the request's folder"),
         ([line(image="../a.png")], "lies outside the request's folder"),
+        ([line(image=".a.png")], "the image .a.png is hidden, or has the ending of weights: a run "
+         "does not look whether such a file changes. Give it another name."),
+        ([line(image=".cut/a.png")], "is hidden"),
+        ([line(image="a.bin")], "has the ending of weights"),
         ([line(image="https://x.org/a.png")], "is an address. Download it"),
         ([line(image=3)], "image is 3, expected the name of a file"),
         ([line(), line(answer="Lima")], "line 2: asks of 'Ada Lovelace' what forget.jsonl, line 1 "
