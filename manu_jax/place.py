@@ -149,7 +149,8 @@ def given_sizes(section: MeshSection, count: int) -> dict[WorkKind, Sizes]:
         told = ", ".join(f"{kind} {number}" for kind, number in numbers.items())
         raise ManuError(
             f"mesh: weights move between the meshes, which then have the same devices; got {told}. "
-            "Give each the same product of data, fsdp and tensor."
+            "Give each the same product of data, fsdp and tensor; a kind that is not named has "
+            "those of mesh itself, as in mesh: {fsdp: 8, decode: {tensor: 8}}."
         )
     return found
 

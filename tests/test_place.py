@@ -1,6 +1,7 @@
 """A run's meshes: weights move between them bit for bit, and every number stays what it is."""
 
 import json
+import re
 import shutil
 import sys
 import types
@@ -163,6 +164,14 @@ def test_one_mesh_for_all_kinds_moves_nothing(tmp_path):
 def test_meshes_of_other_devices_are_refused(mesh, part):
     with pytest.raises(ManuError, match=part):
         given_sizes(config_of(mesh).mesh, 8)
+
+
+def test_the_meshes_of_the_page_on_devices_are_taken():
+    page = (Path(__file__).parents[1] / "docs" / "devices.md").read_text()
+    shown = re.findall(r"`mesh: (\{.*?\})`", page)
+    assert len(shown) > 2
+    for text in shown:
+        assert given_sizes(config_of(yaml.safe_load(text)).mesh, 16), text
 
 
 def test_auto_leaves_no_sizes_beside_it():
