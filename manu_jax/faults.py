@@ -151,6 +151,7 @@ _watch: Watch | None = None
 _on_abort: Any = None  # what C calls has to stay
 _times_asked = 0  # the same on all processes, which take the same way
 _is_due = False
+_is_interrupted = False  # by Ctrl-C
 
 
 class TracebackStopsAll(contextlib.AbstractContextManager):
@@ -239,16 +240,47 @@ def sigterm_stops() -> Iterator[None]:
         _is_due = False
 
 
+@contextlib.contextmanager
+def ctrl_c_stops() -> Iterator[None]:
+    """Let Ctrl-C stop what is done inside, at its next step at the latest.
+
+    Python drops the KeyboardInterrupt where it comes in a callback of the garbage collector, and
+    JAX has one.
+    """
+    global _is_interrupted
+
+    def handle(*given: Any) -> None:
+        global _is_interrupted
+        _is_interrupted = True
+        signal.default_int_handler(*given)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _is_interrupted = False
+
+
 def stop_is_due() -> bool:
     """Whether to save and stop now; all processes ask together, and get the same answer."""
     global _is_due, _times_asked
     if _watch is not None and not _is_due:
         _times_asked += 1
         _is_due = _watch.is_time_to_stop(_times_asked)
-    return _is_due
+    return _is_due or (_is_interrupted and _watch is None)
 
 
 def stop_if_due() -> None:
-    """Raise Stopped where SIGTERM has come to one of the processes; all ask together."""
+    """Raise Stopped where SIGTERM has come to one of the processes; all ask together.
+
+    Where this one was interrupted, KeyboardInterrupt.
+    """
+    if _is_interrupted:
+        raise KeyboardInterrupt
     if stop_is_due():
         raise Stopped

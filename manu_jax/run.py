@@ -56,7 +56,7 @@ def exit_status(action: Callable[[], Any]) -> int:
     for doubled in ("absl", "gcsfs"):
         logging.getLogger(doubled).setLevel(logging.CRITICAL)
     _give_threads()
-    with faults.TracebackStopsAll():
+    with faults.TracebackStopsAll(), faults.ctrl_c_stops():
         try:
             action()
         except (ManuError, OSError) as error:

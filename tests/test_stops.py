@@ -1,6 +1,9 @@
 """SIGTERM is heard in every long loop, and learned gates go on from where they were stopped."""
 
 import dataclasses
+import gc
+import signal
+import sys
 
 import pytest
 import tiny_llava
@@ -11,6 +14,7 @@ from manu_jax.data.batches import encode_all
 from manu_jax.data.strangers import strangers
 from manu_jax.importance import learned, own_texts, passes, people
 from manu_jax.importance.job import ScoringJob
+from manu_jax.run import exit_status
 from manu_jax.training import edited, encoded_rows, replay, strangers_target
 from manu_jax.types import Sample
 
@@ -133,3 +137,29 @@ def test_a_loop_hears_that_it_is_to_stop(loop, monkeypatch):
     stop_after(monkeypatch, 1)
     with pytest.raises(faults.Stopped):
         loop(tiny_llava.loaded(), tiny_llava.facts(4))
+
+
+def test_ctrl_c_that_python_drops_is_heard_at_the_next_step(monkeypatch, capsys):
+    """As in JAX's callback of the garbage collector."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: dropped.append(1))
+    dropped = []
+
+    def interrupted(*_):
+        gc.callbacks.remove(interrupted)
+        signal.raise_signal(signal.SIGINT)
+        for _ in range(1000):
+            pass
+
+    def action():
+        gc.callbacks.append(interrupted)
+        gc.collect()
+        assert dropped and faults.stop_is_due()
+        faults.stop_if_due()
+
+    try:
+        assert exit_status(action) == 130
+        assert faults.STOPPED in capsys.readouterr().err
+        assert not faults.stop_is_due()
+    finally:
+        signal.signal(signal.SIGINT, before)
