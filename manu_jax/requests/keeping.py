@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from manu_jax import stores
 from manu_jax.data.record import Person
 from manu_jax.folder import FileHashes, expand_path, new_folder, owned_folder
 from manu_jax.requests import certificate, shared
@@ -43,6 +44,11 @@ def add(
     source = expand_path(request)
     if not source.is_dir():
         raise ManuError(f"{request}: no folder there. Give the folder of a request.")
+    if stores.lies_in(folder, source):
+        raise ManuError(
+            f"{folder}: the ledger lies in the request's folder {request}, which would be another "
+            "request with every file of it. Give a folder outside of it."
+        )
     if not shared.exists(folder) and config is None:
         raise ManuError(f"{folder}: a new ledger needs --config FILE, the config of its runs.")
     given = None if config is None else shared.shared_values(config, overrides, source)

@@ -281,6 +281,15 @@ def test_another_model_in_the_place_of_the_original_is_refused(ledger, room, tmp
     assert "the ledger is about the model" in text
 
 
+def test_a_ledger_in_the_folder_of_its_request_is_refused(room, tmp_path, error_of):
+    """It would be a part of the request: the same command again would be another request."""
+    source = shutil.copytree(room / "a", tmp_path / "a")
+    for folder in (source, source / "ledger"):
+        text = error_of(folder, "add", source, "--config", room / "mask.yaml")
+        assert "the ledger lies in the request's folder" in text
+    assert [path.name for path in source.iterdir()] == ["people.json"]
+
+
 def test_a_folder_that_holds_anything_else_is_no_new_ledger(room, tmp_path, error_of):
     (tmp_path / "config.yaml").write_text("mine")
     text = error_of(tmp_path, "add", room / "a", "--config", room / "mask.yaml")
