@@ -33,15 +33,18 @@ def write_arrays(
     write_atomic(expand_path(path), content)
 
 
-def read_arrays(path: str | os.PathLike, form: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def read_arrays(
+    path: str | os.PathLike, form: str, *, remedy: str = REMEDY
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Return what `write_arrays` wrote; ManuError where missing, damaged or of another form.
 
-    Accepts the hash of earlier files too, which did not cover the metadata.
+    Accepts the hash of earlier files too, which did not cover the metadata. remedy: of a damaged
+    file; by default it is one that a run makes again.
     """
     path = expand_path(path)
     if not path.is_file():
         raise ManuError(f"{form} {path}: there is no such file. Run the stage that makes it first.")
-    with ForeignErrors(f"{form} {path}", "damaged or cut short", REMEDY):
+    with ForeignErrors(f"{form} {path}", "damaged or cut short", remedy):
         with stores.local_file(path) as place, safetensors.safe_open(place, "numpy") as file:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}
@@ -52,7 +55,7 @@ def read_arrays(path: str | os.PathLike, form: str) -> tuple[dict[str, np.ndarra
         )
     marked = {name: value for name, value in metadata.items() if name != "sha256"}
     if metadata.get("sha256") not in (_hash(arrays, marked), _hash(arrays, {})):
-        raise ManuError(f"{form} {path}: damaged, its contents do not match its hash. {REMEDY}")
+        raise ManuError(f"{form} {path}: damaged, its contents do not match its hash. {remedy}")
     return arrays, metadata
 
 

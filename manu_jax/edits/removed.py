@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from manu_jax.arrays import REMEDY, made_from, read_arrays, write_arrays
+from manu_jax.arrays import made_from, read_arrays, write_arrays
 from manu_jax.edits.leafwise import placed
 from manu_jax.edits.widening import widened, with_model
 from manu_jax.fingerprint import weights_hash
@@ -25,6 +25,8 @@ from manu_jax.types import ManuError
 
 FORMAT = "removed"
 WHERE, BITS = "where", "bits"  # that end the names of the arrays of a leaf
+# Of a damaged file: deleted, it is not made again.
+REMEDY = "Restore the file from a backup, or undo the edit with --original."
 UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 MOST_AXES = 2  # along which the rows of a leaf are told apart
 
@@ -105,7 +107,7 @@ class Removed:
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Removed":
         """Return what `save` wrote; ManuError where the file is missing or damaged."""
-        arrays, metadata = read_arrays(path, FORMAT)
+        arrays, metadata = read_arrays(path, FORMAT, remedy=REMEDY)
         source = made_from(metadata, f"{FORMAT} {path}")
         with ForeignErrors(f"{FORMAT} {path}", "its content is not that of such a file", REMEDY):
             parts: dict[str, dict[str, np.ndarray]] = {WHERE: {}, BITS: {}}
