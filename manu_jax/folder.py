@@ -254,7 +254,7 @@ def os_error(error: Exception) -> OSError | None:
 def owned_folder(
     path: str | os.PathLike, wait: Callable[[], object] | None = None
 ) -> Iterator[Path]:
-    """Open a run's folder for this process alone; ManuError where another process has it.
+    """Open a run's or a ledger's folder for this process alone; ManuError where another has it.
 
     wait: called in place of the error, before each further try. In a store there are no locks: an
     owner that did not end is told of, and taken for killed.
@@ -268,16 +268,14 @@ def owned_folder(
         path.mkdir(parents=True, exist_ok=True)
         lock = open(path / ".lock", "a+")
     except OSError as error:
-        raise ManuError(
-            f"run folder {path}: {error.strerror}. Give another folder with --output."
-        ) from error
+        raise ManuError(f"folder {path}: {error.strerror}. Give another one.") from error
     with lock:
         is_told = False
         while (owner := _other_owner(lock)) is not None:
             if wait is None:
                 raise ManuError(
-                    f"run folder {path} is in use by process {owner}. Wait for it to end, or give "
-                    "another folder with --output."
+                    f"folder {path} is in use by process {owner}. Wait for it to end, or give "
+                    "another one."
                 )
             if not is_told:
                 logger.info("%s: waiting for process %s, which is at work there", path, owner)

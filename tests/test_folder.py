@@ -165,7 +165,7 @@ def test_folder_in_use_is_an_error(tmp_path):
     owner = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     try:
         assert owner.stdout.readline() == "open\n"
-        with pytest.raises(ManuError, match=rf"in use by process {owner.pid} on .*--output"):
+        with pytest.raises(ManuError, match=rf"in use by process {owner.pid} on .*another one"):
             with folder.owned_folder(tmp_path):
                 pass
     finally:

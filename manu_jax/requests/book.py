@@ -144,7 +144,9 @@ class Book:
                 yield f"entry {number}: unknown event {event!r}"
             if entry.get("previous") != previous:
                 yield f"entry {number}: what stands before it was changed"
-            if event == "added":
+            if type(request) is not int:
+                yield f"entry {number}: request {request!r} is no number"
+            elif event == "added":
                 known.add(request)
             elif request not in (*known, 0):
                 yield f"entry {number}: request {request!r} was never added"
