@@ -357,32 +357,18 @@ class Output:
     activations: dict[str, Array] | None = None
 
 
-def check_neurons(
-    neurons: Mapping[str, Array], expected: Mapping[str, tuple[int, int]], what: str
-) -> None:
-    """Raise ManuError where towers or shapes differ from `expected` ({tower: (L, F)})."""
-    faults = neuron_faults(neurons, expected)
-    if faults:
-        raise ManuError(
-            f"{what} does not fit the model: {'; '.join(faults)}. Was it made for another model?"
-        )
+def neuron_faults(neurons: Mapping[str, Array], known: Mapping[str, tuple[int, int]]) -> list[str]:
+    """Return in which towers and shapes neurons differ from a model's, a clause each.
 
-
-def neuron_faults(
-    neurons: Mapping[str, Array], expected: Mapping[str, tuple[int, int]]
-) -> list[str]:
-    """Return in which towers and shapes neurons differ from `expected`, a clause each."""
+    known: {tower: (L, F)} of the model; a tower that `neurons` lacks is no fault.
+    """
     faults = []
-    for tower in sorted(set(neurons) | set(expected)):
-        if tower not in neurons:
-            faults.append(f'tower "{tower}" is missing')
-        elif tower not in expected:
+    for tower in sorted(neurons):
+        shape = tuple(np.shape(neurons[tower]))
+        if tower not in known:
             faults.append(
-                f'tower "{tower}" is not in the model (it has {", ".join(sorted(expected))})'
+                f'tower "{tower}" is not in the model (it has {", ".join(sorted(known))})'
             )
-        elif tuple(np.shape(neurons[tower])) != tuple(expected[tower]):
-            faults.append(
-                f'tower "{tower}" has shape {tuple(np.shape(neurons[tower]))}, '
-                f"the model has {tuple(expected[tower])}"
-            )
+        elif shape != tuple(known[tower]):
+            faults.append(f'tower "{tower}" has shape {shape}, the model has {tuple(known[tower])}')
     return faults

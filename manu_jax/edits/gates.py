@@ -38,10 +38,7 @@ class GateEdit(LeafEdit):
         return dict(self.gates)
 
     def faults(self, loaded: Loaded) -> list[str]:
-        known = loaded.towers
-        return neuron_faults(
-            self.gates, {tower: known[tower] for tower in self.gates if tower in known}
-        )
+        return neuron_faults(self.gates, loaded.towers)
 
     def changes(self, model: Any) -> Changes:
         return {

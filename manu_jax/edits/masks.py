@@ -221,8 +221,7 @@ def load(path: str | os.PathLike, loaded: Loaded | None = None) -> tuple[Neurons
 
 
 def _faults(mask: Mapping[str, Array], loaded: Loaded) -> list[str]:
-    known = {**loaded.towers, **loaded.family.matrix_rows(loaded.config)}
-    return neuron_faults(mask, {key: known[key] for key in mask if key in known})
+    return neuron_faults(mask, {**loaded.towers, **loaded.family.matrix_rows(loaded.config)})
 
 
 def _any(gone: Sequence[tuple[Array, int]], leaf: jax.Array) -> jax.Array:

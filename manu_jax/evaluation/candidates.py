@@ -20,11 +20,12 @@ import numpy as np
 from manu_jax import parallel
 from manu_jax.data.batches import batches_of
 from manu_jax.edits import masks
+from manu_jax.edits.leafwise import check
 from manu_jax.evaluation.batched import not_finite, run_batched
 from manu_jax.evaluation.likelihood import answer_likelihoods, encode_answered, log_likelihoods
 from manu_jax.models.loaded import Loaded
 from manu_jax.models.nn.forward import Forward
-from manu_jax.types import Array, Batch, Encoded, Images, ManuError, Neurons, Sample, check_neurons
+from manu_jax.types import Array, Batch, Encoded, Images, ManuError, Neurons, Sample
 
 MOST_AT_ONCE = 16  # candidates in one call; more of them gain nothing, and need more memory
 DEFAULT_MIB = 1024  # where the device does not tell how much memory is free, as a CPU
@@ -44,18 +45,18 @@ def recalled(
     of rows of single matrices ("tower.matrix") has no gates: it is folded and asked alone.
     memory_mib: how much a call may need beside the model on each device; None: half of what is free
     there, or DEFAULT_MIB. Raises ManuError for samples without an answer, candidates of another
-    model, and answers that are not finite.
+    model or of other dtypes, and answers that are not finite.
     """
+    _check(loaded, candidates)
     encoded = encode_answered(loaded, samples)
     found_KN = np.zeros((len(candidates), len(samples)), bool)
     gated = []
-    for number, mask in enumerate(candidates):
-        if set(mask) <= set(loaded.towers):
-            check_neurons(mask, {tower: loaded.towers[tower] for tower in mask}, "the mask")
-            gated.append(number)
-        else:
-            folded = masks.fold(loaded, mask)
+    for number, candidate in enumerate(candidates):
+        if any("." in key for key in candidate):
+            folded = masks.fold(loaded, candidate)
             found_KN[number] = log_likelihoods(folded, samples, batch_size=batch_size).recalled_N
+        else:
+            gated.append(number)
     if gated and encoded:
         budget = 2**20 * _budget_mib(memory_mib)
         asked = _Asked(loaded, encoded, [candidates[number] for number in gated], batch_size)
@@ -75,9 +76,9 @@ def mean_log_likelihoods(
 
     Settings and errors as in `recalled`; masks of rows of single matrices are none.
     """
+    _check(loaded, candidates)
     for candidate in candidates:
-        known = {tower: loaded.towers.get(tower, (0, 0)) for tower in candidate}
-        check_neurons(candidate, known, "the candidate")
+        masks.edit_of(candidate).as_gates()  # refuses rows of single matrices
     encoded = encode_answered(loaded, samples)
     if not candidates or not encoded:
         return np.zeros((len(candidates), len(samples)))
@@ -292,6 +293,14 @@ def _features(model: Any, images: Images, gates: Mapping[str, Array]) -> jax.Arr
 
     features_BIPKE = jax.vmap(encode, out_axes=3)(dict(gates))
     return features_BIPKE.reshape(*features_BIPKE.shape[:3], -1)
+
+
+def _check(loaded: Loaded, candidates: Sequence[Neurons]) -> None:
+    """Raise ManuError where candidates are not masks or gates of the model, in a list."""
+    if isinstance(candidates, Mapping):
+        raise ManuError("candidates: expected a list of masks or gates, got one. Put it in a list.")
+    for candidate in candidates:
+        check(masks.edit_of(candidate), loaded)
 
 
 def _budget_mib(given: int | None) -> int:

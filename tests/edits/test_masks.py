@@ -114,6 +114,13 @@ def test_a_mask_of_other_shapes_is_an_error():
         masks.fold(tiny.loaded(), {"audio": np.zeros((3, 3), bool)})
 
 
+def test_an_unknown_tower_is_told_with_those_that_the_model_has():
+    for tower in ("audio", "text.gat_proj"):
+        for dtype in (bool, np.float32):
+            with pytest.raises(ManuError, match=rf'"{tower}" is not in the model \(it has text, '):
+                masks.fold(tiny.loaded(), {tower: np.zeros((3, 3), dtype)})
+
+
 def test_masks_round_trip_with_what_they_were_made_from(tmp_path):
     loaded, mask = tiny.loaded(), random_mask()
     path = tmp_path / "mask.safetensors"

@@ -9,7 +9,7 @@ from manu_jax import parallel
 from manu_jax.data.batches import encode_all
 from manu_jax.edits import masks
 from manu_jax.evaluation import candidates as candidates_module
-from manu_jax.evaluation.candidates import recalled, shares_right
+from manu_jax.evaluation.candidates import mean_log_likelihoods, recalled, shares_right
 from manu_jax.evaluation.generate import greedy
 from manu_jax.evaluation.likelihood import log_likelihoods, share_right
 from manu_jax.leaves import path_name
@@ -157,6 +157,19 @@ def test_faults_are_named():
     samples = tiny.samples("text")
     with pytest.raises(ManuError, match="shape"):
         recalled(tiny.loaded(), samples, [{"text": np.zeros((1, 2), bool)}], batch_size=4)
+    for ask in (recalled, mean_log_likelihoods):
+        for candidate, message in (
+            ({"audio": np.ones((2, 4), bool)}, r'"audio" is not in the model \(it has text, '),
+            # As numbers, a mask would say the contrary.
+            ({"text": random_masks(1)[0]["text"].astype(int)}, 'got "text" of int64'),
+        ):
+            with pytest.raises(ManuError, match=message):
+                ask(tiny.loaded(), samples, [candidate], batch_size=4)
+        with pytest.raises(ManuError, match="expected a list of masks or gates, got one"):
+            ask(tiny.loaded(), samples, random_masks(1)[0], batch_size=4)
+    with pytest.raises(ManuError, match="only whole neurons have gates"):
+        rows = {"text.up_proj": np.ones((2, 40), bool)}
+        mean_log_likelihoods(tiny.loaded(), samples, [rows], batch_size=4)
     with pytest.raises(ManuError, match="no samples"):
         shares_right(tiny.loaded(), [], random_masks(1), batch_size=4)
     broken = tiny.loaded().replace_model(jax.tree.map(lambda x: x * np.nan, tiny.loaded().model))
