@@ -34,8 +34,8 @@ def select(
     scores: {tower: [L, F]}, or {"tower.matrix": [L, rows]} for rows of single matrices, which group
     by tower. alpha: in [0, 1); 0 chooses none. scope: over what the top share is taken. layers:
     {tower: range of layers}; neurons outside are not eligible, a tower that is not named has all
-    its layers. Raises ManuError where a score is NaN, a tower or layer is not there, or alpha or
-    scope is out of range.
+    its layers. Raises ManuError where scores are not numbers [L, F] or one is NaN, a tower or layer
+    is not there, or alpha or scope is out of range.
     """
     return rank(scores, scope, layers=layers).top(alpha)
 
@@ -53,8 +53,12 @@ class Ranking:
 
     def top(self, alpha: float) -> Neurons:
         """Return the mask (bool) of the top share `alpha` of each group, in [0, 1)."""
-        if not 0 <= alpha < 1:
-            raise ManuError(f"alpha: expected a share of neurons in (0, 1), got {alpha}.")
+        try:
+            is_share = 0 <= float(alpha) < 1
+        except (TypeError, ValueError):
+            is_share = False
+        if not is_share:
+            raise ManuError(f"alpha: expected a share of neurons in [0, 1), got {alpha!r}.")
         numbers: dict[int, int] = {}
         mask: Neurons = {}
         for tower, places_LF in self.places.items():
@@ -71,7 +75,7 @@ def rank(
     if scope not in SCOPES:
         raise ManuError(f"scope: expected one of {', '.join(SCOPES)}, got {scope!r}.")
     scores = {tower: np.asarray(scores[tower]) for tower in sorted(scores)}
-    _check_not_nan(scores)
+    _check_scores(scores)
     eligible = eligible_layers(scores, layers or {})
     places = {tower: np.full(values.shape, NEVER, np.int32) for tower, values in scores.items()}
     sizes = {tower: np.zeros(len(values_LF), np.int64) for tower, values_LF in scores.items()}
@@ -81,7 +85,9 @@ def rank(
         parts = [(tower, numbers[eligible[tower][numbers]]) for tower, numbers in chosen]
         values = np.concatenate([scores[tower][numbers].ravel() for tower, numbers in parts])
         order = np.empty(values.size, np.int32)
-        order[np.argsort(-values, kind="stable")] = np.arange(values.size, dtype=np.int32)
+        # Not by −values: of whole numbers without a sign, 0 would come first.
+        falling = values.size - 1 - np.argsort(values[::-1], kind="stable")[::-1]
+        order[falling] = np.arange(values.size, dtype=np.int32)
         start = 0
         for tower, numbers in parts:
             shape = (len(numbers), scores[tower].shape[1])
@@ -144,7 +150,17 @@ def _groups(scores: Neurons, scope: str) -> Iterator[list[tuple[str, slice]]]:
                 yield [(key, slice(layer, layer + 1)) for key in keys]
 
 
-def _check_not_nan(scores: Neurons) -> None:
+def _check_scores(scores: Neurons) -> None:
+    faults = [
+        f'"{key}" is an array {list(values.shape)} of {values.dtype}'
+        for key, values in scores.items()
+        if values.ndim != 2 or values.dtype.kind in "bOSUmMc"
+    ]
+    if faults or not scores:
+        raise ManuError(
+            f"scores: expected one array [L, F] of numbers for each tower, got "
+            f"{'; '.join(faults) or 'none'}."
+        )
     faults = [
         f'tower "{tower}", layer {layer}'
         for tower, values_LF in scores.items()

@@ -1,6 +1,7 @@
 import time
 
 import hypothesis
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies
@@ -71,10 +72,32 @@ def test_a_layer_range_of_an_unknown_tower_is_an_error():
         select(SCORES, 0.1, layers={"txet": (0, 1)})
 
 
-@pytest.mark.parametrize("alpha", [-0.1, 1.0, 1.5, float("nan")])
+@pytest.mark.parametrize("alpha", [-0.1, 1.0, 1.5, float("nan"), "auto", None])
 def test_alpha_outside_its_range_is_an_error(alpha):
     with pytest.raises(ManuError, match="alpha"):
         select(SCORES, alpha)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.float16, jnp.bfloat16])
+def test_numbers_of_any_type_are_chosen_alike(dtype):
+    scores = np.array([[0, 3, 1], [127, 3, 2]])
+    expected = select({"text": scores.astype(np.float64)}, 0.5)["text"]
+    assert expected.tolist() == [[False, True, False], [True, True, False]]
+    np.testing.assert_array_equal(select({"text": scores.astype(dtype)}, 0.5)["text"], expected)
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ({}, "got none"),
+        ({"text": np.zeros(5)}, r'"text" is an array \[5\] of float64'),
+        ({"text": np.zeros((2, 3, 5))}, r'"text" is an array \[2, 3, 5\]'),
+        ({"text": np.zeros((2, 3), bool)}, r'"text" is an array \[2, 3\] of bool'),
+    ],
+)
+def test_scores_that_are_no_numbers_of_neurons_are_errors(scores, message):
+    with pytest.raises(ManuError, match=f"scores: expected one array.*{message}"):
+        select(scores, 0.1)
 
 
 def test_alpha_of_zero_chooses_nothing():
