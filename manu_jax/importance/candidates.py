@@ -22,8 +22,8 @@ from manu_jax.config.methods import CHOICE, JOINED_BY
 from manu_jax.folder import expand_path
 from manu_jax.importance import statistics as files
 from manu_jax.importance.by_statistics import statistics_file
-from manu_jax.importance.functions import Pair, contrast, statistics_method
-from manu_jax.importance.statistics import AnyStatistics, Statistics
+from manu_jax.importance.functions import Pair, check_threshold, contrast, statistics_method
+from manu_jax.importance.statistics import AnyStatistics
 from manu_jax.selection import Ranking, rank
 from manu_jax.types import MODALITIES, ManuError, Modality, Neurons, Signal
 
@@ -149,12 +149,7 @@ def _check(method: StatisticsMethod, statistics: SetStatistics) -> None:
         raise ManuError(
             f'method "{method.name}": alpha: auto asks the model. Give alpha as a number.'
         )
-    found = statistics.forget[1]
-    if isinstance(found, Statistics) and found.threshold != method.threshold:
-        raise ManuError(
-            f'method "{method.name}": its threshold is {method.threshold}, that of the statistics '
-            f"{found.threshold}. Give the same."
-        )
+    check_threshold(statistics.forget[1], method)
 
 
 def _read(path: Path) -> AnyStatistics:

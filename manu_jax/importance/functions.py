@@ -139,7 +139,7 @@ def contrast(
 
     None: the form is absent, of both sets. preset: a method of the kind "statistics", or the preset
     of one; its `combine` names the rule in COMBINATIONS. float32; ManuError where a value is not
-    finite.
+    finite, and where the four are not of one model, in the same forms, with the method's threshold.
     """
     method = statistics_method(preset)
     statistics_by_name = {
@@ -151,6 +151,9 @@ def contrast(
     for name, statistics in statistics_by_name.items():
         if statistics is not None:
             check_statistics(statistics, f"statistics of {name}")
+    _check_alike(statistics_by_name)
+    for statistics in statistics_by_name.values():
+        check_threshold(statistics, method)
     scores = COMBINATIONS[method.combine](
         (forget_image, forget_text), (keep_image, keep_text), method
     )
@@ -167,6 +170,15 @@ def statistics_method(preset: str | MethodSettings) -> StatisticsMethod:
             "one of the kind 'statistics', such as \"paper\"."
         )
     return method
+
+
+def check_threshold(statistics: AnyStatistics | None, method: StatisticsMethod) -> None:
+    """Raise ManuError where values were counted above another threshold than the method's."""
+    if isinstance(statistics, Statistics) and statistics.threshold != method.threshold:
+        raise ManuError(
+            f'method "{method.name}": its threshold is {method.threshold}, that of the statistics '
+            f"{statistics.threshold}. Give the same."
+        )
 
 
 # Image form, text form; None: absent
@@ -216,6 +228,38 @@ COMBINATIONS: dict[str, Callable[[Pair, Pair, StatisticsMethod], dict[str, np.nd
     "relative": _relative,
     "gain_minus_harm": _gain_minus_harm,
 }
+
+
+def _check_alike(found: Mapping[str, AnyStatistics | None]) -> None:
+    """Raise ManuError where sets differ in their forms, or in the towers of a form."""
+    if len({type(one) for one in found.values() if one is not None}) > 1:
+        raise ManuError("contrast: expected statistics of one kind, got samples and positions.")
+    faults, shapes = [], {}
+    for form in ("image", "text"):
+        pair = [(name, found[name]) for name in (f"forget, {form}", f"keep, {form}")]
+        lacking = [name for name, one in pair if one is None]
+        if len(lacking) == 1:
+            faults.append(f"there are none of {lacking[0]}, and those of the other set are given")
+        own = [(name, _shapes(one)) for name, one in pair if one is not None]
+        if len(own) == 2 and set(own[0][1]) != set(own[1][1]):
+            faults.append("; ".join(f"{name} has {', '.join(sorted(has))}" for name, has in own))
+        for name, has in own:
+            for key, shape in has.items():
+                first, known = shapes.setdefault(key, (name, shape))
+                if shape != known:
+                    faults.append(f'"{key}" is {known} in {first} and {shape} in {name}')
+    if faults:
+        raise ManuError(
+            f"contrast: the statistics do not go together: {'; '.join(faults)}. Score facts to "
+            "forget and to keep with one model, in the same forms."
+        )
+
+
+def _shapes(statistics: AnyStatistics) -> Mapping[str, tuple[int, ...]]:
+    """Return {tower: (L, F)}, or {"tower.matrix": (L, 4, rows)} of statistics by position."""
+    if isinstance(statistics, Statistics):
+        return statistics.towers
+    return {key: tuple(np.shape(values)) for key, values in statistics.closed.items()}
 
 
 def _present(pair: Pair) -> list[AnyStatistics]:

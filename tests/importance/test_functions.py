@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 
@@ -187,3 +189,28 @@ def test_not_finite_statistics_are_an_error():
     sets[1]["text"][1, 0, 0] = np.nan
     with pytest.raises(ManuError, match='forget, text.*tower "text", layer 1'):
         contrast(*map(statistics_of, sets))
+
+
+def test_statistics_that_do_not_go_together_are_errors():
+    both = [statistics_of(samples(i, 4)) for i in range(2)]
+    text = [statistics_of(samples(i, 4, ("text",))) for i in range(2)]
+    wide = Statistics.zero({"text": (2, 6)}).add({"text": np.ones((2, 4, 6), "f4")}, np.ones(4))
+    thin = Statistics.zero({"text": (1, 5)}).add({"text": np.ones((1, 4, 5), "f4")}, np.ones(4))
+    for sets, message in (
+        ((both[0], text[0], None, text[1]), "there are none of keep, image"),
+        ((None, text[0], both[1], text[1]), "there are none of forget, image"),
+        ((both[0], text[0], text[1], text[1]), "forget, image has text, vision; keep, image has"),
+        ((both[0], wide, both[1], wide), r"(2, 5) in forget, image and (2, 6) in forget, text"),
+        # NumPy would take the one layer for both.
+        ((None, text[0], None, thin), r"(2, 5) in forget, text and (1, 5) in keep, text"),
+    ):
+        for preset in ("paper", "gradient"):
+            with pytest.raises(ManuError, match=f"contrast: .*{re.escape(message)}.*one model"):
+                contrast(*sets, preset=preset)
+
+
+def test_statistics_of_another_threshold_are_an_error():
+    sets = [statistics_of(samples(i, 4, ("text",)), 0.5) for i in range(2)]
+    with pytest.raises(ManuError, match=r"its threshold is 0\.1, that of the statistics 0\.5"):
+        contrast(None, sets[0], None, sets[1])
+    assert contrast(None, sets[0], None, sets[1], preset=StatisticsMethod(threshold=0.5))
