@@ -31,6 +31,7 @@ Neurons = dict[str, Array]
 Modality = Literal["image", "text"]
 Signal = Literal["activation", "gradient"]
 MODALITIES: tuple[Modality, ...] = ("image", "text")
+SIGNALS: tuple[Signal, ...] = ("activation", "gradient")
 TEXT_ALONE: tuple[Modality, ...] = ("text",)  # the forms where nothing has an image
 WorkKind = Literal["score", "train", "decode"]  # what a mesh is for (config/sections.py)
 WORK_KINDS: tuple[WorkKind, ...] = ("score", "train", "decode")

@@ -36,7 +36,18 @@ from manu_jax.importance.statistics import (
 from manu_jax.models.loaded import Loaded
 from manu_jax.models.nn.layers import Remat
 from manu_jax.progress import Progress
-from manu_jax.types import Array, Batch, Capture, ManuError, Modality, Neurons, Sample, Signal
+from manu_jax.types import (
+    MODALITIES,
+    SIGNALS,
+    Array,
+    Batch,
+    Capture,
+    ManuError,
+    Modality,
+    Neurons,
+    Sample,
+    Signal,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +88,11 @@ def score(
 
     preset: a method of the kind "statistics", or the preset of one, which says how neurons are
     measured; its signal is replaced by `signal`. Facts that do not have the form are left out.
-    path: see `collect`. ManuError where none has it.
+    path: see `collect`. ManuError where none has it, and for an unknown form or signal.
     """
+    for what, given, known in (("modality", modality, MODALITIES), ("signal", signal, SIGNALS)):
+        if given not in known:
+            raise ManuError(f"score: {what}: expected one of {', '.join(known)}, got {given!r}.")
     method = statistics_method(preset).model_copy(update={"signal": signal})
     samples = forms(records, modality, loaded.template)
     return collect(loaded, samples, method, modality=modality, batch_size=batch_size, path=path)

@@ -280,3 +280,13 @@ def test_weights_that_are_not_finite_are_an_error_that_names_the_place():
     broken = loaded.replace_model(jax.tree_util.tree_map_with_path(spoil, loaded.model))
     with pytest.raises(ManuError, match='tower "text", layer 1: 1 values'):
         collect(broken, tiny.samples("text"), ACTIVATION, modality="text")
+
+
+def test_an_unknown_form_or_signal_is_an_error():
+    """Any other signal was taken for activations."""
+    for settings, message in (
+        ({"modality": "video"}, "modality: expected one of image, text, got 'video'"),
+        ({"signal": "grad"}, "signal: expected one of activation, gradient, got 'grad'"),
+    ):
+        with pytest.raises(ManuError, match=message):
+            score(tiny.loaded(), tiny.facts(1), **{"modality": "text", **settings})
