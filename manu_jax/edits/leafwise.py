@@ -82,13 +82,25 @@ class LeafEdit(abc.ABC):
     def undo(self, edited: Loaded, original: Loaded) -> Loaded:
         """Return `edited` with all that this edit changed as it is in `original`, bit for bit.
 
-        original: the model that the edit was applied to.
+        original: the model that the edit was applied to. ManuError where its weights have other
+        shapes.
         """
         check(self, original)
-        sources = leaves(original.model)
+        sources, found = leaves(original.model), leaves(edited.model)
+        restorations = self.restorations(original.model)
+        wrong = [
+            name
+            for name in restorations
+            if name not in found or found[name].shape != sources[name].shape
+        ]
+        if wrong:
+            raise ManuError(
+                f"{self.name} can't be undone: {', '.join(wrong[:SHOWN])} differ in shape from the "
+                "original. Undo later edits first."
+            )
         changes = {
             name: lambda leaf, name=name, restore=restore: restore(leaf, sources[name])
-            for name, restore in self.restorations(original.model).items()
+            for name, restore in restorations.items()
         }
         return placed(edited.replace_model(changed(edited.model, changes)))
 

@@ -44,8 +44,7 @@ class LowRank(LeafEdit):
             if stem not in names:
                 faults.append(f'the model has no matrix "{stem}"')
                 continue
-            down, _ = pair(adapter)
-            rank = int(np.shape(down)[-1])
+            rank = int(np.shape(pair(adapter)[0])[-1]) if len(adapter) == 2 else 0
             shapes = adapter_shapes(names[stem], found[names[stem]].shape, rank)
             if set(shapes) != set(adapter):
                 faults.append(f'"{stem}" has {", ".join(adapter)}, expected {", ".join(shapes)}')

@@ -72,6 +72,13 @@ class WrittenNeurons(LeafEdit):
         Raises ManuError where the decoder has no gated MLPs, no such layers or no such neurons.
         """
         mlp = _mlp(loaded.model)
+        if count < 1:
+            raise ManuError(f"neurons to write: no neurons: count is {count}. Give a larger one.")
+        if places is not None and any(np.ndim(row) != 1 for row in places):
+            raise ManuError(
+                f"neurons to write: places: expected a list of {count} neurons for each layer, got "
+                f"{places}. Give others."
+            )
         shape_LDR = (len(layers), mlp.width, count)
         gate, up = jax.random.split(key)
         edit = cls(
@@ -110,6 +117,12 @@ class WrittenNeurons(LeafEdit):
         if self.places is not None:
             return super().undo(edited, original)
         check(self, original)
+        numbers = [_mlp(one.model).num_neurons for one in (edited, original)]
+        if numbers[0] - self.count != numbers[1]:
+            raise ManuError(
+                f"{self.name} can't be undone: of {numbers[0]:,} neurons a layer, {self.count:,} "
+                f"are to go, but the original has {numbers[1]:,}. Undo later edits first."
+            )
         model = widened(edited.model, -self.count)
         return placed(with_model(edited, model))
 

@@ -325,6 +325,17 @@ def test_edits_that_do_not_fit_are_errors_that_say_why():
     assert 'no matrix "text.layers.mlp.sideways"' in error_of(
         LowRank({"text.layers.mlp.sideways": {"down_LDR": np.zeros(1), "up_LRF": np.zeros(1)}})
     )
+    assert '"text.layers.mlp.up" has down_LDR, expected down_LDR, up_LRF' in error_of(
+        LowRank({"text.layers.mlp.up": {"down_LDR": np.zeros((2, 16, 1))}})
+    )
     assert '"audio" is not in the model' in error_of(GateEdit({"audio": np.ones((2, 3))}))
     with pytest.raises(ManuError, match="no leaf of the model begins with text.lay"):
         NewWeights.of(loaded, ("text.lay",))
+
+
+@pytest.mark.parametrize("name", ["mask", "gates", "written", "low rank", "weights"])
+def test_what_is_under_appended_neurons_is_undone_after_them(name):
+    loaded, edit = tiny.loaded(), MAKERS[name]()
+    edited = edit.apply(loaded)
+    with pytest.raises(ManuError, match="mlp.*differ in shape.*Undo later edits first"):
+        edit.undo(neurons(places=None).apply(edited), loaded)

@@ -117,11 +117,23 @@ def test_written_neurons_have_no_bias(places):
         ({"places": ((1, 1, 2), (1, 2, 3))}, "places"),
         ({"places": ((1, 2, 3),)}, "places"),
         ({"places": None, "count": 0}, "no neurons"),
+        ({"places": None, "count": -3}, "no neurons: count is -3"),
+        ({"places": (1, 2, 3)}, r"places: expected a list of 3 neurons for each layer, got \(1, 2"),
     ],
 )
 def test_neurons_that_the_model_cannot_have_are_errors(settings, message):
     with pytest.raises(ManuError, match=message):
         neurons(**settings)
+
+
+def test_appended_neurons_are_cut_where_they_are_the_last_and_nowhere_else():
+    loaded, edit = tiny.loaded(), neurons(places=None, layers=(1,), count=4)
+    edited = edit.apply(loaded)
+    other = neurons(places=None, layers=(1,), count=3)
+    for wrong in (loaded, other.apply(edited)):
+        with pytest.raises(ManuError, match="can't be undone.*Undo later edits first"):
+            edit.undo(wrong, loaded)
+    assert edit.undo(edited, loaded).towers == loaded.towers
 
 
 def test_a_decoder_without_gates_is_refused(monkeypatch):
