@@ -9,7 +9,7 @@ import tiny_llava as tiny
 from manu_jax.importance import gradients
 from manu_jax.models.nn import mlp
 from manu_jax.models.nn.answers import answer_log_odds, logits_at_answers
-from manu_jax.types import VisionInput
+from manu_jax.types import ManuError, VisionInput
 
 
 def by_definition(model, batch, towers, *, objective, gates):
@@ -70,6 +70,20 @@ def test_gates_scale_and_silence_neurons():
     np.testing.assert_allclose(ours["text"], defined["text"], atol=1e-5)
     plain, _ = gradients_of(batch)
     assert not np.allclose(plain["text"][0, :, 10:], ours["text"][0, :, 10:], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("gates", "message"),
+    [
+        ({"txt": np.ones((2, 40))}, r'tower "txt" is not there \(it has text, vision\)'),
+        ({"text": np.ones((2, 1))}, r"shape \(2, 1\), expected \(2, 40\) or \(2, B, 40\)"),
+        ({"vision": np.ones(24)}, r"shape \(24,\), expected \(2, 24\) or \(2, B, 24\)"),
+    ],
+)
+def test_gates_of_no_tower_or_of_other_shapes_are_errors(gates, message):
+    """A name that is not known would do nothing, and have an attribution of zeros."""
+    with pytest.raises(ManuError, match=f"gates do not fit the model: .*{message}"):
+        tiny.loaded().model(tiny.batch("text"), gates=gates)
 
 
 def test_attributions_of_a_bfloat16_model_are_summed_in_float32(monkeypatch):

@@ -2,11 +2,12 @@
 
 import abc
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from manu_jax.models.nn.decoder import Cache, Decoder, decoder_mlp
@@ -15,7 +16,7 @@ from manu_jax.models.nn.layers import Remat
 from manu_jax.models.nn.mlp import TowerMlp
 from manu_jax.models.nn.vit import vit_mlp
 from manu_jax.parallel import constrain
-from manu_jax.types import Array, Batch, Capture, Images, Neurons, Output
+from manu_jax.types import Array, Batch, Capture, Images, ManuError, Neurons, Output
 
 
 class Multimodal(nnx.Module):
@@ -62,11 +63,13 @@ class Multimodal(nnx.Module):
     ) -> Output:
         """Return the logits [B, T, V] and, with a capture, what it measures at every MLP.
 
-        gates: factors of the neurons of any of the towers, [L, F] or [L, B, F]. at_BA: the
-        positions whose logits are wanted, which are then [B, A, V]; None: all. remat: what a
-        backward pass recomputes ("all", "dots", "none"). In a batch without images the image towers
-        do not run; a per-sample capture then gives zeros for them, "position" and "tokens" nothing.
+        gates: factors of the neurons of any of the towers, [L, F] or [L, B, F]; ManuError for other
+        towers and shapes. at_BA: the positions whose logits are wanted, which are then [B, A, V];
+        None: all. remat: what a backward pass recomputes ("all", "dots", "none"). In a batch
+        without images the image towers do not run; a per-sample capture then gives zeros for them,
+        "position" and "tokens" nothing.
         """
+        _check_gates(gates or {}, self.mlps())
         forward = Forward(gates=gates or {}, capture=capture, batch=batch, remat=remat)
         batch, captured = self._with_features(batch, forward)
         h_BTD, of_text, _ = self.text(
@@ -223,6 +226,22 @@ class Multimodal(nnx.Module):
             for name, tower in self.mlps().items()
             if name != "text"
         }
+
+
+def _check_gates(gates: Neurons, mlps: Mapping[str, TowerMlp]) -> None:
+    """Raise ManuError for gates of other towers or shapes; a name that is not known has no part."""
+    faults = []
+    for tower, values in sorted(gates.items()):
+        if tower not in mlps:
+            faults.append(f'tower "{tower}" is not there (it has {", ".join(sorted(mlps))})')
+            continue
+        shape, L, F = np.shape(values), mlps[tower].num_layers, mlps[tower].num_neurons
+        if len(shape) < 2 or (shape[0], shape[-1]) != (L, F):
+            faults.append(
+                f'tower "{tower}" has shape {shape}, expected ({L}, {F}) or ({L}, B, {F})'
+            )
+    if faults:
+        raise ManuError(f"gates do not fit the model: {'; '.join(faults)}.")
 
 
 def _positions(batch: Batch) -> Array:
