@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from manu_jax.data.probes import Probe
-from manu_jax.types import MODALITIES, SETS, TEXT_ALONE, Modality, PromptTemplate
+from manu_jax.types import MODALITIES, SETS, TEXT_ALONE, ManuError, Modality, PromptTemplate
 
 Task = Literal["classification", "generation", "cloze"]
 TASKS: tuple[Task, ...] = ("classification", "generation", "cloze")
@@ -142,7 +142,13 @@ class Benchmark:
         )
 
     def facts(self, *sets: str) -> tuple[Fact, ...]:
-        """Return the facts of the people of these sets, in order."""
+        """Return the facts of the people of these sets, in order; ManuError for an unknown set."""
+        unknown = [name for name in sets if name not in self.sets]
+        if unknown:
+            raise ManuError(
+                f"facts: there is no set {', '.join(map(repr, unknown))}; known: "
+                f"{', '.join(self.sets)}."
+            )
         return tuple(fact for name in sets for person in self.sets[name] for fact in person.facts)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manu_jax.data.record import Benchmark, Fact, Person, split_retain
-from manu_jax.types import SETS
+from manu_jax.types import SETS, ManuError
 
 # The unseen of 000 to 035 with the share 0.67 and seed 1. Written out, so that no version and no
 # machine may draw others.
@@ -102,3 +102,9 @@ def test_every_process_splits_alike(hash_seed):
 def test_a_benchmark_may_leave_sets_out():
     found = benchmark(range(2)).sets
     assert tuple(found) == SETS and found["unseen"] == found["general"] == ()
+
+
+def test_facts_of_an_unknown_set_are_an_error():
+    assert len(benchmark([1, 2]).facts("forget", "retain")) == 6
+    with pytest.raises(ManuError, match="there is no set 'forgot'; known: forget, test, retain"):
+        benchmark([]).facts("forget", "forgot")
