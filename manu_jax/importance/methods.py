@@ -19,8 +19,9 @@ from manu_jax.importance.job import EditMethod, ScoringJob, ScoringMethod
 from manu_jax.importance.kvw import KvwMethod, weaken
 from manu_jax.importance.learned import learn_gates
 from manu_jax.importance.ridge import RidgeMethod, redirect
+from manu_jax.importance.statistics import check_finite
 from manu_jax.parallel import gather, is_first_process
-from manu_jax.types import MODALITIES, ManuError, Neurons
+from manu_jax.types import MODALITIES, ManuError, Neurons, neuron_faults
 
 FORMAT = "scores"
 
@@ -37,12 +38,20 @@ METHODS: dict[str, ScoringMethod | EditMethod] = {
 def scores_for(job: ScoringJob[Any]) -> Neurons:
     """Return one score per neuron, as the job's method finds them: {tower: [L, F] float32}.
 
-    ManuError where a set has no samples in a form, or a number is not finite.
+    ManuError where a set has no samples in a form, a number is not finite, or scores are not of the
+    model's neurons.
     """
     entry = METHODS[job.method.kind]
     assert isinstance(entry, ScoringMethod), f"{job.method.kind} makes an edit, and no scores"
     _check_samples(job)
-    return entry.score(job)
+    scores, loaded = entry.score(job), job.loaded
+    what = f'scores of method "{job.method.name}"'
+    known = {**loaded.towers, **loaded.family.matrix_rows(loaded.config)}
+    faults = neuron_faults(scores, known)
+    if faults:
+        raise ManuError(f"{what} do not fit the model: {'; '.join(faults)}.")
+    check_finite(gather(dict(scores)), what)
+    return scores
 
 
 def edit_for(job: ScoringJob[Any]) -> Any:

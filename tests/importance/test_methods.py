@@ -5,7 +5,7 @@ import tiny_llava as tiny
 from manu_jax.config import named_method
 from manu_jax.importance import by_statistics, kept
 from manu_jax.importance.collect import add_batch
-from manu_jax.importance.job import ScoringJob
+from manu_jax.importance.job import ScoringJob, ScoringMethod
 from manu_jax.importance.methods import METHODS, load_scores, save_scores, scores_for
 from manu_jax.models.nn.answers import answer_log_odds
 from manu_jax.selection import select
@@ -137,6 +137,23 @@ def test_a_set_without_samples_is_an_error_that_names_it(kind):
     job = job_of(METHODS[kind].settings(), keep={**KEEP, "text": ()})
     with pytest.raises(ManuError, match="keep, text form"):
         scores_for(job)
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ({"text": np.full((2, 40), np.nan)}, 'not finite.* at tower "text", layer 0: 40 values'),
+        ({"text": np.zeros((2, 3))}, r'do not fit the model: tower "text" has shape \(2, 3\)'),
+        ({"txt": np.zeros((2, 40))}, 'do not fit the model: tower "txt" is not in the model'),
+    ],
+)
+def test_scores_of_no_neurons_or_of_no_numbers_are_an_error(monkeypatch, scores, message):
+    """As a method from outside may return them."""
+    method = named_method("random")
+    entry = ScoringMethod(type(method), lambda job: scores)
+    monkeypatch.setitem(METHODS, "random", entry)
+    with pytest.raises(ManuError, match=f'scores of method "random".*{message}'):
+        scores_of(method)
 
 
 def test_scores_round_trip(tmp_path):
