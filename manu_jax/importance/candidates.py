@@ -13,7 +13,7 @@ import functools
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,13 @@ def variations(
             f"variations: {', '.join(unknown)} can't differ between masks of the same statistics; "
             f"what can: {', '.join(known)}."
         )
+    alone = [
+        f"{key} is {given!r}"
+        for key, given in values.items()
+        if isinstance(given, str | Mapping) or not isinstance(given, Iterable)
+    ]
+    if alone:
+        raise ManuError(f"variations: expected lists of values: {'; '.join(alone)}. Give [value].")
     # In the order of `known`, α among the last: its masks share scores and ranking.
     order = sorted(values, key=lambda key: (key == "alpha", known.index(key)))
     for chosen in itertools.product(*(tuple(values[key]) for key in order)):

@@ -114,3 +114,13 @@ def test_statistics_of_text_alone_are_read_as_such(folder, tmp_path):
     (tmp_path / file).write_bytes((folder / "paper" / file).read_bytes())
     with pytest.raises(ManuError, match="keep.image.activation.safetensors: no statistics there"):
         SetStatistics.load(tmp_path)
+
+
+def test_a_value_that_is_in_no_list_is_an_error():
+    for values, message in (
+        ({"alpha": 0.1}, "alpha is 0.1"),
+        ({"scope": "all"}, "scope is 'all'"),
+        ({"functions": {"variance": 1.0}}, "functions is {'variance': 1.0}"),
+    ):
+        with pytest.raises(ManuError, match=f"expected lists of values: {message}. Give .value."):
+            list(variations("paper", **values))
