@@ -16,6 +16,7 @@ them has gated MLPs (Idefics2), "projection" and "resampler".
 """
 
 import dataclasses
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -30,6 +31,10 @@ Neurons = dict[str, Array]
 
 Modality = Literal["image", "text"]
 Signal = Literal["activation", "gradient"]
+Reduction = Literal[
+    "mean", "square", "answer", "last", "max", "size_at_answers", "at_answers", "tokens", "position"
+]  # how tokens become one number (Capture)
+Pooling = Literal["none", "all"]
 MODALITIES: tuple[Modality, ...] = ("image", "text")
 SIGNALS: tuple[Signal, ...] = ("activation", "gradient")
 TEXT_ALONE: tuple[Modality, ...] = ("text",)  # the forms where nothing has an image
@@ -76,13 +81,18 @@ class Capture:
     clamp: activations are clamped to ± this before they are measured; only with "position".
     """
 
-    reduction: Literal[
-        "mean", "square", "answer", "last", "max", "size_at_answers", "at_answers", "tokens",
-        "position",
-    ] = "mean"  # fmt: skip
-    layer_pooling: Literal["none", "all"] = "none"
+    reduction: Reduction = "mean"
+    layer_pooling: Pooling = "none"
     threshold: float = 0.1
     clamp: float = 1e3
+
+    def __post_init__(self) -> None:
+        for name, kind in (("reduction", Reduction), ("layer_pooling", Pooling)):
+            given, known = getattr(self, name), typing.get_args(kind)
+            if given not in known:
+                raise ManuError(
+                    f"capture: {name}: expected one of {', '.join(known)}, got {given!r}."
+                )
 
 
 @dataclasses.dataclass(frozen=True)

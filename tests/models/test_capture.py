@@ -8,7 +8,7 @@ import tiny_llava
 
 from manu_jax.models.nn.capture import TowerCapture, reduce_tokens, text_weights
 from manu_jax.models.nn.mlp import scaled
-from manu_jax.types import Capture
+from manu_jax.types import Capture, ManuError
 
 NUM_TOKENS = (601, 577, 331, 0)  # 1/n is exact in no binary dtype
 
@@ -82,3 +82,13 @@ def test_at_answers_are_the_tokens_before_each_one_of_an_answer():
     assert found_BAF.shape[1] == max(len(at) for at in places)
     for row_AF, z_TF, at in zip(found_BAF, z_BTF, places, strict=True):
         np.testing.assert_array_equal(row_AF[: len(at)], z_TF[at])
+
+
+def test_an_unknown_reduction_or_pooling_is_an_error():
+    """It was taken for the mean over tokens."""
+    for settings, message in (
+        ({"reduction": "median"}, "reduction: expected one of mean, square, .*got 'median'"),
+        ({"layer_pooling": "some"}, "layer_pooling: expected one of none, all, got 'some'"),
+    ):
+        with pytest.raises(ManuError, match=message):
+            Capture(**settings)
