@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from manu_jax.arrays import made_from, read_arrays, write_arrays
-from manu_jax.edits.leafwise import placed
+from manu_jax.edits.leafwise import SHOWN, placed
 from manu_jax.edits.widening import widened, with_model
 from manu_jax.fingerprint import weights_hash
 from manu_jax.folder import ForeignErrors, versions
@@ -50,10 +50,17 @@ class Removed:
     def of(cls, original: Loaded, edited: Loaded) -> "Removed":
         """Return what an edit took from `original`, of which it made `edited`.
 
-        The edited model may have further neurons, which come last.
+        The edited model may have further neurons, which come last; ManuError where it lacks some of
+        the original's weights, or has them in another dtype.
         """
         where, bits = {}, {}
         after = leaves(edited.model)
+        wrong = [name for name, leaf in leaves(original.model).items() if _lacks(after, name, leaf)]
+        if wrong:
+            raise ManuError(
+                f"no edit made the one model of the other: {', '.join(wrong[:SHOWN])} differ in "
+                "shape or dtype. Give the original, and then what was made of it."
+            )
         for name, leaf in leaves(original.model).items():
             before = _bits(leaf)
             cut = tuple(slice(size) for size in before.shape)
@@ -118,6 +125,14 @@ class Removed:
                 raise ValueError("a leaf lacks a part")
             hashes = str(source["model"]), str(source["edited"])
             return cls(parts[WHERE], parts[BITS], *hashes, num_neurons=int(source["num_neurons"]))
+
+
+def _lacks(after: Mapping[str, jax.Array], name: str, before: jax.Array) -> bool:
+    """Whether a leaf is not among those of an edited model, or is narrower or of another dtype."""
+    leaf = after.get(name)
+    if leaf is None or leaf.dtype != before.dtype or leaf.ndim != before.ndim:
+        return True
+    return any(new < old for new, old in zip(leaf.shape, before.shape, strict=True))
 
 
 def _bits(leaf: jax.Array) -> np.ndarray:

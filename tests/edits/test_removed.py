@@ -95,3 +95,11 @@ def test_another_model_is_refused(tmp_path):
         Removed.load(tmp_path / "removed.safetensors")
     with pytest.raises(ManuError, match="no such file"):
         Removed.load(tmp_path / "none.safetensors")
+
+
+def test_models_of_which_none_was_made_of_the_other_are_errors():
+    original = tiny.loaded()
+    wider = MAKERS["appended"]().apply(original)
+    for first, second in ((wider, original), (original, loaded_as("bfloat16"))):
+        with pytest.raises(ManuError, match="D.* differ in shape or dtype. Give the original"):
+            Removed.of(first, second)
