@@ -38,12 +38,13 @@ def read_arrays(
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Return what `write_arrays` wrote; ManuError where missing, damaged or of another form.
 
-    Accepts the hash of earlier files too, which did not cover the metadata. remedy: of a damaged
-    file; by default it is one that a run makes again.
+    Accepts the hash of earlier files too, which did not cover the metadata. remedy: of a missing
+    or damaged file; by default it is one that a run makes again.
     """
     path = expand_path(path)
     if not path.is_file():
-        raise ManuError(f"{form} {path}: there is no such file. Run the stage that makes it first.")
+        remedy = "Run the stage that makes it first." if remedy == REMEDY else remedy
+        raise ManuError(f"{form} {path}: there is no such file. {remedy}")
     with ForeignErrors(f"{form} {path}", "damaged or cut short", remedy):
         with stores.local_file(path) as place, safetensors.safe_open(place, "numpy") as file:
             metadata = file.metadata() or {}

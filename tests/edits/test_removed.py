@@ -93,7 +93,7 @@ def test_another_model_is_refused(tmp_path):
     (tmp_path / "removed.safetensors").write_bytes(content)
     with pytest.raises(ManuError, match="damaged.*Restore the file from a backup"):
         Removed.load(tmp_path / "removed.safetensors")
-    with pytest.raises(ManuError, match="no such file"):
+    with pytest.raises(ManuError, match="no such file. Restore the file from a"):
         Removed.load(tmp_path / "none.safetensors")
 
 
