@@ -8,7 +8,6 @@ nothing else. A run's folder has one owner at a time. What differs in a store is
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -17,10 +16,10 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from manu_jax import staged, stores
 from manu_jax.stores import MANIFEST
@@ -250,74 +249,6 @@ def os_error(error: Exception) -> OSError | None:
     return OSError(int(found[1]), os.strerror(int(found[1])))
 
 
-@contextlib.contextmanager
-def owned_folder(
-    path: str | os.PathLike, wait: Callable[[], object] | None = None
-) -> Iterator[Path]:
-    """Open a run's or a ledger's folder for this process alone; ManuError where another has it.
-
-    wait: called in place of the error, before each further try. In a store there are no locks: an
-    owner that did not end is told of, and taken for killed.
-    """
-    path = expand_path(path)
-    if stores.is_store(path):
-        with _noted_owner(path):
-            yield path
-        return
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = open(path / ".lock", "a+")
-    except OSError as error:
-        raise ManuError(f"folder {path}: {error.strerror}. Give another one.") from error
-    with lock:
-        is_told = False
-        while (owner := _other_owner(lock)) is not None:
-            if wait is None:
-                raise ManuError(
-                    f"folder {path} is in use by process {owner}. Wait for it to end, or give "
-                    "another one."
-                )
-            if not is_told:
-                logger.info("%s: waiting for process %s, which is at work there", path, owner)
-            is_told = True
-            wait()
-        lock.truncate(0)
-        lock.write(f"{os.getpid()} on {platform.node()}")
-        lock.flush()
-        _remove_parts(path)
-        yield path
-
-
-def _other_owner(lock: IO[str]) -> str | None:
-    """Take the lock of a folder; return who has it, or None where it was free."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        return lock.read().strip() or "unknown"
-    return None
-
-
-@contextlib.contextmanager
-def _noted_owner(path: Any) -> Iterator[None]:
-    """Say in a run's folder of a store who writes there, as long as it does."""
-    note = path / ".owner"
-    with stores.told(path):
-        if note.is_file():
-            logger.warning(
-                "%s: process %s did not end there. Where it still runs, stop one of the two: a "
-                "store has no locks.",
-                path,
-                note.read_text(encoding="utf-8"),
-            )
-    stores.write(note, f"{os.getpid()} on {platform.node()}".encode())
-    try:
-        yield
-    finally:
-        with stores.told(path):
-            note.unlink(missing_ok=True)
-
-
 def _files(folder: Path) -> list[str]:
     """Return the names of all files below a folder but its manifest, in order; links are files."""
     found = []
@@ -387,11 +318,3 @@ def _swap(new: Path, target: Path) -> None:
         os.replace(old, target)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _remove_parts(path: Path) -> None:
-    for part in [*path.rglob(f".*{PART}"), *path.rglob(f"*{CHECKPOINT_PART}*")]:
-        if part.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
-        else:
-            part.unlink(missing_ok=True)

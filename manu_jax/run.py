@@ -19,7 +19,8 @@ from typing import Any
 
 from manu_jax import faults, stores
 from manu_jax.config import RunConfig, load_config
-from manu_jax.folder import expand_path, explained, owned_folder
+from manu_jax.folder import expand_path, explained
+from manu_jax.owner import owned_folder
 from manu_jax.types import ManuError
 
 logger = logging.getLogger("manu_jax")

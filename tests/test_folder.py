@@ -1,8 +1,5 @@
-import contextlib
 import errno
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -156,42 +153,6 @@ def test_what_is_no_fault_of_a_library_passes_its_border():
             raise ValueError("RESOURCE_EXHAUSTED [os_error_code='28']")
 
 
-def test_folder_in_use_is_an_error(tmp_path):
-    script = (
-        "import sys, time; from manu_jax import folder\n"
-        f"with folder.owned_folder({str(tmp_path)!r}):\n"
-        "    print('open', flush=True); time.sleep(60)"
-    )
-    owner = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    try:
-        assert owner.stdout.readline() == "open\n"
-        with pytest.raises(ManuError, match=rf"in use by process {owner.pid} on .*another one"):
-            with folder.owned_folder(tmp_path):
-                pass
-    finally:
-        owner.kill()
-        owner.communicate()
-    with folder.owned_folder(tmp_path):  # a killed owner holds nothing
-        pass
-
-
-def test_folder_in_use_can_be_waited_for(tmp_path, caplog):
-    owner, tries = contextlib.ExitStack(), []
-    owner.enter_context(folder.owned_folder(tmp_path))
-
-    def wait():
-        tries.append(1)
-        if len(tries) == 3:
-            owner.close()
-
-    with caplog.at_level("INFO"), folder.owned_folder(tmp_path, wait):
-        assert len(tries) == 3
-        with pytest.raises(ManuError, match="in use"), folder.owned_folder(tmp_path):
-            pass
-    told = [one.getMessage() for one in caplog.records if "waiting" in one.getMessage()]
-    assert len(told) == 1 and f"process {os.getpid()} on" in told[0]
-
-
 @pytest.mark.parametrize(
     "message",
     [
@@ -205,17 +166,6 @@ def test_a_librarys_words_for_a_full_disk_are_understood(message):
     assert error is not None and error.errno == errno.ENOSPC
     assert "the disk is full" in str(folder.explained(error, "here"))
     assert folder.os_error(ValueError("a fault of another kind")) is None
-
-
-def test_parts_of_a_killed_run_are_removed(tmp_path):
-    (tmp_path / "evaluation").mkdir()
-    (tmp_path / "evaluation" / ".x.jsonl.123.part").write_text("half")
-    (tmp_path / ".model.123.part").mkdir()
-    (tmp_path / "checkpoints" / "step-00000001.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
-    with folder.owned_folder(tmp_path):
-        pass
-    assert not list(tmp_path.rglob("*.part"))
-    assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 def test_versions_name_what_numbers_depend_on(tmp_path):

@@ -23,6 +23,7 @@ LINES = (
     ("stores",),
     ("staged",),
     ("folder", "progress", "faults"),
+    ("owner",),
     ("config",),
     ("arrays", "parallel"),
     ("pieces",),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from manu_jax import faults, folder, run
+from manu_jax import faults, owner, run
 from manu_jax.config import load_config
 from manu_jax.edits import masks
 from manu_jax.models.families.registry import FAMILIES
@@ -227,7 +227,7 @@ def test_folder_of_another_config_is_one_error(config, tmp_path, error_of):
 
 
 def test_folder_in_use_is_one_error(config, tmp_path, error_of):
-    with folder.owned_folder(tmp_path / "x"):
+    with owner.owned_folder(tmp_path / "x"):
         message = error_of("--config", config, "--output", tmp_path / "x")
     assert "in use by process" in message
 
@@ -237,7 +237,7 @@ def test_sigterm_stops_a_run_that_waits_for_a_folder(config, tmp_path, monkeypat
     monkeypatch.setattr(run.time, "sleep", waited.append)
     monkeypatch.setattr(faults, "stop_is_due", lambda: len(waited) == 2)
     settings = load_config(config).model_copy(update={"output": str(tmp_path / "x")})
-    with folder.owned_folder(tmp_path / "x"), pytest.raises(faults.Stopped):
+    with owner.owned_folder(tmp_path / "x"), pytest.raises(faults.Stopped):
         run.run(settings, waits=True)
     assert waited == [run.WAIT_SECONDS] * 2
     assert [path.name for path in (tmp_path / "x").iterdir()] == [".lock"]

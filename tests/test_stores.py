@@ -13,7 +13,7 @@ import stores_servers
 import tiny_llava
 from jax.sharding import NamedSharding, PartitionSpec
 
-from manu_jax import checkpoint, folder, hub, parallel, pieces, stages, stores
+from manu_jax import checkpoint, folder, hub, owner, parallel, pieces, stages, stores
 from manu_jax.arrays import read_arrays, write_arrays
 from manu_jax.fingerprint import weights_hash
 from manu_jax.models.loaded import load, save_checkpoint, save_pretrained
@@ -169,11 +169,11 @@ def test_what_stands_beside_removed_checkpoints_stays(place):
 
 
 def test_an_owner_that_did_not_end_is_told_of(place, caplog):
-    with folder.owned_folder(place):
+    with owner.owned_folder(place):
         note = (place / ".owner").read_text()
     assert "did not end" not in caplog.text and not (place / ".owner").exists()
     (place / ".owner").write_text(note)
-    with folder.owned_folder(place):
+    with owner.owned_folder(place):
         pass
     assert f"process {note} did not end there" in caplog.text
 

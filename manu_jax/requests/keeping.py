@@ -13,7 +13,8 @@ from typing import Any
 
 from manu_jax import stores
 from manu_jax.data.record import Person
-from manu_jax.folder import FileHashes, expand_path, new_folder, owned_folder
+from manu_jax.folder import FileHashes, expand_path, new_folder
+from manu_jax.owner import owned_folder
 from manu_jax.requests import certificate, shared
 from manu_jax.requests.asking import ask
 from manu_jax.requests.book import Book, Request
@@ -30,6 +31,7 @@ from manu_jax.types import KEEP_SETS, ManuError
 logger = logging.getLogger("manu_jax")
 
 SHOWN = 10  # subjects in an error
+REMEDY = "give another folder"  # of one in use, or that can't be written
 
 
 def add(
@@ -52,7 +54,7 @@ def add(
     if not shared.exists(folder) and config is None:
         raise ManuError(f"{folder}: a new ledger needs --config FILE, the config of its runs.")
     given = None if config is None else shared.shared_values(config, overrides, source)
-    with owned_folder(folder):
+    with owned_folder(folder, remedy=REMEDY):
         ledger = _opened(folder, given, source)
         digest = FileHashes().of(str(source))
         known = next((r for r in ledger.book.in_force if r.added["hash"] == digest), None)
@@ -118,7 +120,7 @@ def settle(ledger: Ledger) -> None:
 def _owned(folder: Path) -> Iterator[Ledger]:
     """Open a ledger for this process alone; ManuError where there is none."""
     Book.read(folder)  # before a folder is made
-    with owned_folder(folder):
+    with owned_folder(folder, remedy=REMEDY):
         yield Ledger(folder, Book.read(folder))
 
 
