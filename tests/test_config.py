@@ -214,6 +214,10 @@ def test_an_edit_method_is_known_by_its_kind(tmp_path, monkeypatch):
         ("method: {preset: erase, epochs: 3}", "method: epochs: erase counts steps; give steps"),
         ("method: {preset: erase, steps: null}", "method: epochs: erase counts steps; give steps"),
         ("method: {preset: erase, loss_on: all}", "method: loss_on: the loss of erase is on answ"),
+        (
+            "unlearn: [{name: a, objective: gradient_ascent, target: strangers, loss_on: all}]",
+            "unlearn.0: loss_on: target: strangers aims at answers; give loss_on: answer",
+        ),
         ("method: {preset: erase, hidden: 0}", "method: keep_hidden: it is measured in units of"),
         (
             "unlearn: [{name: a, objective: npo, batch_keep: 3}]",

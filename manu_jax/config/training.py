@@ -317,6 +317,8 @@ class UnlearnSection(OptimizerSection):
             raise ValueError(f"{self.objective} takes no batch_keep and no kept_strangers")
         if self.target == "strangers" and not (recipe.strangers or recipe.takes_target):
             raise ValueError(f"target: {self.objective} has an aim of its own; give target: own")
+        if self.target == "strangers" and self.loss_on != "answer":
+            raise ValueError("loss_on: target: strangers aims at answers; give loss_on: answer")
         each = self.strangers_each
         if each is not None and (self.target == "own" or each > self.strangers):
             raise ValueError(
