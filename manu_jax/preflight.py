@@ -30,7 +30,7 @@ from manu_jax.models.stored import DTYPES, read_config
 from manu_jax.selection import eligible_layers
 from manu_jax.training import lora
 from manu_jax.training.edited import check_neurons
-from manu_jax.training.fisher import check_no_adapters
+from manu_jax.training.fisher import check_masked
 from manu_jax.training.teaching import check_parts
 from manu_jax.training.tokenizer import train_tokenizer
 from manu_jax.training.trainer import check_loss
@@ -188,7 +188,7 @@ def _check_trained(run: Run, section: UnlearnSection, empty: Loaded) -> None:
     num_steps_of(recipe, section, num_forget=1, num_keep=1)
     in_forms(section, absent_of(empty.family))
     if recipe.masked:
-        check_no_adapters(section)
+        check_masked(section)
     if recipe.depth is not None:
         layer_of(section, recipe, empty.config.text.num_layers)
     check_neurons(empty, section)

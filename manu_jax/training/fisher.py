@@ -51,10 +51,11 @@ def weight_mask(
     """Return 1 where a weight may move in a step that forgets, else 0: float32, like the weights.
 
     directory: of partial sums, from which a killed run goes on, and of the finished mask.
-    Raises ManuError where a set has no facts in the form asked for, and with adapters.
+    Raises ManuError where a set has no facts in the form asked for, and for a section whose
+    training a mask does not fit.
     """
     where = f"unlearn ({section.name})"
-    check_no_adapters(section)
+    check_masked(section)
     directory = expand_path(directory)
     # Shapes alone: of a large model no second copy is made.
     like = jax.tree.map(
@@ -93,12 +94,22 @@ def weight_mask(
     return mask
 
 
-def check_no_adapters(section: UnlearnSection) -> None:
-    """Raise ManuError where adapters are asked for: they have no weights to mask."""
+def check_masked(section: UnlearnSection) -> None:
+    """Raise ManuError where there are no weights of the model's own to mask, or no mask holds.
+
+    Muon makes each step of a matrix of all its gradient, so that masked weights would move too.
+    """
+    where, own = f"unlearn ({section.name})", "masks the model's own weights"
     if section.lora is not None:
+        raise ManuError(f"{where}.lora: {section.objective} {own}: no lora.")
+    if section.trains != "all":
         raise ManuError(
-            f"unlearn ({section.name}).lora: {section.objective} masks the model's own weights: no "
-            "lora."
+            f"{where}.trains: {section.trains}: {section.objective} {own}. Give trains: all."
+        )
+    if section.optimizer == "muon":
+        raise ManuError(
+            f"{where}.optimizer: muon: a step of a matrix is made of all its gradient, and moves "
+            f"what {section.objective} masks. Give optimizer: adamw."
         )
 
 

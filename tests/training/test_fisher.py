@@ -148,6 +148,19 @@ def test_adapters_and_missing_forms_are_errors(tmp_path):
         mask_of(tmp_path, lora=LoraSection())
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"trains": "mlp"}, r"\(x\).trains: mlp: mmunlearner masks the model's own"),
+        ({"optimizer": "muon"}, r"\(x\).optimizer: muon: .* moves what mmunlearner masks"),
+    ],
+)
+def test_what_a_mask_does_not_hold_is_refused(tmp_path, changes, told):
+    arguments = {"forget": FORGOTTEN, "keep": KEPT, "directory": tmp_path, "seed": 0}
+    with pytest.raises(ManuError, match=told):
+        unlearn(tiny_llava.loaded(), section(**changes), **arguments)
+
+
 @pytest.mark.slow
 def test_cross_entropy_of_the_whole_model_is_that_of_transformers(peer):
     from manu_jax.training.objectives import cross_entropy_on_answers
