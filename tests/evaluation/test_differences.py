@@ -29,3 +29,9 @@ def test_items_of_another_length_are_refused():
     sides = {"vanilla": {PLACE: records([1.0])}, "ours": {PLACE: records([1.0, 0.0])}}
     with pytest.raises(ValueError, match="paired"):
         list(differences(sides, "vanilla"))
+
+
+def test_the_same_items_in_another_order_are_refused():
+    ours = records([1.0, 0.0, 0.0])
+    with pytest.raises(ValueError, match="paired"):
+        list(differences({"vanilla": {PLACE: ours}, "ours": {PLACE: ours[::-1]}}, "vanilla"))

@@ -5,7 +5,8 @@ questions. Here people are drawn alike for both, and the interval is of the diff
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from manu_jax.evaluation.analyses.analysis import Analysis, Evaluated, Records
 from manu_jax.evaluation.metrics import paired_bootstrap
@@ -49,8 +50,10 @@ def differences(
             others = records[against].get(place)
             if not others:
                 continue
-            if len(items) != len(others):
-                raise ValueError(f"paired: {len(items)} values against {len(others)}")
+            if _asked(items) != _asked(others):
+                raise ValueError(
+                    f"paired: {len(items)} values against {len(others)}, or of other items"
+                )
             name, task, modality = place
             for metric, field in TASKS_BY_NAME[task].metrics_in(items[0]).items():
                 pairs = [
@@ -83,6 +86,11 @@ def measure(evaluated: Evaluated) -> Iterator[Difference]:
     for against in (VANILLA, RETRAINED):
         if against in evaluated.models:
             yield from differences(evaluated.records, against, **evaluated.bootstrap)
+
+
+def _asked(items: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+    """Return what tells each item from others; a prompt may have a model's own words around it."""
+    return [tuple(item.get(name) for name in ("person", "key", "question")) for item in items]
 
 
 ANALYSIS = Analysis(Difference, measure)
