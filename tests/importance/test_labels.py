@@ -10,6 +10,7 @@ import pytest
 from manu_jax.config import RunConfig
 from manu_jax.context import Run
 from manu_jax.data.forms import forms
+from manu_jax.data.texts import text_sample
 from manu_jax.edits import masks
 from manu_jax.evaluation.analyses import calibration
 from manu_jax.evaluation.analyses.analysis import Evaluated
@@ -98,6 +99,20 @@ def test_scored_anew_a_mask_is_what_follows_from_the_statistics_of_people(run):
         calibration._masks(job, kept, ALPHA), calibration._rescored(job, kept, ALPHA), strict=True
     )
     assert all(jaccard(one, other) > 0.9 for one, other in pairs)
+
+
+def test_general_texts_are_nobody_and_stay_in_every_variation(run, monkeypatch):
+    job = run.job_of(run.config.method)
+    text = text_sample("Words of nobody.", key="texts/0000")
+    job = dataclasses.replace(job, keep={**job.keep, "text": (*job.keep["text"], text)})
+    people, texts = calibration._kept_of(job)
+    assert texts == ("texts",) and set(people) == {p.id for p in run.benchmark.sets["retain"]}
+    kept = []
+    zeros = {"text": np.zeros((2, 10), np.float32)}
+    monkeypatch.setattr(calibration, "scores_for", lambda own: kept.append(own.keep) or zeros)
+    chosen = calibration._variations(run, people)
+    list(calibration._rescored(job, chosen, ALPHA))
+    assert len(kept) == 6 and all(one["text"][-1] is text for one in kept)
 
 
 def test_without_draws_nothing_is_measured():

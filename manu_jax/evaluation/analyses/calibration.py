@@ -2,9 +2,10 @@
 
 A method learns what is kept from facts that somebody chose. Each variation makes the method's mask
 again, of the same size, from a part of the kept people with all their facts (`size`), from as many
-as there are, drawn with replacement (`sample`), or from all in another order (`order`). What
-differs is told by the Jaccard index with the run's own mask, and by what the mask leaves of the
-facts to forget and of kept ones.
+as there are, drawn with replacement (`sample`), or from all in another order (`order`). General
+texts that the method keeps are nobody's, and stay in all of them. What differs is told by the
+Jaccard index with the run's own mask, and by what the mask leaves of the facts to forget and of
+kept ones.
 
 The statistics of single people add to those of any part of them, so one pass serves all variations
 of a method by statistics of samples in one round (importance/null.py). Sums do not depend on the
@@ -31,6 +32,7 @@ from manu_jax.importance.job import ScoringJob
 from manu_jax.importance.methods import scores_for
 from manu_jax.importance.null import is_by_people
 from manu_jax.importance.people import PeopleStatistics, collect_people, person_of
+from manu_jax.importance.texts import is_text
 from manu_jax.selection import rank
 from manu_jax.types import MODALITIES, Modality, Neurons, Sample
 
@@ -104,7 +106,7 @@ def _of_method(run: Run, method: MaskMethod) -> Iterator[CalibrationRow]:
     own, made_from = masks.load(run.method_folder(method.name) / "mask.safetensors")
     with run.work("score"):
         job = run.job_of(method)
-        people = tuple(dict.fromkeys(person_of(one) for part in job.keep.values() for one in part))
+        people, _ = _kept_of(job)
         variations = _variations(run, people)
         made_again = _masks if is_by_people(method) else _rescored
         found = [own, *made_again(job, variations, made_from["alpha"])]
@@ -137,6 +139,16 @@ def _of_method(run: Run, method: MaskMethod) -> Iterator[CalibrationRow]:
         )
 
 
+def _kept_of(job: ScoringJob[Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the people whom a job keeps, and the groups of its general texts."""
+    samples = [one for part in job.keep.values() for one in part]
+    people, texts = (
+        tuple(dict.fromkeys(person_of(one) for one in samples if is_text(one) == of_texts))
+        for of_texts in (False, True)
+    )
+    return people, texts
+
+
 def _variations(run: Run, people: tuple[str, ...]) -> list[_Variation]:
     """Return what the masks are made from, drawn by the seed."""
     section = run.config.calibration
@@ -161,6 +173,7 @@ def _masks(
 ) -> Iterator[Neurons]:
     """Yield the method's mask for each variation, as large as the run's own."""
     method = job.method
+    _, texts = _kept_of(job)
     forget = round_statistics(job)[:2]
     found: dict[str, PeopleStatistics] = {
         modality: collect_people(
@@ -174,7 +187,7 @@ def _masks(
     }
     for variation in variations:
         keep = [
-            _in_order(found[modality], variation.people) if modality in found else None
+            _in_order(found[modality], (*variation.people, *texts)) if modality in found else None
             for modality in MODALITIES
         ]
         scores = contrast(*forget, *keep, preset=method)
@@ -185,6 +198,7 @@ def _rescored(
     job: ScoringJob[Any], variations: Sequence[_Variation], alpha: float
 ) -> Iterator[Neurons]:
     """Yield the masks of a method that is scored anew for each variation."""
+    _, texts = _kept_of(job)
     by_person: dict[tuple[str, Modality], list[Sample]] = {}
     for modality, samples in job.keep.items():
         for sample in samples:
@@ -193,7 +207,7 @@ def _rescored(
         keep = {
             modality: tuple(
                 sample
-                for person in variation.people
+                for person in (*variation.people, *texts)
                 for sample in by_person.get((person, modality), ())
             )
             for modality in job.keep
