@@ -221,7 +221,9 @@ def _mean_target(model: Any, batch: Batch, *, num_facts: int, num_strangers: int
     weights_NS = by_fact(weights_B)
     total_N = jnp.maximum(weights_NS.sum(axis=1), 1e-9)
     p_NAV = jnp.einsum("NS,NSAV->NAV", weights_NS / total_N[:, None], by_fact(p_BAV))
-    tokens_NA = by_fact(targets.token_ids_BT)[:, 0]
+    # Of a stranger that counts: beside another the answer may have other tokens.
+    first_N = jnp.argmax(weights_NS, axis=1)
+    tokens_NA = by_fact(targets.token_ids_BT)[jnp.arange(num_facts), first_N]
     true_NA = jnp.take_along_axis(p_NAV, tokens_NA[..., None], axis=-1)[..., 0]
     p_NAK, ids_NAK = jax.lax.top_k(p_NAV, min(MOST_TOKENS, p_NAV.shape[-1]))
     return StrangerTarget(ids_NAK.astype(jnp.int32), p_NAK, true_NA)

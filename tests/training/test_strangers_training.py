@@ -98,6 +98,24 @@ def test_a_fact_that_no_stranger_can_stand_for_is_named(monkeypatch, caplog):
     )
 
 
+def test_the_true_token_is_that_of_a_stranger_who_counts(monkeypatch):
+    """Beside the first stranger the answer may have other tokens."""
+    loaded = tiny_llava.loaded()
+    fact = next(fact for fact in FORGOTTEN if forms([fact], "text"))
+    other = dataclasses.replace(fact, answer=fact.answer[::-1])
+    known = strangers([fact], KEPT, 2, seed=0)
+
+    def sample(loaded, given, stranger, *, modality):
+        said = other if stranger is known[0] else given
+        return stranger_sample(loaded, said, stranger, modality=modality)
+
+    monkeypatch.setattr(strangers_target, "stranger_sample", sample)
+    found = stranger_target(loaded, [fact], known, modality="text")
+    expected = stranger_target(loaded, [fact], known[1:], modality="text")
+    own_BA = found.true_BA[:, : expected.true_BA.shape[1]]  # the other answer is longer
+    np.testing.assert_allclose(own_BA, expected.true_BA, rtol=1e-5)
+
+
 def rows(objective="erase", *, forget=FORGOTTEN, **changes):
     given = one_section(objective, **changes)
     known, kept = (strangers(FORGOTTEN, KEPT, 3, seed=0, near=near) for near in (False, True))
