@@ -173,7 +173,7 @@ def stranger_sample(
 def target_kl(log_q_BAV: jax.Array, target: StrangerTarget) -> jax.Array:
     """Return KL(p̄ ‖ q) at each answer token, with the tokens that p̄ left out as one. [B, A].
 
-    log_q_BAV: float32 log-probabilities.
+    log_q_BAV: float32 log-probabilities. 0 where p̄ is 0 at all tokens: of a fact without an aim.
     """
     ids_BAK, p_BAK = jnp.asarray(target.ids_BAK), jnp.asarray(target.p_BAK)
     log_q_BAK = jnp.take_along_axis(log_q_BAV, ids_BAK, axis=-1)
@@ -182,7 +182,8 @@ def target_kl(log_q_BAV: jax.Array, target: StrangerTarget) -> jax.Array:
         return kl_BA
     rest_BA = jnp.maximum(1 - p_BAK.sum(axis=-1), 1e-12)
     rest_q_BA = jnp.maximum(1 - jnp.exp(log_q_BAK).sum(axis=-1), 1e-12)
-    return kl_BA + rest_BA * (jnp.log(rest_BA) - jnp.log(rest_q_BA))
+    kl_BA += rest_BA * (jnp.log(rest_BA) - jnp.log(rest_q_BA))
+    return jnp.where((p_BAK > 0).any(axis=-1), kl_BA, 0)
 
 
 def excess(log_q_BAV: jax.Array, tokens_BA: jax.Array, target: StrangerTarget) -> jax.Array:

@@ -308,6 +308,18 @@ def test_what_a_target_leaves_out_counts_as_one_token():
     assert found.item() < whole  # a coarser distribution is nearer
 
 
+def test_a_fact_without_an_aim_pushes_no_token_away():
+    """Of a large vocabulary p̄ has the first tokens alone; where it is 0, they are none to avoid."""
+    none = np.zeros((1, 1, 4), np.float32)
+    given = StrangerTarget(np.arange(4, dtype=np.int32)[None, None], none, none[..., 0])
+
+    def loss(logits_BAV):
+        return target_kl(jax.nn.log_softmax(logits_BAV), given).sum()
+
+    value, gradient = jax.value_and_grad(loss)(jnp.arange(9.0)[::-1][None, None])
+    assert value == 0 and not gradient.any()
+
+
 def test_only_more_certainty_than_of_a_stranger_is_an_excess():
     log_q_BAV = jnp.log(jnp.asarray([[[0.5, 0.5], [0.1, 0.9], [0.0005, 0.9995]]]))
     tokens_BA = jnp.zeros((1, 3), jnp.int32)
