@@ -48,7 +48,8 @@ OWN_LENGTH = 0.01  # the part of a kept token's own squared length that its dist
 class ForgetRows:
     """Facts to forget in one form. strangers: the same facts put to strangers, row by row, or None.
 
-    differs_BT float32: 1 where a token and the stranger's are to have the same effect.
+    differs_BT float32: 1 where a token and the stranger's are to have the same effect; a row of 0
+    has no stranger.
     """
 
     batch: Batch
@@ -148,13 +149,15 @@ def forget_loss(
         rows.strangers, first_layer=data.first_layer, remat=remat
     )
     weights_BT = rows.differs_BT * rows.batch.example_weights_B[:, None]
+    # A row that no stranger stands beside has other answer tokens at these positions.
+    weights_BA = weights_of(targets) * jnp.asarray(rows.differs_BT).max(axis=1)[:, None]
     scale = [
         *_mean_squares(theirs_LBTD, weights_BT),
-        _mean_square(their_last_BAD, weights_of(targets)),
+        _mean_square(their_last_BAD, weights_BA),
     ]
     distances = [
         *_mean_squares(stream_LBTD - theirs_LBTD, weights_BT),
-        _mean_square(last_BAD - their_last_BAD, weights_of(targets)),
+        _mean_square(last_BAD - their_last_BAD, weights_BA),
     ]
     pairs = zip(distances, scale, strict=True)
     # Where no row counts, both are 0.

@@ -320,6 +320,27 @@ def test_a_fact_without_an_aim_pushes_no_token_away():
     assert value == 0 and not gradient.any()
 
 
+def test_a_row_that_no_stranger_stands_beside_is_not_drawn_to_one():
+    """Its answer has other tokens beside the stranger, so the positions are not the same."""
+    model, vanilla = (one.model for one in torch_peer.models())
+    rows = rows_of("text", 0)
+    alone = rows.differs_BT * np.array([[1], [0], [1], [1]], np.float32)
+    settings = {"reference": vanilla, "remat": "none"}
+    loss = jax.jit(functools.partial(stranger_loss.forget_loss, **settings))
+
+    def found(theirs):
+        beside = dataclasses.replace(rows.strangers, token_ids_BT=theirs)
+        with_none = dataclasses.replace(rows, strangers=beside, differs_BT=alone)
+        return loss(model, with_none, data())
+
+    others = np.array(rows.strangers.token_ids_BT)
+    value, scale = found(others)
+    others[1] = np.roll(others[1], 1)
+    changed, other_scale = found(others)
+    assert float(changed) == pytest.approx(float(value), rel=1e-6)
+    np.testing.assert_allclose(other_scale, scale, rtol=1e-6)
+
+
 def test_only_more_certainty_than_of_a_stranger_is_an_excess():
     log_q_BAV = jnp.log(jnp.asarray([[[0.5, 0.5], [0.1, 0.9], [0.0005, 0.9995]]]))
     tokens_BA = jnp.zeros((1, 3), jnp.int32)
