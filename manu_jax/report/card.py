@@ -1,7 +1,7 @@
 """The model card of what a run made, and the stage that sends both to the hub.
 
 A card is public where a report is not: it names neither the people to forget nor any question or
-answer. It is made of the numbers in results.json alone.
+answer. It is made of the numbers in results.json, and of what guessing gets right, alone.
 """
 
 import functools
@@ -9,13 +9,14 @@ import json
 import logging
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import jinja2
 
 from manu_jax import hub, parallel
 from manu_jax.context import Run
 from manu_jax.folder import write_atomic
-from manu_jax.report import audit, numbers
+from manu_jax.report import audit, inputs, numbers
 from manu_jax.report.headline import STATUS_LABELS, headline
 from manu_jax.report.results import Results, load_results
 from manu_jax.types import MODALITIES, RETRAINED, SETS, VANILLA, ManuError
@@ -26,11 +27,12 @@ PUSHED = "pushed.json"  # in the run's folder: {"repository", "address"} of what
 FORMS = {"image": "with the image", "text": "by name, in text"}
 
 
-def card(results: Results, name: str) -> str:
+def card(results: Results, name: str, chance: float | None = None) -> str:
     """Return the model card (Markdown with the hub's fields) of the headline method's model.
 
-    name: of the repository. Raises ManuError where it would name a person to forget, which can be
-    by the name of a method or of a repository alone.
+    name: of the repository. chance: what guessing gets right in multiple choice, the level where
+    there is no retrained model. Raises ManuError where it would name a person to forget, which can
+    be by the name of a method or of a repository alone.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("manu_jax.report", "templates"),
@@ -39,7 +41,7 @@ def card(results: Results, name: str) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    found = headline(results)
+    found = headline(results, chance)
     text = environment.get_template("card.md.jinja").render(
         name=name,
         base=_base_model(results),
@@ -53,6 +55,13 @@ def card(results: Results, name: str) -> str:
     )
     _refuse_names(text, results, name)
     return text
+
+
+def chance_of(directory: Path, results: Results) -> float | None:
+    """Return what guessing gets right in multiple choice, from the answers in a run's folder."""
+    if "classification" not in numbers.kinds_of_question(results):
+        return None
+    return numbers.chance(results, inputs.load_items(directory, results), "classification")
 
 
 def make_push(run: Run) -> None:
@@ -71,7 +80,7 @@ def _push(run: Run, name: str) -> None:
     address = hub.push(
         run.directory / "unlearned",
         name,
-        card=card(results, name),
+        card=card(results, name, chance_of(run.directory, results)),
         message=f"Unlearned with {results.headline} by manu_jax",
     )
     sent = {"repository": name, "address": address}

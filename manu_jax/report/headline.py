@@ -125,6 +125,11 @@ def _verdict(
     verdicts = {modality: change.verdict for modality, change in forget.items()}
     known = {modality: v for modality, v in verdicts.items() if v != "unknown"}
     if not known:
+        if any(change.reference is None for change in forget.values()):
+            return "unknown", (
+                "What was forgotten cannot be said: there is no retrained model, and what "
+                "guessing gets right is not known."
+            )
         if forget:
             return "nothing", (
                 f"There was nothing to forget: the model knew these {several(results)} no better "

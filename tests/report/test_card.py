@@ -7,7 +7,7 @@ import pytest
 import yaml
 from fake_run import PEOPLE, write_run
 
-from manu_jax.report.card import card
+from manu_jax.report.card import card, chance_of
 from manu_jax.report.results import load_results
 from manu_jax.types import ManuError
 
@@ -77,3 +77,14 @@ def test_a_name_in_the_repository_or_of_the_method_is_refused(folder, tmp_path):
     )
     with pytest.raises(ManuError, match="by the name of a method or of the repository"):
         card(load_results(tmp_path), "org/result")
+
+
+def test_without_a_retrained_model_the_level_is_guessing(tmp_path):
+    write_run(tmp_path, models=("vanilla", "learned"), sweep=False)
+    results = load_results(tmp_path)
+    assert chance_of(tmp_path, results) == 0.25
+    text = card(results, "org/result", chance_of(tmp_path, results))
+    assert "**Partly forgotten.** Four people partly forgotten, 71" in text
+    # Without it nothing can be said, least of all that there was nothing to forget.
+    bare = card(results, "org/result")
+    assert "**Not measured.** What was forgotten cannot be said" in bare

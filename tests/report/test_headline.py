@@ -209,6 +209,13 @@ def test_nothing_to_forget_is_said():
     assert found.title.startswith("There was nothing to forget")
 
 
+def test_without_any_level_to_compare_with_nothing_is_said_of_forgetting():
+    found = headline(results((0.25, 0.25), retrained=None))
+    assert found.status == "unknown"
+    assert found.title.startswith("What was forgotten cannot be said: there is no retrained model")
+    assert "So it cannot be said what was forgotten." in text(found)
+
+
 def test_one_form_without_numbers_is_not_measured():
     found = headline(results(modalities=("image",)))
     assert found.status == "forgotten"
