@@ -89,7 +89,16 @@ def headline(results: Results, chance: float | None = None) -> Headline:
     if status == "forgotten" and leaks:
         status = "leak"
         title = f"{_people(results)} look forgotten, but some questions still bring them back."
-    hidden = _hidden_forms(results)
+    answered = [
+        form
+        for form in _forms_found(results, "not forgotten")
+        if form in asked_of and asked_of[form].verdict == "forgotten"
+    ]
+    if status in ("forgotten", "leak") and answered:
+        status = "leak"
+        forms = joined([FORMS[form] for form in answered])
+        title = f"{title[:-1]}; but the audit finds them not forgotten {forms}."
+    hidden = [FORMS[form] for form in _forms_found(results, "hidden")]
     if status in ("forgotten", "leak") and hidden:
         status = "hidden"
         title = f"{title[:-1]}; but hidden, not gone, {joined(hidden)}."
@@ -167,10 +176,10 @@ def _verdict(
     return "failed", f"Not forgotten: the model still knows {_the_people(results)}, {still}."
 
 
-def _hidden_forms(results: Results) -> list[str]:
-    """Return the forms in which an attack of the audit brings facts back at once."""
+def _forms_found(results: Results, word: str) -> list[str]:
+    """Return the forms that were to be forgotten and of which the audit's verdict is `word`."""
     found = audit.verdicts(results, results.headline)
-    return [FORMS[m] for m in _goal(results) if m in found and found[m].word == "hidden"]
+    return [form for form in _goal(results) if form in found and found[form].word == word]
 
 
 def _asked(results: Results) -> str:

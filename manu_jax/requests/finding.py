@@ -33,8 +33,9 @@ def finding(
     elif not known:
         status = "nothing"
     elif all(one == "forgotten" for one in known):
-        is_hidden = any(row["word"] == "hidden" for row in audit)
-        status = "hidden" if is_hidden else "forgotten"
+        words = {row["word"] for row in audit}
+        status = "leak" if "not forgotten" in words else "forgotten"
+        status = "hidden" if "hidden" in words else status
     else:
         status = "failed" if "failed" in known else "partly"
     return {"status": status, "label": STATUS_LABELS[status], "title": _title(own, subjects)}

@@ -45,6 +45,14 @@ def test_what_the_audit_brings_back_is_hidden():
     assert finding([row(1.0, 1.0)], audit, 2)["status"] == "failed"
 
 
+def test_what_the_audit_finds_not_forgotten_is_not_certified_as_forgotten():
+    audit = [{"modality": "text", "word": "not forgotten"}]
+    found = finding([row(1.0, 0.08)], audit, 2)
+    assert (found["status"], found["label"]) == ("leak", "Leaks")
+    hidden = [*audit, {"modality": "image", "word": "hidden"}]
+    assert finding([row(1.0, 0.08)], hidden, 2)["status"] == "hidden"
+
+
 def test_guessing_is_of_multiple_choice_alone():
     place = ("forget", "classification", "text")
     options = {"options": {"A": "x", "B": "y", "C": "z", "D": "w"}}

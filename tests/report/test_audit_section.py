@@ -52,6 +52,19 @@ def test_the_headline_says_hidden_where_an_attack_brings_facts_back(tmp_path):
     assert "not found" in dict(found.sentences)["Hidden or gone"]
 
 
+def test_what_the_audit_calls_not_forgotten_the_headline_does_not_call_forgotten(tmp_path):
+    rows = [
+        dataclasses.replace(row, value=0.3, low=0.2, high=0.4)
+        if (row.attack, row.modality) == ("plain", "text")
+        else row
+        for row in fake_run.audit_rows("learned", returned=0.1, steps=())
+    ]
+    found = headline(results_with(tmp_path, rows))
+    assert (found.status, found.label) == ("leak", "Leaks")
+    assert found.title.endswith("; but the audit finds them not forgotten by name.")
+    assert "By name: not forgotten: it still answers." in dict(found.sentences)["Hidden or gone"]
+
+
 def test_the_section_says_a_verdict_once(tmp_path):
     rows = fake_run.audit_rows("learned")
     known = {**fake_run.KNOWN, "learned": (0.0, 0.0, 0.5)}
