@@ -191,6 +191,9 @@ def test_damage_is_told_beside_what_was_found(declared):
     rows = [row for row in declared(lambda question: False) if row.modality == "text"]
     assert verdict(rows, ATTACKS, loss=0.11).text == "damaged, not found"
     assert verdict(rows, ATTACKS, loss=0.09).text == "not found"
+    lost = (1 + 13 / 15) / 2 - (1 + 10 / 15) / 2
+    assert lost > 0.1  # in floating point; it is ten points, and not more
+    assert verdict(rows, ATTACKS, loss=lost).text == "not found"
 
 
 def test_an_attack_that_gets_no_more_than_plain_questions_brings_nothing_back():

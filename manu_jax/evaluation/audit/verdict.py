@@ -39,6 +39,7 @@ from manu_jax.evaluation.audit.attack import ANSWERED, AUDIT_METRICS, Attack, Au
 
 MARGIN = 0.05
 DAMAGE = 0.10
+ROUNDING = 1e-9  # 0.15 − 0.1 is more than 0.05 in floating point
 LEARNED = 0.5  # of what relearning trains on; below it has tried nothing
 Word = Literal["not forgotten", "hidden", "hardened", "gone", "not found", "no floor"]
 Standing = Literal["above", "at it", "undecided", "no floor"]
@@ -60,7 +61,7 @@ class Verdict:
     @property
     def is_damaged(self) -> bool:
         """Whether people to keep lost more than the bound."""
-        return self.loss is not None and self.loss > DAMAGE
+        return self.loss is not None and self.loss > DAMAGE + ROUNDING
 
     @property
     def text(self) -> str:
@@ -89,7 +90,8 @@ def verdict(
     if not any(place != "no floor" for place, _ in standings):
         return Verdict("no floor", loss=loss)
     plain = max((row.value for row in judged if row.attack == "plain"), default=0.0)
-    more = [row for row in above if attacks[row.attack].is_trace or row.value > plain + MARGIN]
+    least = plain + MARGIN + ROUNDING
+    more = [row for row in above if attacks[row.attack].is_trace or row.value > least]
     groups: tuple[tuple[Word, tuple[AuditRow, ...]], ...] = (
         ("not forgotten", tuple(row for row in above if row.attack == "plain")),
         ("hidden", tuple(row for row in more if row.attack in at_once)),
@@ -147,7 +149,7 @@ def _sides(row: AuditRow) -> list[AuditRow]:
 def _standing(row: AuditRow) -> Standing:
     if row.floor is None:
         return "no floor"
-    if _excess(row) <= MARGIN + 1e-9:  # 0.15 − 0.1 is more than 0.05 in floating point
+    if _excess(row) <= MARGIN + ROUNDING:
         return "at it"
     if row.low is None or row.high is None or row.floor_low is None or row.floor_high is None:
         return "above"
