@@ -83,6 +83,7 @@ def view(results: Results) -> dict[str, Any] | None:
     num_people = len(results.request.people)
     return {
         "few": num_people if num_people < FEW else 0,
+        "has_depth": any(row.metric == "uds" for row in rows),
         "forms": [FORMS[modality].lower() for modality in results.modalities],
         "audits": [_model_audit(results, name) for name in models],
         "curves_of": shown,

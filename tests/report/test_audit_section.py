@@ -1,6 +1,7 @@
 """The audit in the report: verdict in words, tables, curves, and the headline that follows."""
 
 import dataclasses
+import json
 
 import fake_run
 
@@ -120,3 +121,29 @@ def test_few_people_are_said_to_make_rough_intervals(tmp_path, monkeypatch):
     assert told in render(tmp_path).read_text()
     monkeypatch.setattr(audit, "FEW", number)
     assert "The intervals are of" not in render(tmp_path).read_text()
+
+
+def test_of_one_person_it_is_said_that_no_interval_decides(tmp_path):
+    folder = fake_run.write_run(tmp_path, audit=True)
+    content = json.loads((folder / "results.json").read_text())
+    content["request"]["people"] = content["request"]["people"][:1]
+    for row in content["audit"]:
+        row |= dict.fromkeys(("low", "high", "floor_low", "floor_high"))
+    (folder / "results.json").write_text(json.dumps(content))
+    page = render(folder).read_text()
+    assert "Of one person there are no intervals: the five points alone decide" in page
+    assert "The intervals are of" not in page
+
+
+def test_the_depth_score_is_said_to_be_marked_below_its_floor(tmp_path):
+    folder = fake_run.write_run(tmp_path, audit=True)
+    told = "The unlearning depth score is lower the more is still known, and is marked below"
+    assert told not in render(folder).read_text()
+    content = json.loads((folder / "results.json").read_text())
+    content["audit"].append(
+        {"model": "learned", "attack": "depth", "modality": "text", "metric": "uds", "n": 20}
+        | {"value": 0.2, "low": 0.1, "high": 0.3, "floor": 0.9, "floor_low": 0.8, "floor_high": 1}
+    )
+    (folder / "results.json").write_text(json.dumps(content))
+    page = render(folder).read_text()
+    assert told in page and '<td class="above">0.20<span class="range">above</span>' in page
