@@ -1,7 +1,7 @@
 """The audit as the report shows it: the verdict in words, a table of attacks, curves. Pure."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import markupsafe
@@ -143,13 +143,15 @@ def _reasons(found: Verdict) -> str:
 
 def _model_audit(results: Results, model: str) -> ModelAudit:
     rows = [row for row in results.analyses["audit"] if row.model == model]
+    section = results.config.get("audit")
+    is_full = isinstance(section, Mapping) and section.get("level") == "full"
     groups, left_out = [], []
     for name, attack in ATTACKS.items():
         of_attack = [row for row in rows if row.attack == name]
         if of_attack:
             lines = tuple(_lines(of_attack, results.modalities))
             groups.append((attack.title, attack.finds, lines))
-        elif attack.full:
+        elif attack.full and not is_full:
             left_out.append(f"{attack.title}: made by audit: full.")
         elif attack.left_out:
             left_out.append(f"{attack.title}: {attack.left_out}")
@@ -175,19 +177,26 @@ def _below_the_verdict(found: Verdict) -> str:
 def _lines(rows: Iterable[AuditRow], forms: Sequence[str]) -> list[Line]:
     """Return a line for each variant and metric of one attack, with a cell for each form.
 
-    A curve is one line.
+    A curve is one line, with its mean over the steps.
     """
+    rows = tuple(rows)
+    curves = {row.variant for row in rows if row.step is not None}
     cells: dict[tuple[str, str], dict[str, Cell]] = {}
     for row in strongest(rows):
         cells.setdefault((row.variant, row.metric), {})[row.modality] = _cell(row)
     return [
         Line(
             variant,
-            "" if metric == ANSWERED else AUDIT_METRICS[metric].title,
+            _answers(variant in curves) if metric == ANSWERED else AUDIT_METRICS[metric].title,
             tuple(by_form.get(modality) for modality in forms),
         )
         for (variant, metric), by_form in cells.items()
     ]
+
+
+def _answers(is_curve: bool) -> str:
+    """Return the title of a share of answers beside its variant: of a curve that it is a mean."""
+    return AUDIT_METRICS["area"].title if is_curve else ""
 
 
 def _cell(row: AuditRow) -> Cell:

@@ -147,3 +147,24 @@ def test_the_depth_score_is_said_to_be_marked_below_its_floor(tmp_path):
     (folder / "results.json").write_text(json.dumps(content))
     page = render(folder).read_text()
     assert told in page and '<td class="above">0.20<span class="range">above</span>' in page
+
+
+def test_a_full_audit_without_relearning_does_not_say_that_a_full_audit_makes_it(tmp_path):
+    rows = fake_run.audit_rows("learned")
+    results = results_with(tmp_path, rows)
+    config = {**results.config, "audit": {"level": "full"}}
+    (cheap,), (full,) = (
+        [text for text in view["audits"][0].left_out if text.startswith("Relearning")]
+        for found in (results, dataclasses.replace(results, config=config))
+        for view in [audit.view(found) or {}]
+    )
+    assert cheap == "Relearning from the other half: made by audit: full."
+    assert "too few facts to forget to train some of them and ask others" in full
+
+
+def test_the_number_of_a_curve_is_said_to_be_a_mean(tmp_path):
+    view = audit.view(results_with(tmp_path, fake_run.audit_rows("learned")))
+    assert view is not None
+    lines = {line.title: line for *_, group in view["audits"][0].groups for line in group}
+    assert lines["steps"].metric == "answered right, mean over the steps"
+    assert lines["int4"].metric == ""

@@ -224,5 +224,6 @@ ATTACK = Attack(
     full=True,
     title="Relearning from the other half",
     finds="what was forgotten comes back faster than a model that never knew it learns it",
+    left_out="There are too few facts to forget to train some of them and ask others.",
     work="train",
 )
