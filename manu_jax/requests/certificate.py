@@ -25,7 +25,6 @@ from typing import Any
 
 from manu_jax.evaluation.audit.attack import ANSWERED
 from manu_jax.evaluation.audit.registry import ATTACKS
-from manu_jax.evaluation.audit.verdict import strongest
 from manu_jax.evaluation.suite import stored_records
 from manu_jax.folder import file_hash, versions, write_atomic
 from manu_jax.report import audit
@@ -206,14 +205,18 @@ def _audit(results: Results) -> list[dict[str, Any]]:
 
 
 def _most(results: Results, modality: str) -> str:
-    """Return what the attack brings back that brings back most, in words."""
+    """Return what the attack brings back that brings back most, in words.
+
+    Of attacks that train every step counts, also where the report has their mean over the steps.
+    """
     rows = [
         row
-        for row in strongest(results.analyses.get("audit", ()))
+        for row in results.analyses.get("audit", ())
         if (row.model, row.modality, row.metric) == (results.headline, modality, ANSWERED)
     ]
     if not rows:
         return ""
     most = max(rows, key=lambda row: row.value)
-    named = ", ".join(part for part in (ATTACKS[most.attack].title, most.variant) if part)
-    return f" Most comes back by: {named} ({percent(most.value)} of the facts)."
+    after = f"after {most.step} step{'s' * (most.step != 1)}" if most.step else ""
+    named = ", ".join(part for part in (ATTACKS[most.attack].title, most.variant, after) if part)
+    return f" Most comes back by: {named} ({percent(most.value)} of {most.n} facts)."

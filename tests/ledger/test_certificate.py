@@ -1,10 +1,14 @@
 """A certificate's finding, and its page: what it says, and that nothing in it is markup."""
 
+import dataclasses
 import re
 
 import pytest
 
+from manu_jax.evaluation.audit.attack import AuditRow
 from manu_jax.report.certificate import render
+from manu_jax.report.results import Request, Results
+from manu_jax.requests import certificate
 from manu_jax.requests.finding import finding, guess
 
 
@@ -51,6 +55,29 @@ def test_what_the_audit_finds_not_forgotten_is_not_certified_as_forgotten():
     assert (found["status"], found["label"]) == ("leak", "Leaks")
     hidden = [*audit, {"modality": "image", "word": "hidden"}]
     assert finding([row(1.0, 0.08)], hidden, 2)["status"] == "hidden"
+
+
+def test_what_relearning_brings_back_counts_among_what_brings_back_most():
+    def found(attack, value, **fields):
+        fields = {"model": "a", "modality": "text", "n": 8, **fields}
+        return AuditRow(attack=attack, value=value, **fields)
+
+    rows = [found("plain", 0.0), found("asked", 0.125, variant="reworded")]
+    results = Results((), ("vanilla", "a"), "a", Request(()), analyses={"audit": tuple(rows)})
+    (row,) = certificate._audit(results)
+    assert row["sentence"].endswith(
+        " Most comes back by: Asked otherwise, reworded (12.5\u202f% of 8 facts)."
+    )
+    rows += [
+        found("relearning", value, variant="people", step=step, rate=1e-3, n=4)
+        for step, value in ((0, 0.0), (1, 0.25), (2, 0.75), (4, 0.5))
+    ]
+    rows.append(found("relearning", 0.5, variant="people", metric="area", n=4))
+    (row,) = certificate._audit(dataclasses.replace(results, analyses={"audit": tuple(rows)}))
+    assert row["sentence"].endswith(
+        " Most comes back by: Relearning from the other half, people, after 2 steps "
+        "(75.0\u202f% of 4 facts)."
+    )
 
 
 def test_guessing_is_of_multiple_choice_alone():
