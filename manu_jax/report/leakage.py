@@ -59,6 +59,7 @@ def view(results: Results) -> dict[str, Any] | None:
         "bars": bars(leakage),
         "attributes": attributes,
         "grid": lines,
+        "num_people": len({fact.person for fact in found.facts}) if found else 0,
         "legend": LEGEND,
     }
 
@@ -111,22 +112,33 @@ def sentence(leakage: Leakage | None, model: str, erase: str) -> str:
     goal = "forgotten in both forms" if erase == "both" else "forgotten when shown and kept by name"
     wanted: Sequence[State] = ("both",) if erase == "both" else ("image",)
     reached = sum(leakage.count(state) for state in wanted)
-    parts = [f"{model}: of {total} facts that the model knew, {reached} are {goal}, as was asked."]
+    parts = [
+        f"{model}: of {_count(total)} that the model knew, {_are(reached)} {goal}, as was asked."
+    ]
     if leakage.leakage is not None:
         leaking = leakage.count("image") + leakage.count("text")
         parts.append(
-            f"Of the {leakage.leakage.n} forgotten in at least one form, {leaking} are still given "
-            f"away by the other: {leakage.count('image')} by name, {leakage.count('text')} shown."
+            f"Of the {leakage.leakage.n} forgotten in at least one form, {_are(leaking)} still "
+            f"given away by the other: {leakage.count('image')} by name, "
+            f"{leakage.count('text')} shown."
         )
     transformed = sum(fact.by_transformed for fact in leakage.facts)
     if transformed:
         parts.append(f"For {transformed}, only a transformed picture brings the answer back.")
     if leakage.num_unknown or leakage.num_unjudged:
         parts.append(
-            f"Not counted: {leakage.num_unknown} facts that it did not know in both forms, "
+            f"Not counted: {_count(leakage.num_unknown)} that it did not know in both forms, "
             f"{leakage.num_unjudged} without a question in both."
         )
     return " ".join(parts)
+
+
+def _count(number: int) -> str:
+    return f"{number} fact{'s' * (number != 1)}"
+
+
+def _are(number: int) -> str:
+    return f"{number} {'is' if number == 1 else 'are'}"
 
 
 def _text(interval: Interval | None, sign: str = "") -> str:

@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 import re
 import shutil
 from html.parser import HTMLParser
@@ -10,8 +11,9 @@ import pytest
 
 from manu_jax.evaluation.analyses.leakage import FactState, Leakage
 from manu_jax.evaluation.analyses.registry import ANALYSES
+from manu_jax.evaluation.metrics import Interval
 from manu_jax.report import examples, inputs, numbers, plots
-from manu_jax.report.leakage import grid
+from manu_jax.report.leakage import MOST_PEOPLE, grid, sentence
 from manu_jax.report.numbers import signed
 from manu_jax.report.render import people_shown, render
 from manu_jax.report.results import load_results, write_results
@@ -386,6 +388,28 @@ def test_the_grid_is_aligned_by_attribute_with_gaps():
     assert lines[0].cells == (("home", "both", False), ("job", "text", True))
     assert lines[1].cells == (None, ("job", "image", False))
     assert grid(None, {}) == ((), [])
+
+
+def test_a_grid_that_shows_the_first_people_alone_says_so(run_folder, tmp_path, page):
+    assert "fact by fact: the first" not in " ".join(page.text)
+    directory = copied(run_folder, tmp_path)
+    content = json.loads((directory / "results.json").read_text())
+    own = next(one for one in content["leakage"] if one["model"] == "learned")
+    own["facts"] = [
+        {**own["facts"][0], "key": f"{number}/pet", "person": str(number)}
+        for number in range(MOST_PEOPLE + 3)
+    ]
+    rewritten(directory, leakage=content["leakage"])
+    text = " ".join(" ".join(Page(render(directory).read_text()).text).split())
+    assert "learned, fact by fact: the first 20 of 23 people" in text
+
+
+def test_one_fact_is_not_told_as_several():
+    one = Interval(1.0, math.nan, math.nan, 1)
+    found = Leakage((FactState("a/home", "a", "both", False),), 1, 0, one, None, one)
+    text = sentence(found, "learned", "both")
+    assert text.startswith("learned: of 1 fact that the model knew, 1 is forgotten in both forms")
+    assert "Not counted: 1 fact that it did not know" in text
 
 
 def with_unseen(directory, share):
