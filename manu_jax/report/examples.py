@@ -1,4 +1,4 @@
-"""Ten answers to look at, chosen by a fixed rule and not by their outcome. Pure."""
+"""Up to ten answers to look at, chosen by a fixed rule and not by their outcome. Pure."""
 
 import dataclasses
 import itertools
@@ -21,10 +21,6 @@ FORMS = (
     ("cloze", "text"),
     ("classification", "image"),
     ("classification", "text"),
-)
-RULE = (
-    f"Chosen by a fixed rule, not by outcome: {NUM_FORGET} questions on people to forget and "
-    f"{NUM_KEEP} on people to keep, in turn over people, kinds of question and both forms."
 )
 INSTRUCTIONS = re.compile(
     r"\s*(Just give ONE letter representing the answer directly\."
@@ -81,6 +77,21 @@ def examples(
     )
     return chosen + _choose(
         results, items, names=names, where=kept, people=list(retained), count=NUM_KEEP
+    )
+
+
+def rule(shown: Sequence[Example], people: str, *, has_both_forms: bool) -> str:
+    """Return by what rule the examples were chosen, and how many there are of whom.
+
+    people: the report's word for those whom a benchmark asks about.
+    """
+    forget = sum(example.is_forgotten for example in shown)
+    keep = len(shown) - forget
+    turns = "kinds of question and both forms" if has_both_forms else "kinds of question"
+    return (
+        f"Chosen by a fixed rule, not by outcome: {forget or 'no'} "
+        f"question{'s' * (forget != 1)} on {people} to forget and {keep or 'none'} on {people} to "
+        f"keep, in turn over {people}{',' if has_both_forms else ' and'} {turns}."
     )
 
 

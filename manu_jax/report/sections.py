@@ -25,6 +25,7 @@ from manu_jax.report import (
     judged,
     leakage,
     neurons,
+    nouns,
     nulls,
     numbers,
     plots,
@@ -118,11 +119,13 @@ def _neurons(material: Material) -> dict[str, Any]:
 
 
 def _examples(material: Material) -> dict[str, Any]:
-    shown = examples.examples(material.results, material.items, material.names)
-    rule = examples.RULE
-    if material.results.absent:
-        rule = rule.replace(", kinds of question and both forms", " and kinds of question")
-    return {"examples": shown, "rule": rule, "pictures": material.portraits}
+    results = material.results
+    shown = examples.examples(results, material.items, material.names)
+    people, has_both_forms = nouns.several(results), not results.absent
+    rule = examples.rule(shown, people, has_both_forms=has_both_forms)
+    number = headline.COUNTS[len(shown)].capitalize()
+    title = f"{number} answer{'s' * (len(shown) != 1)}" if shown else "Answers"
+    return {"examples": shown, "title": title, "rule": rule, "pictures": material.portraits}
 
 
 def _glossary(material: Material) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """An example's question is shown in plain words, whatever template its prompt was made by."""
 
 import json
+import shutil
 
 import pytest
 
@@ -8,6 +9,7 @@ from manu_jax.data.record import Fact, Person, Question
 from manu_jax.evaluation.tasks import TASKS_BY_NAME, Prompting, record_of
 from manu_jax.models.families.registry import FAMILIES
 from manu_jax.report import examples, inputs
+from manu_jax.report.render import render
 from manu_jax.report.results import load_results
 
 OPTIONS = {"A": "Rome", "B": "Oslo"}
@@ -74,3 +76,25 @@ def test_a_folder_of_records_without_questions_shows_the_same(run_folder, tmp_pa
         for place, records in items.items()
     }  # fmt: skip
     assert examples.examples(results, newer) == older
+
+
+def test_the_heading_and_the_rule_count_the_answers_that_there_are(run_folder, tmp_path):
+    page = render(run_folder).read_text()
+    assert "<h2>Ten answers</h2>" in page
+    assert (
+        "not by outcome: 7 questions on people to forget and 3 on people to keep, in turn over "
+        "people, kinds of question and both forms." in page
+    )
+    folder = shutil.copytree(run_folder, tmp_path / "run")
+    content = json.loads((folder / "results.json").read_text())
+    content["rows"] = [
+        row
+        for row in content["rows"]
+        if row["set"] == "forget" and (row["task"], row["modality"]) == ("cloze", "image")
+    ]
+    (folder / "results.json").write_text(json.dumps(content))
+    for path in (folder / "evaluation").glob("*/forget.cloze.image.jsonl"):
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    page = render(folder).read_text()
+    assert "<h2>Two answers</h2>" in page
+    assert "2 questions on people to forget and none on people to keep" in page
