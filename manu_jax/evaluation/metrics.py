@@ -21,6 +21,7 @@ from manu_jax.data.answer_metrics import rouge_f
 from manu_jax.data.probes import OVERLAP, SHARE
 
 NATS = "nats per token; nearer to 0 is likelier"  # a unit
+PERCENT = "%"  # a unit: of a share that counts no right answers
 # After "a" or "A": a word follows, so that it is no option but the article
 ARTICLE = r" +(?!(?:or|and|but|is|was|because|since)\b)[a-z]"
 WRITTEN: tuple[Protocol, ...] = ("zero_shot", "official_few_shot")  # an answer is generated
@@ -79,9 +80,9 @@ class Metric:
 
     function: computes it; None where it can't be measured of an item. That may depend on the item
     alone, not on the answer, so that all models have it of the same items. title, unit: in the
-    report's tables; the unit is SHARE, OVERLAP, NATS, or any other. tasks, protocols: that have it.
-    field: of the records; "": the metric's name. unmeasurable: what results.json calls the items
-    that it can't measure; "": there are none.
+    report's tables; the unit is SHARE, PERCENT, OVERLAP, NATS, or any other. tasks, protocols: that
+    have it. field: of the records; "": the metric's name. unmeasurable: what results.json calls the
+    items that it can't measure; "": there are none.
     """
 
     function: Callable[[Response], float | None]
@@ -95,8 +96,8 @@ class Metric:
 
     @property
     def is_share(self) -> bool:
-        """Whether it is a share of right answers, which is printed in percent."""
-        return self.unit == SHARE
+        """Whether it is a share, of right answers or a probability, which is printed in percent."""
+        return self.unit in (SHARE, PERCENT)
 
 
 def letter_of(answer: str) -> str:
@@ -256,7 +257,7 @@ METRICS: dict[str, Metric] = {
     "bleu": Metric(_of_texts(bleu), "BLEU-4", OVERLAP, True, _FREE),
     "exact": Metric(_of_texts(contains), "holds the truth", SHARE, True, _FREE),
     "log_likelihood": Metric(log_likelihood, "log likelihood", NATS, True, _FACTS, "score"),
-    "probability": Metric(probability, "probability", SHARE, True, _FACTS),
+    "probability": Metric(probability, "probability", PERCENT, True, _FACTS),
     "recall": Metric(recall, "recall", SHARE, True, _FACTS, "recalled"),
 }
 

@@ -329,6 +329,13 @@ def test_numbers_are_printed_alike():
     assert numbers.number(0.5, "letter_accuracy") == "50.0"
 
 
+def test_a_probability_is_in_percent_and_no_share_of_right_answers(run_folder):
+    _, others = numbers.tables(load_results(run_folder))
+    units = {table.metric: table.unit for table in others}
+    assert units["probability"] == "%" and units["recall"] == "% right"
+    assert numbers.number(0.673, "probability") == "67.3"
+
+
 def test_every_judged_fact_stands_in_the_leakage_matrix(run_folder, page):
     results = load_results(run_folder)
     table = next(t for t in page.tables if t[0] and "by state" in " ".join(t[0]))
