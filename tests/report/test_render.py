@@ -13,7 +13,7 @@ from manu_jax.evaluation.analyses.leakage import FactState, Leakage
 from manu_jax.evaluation.analyses.registry import ANALYSES
 from manu_jax.evaluation.metrics import Interval
 from manu_jax.report import examples, inputs, numbers, plots
-from manu_jax.report.leakage import MOST_PEOPLE, grid, sentence
+from manu_jax.report.leakage import LEGEND, MOST_PEOPLE, grid, sentence
 from manu_jax.report.numbers import signed
 from manu_jax.report.render import people_shown, render
 from manu_jax.report.results import load_results, write_results
@@ -351,6 +351,18 @@ def test_every_judged_fact_stands_in_the_leakage_matrix(run_folder, page):
     ]
     assert len(cells) == len(leakage["learned"].facts)
     assert "facts that the model knew" in " ".join(page.text)
+
+
+def test_states_are_told_by_a_sign_and_not_by_colour_alone(page):
+    signs = {value for _, name, value in page.attributes if name == "data-sign"}
+    assert signs == {sign for _, sign in LEGEND.values()}
+
+
+def test_on_paper_wide_tables_break_their_cells_and_colours_stay(run_folder):
+    text = render(run_folder).read_text()
+    rules = text[text.index("@media print") : text.index("</style>")]
+    assert ".compared td" in rules and "white-space: normal" in rules
+    assert "print-color-adjust: exact" in rules
 
 
 def test_a_run_without_leakage_says_so(run_folder, tmp_path):
