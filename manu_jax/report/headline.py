@@ -34,6 +34,7 @@ ONLY_USED = (
     "Only {people} that the methods were given were asked: "
     "what other {people} lose was not measured."
 )
+NO_AUDIT = "{} A model that no longer says something may still hold it."
 BELOW = 0.1  # r − m from which the answers avoid the truth
 
 FORMS = {"image": "from their pictures", "text": "by name"}
@@ -111,6 +112,10 @@ def headline(results: Results, chance: float | None = None) -> Headline:
     audited = audit.sentences(results, results.headline)
     if audited:
         sentences.append(("Hidden or gone", "\n".join(audited)))
+    else:
+        others = results.analyses.get("audit")
+        what = f"{results.headline} was not audited." if others else "No audit was made."
+        sentences.append(("Audit", NO_AUDIT.format(what)))
     sentences.append(("Cost", _cost_sentence(results, changes)))
     sentences += [("Other methods", text) for text in _others(results)]
     return Headline(status, title, tuple(sentences))

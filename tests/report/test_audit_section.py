@@ -40,6 +40,17 @@ def test_a_run_without_an_audit_has_no_section(run_folder):
     assert "Hidden or gone" not in page
 
 
+def test_a_run_without_an_audit_says_that_none_was_made(tmp_path):
+    told = "A model that no longer says something may still hold it."
+    bare = dict(headline(results_with(tmp_path, ())).sentences)
+    assert bare["Audit"] == f"No audit was made. {told}"
+    assert told in render(tmp_path).read_text()
+    audited = headline(results_with(tmp_path / "audited", fake_run.audit_rows("learned")))
+    assert "Audit" not in dict(audited.sentences)
+    other = dict(headline(results_with(tmp_path / "b", fake_run.audit_rows("paper"))).sentences)
+    assert other["Audit"] == f"learned was not audited. {told}"
+
+
 def test_the_headline_says_hidden_where_an_attack_brings_facts_back(tmp_path):
     rows = fake_run.audit_rows("learned")
     found = headline(results_with(tmp_path, rows))
