@@ -41,8 +41,10 @@ def render(content: Mapping[str, Any]) -> str:
 
 
 def _share(found: Mapping[str, Any] | None) -> str:
-    """Return a share of right answers as "93 %"."""
-    return "not asked" if found is None else f"{100 * found['value']:.0f}{NARROW_SPACE}%"
+    """Return a share of right answers as "93 %", or "0.4 %": as the title, without a last zero."""
+    if found is None:
+        return "not asked"
+    return f"{100 * found['value']:.1f}".removesuffix(".0") + f"{NARROW_SPACE}%"
 
 
 def _interval(found: Mapping[str, Any] | None) -> str:

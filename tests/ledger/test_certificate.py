@@ -150,3 +150,17 @@ def test_what_was_not_asked_or_audited_is_said(content):
     text = text_of(render({**content, **bare, "revoked": "2026-02-03T00:00:00+00:00"}))
     assert text.count("Not asked.") == 2 and "Not audited" in text
     assert "Revoked on 2026-02-03" in text and "Other requests" not in text
+
+
+def test_a_share_that_is_not_whole_has_its_decimal_and_one_fact_is_one(content):
+    content["forgotten"] = [row(1.0, 0.004, modality="text", level=0.125)]
+    content["asked"]["facts"] = 1
+    text = text_of(render(content))
+    assert "100\u202f% → 0.4\u202f%" in text and "by guessing: 12.5\u202f%" in text
+    assert "1 fact about" in text
+
+
+def test_what_is_worse_is_said_in_its_cell_and_not_by_colour_alone(content):
+    assert text_of(render(content)).count("worse, n = 10") == 1
+    content["earlier"][0]["is_regression"] = True
+    assert text_of(render(content)).count("worse, n = 10") == 2
