@@ -5,6 +5,7 @@ A plot is at most `WIDTH` wide, so that it can be read on a phone without zoomin
 """
 
 import dataclasses
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -261,7 +262,7 @@ def _dot(axes: Any, x: Any, y: Any, **style: Any) -> None:
 def _people_plot(lines: Sequence[PersonChange], heading: str, color: str) -> Plot:
     pitch = 30 if len(lines) <= 15 else 20
     names = [_short(line.name or line.person) for line in lines]
-    left = 22 + int(6.6 * max(len(name) for name in names))
+    left = 22 + int(6.6 * max(map(_columns, names)))
     with matplotlib.rc_context(STYLE):
         height = 62 + pitch * len(lines)
         figure, axes = new_figure(WIDTH, height, left=left, right=16, top=8, bottom=46)
@@ -299,7 +300,7 @@ def _people_plot(lines: Sequence[PersonChange], heading: str, color: str) -> Plo
 def _heat_map(shares: Mapping[str, np.ndarray], tower: str, largest: float) -> Plot:
     methods = list(shares)
     num_layers = max(len(share_L) for share_L in shares.values())
-    left = 20 + int(6.8 * max(len(name) for name in methods))
+    left = 20 + int(6.8 * max(map(_columns, methods)))
     cell = max(20, min(96, (WIDTH - left - 10) // num_layers))
     width, height = left + cell * num_layers + 10, 54 + 30 * len(methods)
     heading = TOWER_HEADINGS.get(tower, tower)
@@ -345,4 +346,14 @@ def _share_text(share: float) -> str:
 
 
 def _short(name: str, most: int = 22) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+    """Return a name in at most so many columns, with an ellipsis where it is cut."""
+    if _columns(name) <= most:
+        return name
+    while _columns(name) > most - 1:
+        name = name[:-1]
+    return f"{name}…"
+
+
+def _columns(text: str) -> int:
+    """Return how wide a text is in letters; those of Chinese, Japanese and Korean are two."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)

@@ -7,6 +7,7 @@ plot follows its light and dark themes. Text remains text.
 import dataclasses
 import io
 import re
+import warnings
 from typing import Any
 
 import matplotlib
@@ -42,6 +43,7 @@ STYLE: dict[Any, Any] = {
     "grid.color": RULE,
     "grid.linewidth": 0.8,
     "text.color": INK,
+    "text.parse_math": False,  # names of people and methods are drawn as they are, with their $
     "xtick.color": RULE,
     "ytick.color": RULE,
     "xtick.labelcolor": MUTED,
@@ -79,7 +81,9 @@ def new_figure(
 def to_svg(figure: matplotlib.figure.Figure, name: str) -> str:
     """Return the figure as an SVG element with the page's variables and identifiers of its own."""
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name}):
+    with matplotlib.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
+        # The browser draws the text, and finds the letters that Matplotlib's font lacks.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]

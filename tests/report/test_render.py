@@ -169,6 +169,25 @@ def test_names_and_answers_cannot_inject_markup(run_folder, tmp_path):
     assert Page(text).faults == []
 
 
+def test_names_with_dollars_and_of_other_scripts_are_drawn_as_they_are(run_folder, tmp_path):
+    directory = copied(run_folder, tmp_path)
+    names = ("A$AP Ke$ha", "$\\foo{$", "宮崎 駿", "محمد علي")
+    content = json.loads((directory / "results.json").read_text())
+    for person, name in zip(content["request"]["people"], names, strict=True):
+        person["name"] = name
+    text = render(rewritten(directory, request=content["request"])).read_text()
+    drawn = [
+        part for part in re.findall(r"<svg.*?</svg>", text, re.S) if "percent right per" in part
+    ]
+    assert len(drawn) == 2
+    assert all(re.search(rf">{re.escape(name)}</text>", part) for part in drawn for name in names)
+
+
+def test_wide_letters_are_counted_as_two_where_names_are_cut():
+    assert plots._short("宮" * 11) == "宮" * 11 and plots._short("宮" * 12) == "宮" * 10 + "…"
+    assert plots._short("a" * 22) == "a" * 22 and plots._short("a" * 23) == "a" * 21 + "…"
+
+
 def test_missing_and_damaged_evaluation_files_are_all_named(run_folder, tmp_path):
     directory = copied(run_folder, tmp_path)
     gone = directory / "evaluation" / "learned" / "forget.cloze.text.jsonl"
