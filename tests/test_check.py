@@ -8,6 +8,7 @@ import tiny_llava
 from PIL import Image
 
 from manu_jax import check
+from manu_jax.report.check import MOST_LINES
 from manu_jax.types import ManuError
 
 CITY = "In which city does this person live?"
@@ -74,6 +75,15 @@ def test_what_a_request_lacks_is_told(write, caplog):
         "columns that are not read: source",
     ):
         assert expected in caplog.text, expected
+
+
+def test_one_line_is_not_told_as_several_and_texts_keep_their_direction(write, tmp_path, caplog):
+    forget = [line("עדה", str(i), f"מספר {i} עדה?") for i in range(MOST_LINES + 1)]
+    with caplog.at_level("INFO"):
+        check.check(write(forget, retain=[line("Bo", "Lima", image=["a.png", "a.png"])]))
+    assert "Of 1 line to keep the first image alone is used." in caplog.text
+    page = (tmp_path / "request.check.html").read_text()
+    assert "and 1 more line<" in page and "<bdi>מספר 0 עדה?</bdi>" in page
 
 
 def test_a_subject_to_forget_and_to_keep_is_pointed_out(write, caplog):

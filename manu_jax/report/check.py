@@ -140,7 +140,8 @@ def remarks_on(reading: Reading) -> list[str]:
     kept = [entry for entry in entries if entry.set not in ("forget", "test")]
     further = sum(len(entry.pictures) > 1 for entry in kept)
     if further:
-        found.append(f"Of {further:,} lines to keep the first image alone is used.")
+        lines = _plural(further, "line")
+        found.append(f"Of {further:,} {lines} to keep the first image alone is used.")
     both = sorted({e.subject for e in forget} & {e.subject for e in kept if e.subject})
     if both:
         found.append(

@@ -81,6 +81,7 @@ def test_a_folder_of_records_without_questions_shows_the_same(run_folder, tmp_pa
 def test_the_heading_and_the_rule_count_the_answers_that_there_are(run_folder, tmp_path):
     page = render(run_folder).read_text()
     assert "<h2>Ten answers</h2>" in page
+    assert page.count('<div class="question"><bdi>') == 10  # each in its own direction
     assert (
         "not by outcome: 7 questions on people to forget and 3 on people to keep, in turn over "
         "people, kinds of question and both forms." in page
