@@ -18,6 +18,7 @@ from manu_jax.context import Run
 from manu_jax.folder import write_atomic
 from manu_jax.report import audit, inputs, numbers
 from manu_jax.report.headline import STATUS_LABELS, headline
+from manu_jax.report.nouns import nouns
 from manu_jax.report.results import Results, load_results
 from manu_jax.types import MODALITIES, RETRAINED, SETS, VANILLA, ManuError
 
@@ -42,10 +43,13 @@ def card(results: Results, name: str, chance: float | None = None) -> str:
         keep_trailing_newline=True,
     )
     found = headline(results, chance)
+    one, several = nouns(results)
     text = environment.get_template("card.md.jinja").render(
         name=name,
         base=_base_model(results),
         num_people=len(results.request.people),
+        one=one,
+        several=several,
         verdict=STATUS_LABELS[found.status],
         title=found.title,
         has_retrained=RETRAINED in results.models,

@@ -100,9 +100,10 @@ def sentence(rows: Sequence[NeuronRow]) -> str:
     clear = sum(row.q <= CLEAR for row in rows)
     massive = sum(row.is_massive for row in rows)
     most = max(rows, key=lambda row: abs(row.forget))
+    looked = "the foremost one is" if len(rows) == 1 else f"the foremost {len(rows)} are"
     parts = [
-        f"{first.method} {WORDS_SAID[first.change]} {first.total:,} neurons; the foremost "
-        f"{len(rows)} are looked at.",
+        f"{first.method} {WORDS_SAID[first.change]} {first.total:,} "
+        f"neuron{'s' * (first.total != 1)}; {looked} looked at.",
         f"{clear or 'None'} of them {'scores' if clear == 1 else 'score'} otherwise for the people "
         f"to forget than for others (q ≤ {CLEAR} among {first.labellings:,} other labellings of "
         f"{first.people} people).",

@@ -1,5 +1,6 @@
 """The model card: the numbers of a run, and nobody's name, question or answer."""
 
+import dataclasses
 import json
 import re
 
@@ -88,3 +89,10 @@ def test_without_a_retrained_model_the_level_is_guessing(tmp_path):
     # Without it nothing can be said, least of all that there was nothing to forget.
     bare = card(results, "org/result")
     assert "**Not measured.** What was forgotten cannot be said" in bare
+
+
+def test_a_card_calls_them_what_the_benchmark_does(folder):
+    results = load_results(folder)
+    config = {**results.config, "data": {"benchmark": "facts"}}
+    text = card(dataclasses.replace(results, config=config), "org/result")
+    assert "to forget\n4 subjects" in text and "people to" not in text.split("## What")[0]

@@ -19,7 +19,7 @@ from manu_jax.evaluation.neurons.kept import (
     write_looked,
 )
 from manu_jax.evaluation.neurons.words import WordEffect
-from manu_jax.report.neurons import grids
+from manu_jax.report.neurons import grids, sentence
 from manu_jax.report.render import render
 from manu_jax.types import ManuError
 
@@ -131,6 +131,12 @@ def test_cards_can_be_filtered_sorted_and_reached_by_keys(folder):
         assert keys <= {name.removeprefix("data-") for name in card} and card["tabindex"] == "-1"
     names = {values.get("name") for tag, values in page.tags if tag in ("select", "input")}
     assert names >= {"tower", "layer", "sort", "clear"}
+
+
+def test_one_neuron_is_not_told_as_several():
+    one = dataclasses.replace(ROW, total=1)
+    assert sentence([one]).startswith("learned removed 1 neuron; the foremost one is looked at.")
+    assert "removed 900 neurons; the foremost 2 are looked at." in sentence([ROW, ROW])
 
 
 def test_changes_stand_in_a_grid_for_each_form():
