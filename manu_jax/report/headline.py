@@ -326,18 +326,18 @@ def _kept_changes(results: Results, guesses: Guesses) -> list[Change]:
     return [change for change in changes if change is not None]
 
 
-def _losses(keep: Sequence[Change]) -> dict[str, float]:
-    """Return {set: what it lost, averaged over its forms}."""
+def _losses(keep: Sequence[Change], least: float = -1.0) -> dict[str, float]:
+    """Return {set: what it lost, averaged over its forms}; a form counts at `least` so much."""
     sets: dict[str, list[float]] = {}
     for change in keep:
-        sets.setdefault(change.set, []).append(change.before - change.after)
+        sets.setdefault(change.set, []).append(max(change.before - change.after, least))
     return {where: sum(losses) / len(losses) for where, losses in sets.items()}
 
 
 def _cost_words(keep: Sequence[Change]) -> str:
     if not keep:
         return "at a cost that was not measured"
-    loss = max(_losses(keep).values())
+    loss = max(_losses(keep, 0.0).values())  # what one form gains makes up for no loss in another
     for limit, words in ((0.005, "at no measured cost"), (0.02, "at almost no cost")):
         if loss < limit:
             return words
@@ -360,6 +360,8 @@ def _cost_sentence(results: Results, keep: Sequence[Change]) -> str:
             for form in ("with images" if change.modality == "image" else "as text",)
         ]
         lost = f"lost {points(loss)}" if loss >= 0.0005 else "lost nothing"
+        if loss < 0.0005 <= _losses(keep, 0.0)[where]:
+            lost += " on average"
         title = title.format(people=_capital(people))
         texts.append(f"{title} {lost} ({', '.join(forms)}).")
     return "\n".join([*texts, ONLY_USED.format(people=people)] if is_of_used else texts)

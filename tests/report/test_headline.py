@@ -250,6 +250,19 @@ def test_cost_words_follow_the_largest_loss(keep, words):
     assert headline(results(keep=keep)).title.endswith(f", {words}.")
 
 
+def test_what_one_form_gains_does_not_hide_what_another_loses():
+    extra = [
+        row(model, "unseen", modality, value)
+        for modality, before, after in (("image", 0.8, 1.0), ("text", 1.0, 0.8))
+        for model, value in (("vanilla", before), ("learned", after))
+    ]
+    found = headline(results(keep=1.0, extra=extra))
+    assert found.title.endswith(", at a cost.")  # and not at no measured cost
+    cost = dict(found.sentences)["Cost"]
+    assert "never given to a method, lost nothing on average (80.0 → 100.0" in cost
+    assert "given to the method, lost nothing (100.0" in cost
+
+
 def with_unseen(unseen, **changes):
     """Results of a method that leaves the share `unseen` right of people it was not given."""
     extra = [
