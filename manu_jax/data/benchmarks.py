@@ -36,6 +36,7 @@ from manu_jax.data.strangers import Portraits
 from manu_jax.types import ManuError, PromptTemplate, Sample
 
 PEOPLE = ("person", "people")
+TRANSFORMED = ("a transformed portrait", "transformed portraits")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,8 @@ class BenchmarkFormat:
     benchmark that the run writes itself where the config gives no path; None for all others.
     portraits: (random, count) → portraits of people who do not exist, like its own; None: it has
     no generator. known: of one that the run makes by asking its model; None for all others.
-    nouns: what its people are called in the report, one and several. shares: the values of
+    nouns: what its people are called in the report, one and several. further: the same of the
+    images of its set `test`. shares: the values of
     `data.forget` that it has; () where its files say who is to be forgotten. has_share: whether a
     section asks for one, where there are some. subsets: the values of
     `data.subset` that it has, the default first; () where it is whole. files: patterns of the files
@@ -75,6 +77,7 @@ class BenchmarkFormat:
     portraits: Portraits | None = None
     known: KnownFacts | None = None
     nouns: tuple[str, str] = PEOPLE
+    further: tuple[str, str] = TRANSFORMED
     shares: tuple[int, ...] = (5, 10, 15)
     has_share: Callable[[DataSection], bool] = lambda section: True
     subsets: tuple[str, ...] = ()
@@ -201,7 +204,12 @@ BENCHMARKS: dict[str, BenchmarkFormat] = {
         files=umu.files,
         published=umu_protocol.PUBLISHED,
     ),
-    "folder": BenchmarkFormat(_read_request, prompts.question_prompt, shares=()),
+    "folder": BenchmarkFormat(
+        _read_request,
+        prompts.question_prompt,
+        further=("another image", "other images"),
+        shares=(),
+    ),
     "safeeraser": BenchmarkFormat(
         safeeraser.read,
         safeeraser.question_prompt,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from manu_jax.report import audit
 from manu_jax.report.changes import Change, Guesses, average, change_of
-from manu_jax.report.nouns import nouns, several
+from manu_jax.report.nouns import further, nouns, several
 from manu_jax.report.numbers import (
     SET_TITLES,
     TASK_TITLES,
@@ -301,7 +301,7 @@ def _unmeasured(results: Results, modality: str) -> str:
 def _leaks(results: Results, guesses: Guesses) -> list[str]:
     """Return a sentence for each kind of question on the forget people that is still answered."""
     sentences = []
-    transformed = ", in other words" if results.absent else ", transformed portraits"
+    transformed = ", in other words" if results.absent else f", {further(results)[1]}"
     for where, suffix in (("forget", ""), ("test", transformed)):
         for task, title in TASK_TITLES.items():
             if task == "likelihood":

@@ -5,8 +5,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from manu_jax.data.benchmarks import TRANSFORMED
 from manu_jax.evaluation.analyses.leakage import STATES, FactState, Leakage, State
 from manu_jax.evaluation.metrics import Interval
+from manu_jax.report.nouns import further
 from manu_jax.report.numbers import signed
 from manu_jax.report.results import Results
 
@@ -55,7 +57,7 @@ def view(results: Results) -> dict[str, Any] | None:
     attributes, lines = grid(found, dict(results.request.people))
     erase = str(results.config.get("erase", "both"))
     return {
-        "finding": sentence(found, results.headline, erase),
+        "finding": sentence(found, results.headline, erase, picture=further(results)[0]),
         "bars": bars(leakage),
         "attributes": attributes,
         "grid": lines,
@@ -104,8 +106,10 @@ def grid(
     return attributes, lines
 
 
-def sentence(leakage: Leakage | None, model: str, erase: str) -> str:
-    """Return the finding in words."""
+def sentence(
+    leakage: Leakage | None, model: str, erase: str, *, picture: str = TRANSFORMED[0]
+) -> str:
+    """Return the finding in words. picture: how an image of the set `test` is called."""
     if leakage is None or not leakage.facts or leakage.reached is None:
         return "Not measured: no fact to forget was known before in both forms and asked in both."
     total = len(leakage.facts)
@@ -124,7 +128,7 @@ def sentence(leakage: Leakage | None, model: str, erase: str) -> str:
         )
     transformed = sum(fact.by_transformed for fact in leakage.facts)
     if transformed:
-        parts.append(f"For {transformed}, only a transformed picture brings the answer back.")
+        parts.append(f"For {transformed}, only {picture} brings the answer back.")
     if leakage.num_unknown or leakage.num_unjudged:
         parts.append(
             f"Not counted: {_count(leakage.num_unknown)} that it did not know in both forms, "

@@ -1,6 +1,6 @@
 """What a report calls those whom a benchmark asks about: people, subjects, authors, images."""
 
-from manu_jax.data.benchmarks import BENCHMARKS, PEOPLE
+from manu_jax.data.benchmarks import BENCHMARKS, PEOPLE, TRANSFORMED
 from manu_jax.report.results import Results
 
 
@@ -13,3 +13,9 @@ def nouns(results: Results) -> tuple[str, str]:
 def several(results: Results) -> str:
     """Return the word for several."""
     return nouns(results)[1]
+
+
+def further(results: Results) -> tuple[str, str]:
+    """Return the words for one and for several of the images that the set `test` is asked with."""
+    name = str((results.config.get("data") or {}).get("benchmark", ""))
+    return BENCHMARKS[name].further if name in BENCHMARKS else TRANSFORMED

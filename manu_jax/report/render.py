@@ -11,7 +11,7 @@ import markupsafe
 from manu_jax.data.record import Benchmark
 from manu_jax.folder import expand_path, write_atomic
 from manu_jax.report import edits, examples, headline, inputs, neurons, numbers
-from manu_jax.report.nouns import nouns
+from manu_jax.report.nouns import further, nouns
 from manu_jax.report.results import load_results
 from manu_jax.report.sections import Material, all_sections
 from manu_jax.types import SETS
@@ -106,6 +106,8 @@ def _rendered(material: Material) -> list[markupsafe.Markup]:
     parts: dict[str, list[tuple[str, markupsafe.Markup]]] = {}
     sections = all_sections()
     one, several = nouns(material.results)
+    another, others = further(material.results)
+    words = {"one": one, "several": several, "another": another, "others": others}
     for name, section in sorted(sections.items(), key=lambda item: item[1].inside is None):
         view = section.view(material)
         if view is None:
@@ -114,8 +116,8 @@ def _rendered(material: Material) -> list[markupsafe.Markup]:
             template = templates.get_template(f"{name}.html.jinja")
         else:
             template = templates.from_string(section.template.read_text(encoding="utf-8"))
-        own = {"parts": parts.get(name, []), "one": one, "several": several}
-        html = markupsafe.Markup(template.render(results=material.results, **own, **view))
+        given = {"results": material.results, "parts": parts.get(name, []), **words}
+        html = markupsafe.Markup(template.render(**given, **view))
         if section.inside is None:
             found[name] = html
         else:

@@ -384,6 +384,22 @@ def test_on_paper_wide_tables_break_their_cells_and_colours_stay(run_folder):
     assert "print-color-adjust: exact" in rules
 
 
+def test_the_test_images_of_a_request_are_not_called_transformed(run_folder, tmp_path, page):
+    assert "with a transformed portrait, and by name" in " ".join(page.text)
+    directory = copied(run_folder, tmp_path)
+    content = json.loads((directory / "results.json").read_text())
+    content["config"]["data"]["benchmark"] = "folder"
+    for row in content["rows"]:
+        if (row["model"], row["set"], row["modality"]) == ("learned", "test", "image"):
+            row |= {"value": 0.9, "low": 0.8, "high": 1.0}
+    text = render(rewritten(directory, rows=content["rows"], config=content["config"])).read_text()
+    assert "transformed" not in " ".join(Page(text).text) + "".join(
+        re.findall('title="[^"]*"', text)
+    )
+    assert "Multiple choice, other images: " in text and "with another image, and by name" in text
+    assert "dashed: by another image alone" in text
+
+
 def test_a_run_without_leakage_says_so(run_folder, tmp_path):
     page = Page(render(rewritten(copied(run_folder, tmp_path), leakage=[])).read_text())
     assert page.faults == []
