@@ -400,6 +400,16 @@ def test_the_test_images_of_a_request_are_not_called_transformed(run_folder, tmp
     assert "dashed: by another image alone" in text
 
 
+def test_what_was_left_out_is_told_beside_the_numbers(run_folder, tmp_path, page):
+    assert "and counted:" not in " ".join(page.text)
+    skipped = {"people beyond evaluate.max_people": 1054, "facts that have no image form": 4}
+    text = render(rewritten(copied(run_folder, tmp_path), skipped=skipped)).read_text()
+    assert (
+        "Not asked, or not measured, and counted: people beyond evaluate.max_people: 1,054; "
+        "facts that have no image form: 4." in text
+    )
+
+
 def test_a_run_without_leakage_says_so(run_folder, tmp_path):
     page = Page(render(rewritten(copied(run_folder, tmp_path), leakage=[])).read_text())
     assert page.faults == []
