@@ -100,8 +100,11 @@ def _numbers(material: Material) -> dict[str, Any]:
 def _people(material: Material) -> dict[str, Any]:
     changes = numbers.people(material.results, material.items)
     kinds = numbers.kinds_of_question(material.results)
+    shown = [{line.person for line in lines} for lines in changes.values()]
+    asked = [identity for identity, _ in material.results.request.people]
     return {
         "people": plots.people_plots(changes),
+        "num_left_out": sum(any(one not in form for form in shown) for one in asked),
         "people_items": numbers.item_range(changes),
         "kinds": headline.joined([numbers.TASK_TITLES[task].lower() for task in kinds]),
     }

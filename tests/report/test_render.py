@@ -410,6 +410,15 @@ def test_what_was_left_out_is_told_beside_the_numbers(run_folder, tmp_path, page
     )
 
 
+def test_people_who_are_left_out_of_a_plot_are_counted(run_folder, tmp_path, page):
+    assert "Left out of a form" not in " ".join(page.text)
+    directory = copied(run_folder, tmp_path)
+    for path in (directory / "evaluation").glob("*/forget.cloze.text.jsonl"):
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[5:]))
+    text = render(directory).read_text()
+    assert "was not asked every kind of question in it: 1 of 4." in text
+
+
 def test_a_run_without_leakage_says_so(run_folder, tmp_path):
     page = Page(render(rewritten(copied(run_folder, tmp_path), leakage=[])).read_text())
     assert page.faults == []
