@@ -156,6 +156,12 @@ class CompareConfig(Section):
             raise ValueError(
                 f"tuning.seed {self.tuning.seed} is one of seeds: tune on other people"
             )
+        for name, values in {"seeds": self.seeds, "shares": self.shares}.items():
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}: each stands once, or it counts twice; got {values}")
+        for name in ("data", "evaluate"):
+            if not isinstance(self.run.get(name, {}), Mapping):
+                raise ValueError(f"run.{name}: expected a mapping, got {self.run[name]!r}")
         taken = sorted(set(RESERVED) & set(self.run))
         if taken:
             raise ValueError(f"run.{taken[0]}: the comparison itself sets it")
