@@ -204,29 +204,24 @@ def compare(config: CompareConfig, where: str = "compare") -> Path:
     if config.is_distributed:
         parallel.join()
     folder = expand_path(config.output)
+    methods = [(one, 0, one.name) for one in config.chosen]
+    names = [one.name for one in config.chosen]
     if config.has_choice:
+        _cells(config, folder, methods, names, where)  # what can't be is told before the tuning
         tuned = _tuned(config, folder, where)
         methods = [(one, tuned[one.name]["trial"], one.name) for one in config.chosen]
-        audit = config.audit.of(_best(tuned, config.audit.best))
-    else:
-        methods = [(one, 0, one.name) for one in config.chosen]
-        audit = config.audit.of([one.name for one in config.chosen])
-    cells, runs = [], []
-    for seed, share in config.cells:
-        cell = Cell(seed, share, folder / "cells" / f"seed-{seed}.forget-{share}")
-        place = f"{where}, {cell.folder.name}"
-        own = {"seed": seed, "share": share, "output": cell.folder, "audit": audit}
-        runs.append(_run_config(config, methods, where=place, **own))
-        _write(cell.folder.with_name(f"{cell.folder.name}.yaml"), to_yaml(runs[-1]))
-        cells.append(cell)
-    for cell, own in zip(cells, runs, strict=True):
+        names = _best(tuned, config.audit.best)
+    cells = _cells(config, folder, methods, names, where)
+    for cell, own in cells.items():
+        _write(cell.folder.with_name(f"{cell.folder.name}.yaml"), to_yaml(own))
+    for cell, own in cells.items():
         logger.info("compare: cell %s", cell.folder.name)
         # A process may map only so many programs, and every method has its own.
         jax.clear_caches()
         run(own, waits=True)
 
     def write() -> None:
-        found = compare_cells(cells)
+        found = compare_cells(list(cells))
         write_atomic(folder / "comparison.json", json.dumps(found, indent=1) + "\n")
         write_atomic(folder / "comparison.md", to_markdown(found))
 
@@ -261,6 +256,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _write(path: Path, text: str) -> None:
     parallel.on_first_process(functools.partial(write_atomic, path, text))
+
+
+def _cells(
+    config: CompareConfig,
+    folder: Path,
+    methods: Sequence[tuple[MethodSection, int, str]],
+    audited: Sequence[str],
+    where: str,
+) -> dict[Cell, RunConfig]:
+    """Return the cells with their configs, of these (method, trial, name)."""
+    found = {}
+    for seed, share in config.cells:
+        cell = Cell(seed, share, folder / "cells" / f"seed-{seed}.forget-{share}")
+        found[cell] = _run_config(
+            config,
+            methods,
+            seed=seed,
+            share=share,
+            output=cell.folder,
+            where=f"{where}, {cell.folder.name}",
+            audit=config.audit.of(audited),
+        )
+    return found
 
 
 def _tuned(config: CompareConfig, folder: Path, where: str) -> dict[str, dict[str, Any]]:

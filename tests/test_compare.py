@@ -511,3 +511,22 @@ def test_a_trial_with_an_unknown_setting_is_refused_before_anything_runs(
     path = write(tmp_path, methods=methods)
     assert main(["--config", str(path), "--output", str(tmp_path / "out")]) == 1
     assert "alhpa: unknown key; did you mean alpha" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": [TINY["methods"][0] | {"name": "vanilla"}]}, "name other models"),
+        ({"run": {**TINY["run"], "data": {"benchmark": "clear", "path": "x"}}, "shares": [15]},
+         "seed-1.forget-15:\n.*clear has .*got 15"),
+    ],
+)  # fmt: skip
+def test_a_cell_that_can_not_be_is_refused_before_the_tuning(
+    tmp_path, monkeypatch, changes, message
+):
+    begun = []
+    monkeypatch.setattr(compare_module, "run", lambda one, **_: begun.append(one))
+    config = load_compare_config(write(tmp_path, **changes), [f"output={tmp_path / 'out'}"])
+    with pytest.raises(ManuError, match=message):
+        compare(config)
+    assert not begun
