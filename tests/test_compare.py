@@ -460,6 +460,21 @@ def test_kl_is_the_mean_of_the_seeds_and_keeps_each(done):
     assert kl and all(one["value"] == 1.5 and one["by_seed"] == [1.0, 2.0] for one in kl)
 
 
+def test_answers_to_what_is_not_asked_any_more_are_not_in_the_table(done, tmp_path):
+    """They stay in the folder of a cell, and may be those of a method's earlier trial."""
+    cell = Cell(1, 10, tmp_path / "cell")
+    shutil.copytree(done[0] / "cells" / "seed-1.forget-10", cell.folder)
+    path = cell.folder / "results.json"
+    values = json.loads(path.read_text())
+    values["config"] = {"evaluate": {"sets": ["forget", "unseen"], "tasks": ["generation"]}}
+    path.write_text(json.dumps(values))
+    found = compare_cells([cell])["rows"]
+    assert {(row["set"], row["task"]) for row in found} == {
+        ("forget", "generation"),
+        ("unseen", "generation"),
+    }
+
+
 def test_a_cell_that_has_not_ended_is_named(done, tmp_path):
     with pytest.raises(ManuError, match="results.json: not there; the run of this cell"):
         compare_cells([Cell(1, 10, tmp_path)])

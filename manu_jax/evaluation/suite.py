@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -191,14 +191,17 @@ def unmeasured_items(records: Mapping[tuple[str, str, str], Sequence[Record]]) -
     return {what: count for what, count in counts.items() if what}
 
 
-def stored_records(folder: str | Path) -> dict[tuple[str, str, str], list[Record]]:
+def stored_records(
+    folder: str | Path, sets: Collection[str] = SETS, tasks: Collection[str] | None = None
+) -> dict[tuple[str, str, str], list[Record]]:
     """Return {(set, task, modality): records} of the files that `evaluate` left for one model.
 
-    Raises ManuError for a damaged file.
+    sets, tasks: that were asked (None: all); files of others are of earlier configs, perhaps of
+    another model. Raises ManuError for a damaged file.
     """
     found = {}
-    for name in SETS:
-        for task in TASKS_BY_NAME:
+    for name in (one for one in SETS if one in sets):
+        for task in (one for one in TASKS_BY_NAME if tasks is None or one in tasks):
             for modality in MODALITIES:
                 path = expand_path(folder) / f"{name}.{task}.{modality}.jsonl"
                 if path.exists():

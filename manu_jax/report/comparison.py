@@ -68,7 +68,7 @@ def compare_cells(cells: Sequence[Cell], resamples: int = 1000) -> dict[str, Any
         models = list(results[0].models)
         if any(list(one.models) != models for one in results):
             raise ManuError(f"share {share}: the runs have different models; compare equal ones.")
-        records = {model: _pooled(own, model) for model in models}
+        records = {model: _pooled(own, results, model) for model in models}
         for model in models:
             rows = [
                 row
@@ -120,11 +120,15 @@ def _results(cell: Cell) -> Results:
     return load_results(cell.folder)
 
 
-def _pooled(cells: Sequence[Cell], model: str) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
+def _pooled(
+    cells: Sequence[Cell], results: Sequence[Results], model: str
+) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
     """Return the records of all cells; people and facts are told apart by their seed."""
     pooled: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for cell in cells:
-        for place, items in stored_records(cell.folder / "evaluation" / model).items():
+    for cell, result in zip(cells, results, strict=True):
+        section = result.config.get("evaluate", {})
+        asked = {name: section[name] for name in ("sets", "tasks") if name in section}
+        for place, items in stored_records(cell.folder / "evaluation" / model, **asked).items():
             pooled.setdefault(place, []).extend(
                 {**item, **{name: f"{cell.seed}/{item[name]}" for name in ("person", "key")}}
                 for item in items

@@ -1,7 +1,13 @@
+import json
+import types
+from typing import Any
+
 import numpy as np
 import pytest
 
-from manu_jax.evaluation.analyses.differences import differences
+from manu_jax.config import EvaluateSection
+from manu_jax.evaluation.analyses.analysis import Evaluated
+from manu_jax.evaluation.analyses.differences import differences, measure
 
 PLACE = ("forget", "cloze", "text")
 
@@ -35,3 +41,18 @@ def test_the_same_items_in_another_order_are_refused():
     ours = records([1.0, 0.0, 0.0])
     with pytest.raises(ValueError, match="paired"):
         list(differences({"vanilla": {PLACE: ours}, "ours": {PLACE: ours[::-1]}}, "vanilla"))
+
+
+def test_answers_that_an_earlier_config_left_are_not_compared(tmp_path):
+    """What is not asked any more stays in the folder, of a method's earlier model perhaps."""
+    for model in ("vanilla", "ours"):
+        for place in ("forget.cloze.text", "retain.cloze.text", "forget.generation.text"):
+            path = tmp_path / "evaluation" / model / f"{place}.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lines = [{**one, "exact": 1.0} for one in records([1.0, 0.0])]
+            path.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    section = EvaluateSection(sets=("forget",), tasks=("cloze",), resamples=20)
+    config = types.SimpleNamespace(evaluate=section, seed=0)
+    run: Any = types.SimpleNamespace(config=config, directory=tmp_path)
+    found = list(measure(Evaluated(run, ("vanilla", "ours"))))
+    assert {(one.set, one.task, one.modality) for one in found} == {PLACE}

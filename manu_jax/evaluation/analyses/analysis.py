@@ -33,10 +33,11 @@ class Evaluated:
     def records(self) -> dict[str, Records]:
         """{model: its records}. Empty ones on all processes but the first, which writes results."""
         found: dict[str, Records] = {name: {} for name in self.models}
+        folder, section = self.run.directory / "evaluation", self.run.config.evaluate
 
         def read() -> None:
             for name in found:
-                found[name] = stored_records(self.run.directory / "evaluation" / name)
+                found[name] = stored_records(folder / name, section.sets, section.tasks)
 
         parallel.on_first_process(read)
         return found
