@@ -475,6 +475,21 @@ def test_answers_to_what_is_not_asked_any_more_are_not_in_the_table(done, tmp_pa
     }
 
 
+def test_what_is_reached_follows_from_the_goal_of_the_runs(done, tmp_path):
+    """With `erase: visual` a fact is to be forgotten when shown, and known when asked."""
+    cell = Cell(1, 10, tmp_path / "cell")
+    shutil.copytree(done[0] / "cells" / "seed-1.forget-10", cell.folder)
+    for form, exact in (("image", 0.0), ("text", 1.0)):
+        path = cell.folder / "evaluation" / "random" / f"forget.generation.{form}.jsonl"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"exact": exact}) + "\n")
+    results = json.loads((cell.folder / "results.json").read_text())
+    for erase, reached in (("both", 0.0), ("visual", 1.0)):
+        values = results | {"config": {"erase": erase}}
+        (cell.folder / "results.json").write_text(json.dumps(values))
+        (found,) = (one for one in compare_cells([cell])["leakage"] if one["model"] == "random")
+        assert found["reached"]["value"] == reached
+
+
 def test_a_cell_that_has_not_ended_is_named(done, tmp_path):
     with pytest.raises(ManuError, match="results.json: not there; the run of this cell"):
         compare_cells([Cell(1, 10, tmp_path)])

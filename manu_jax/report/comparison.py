@@ -24,7 +24,7 @@ from manu_jax.evaluation.tasks import TASKS_BY_NAME
 from manu_jax.report.audit import verdicts
 from manu_jax.report.numbers import SET_TITLES
 from manu_jax.report.results import Results, load_results
-from manu_jax.types import MODALITIES, RETRAINED, VANILLA, ManuError
+from manu_jax.types import MODALITIES, RETRAINED, VANILLA, Erase, ManuError
 
 SETS_SHOWN = ("forget", "unseen", "retain")  # columns of the table: free answers in both forms
 FREE_ANSWERS = {"task": "generation", "metric": "exact"}
@@ -75,7 +75,9 @@ def compare_cells(cells: Sequence[Cell], resamples: int = 1000) -> dict[str, Any
                 for place, items in records[model].items()
                 for row in _rows(place, items, resamples)
             ]
-            leakage = find_leakage(records[model], records[VANILLA], resamples=resamples)
+            leakage = find_leakage(
+                records[model], records[VANILLA], erase=_goal(results), resamples=resamples
+            )
             parts = {
                 "rows": rows,
                 "scores": _scores(rows),
@@ -118,6 +120,11 @@ def _results(cell: Cell) -> Results:
     if not path.exists():
         raise ManuError(f"{path}: not there; the run of this cell has not ended.")
     return load_results(cell.folder)
+
+
+def _goal(results: Sequence[Results]) -> Erase:
+    """Return what the runs are to erase, by which `reached` is judged."""
+    return results[0].config.get("erase", "both")
 
 
 def _pooled(
