@@ -475,6 +475,19 @@ def test_answers_to_what_is_not_asked_any_more_are_not_in_the_table(done, tmp_pa
     }
 
 
+def test_a_comparison_without_free_answers_has_a_table(done, tmp_path):
+    cell = Cell(1, 10, tmp_path / "cell")
+    shutil.copytree(done[0] / "cells" / "seed-1.forget-10", cell.folder)
+    results = json.loads((cell.folder / "results.json").read_text())
+    values = results | {"config": {"evaluate": {"tasks": ["classification"]}}}
+    (cell.folder / "results.json").write_text(json.dumps(values))
+    (tmp_path / "comparison.md").write_text(to_markdown(compare_cells([cell])))
+    _, rows = columns(tmp_path)
+    assert rows["vanilla"]["multiple choice on forget"] == "100 (n = 1) / 100 (n = 1)"
+    assert rows["vanilla"]["forget"] == rows["vanilla"]["retain − forget"] == "–"
+    assert "forget n = 0 in each form" in (tmp_path / "comparison.md").read_text()
+
+
 def test_what_is_reached_follows_from_the_goal_of_the_runs(done, tmp_path):
     """With `erase: visual` a fact is to be forgotten when shown, and known when asked."""
     cell = Cell(1, 10, tmp_path / "cell")

@@ -24,7 +24,7 @@ from manu_jax.evaluation.tasks import TASKS_BY_NAME
 from manu_jax.report.audit import verdicts
 from manu_jax.report.numbers import SET_TITLES
 from manu_jax.report.results import Results, load_results
-from manu_jax.types import MODALITIES, RETRAINED, VANILLA, Erase, ManuError
+from manu_jax.types import MODALITIES, RETRAINED, VANILLA, ManuError
 
 SETS_SHOWN = ("forget", "unseen", "retain")  # columns of the table: free answers in both forms
 FREE_ANSWERS = {"task": "generation", "metric": "exact"}
@@ -65,7 +65,7 @@ def compare_cells(cells: Sequence[Cell], resamples: int = 1000) -> dict[str, Any
     for share in sorted({cell.share for cell in cells}):
         own = [cell for cell in cells if cell.share == share]
         results = [_results(cell) for cell in own]
-        models = list(results[0].models)
+        models, goal = list(results[0].models), results[0].config.get("erase", "both")
         if any(list(one.models) != models for one in results):
             raise ManuError(f"share {share}: the runs have different models; compare equal ones.")
         records = {model: _pooled(own, results, model) for model in models}
@@ -76,7 +76,7 @@ def compare_cells(cells: Sequence[Cell], resamples: int = 1000) -> dict[str, Any
                 for row in _rows(place, items, resamples)
             ]
             leakage = find_leakage(
-                records[model], records[VANILLA], erase=_goal(results), resamples=resamples
+                records[model], records[VANILLA], erase=goal, resamples=resamples
             )
             parts = {
                 "rows": rows,
@@ -120,11 +120,6 @@ def _results(cell: Cell) -> Results:
     if not path.exists():
         raise ManuError(f"{path}: not there; the run of this cell has not ended.")
     return load_results(cell.folder)
-
-
-def _goal(results: Sequence[Results]) -> Erase:
-    """Return what the runs are to erase, by which `reached` is judged."""
-    return results[0].config.get("erase", "both")
 
 
 def _pooled(
@@ -311,10 +306,8 @@ def _table(compared: Mapping[str, Any], share: int) -> list[str]:
             _whole(of("seconds", model=model)),
         ]
         lines.append(f"| {model} | {' | '.join(cells)} |")
-    sizes = {
-        name: max(row["n"] for row in own if row.items() >= {"set": name, **FREE_ANSWERS}.items())
-        for name in sets
-    }
+    free = [(row["set"], row["n"]) for row in own if row.items() >= FREE_ANSWERS.items()]
+    sizes = {name: max((n for of, n in free if of == name), default=0) for name in sets}
     counts = ", ".join(f"{title} n = {sizes[name]}" for name, title in titles.items())
     note = _note(compared, share, counts, is_unseen=kept == "unseen", forms=shown)
     if able:
