@@ -17,6 +17,7 @@ from manu_jax.config import PRESETS, MethodSettings
 from manu_jax.evaluation.analyses.ability import Ability
 from manu_jax.evaluation.analyses.audit import audited
 from manu_jax.evaluation.metrics import bootstrap
+from manu_jax.evaluation.plain import plain_interval
 from manu_jax.importance.job import EditMethod
 from manu_jax.importance.methods import METHODS
 from manu_jax.report.comparison import Cell, compare_cells, to_markdown
@@ -226,6 +227,7 @@ def test_the_table_has_unseen_people_first_and_used_ones_beside_them(done, done_
     text = (done[0] / "comparison.md").read_text()
     assert "forget n = 2, retain (unseen) n = 6, retain (used) n = 4 in each form" in text
     assert "No method was given the people of retain (unseen)." in text
+    assert "same people" not in text
     text = (done_with_all / "comparison.md").read_text()
     assert "keeping was not measured on others" in text
 
@@ -473,6 +475,28 @@ def test_answers_to_what_is_not_asked_any_more_are_not_in_the_table(done, tmp_pa
         ("forget", "generation"),
         ("unseen", "generation"),
     }
+
+
+def test_people_who_are_the_same_for_each_seed_are_one_in_the_intervals(done, tmp_path):
+    """Those of a benchmark's files are; each seed trains and asks about them again."""
+    cells = []
+    for seed in (1, 2):
+        cells.append(Cell(seed, 10, tmp_path / str(seed)))
+        shutil.copytree(done[0] / "cells" / f"seed-{seed}.forget-10", cells[-1].folder)
+        results = json.loads((cells[-1].folder / "results.json").read_text())
+        values = results | {"config": {"data": {"benchmark": "mllmu", "path": "here"}}}
+        (cells[-1].folder / "results.json").write_text(json.dumps(values))
+    found = compare_cells(cells)
+    place = {"model": "random", "task": "generation", "modality": "text", "metric": "exact"}
+    for name, people in (("retain", ["0", "1"] * 2), ("forget", ["0"] * 2)):
+        values = []
+        for cell in cells:
+            path = cell.folder / "evaluation" / "random" / f"{name}.generation.text.jsonl"
+            values += [json.loads(line)["exact"] for line in path.read_text().splitlines()]
+        expected = plain_interval(bootstrap(values, people))
+        (row,) = (r for r in found["rows"] if r.items() >= {**place, "set": name}.items())
+        assert row.items() >= expected.items() and row["n"] == len(people)
+    assert "have the same people; each is one" in to_markdown(found)
 
 
 def test_a_comparison_without_free_answers_has_a_table(done, tmp_path):

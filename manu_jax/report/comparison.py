@@ -1,8 +1,9 @@
 """Several runs of the same methods, pooled: one row per share, model and question. No jax.
 
-The people of different seeds are different people, so they are pooled, and the intervals are by
-bootstrap over all of them. They say how far the numbers hold for other people; that each seed is
-another training is in them only as far as its people differ.
+The people of all seeds are pooled, and the intervals are by bootstrap over all of them. Where the
+run draws the people by its seed they are different people; those of a benchmark's files are the
+same, and each is one in the bootstrap. The intervals say how far the numbers hold for other people;
+that each seed is another training is in them only as far as its people differ.
 """
 
 import collections
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from manu_jax.data.benchmarks import BENCHMARKS
 from manu_jax.evaluation.analyses.ability import CHAT_KL, COMPLETED, ENGLISH
 from manu_jax.evaluation.analyses.differences import differences
 from manu_jax.evaluation.analyses.distances import KL, KL_SETS, KS
@@ -46,7 +48,7 @@ class Cell:
 
 
 def compare_cells(cells: Sequence[Cell], resamples: int = 1000) -> dict[str, Any]:
-    """Return {"seeds", "rows", "scores", "differences", …}, each entry with its share and model.
+    """Return {"seeds", "same_people", "rows", "scores", …}, each entry with its share and model.
 
     rows: {set, task, modality, metric, value, n, low, high}, as in results.json, over the people of
     all seeds. scores: {value, set}: free answers that hold the truth, on the people to keep (`set`:
@@ -60,7 +62,7 @@ def compare_cells(cells: Sequence[Cell], resamples: int = 1000) -> dict[str, Any
     audited, or not made, have no entry. Raises ManuError where runs have different models or no
     results.
     """
-    found: dict[str, Any] = {"seeds": sorted({cell.seed for cell in cells})}
+    found: dict[str, Any] = {"seeds": sorted({cell.seed for cell in cells}), "same_people": False}
     found |= {name: [] for name in LISTS}
     for share in sorted({cell.share for cell in cells}):
         own = [cell for cell in cells if cell.share == share]
@@ -68,6 +70,7 @@ def compare_cells(cells: Sequence[Cell], resamples: int = 1000) -> dict[str, Any
         models, goal = list(results[0].models), results[0].config.get("erase", "both")
         if any(list(one.models) != models for one in results):
             raise ManuError(f"share {share}: the runs have different models; compare equal ones.")
+        found["same_people"] = _are_same_people(results[0])
         records = {model: _pooled(own, results, model) for model in models}
         for model in models:
             rows = [
@@ -122,18 +125,25 @@ def _results(cell: Cell) -> Results:
     return load_results(cell.folder)
 
 
+def _are_same_people(results: Results) -> bool:
+    """Whether the people of a benchmark stay the same with another seed: the run draws none."""
+    data = results.config.get("data", {})
+    return bool(data.get("path")) or BENCHMARKS[data.get("benchmark", "synthetic")].write is None
+
+
 def _pooled(
     cells: Sequence[Cell], results: Sequence[Results], model: str
 ) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
-    """Return the records of all cells; people and facts are told apart by their seed."""
+    """Return the records of all cells; facts are told apart by their seed, and so are people who
+    are others for each."""
+    told = ("key",) if _are_same_people(results[0]) else ("person", "key")
     pooled: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for cell, result in zip(cells, results, strict=True):
         section = result.config.get("evaluate", {})
         asked = {name: section[name] for name in ("sets", "tasks") if name in section}
         for place, items in stored_records(cell.folder / "evaluation" / model, **asked).items():
             pooled.setdefault(place, []).extend(
-                {**item, **{name: f"{cell.seed}/{item[name]}" for name in ("person", "key")}}
-                for item in items
+                {**item, **{name: f"{cell.seed}/{item[name]}" for name in told}} for item in items
             )
     return pooled
 
@@ -303,7 +313,7 @@ def _table(compared: Mapping[str, Any], share: int) -> list[str]:
                 (_share if one == COMPLETED else _nats)(of("ability", model=model, measure=one))
                 for one in able
             ),
-            _whole(of("seconds", model=model)),
+            _ranged(of("seconds", model=model)),
         ]
         lines.append(f"| {model} | {' | '.join(cells)} |")
     free = [(row["set"], row["n"]) for row in own if row.items() >= FREE_ANSWERS.items()]
@@ -341,6 +351,8 @@ def _note(
     given = "Methods were given all people of retain: keeping was not measured on others."
     if is_unseen:
         given = "No method was given the people of retain (unseen)."
+    if compared["same_people"]:
+        given += " All seeds, the tuning's too, have the same people; each is one in the intervals."
     return (
         f"{share} % to forget, seeds {', '.join(map(str, compared['seeds']))}; cells are "
         f"{' / '.join(forms)}. Free answers that hold the truth in %, {counts} in each form; "
@@ -376,10 +388,6 @@ def _nats(values: Mapping[str, Any] | None) -> str:
 
 def _share(values: Mapping[str, Any] | None) -> str:
     return _ranged(values, factor=100)
-
-
-def _whole(values: Mapping[str, Any] | None) -> str:
-    return _ranged(values)
 
 
 def _words(values: Mapping[str, Any] | None) -> str:
