@@ -13,6 +13,7 @@ import to_hf
 from orbax.checkpoint import v1
 from safetensors.numpy import load_file, save_file
 
+from manu_jax import hub
 from manu_jax.leaves import leaves
 from manu_jax.models import loaded as loading
 from manu_jax.models import stored
@@ -35,6 +36,20 @@ def test_check_is_a_command(source):
     command = [sys.executable, check.__file__, source]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "family       LLaVA-1.5 " in done.stdout
+
+
+def test_a_name_on_the_hub_is_taken_for_one(source, tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(hub, "_fetched", {})
+    monkeypatch.setattr(hub, "_commits", {})
+    monkeypatch.setattr(hub, "_download", lambda named, *_: asked.append(str(named)) or source)
+    monkeypatch.chdir(tmp_path)
+    assert from_hf.main(["org/tiny@main", "fast"]) == 0
+    assert to_hf.main(["org/tiny@main", "back"]) == 0
+    assert check.main(["org/tiny@main"]) == 0
+    assert set(asked) == {"org/tiny@main"}
+    assert (tmp_path / "fast" / "checkpoint").is_dir()
+    assert (tmp_path / "back" / "model.safetensors").is_file()
 
 
 def test_a_converted_folder_loads_onto_a_mesh(source, tmp_path):

@@ -14,25 +14,28 @@ from command import run
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("source", metavar="SRC", help="a Hugging Face folder")
+    parser.add_argument(
+        "source", metavar="SRC", help="a Hugging Face folder, or org/name on the hub"
+    )
     options = parser.parse_args(arguments)
     return run(lambda: check(options.source))
 
 
 def check(path: str) -> int:
+    from manu_jax import stores
     from manu_jax.folder import expand_path
     from manu_jax.leaves import num_parameters
     from manu_jax.models import loaded as families
     from manu_jax.models import stored
     from manu_jax.models.hf import weights
 
-    source = expand_path(path)
-    family, config, _ = stored.read_config(families.fetch(source, with_weights=False))
+    family, config, _ = stored.read_config(families.fetch(path, with_weights=False))
     model = family.abstract(config)
     print(f"family       {family.name} (model_type {family.model_type})")
     print(f"parameters   {num_parameters(model):,}")
     for tower, (layers, neurons) in family.towers(config).items():
         print(f"{tower:12} {layers} layers × {neurons:,} = {layers * neurons:,} neurons")
+    source = expand_path(path) if stores.is_store(path) else families.fetch(path)
     tensors = weights.open_tensors(source)
     names, renamed = weights.with_export_names(tensors, family.names.prefixes, family.names.buffers)
     kinds = collections.Counter(tensor.dtype for tensor in tensors.values())

@@ -37,7 +37,8 @@ def run_conversion(
 ) -> int:
     """Run `convert(source, target, dtype)` with what the command line names; return the status.
 
-    source: what SRC has to be, in words. The target has to be new, and outside the source. Both may
+    The source is given as it was typed: it may be a name on the hub. source: what SRC has to be, in
+    words. The target has to be new, and outside the source. Both may
     be in a store (gs://, s3://). has_mesh: whether the command takes a mesh, which `convert` then
     gets as a fourth argument: {axis: size}.
     """
@@ -58,7 +59,7 @@ def run_conversion(
             raise ManuError(f"{target}: exists already; give a new folder.")
         if _is_inside(target, source):
             raise ManuError(f"{target}: inside the source {source}. Give a folder outside it.")
-        convert(source, target, options.dtype, *([options.mesh] if has_mesh else ()))
+        convert(options.source, target, options.dtype, *([options.mesh] if has_mesh else ()))
         print(f"{target}: written")
         return 0
 

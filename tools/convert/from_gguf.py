@@ -52,18 +52,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
 
 
-def convert(source: Path, target: Path, dtype: str | None) -> None:
+def convert(source: str, target: Path, dtype: str | None) -> None:
     """Write the folder of a GGUF file, all or nothing."""
     import safetensors.numpy
 
-    from manu_jax.folder import new_folder
+    from manu_jax.folder import expand_path, new_folder
     from manu_jax.models.stored import DTYPES
     from manu_jax.types import ManuError, raise_faults
 
     kind = dtype or "float32"
     if kind not in DTYPES:
         raise ManuError(f"dtype {kind!r}: known: {', '.join(DTYPES)}.")
-    file = gguf_file(source)
+    file = gguf_file(expand_path(source))
     reader, metadata = _opened(file)
     raise_faults(
         [*_faults(metadata), *_tensor_faults(reader)],

@@ -1,10 +1,10 @@
 """Make a folder that a pod loads fast: python tools/convert/from_hf.py SRC DST --mesh fsdp=16
 
-SRC is a Hugging Face folder, and --mesh the mesh that will read DST, as the run's config has it.
-DST gets its small files and, as `checkpoint/`, the weights as Orbax arrays in the model's own
-layout. A chunk of an array is what one device of the mesh holds of one layer, so each process reads
-its part alone; without --mesh, and on a mesh with more parts, it reads more. `manu_jax.load` takes
-DST like SRC on any mesh, and to_hf.py turns it back.
+SRC is a Hugging Face folder or org/name on the hub, and --mesh the mesh that will read DST, as the
+run's config has it. DST gets its small files and, as `checkpoint/`, the weights as Orbax arrays in
+the model's own layout. A chunk of an array is what one device of the mesh holds of one layer, so
+each process reads its part alone; without --mesh, and on a mesh with more parts, it reads more.
+`manu_jax.load` takes DST like SRC on any mesh, and to_hf.py turns it back.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         convert,
         arguments,
         description=__doc__,
-        source="a Hugging Face folder",
+        source="a Hugging Face folder, or org/name on the hub",
         has_mesh=True,
     )
 
 
-def convert(source: Path, target: Path, dtype: str | None, sizes: Mapping[str, int]) -> None:
+def convert(source: str, target: Path, dtype: str | None, sizes: Mapping[str, int]) -> None:
     import jax
 
     from manu_jax.models.loaded import load, save_checkpoint

@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_conversion(convert, arguments, description=__doc__, source="a folder of from_hf.py")
 
 
-def convert(source: Path, target: Path, dtype: str | None) -> None:
+def convert(source: str, target: Path, dtype: str | None) -> None:
     from manu_jax.models.loaded import load, save_pretrained
 
     save_pretrained(load(source, dtype), target)
