@@ -127,11 +127,57 @@ def test_the_tokenizer_is_that_of_the_file(model, tmp_path):
         ({"scaling": True}, "llama.rope.scaling.type 'yarn'; known: 'none'"),
         ({"model": "llama", "pre": "llama-bpe"}, "tokenizer.ggml.model 'llama'; known: gpt2"),
         ({"tensor": "rope_freqs.weight"}, "a tensor rope_freqs.weight"),
+        ({"tensor": "blk.0.attn_q.bias"}, "a tensor blk.0.attn_q.bias"),
     ],
 )
 def test_what_is_not_a_plain_llama_is_refused_by_name(model, tmp_path, capsys, changes, told):
     file = write_gguf(tmp_path / "model.gguf", model, **changes)
     assert from_gguf.main([str(file), str(tmp_path / "hf")]) == 1
+    assert told in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("add_embedding_length", "llama.embedding_length None; known: a number above 0"),
+        ("add_layer_norm_rms_eps", "llama.attention.layer_norm_rms_epsilon None"),
+        ("add_block_count", "llama.block_count None"),
+        ("add_token_list", "no tokenizer.ggml.tokens"),
+        ("add_token_merges", "no tokenizer.ggml.merges"),
+        ("add_head_count_kv", "k_proj.weight is [16, 32], expected [32, 32]"),
+    ],
+)
+def test_metadata_that_lack_are_named(model, tmp_path, capsys, monkeypatch, method, told):
+    monkeypatch.setattr(gguf.GGUFWriter, method, lambda *_: None)
+    file = write_gguf(tmp_path / "model.gguf", model)
+    assert from_gguf.main([str(file), str(tmp_path / "hf")]) == 1
+    assert told in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "told"),
+    [
+        (lambda rows: None, "float32", "2 missing: model.layers.0.mlp.up_proj.weight, model."),
+        (lambda rows: rows * np.nan, "float32", "NaN or infinite numbers, as float32"),
+        (lambda rows: rows * 0 + 1e6, "float16", "NaN or infinite numbers, as float16"),
+        (lambda rows: rows.astype(np.int32), "float32", "Dequantization for I32 is not yet"),
+    ],
+)
+def test_weights_that_make_no_model_are_refused(
+    model, tmp_path, capsys, monkeypatch, change, kind, told
+):
+    real = gguf.GGUFWriter.add_tensor
+
+    def add(writer, name, rows):
+        rows = change(rows) if "ffn_up" in name else rows
+        if rows is not None:
+            real(writer, name, rows)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "add_tensor", add)
+    file = write_gguf(tmp_path / "model.gguf", model)
+    assert from_gguf.main([str(file), str(tmp_path / "hf"), "--dtype", kind]) == 1
     assert told in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
 

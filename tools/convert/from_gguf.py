@@ -25,6 +25,16 @@ KNOWN = {
     "expert_count": (0, None),
     "attention.sliding_window": (0, None),
 }
+# Metadata that there has to be: numbers, one for all layers, and lists.
+NUMBERS = (
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "attention.head_count",
+    "attention.layer_norm_rms_epsilon",
+)
+LISTS = ("tokens", "token_type", "merges")
 # {how the tokenizer cuts a text before its merges: whether digits stand alone}
 CUTS = {"smollm": True, "gpt-2": False, "default": False}
 SPECIAL = 3  # a token's type: written by templates alone
@@ -56,7 +66,7 @@ def convert(source: str, target: Path, dtype: str | None) -> None:
     """Write the folder of a GGUF file, all or nothing."""
     import safetensors.numpy
 
-    from manu_jax.folder import expand_path, new_folder
+    from manu_jax.folder import ForeignErrors, expand_path, new_folder
     from manu_jax.models.stored import DTYPES
     from manu_jax.types import ManuError, raise_faults
 
@@ -69,12 +79,18 @@ def convert(source: str, target: Path, dtype: str | None) -> None:
         [*_faults(metadata), *_tensor_faults(reader)],
         f"{file}: only Llama models are converted, and this one has:",
     )
-    arrays = dict(_tensors(reader, metadata, kind))
+    damaged = ForeignErrors(str(file), "can't be converted", "Get the file anew.")
+    with damaged:
+        arrays = dict(_tensors(reader, metadata, kind))
+        tokenizer = _tokenizer(metadata)
+    bad = [name for name, values in arrays.items() if not np.isfinite(values).all()]
+    raise_faults(bad, f"{file}: weights with NaN or infinite numbers, as {kind}:")
     with new_folder(target) as folder:
         safetensors.numpy.save_file(arrays, folder / "model.safetensors", {"format": "pt"})
         config = _config(metadata, is_tied="lm_head.weight" not in arrays, kind=kind)
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-        _tokenizer(metadata).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        _check_fits(folder, file)
 
 
 def gguf_file(source: Path) -> Path:
@@ -102,6 +118,17 @@ def gguf_file(source: Path) -> Path:
     return found[0]
 
 
+def _check_fits(folder: Path, file: Path) -> None:
+    """Raise ManuError where the tensors of a folder are not those of its config.json."""
+    from manu_jax.leaves import shapes
+    from manu_jax.models import stored
+    from manu_jax.models.hf import weights
+
+    family, config, _ = stored.read_config(folder)
+    tensors, table = stored.read_tensors(folder, family, config)
+    weights.compare(tensors, table, shapes(family.abstract(config))).refuse(str(file))
+
+
 def _opened(file: Path) -> tuple[Any, dict[str, Any]]:
     """Return gguf's reader of a file and its metadata, {name: value}."""
     from manu_jax.folder import ForeignErrors
@@ -124,6 +151,10 @@ def _faults(metadata: dict[str, Any]) -> Iterator[str]:
     if found != ARCHITECTURE:
         yield f"general.architecture {found!r}; known: {ARCHITECTURE}"
         return
+    lacking = list(_lacking(metadata))
+    yield from lacking
+    if lacking:
+        return
     for name, known in KNOWN.items():
         value = metadata.get(f"{ARCHITECTURE}.{name}")
         if value not in known:
@@ -141,6 +172,17 @@ def _faults(metadata: dict[str, Any]) -> Iterator[str]:
         yield "tokenizer.ggml.add_bos_token true; known: false"
 
 
+def _lacking(metadata: dict[str, Any]) -> Iterator[str]:
+    """Yield what the metadata has to have and lacks, or has in another form."""
+    for name in (*NUMBERS, "attention.head_count_kv"):
+        value = metadata.get(f"{ARCHITECTURE}.{name}", None if name in NUMBERS else 1)
+        if not isinstance(value, int | float) or not value > 0:
+            yield f"{ARCHITECTURE}.{name} {value!r}; known: a number above 0"
+    for name in LISTS:
+        if not isinstance(metadata.get(f"tokenizer.ggml.{name}"), list):
+            yield f"no tokenizer.ggml.{name}"
+
+
 def _tensor_faults(reader: Any) -> list[str]:
     return [f"a tensor {one.name}" for one in reader.tensors if _export_name(one.name) is None]
 
@@ -148,9 +190,11 @@ def _tensor_faults(reader: Any) -> list[str]:
 def _export_name(name: str) -> str | None:
     """Return a tensor's name in a Hugging Face folder; None where it is not known."""
     parts = name.split(".")
+    if parts[-1] != "weight":
+        return None
     if parts[0] == "blk" and len(parts) == 4 and parts[2] in LAYER_TENSORS:
-        return f"model.layers.{parts[1]}.{LAYER_TENSORS[parts[2]]}.{parts[3]}"
-    return f"{TENSORS[parts[0]]}.{parts[1]}" if parts[0] in TENSORS else None
+        return f"model.layers.{parts[1]}.{LAYER_TENSORS[parts[2]]}.weight"
+    return f"{TENSORS[parts[0]]}.weight" if len(parts) == 2 and parts[0] in TENSORS else None
 
 
 def _tensors(reader: Any, metadata: dict[str, Any], kind: str) -> Iterator[tuple[str, np.ndarray]]:
@@ -170,7 +214,8 @@ def _tensors(reader: Any, metadata: dict[str, Any], kind: str) -> Iterator[tuple
         layer_part = tensor.name.split(".")[2:3]
         if layer_part and layer_part[0] in heads:
             values = _unpermuted(values, heads[layer_part[0]])
-        yield _export_name(tensor.name) or "", np.ascontiguousarray(values, dtype)
+        with np.errstate(over="ignore"):  # what became infinite is told
+            yield _export_name(tensor.name) or "", np.ascontiguousarray(values, dtype)
 
 
 def _unpermuted(values: np.ndarray, num_heads: int) -> np.ndarray:
