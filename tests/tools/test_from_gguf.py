@@ -51,6 +51,8 @@ def write_gguf(path, taught, **changes):
     writer.add_layer_norm_rms_eps(1e-5)
     if "scaling" in values:
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    if "factor" in values:
+        writer.add_float32(values["factor"], 4.0)
     names, merges = tokens()
     writer.add_tokenizer_model(values["model"])
     writer.add_tokenizer_pre(values["pre"])
@@ -125,6 +127,8 @@ def test_the_tokenizer_is_that_of_the_file(model, tmp_path):
     [
         ({"architecture": "qwen2"}, "general.architecture 'qwen2'; known: llama"),
         ({"scaling": True}, "llama.rope.scaling.type 'yarn'; known: 'none'"),
+        ({"factor": "llama.rope.scaling.factor"}, "llama.rope.scaling.factor 4.0; known: 1.0"),
+        ({"factor": "llama.rope.scale_linear"}, "llama.rope.scale_linear 4.0; known: 1.0"),
         ({"model": "llama", "pre": "llama-bpe"}, "tokenizer.ggml.model 'llama'; known: gpt2"),
         ({"tensor": "rope_freqs.weight"}, "a tensor rope_freqs.weight"),
         ({"tensor": "blk.0.attn_q.bias"}, "a tensor blk.0.attn_q.bias"),

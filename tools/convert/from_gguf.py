@@ -22,6 +22,8 @@ ARCHITECTURE = "llama"
 # Metadata that says how the model computes, beside what `_config` reads; {name: the value known}.
 KNOWN = {
     "rope.scaling.type": ("none", None),
+    "rope.scaling.factor": (1.0, 0.0, None),  # of linear scaling, where no type is named
+    "rope.scale_linear": (1.0, 0.0, None),  # its older name
     "expert_count": (0, None),
     "attention.sliding_window": (0, None),
 }
