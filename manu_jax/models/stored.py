@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from manu_jax import checkpoint, parallel
 from manu_jax.leaves import leaves, path_name
@@ -65,7 +66,10 @@ def saved_dtype(path: Path, hf_config: Mapping[str, Any]) -> str:
 
 
 def load_checkpoint(path: Path, model: Any, mesh: jax.sharding.Mesh | None) -> Any:
-    """Return the model of shapes with the arrays of an Orbax folder, each where the mesh has it."""
+    """Return the model of shapes with the arrays of an Orbax folder, each where the mesh has it.
+
+    Raises ManuError where float16 does not hold their numbers.
+    """
 
     def placed(name: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         if mesh is None:
@@ -76,4 +80,7 @@ def load_checkpoint(path: Path, model: Any, mesh: jax.sharding.Mesh | None) -> A
 
     target = {name: placed(name, leaf) for name, leaf in leaves(model).items()}
     found = checkpoint.load(path, target)
+    half = {name: leaf for name, leaf in found.items() if leaf.dtype == jnp.float16}
+    if bad := [name for name, leaf in half.items() if not jnp.isfinite(leaf).all()]:
+        raise weights.too_large_for(half[bad[0]].dtype, bad)
     return jax.tree_util.tree_map_with_path(lambda p, _: found[path_name(p)], model)

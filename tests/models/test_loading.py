@@ -106,6 +106,24 @@ def test_dtype_converts_on_loading(case, tmp_path):
         loading.load(folder, "float64")
 
 
+def test_numbers_that_float16_does_not_hold_are_refused_by_name(case, tmp_path):
+    other = copied(case()[0], tmp_path / "large")
+    name = "multi_modal_projector.linear_2.weight"
+
+    def enlarge(found):
+        found[name].flat[1] = 1e5
+        return found
+
+    rewrite(other, enlarge)
+    loaded = loading.load(other)
+    loading.save_checkpoint(loaded, tmp_path / "fast")
+    for folder, told in ((other, name), (tmp_path / "fast", "linear_2")):
+        with pytest.raises(ManuError, match=f"too large for float16:\n.*{told}") as caught:
+            loading.load(folder, "float16")
+        assert "linear_1" not in str(caught.value)
+        loading.load(folder, "bfloat16")
+
+
 def test_several_files_with_an_index_load_and_are_written(case, tmp_path):
     folder, model = case()
     model.save_pretrained(tmp_path / "in", max_shard_size="20KB")

@@ -117,9 +117,7 @@ class Filling:
             reader.read_into(own[: stop - start], tensor, start)
             reader.check(own[: stop - start], tensor)
             return
-        rows = reader.rows(tensor, start, stop)
-        reader.check(rows, tensor)
-        rows = rows.astype(self.dtype, copy=False)
+        rows = reader.cast(reader.rows(tensor, start, stop), tensor, self.dtype)
         if not order:
             for part, _ in of_layer:
                 part.values.reshape(-1)[layer - part.layers[0]] = rows[0]
@@ -226,8 +224,7 @@ def _read_rows(
     reader: Reader, tensor: Tensor, first: int, start: int, stop: int, values: np.ndarray
 ) -> None:
     rows = reader.rows(tensor, start, stop)
-    reader.check(rows, tensor)
-    values[start - first : stop - first] = rows.astype(values.dtype, copy=False)
+    values[start - first : stop - first] = reader.cast(rows, tensor, values.dtype)
 
 
 def _joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -29,7 +29,11 @@ DTYPES = {
 CHECKED_BYTES = 2**18  # looked through at a time, so that they stay in the processor's cache
 MOST_THREADS = 16
 # All bits of a number but its sign, and the least of them that mean infinity or NaN.
-EXPONENTS = {"F32": (0x7FFFFFFF, 0x7F800000), "F16": (0x7FFF, 0x7C00), "BF16": (0x7FFF, 0x7F80)}
+EXPONENTS = {
+    DTYPES["F32"]: (0x7FFFFFFF, 0x7F800000),
+    DTYPES["F16"]: (0x7FFF, 0x7C00),
+    DTYPES["BF16"]: (0x7FFF, 0x7F80),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +69,13 @@ class Tensor:
 class Reader:
     """Files opened once; reads rows of tensors, from any thread.
 
-    bad: the names of tensors in which a number that is not finite was found.
+    bad: the names of tensors in which a number that is not finite was found; too_large: of those
+    with one that the dtype they were cast to does not hold.
     """
 
     def __init__(self):
         self.bad: set[str] = set()
+        self.too_large: set[str] = set()
         self._opened: dict[Path, int] = {}
         self._lock = threading.Lock()
         self._own = threading.local()
@@ -115,15 +121,32 @@ class Reader:
 
     def check(self, rows: np.ndarray, tensor: Tensor) -> None:
         """Note a tensor of which rows hold NaN or infinite numbers."""
-        mask, least = EXPONENTS[tensor.dtype]
-        bits = rows.reshape(-1).view(f"u{rows.itemsize}")
-        step = CHECKED_BYTES // rows.itemsize
-        for start in range(0, len(bits), step):
-            if (bits[start : start + step] & bits.dtype.type(mask)).max() >= least:
-                self.bad.add(tensor.stored_name)
+        if not _is_finite(rows):
+            self.bad.add(tensor.stored_name)
+
+    def cast(self, rows: np.ndarray, tensor: Tensor, dtype: np.dtype) -> np.ndarray:
+        """Return rows in another dtype, checked; a tensor with numbers beyond it is noted too."""
+        self.check(rows, tensor)
+        if rows.dtype == dtype:
+            return rows
+        with np.errstate(over="ignore"):
+            found = rows.astype(dtype)
+        if dtype.itemsize < 4 and not _is_finite(found):
+            self.too_large.add(tensor.stored_name)
+        return found
 
     def _descriptor(self, file: Path) -> int:
         with self._lock:
             if file not in self._opened:
                 self._opened[file] = os.open(file, os.O_RDONLY)
             return self._opened[file]
+
+
+def _is_finite(rows: np.ndarray) -> bool:
+    mask, least = EXPONENTS[rows.dtype]
+    bits = rows.reshape(-1).view(f"u{rows.itemsize}")
+    step = CHECKED_BYTES // rows.itemsize
+    return all(
+        (bits[start : start + step] & bits.dtype.type(mask)).max() < least
+        for start in range(0, len(bits), step)
+    )

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +197,7 @@ def fill(
 ) -> Any:
     """Return the abstract `model` with every leaf read from disk, placed on the mesh.
 
-    Raises ManuError that lists all tensors with NaN or infinite numbers.
+    Raises ManuError that lists all tensors with NaN or infinite numbers, or too large ones.
     """
     entries = {entry.path: entry for entry in table}
     with Reader() as reader:
@@ -209,14 +209,25 @@ def fill(
             return Filling(entries[name], shape, own, np.dtype(dtype), place).read(reader)
 
         filled = jax.tree_util.tree_map_with_path(leaf, model)
-        bad = reader.bad
+        bad, too_large = reader.bad, reader.too_large - reader.bad
     if bad:
         raise ManuError(
             "weights with NaN or infinite numbers:\n"
             + "\n".join(f"  {name}" for name in sorted(bad))
             + "\nThe file is damaged, or the training that wrote it had diverged."
         )
+    if too_large:
+        raise too_large_for(dtype, too_large)
     return filled
+
+
+def too_large_for(dtype: Any, names: Iterable[str]) -> ManuError:
+    """Return the error about weights with numbers that a dtype does not hold."""
+    return ManuError(
+        f"weights with numbers that are too large for {np.dtype(dtype)}:\n"
+        + "\n".join(f"  {name}" for name in sorted(names))
+        + "\nGive the dtype bfloat16 or float32."
+    )
 
 
 def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
