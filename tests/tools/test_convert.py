@@ -1,8 +1,11 @@
 """The converters: there and back gives the same bytes; check.py tells what does not fit."""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import check
 import from_hf
@@ -125,6 +128,22 @@ def test_a_full_disk_is_one_message_and_nothing_is_written(source, tmp_path, cap
         assert tool.main([str(source), str(tmp_path / "new")]) == 1
         message = capsys.readouterr().err
         assert "new: the disk is full" in message and "Traceback" not in message
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_conversion_that_is_stopped_leaves_nothing(
+    source, tmp_path, capsys, monkeypatch, number, status
+):
+    def stopped(*_):
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    monkeypatch.setattr(stored.checkpoint, "save", stopped)
+    monkeypatch.setattr(loading.export, "write_tensors", stopped)
+    for tool in (from_hf, to_hf):
+        assert tool.main([str(source), str(tmp_path / "new")]) == status
+        assert capsys.readouterr().err.endswith("stopped. Give the same command again.\n")
         assert list(tmp_path.iterdir()) == []
 
 

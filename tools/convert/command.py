@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,19 +13,33 @@ from manu_jax.folder import expand_path, explained
 from manu_jax.types import ManuError
 
 
+class Terminated(BaseException):  # which no border to a library takes for its own
+    """SIGTERM has come."""
+
+
 def run(action: Callable[[], int]) -> int:
-    """Return the action's exit status; 1 with one message on stderr where the user can mend it."""
+    """Return the action's exit status; 1 with one message on stderr where the user can mend it.
+
+    Ctrl-C and SIGTERM end it, too, with 130 and 143: what is half-written is removed first.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # Orbax logs there, with a traceback, what it raises as well.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         return action()
     except (ManuError, OSError) as error:
         message = explained(error) if isinstance(error, OSError) else error
         print(f"error: {message}", file=sys.stderr)
         return 1
+    except (KeyboardInterrupt, Terminated) as error:
+        print("stopped. Give the same command again.", file=sys.stderr)
+        number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+        return 128 + number
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_conversion(
@@ -64,6 +79,10 @@ def run_conversion(
         return 0
 
     return run(action)
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
 
 
 def _is_taken(target: Any) -> bool:
