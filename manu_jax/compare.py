@@ -49,8 +49,9 @@ from manu_jax.config import (
 from manu_jax.config.base import unknown
 from manu_jax.folder import expand_path, write_atomic
 from manu_jax.report.comparison import Cell, compare_cells, to_markdown
+from manu_jax.report.results import load_results
 from manu_jax.run import exit_status, run
-from manu_jax.types import ManuError
+from manu_jax.types import RETRAINED, VANILLA, ManuError
 
 logger = logging.getLogger("manu_jax")
 
@@ -221,6 +222,8 @@ def compare(config: CompareConfig, where: str = "compare") -> Path:
         run(own, waits=True)
 
     def write() -> None:
+        for cell, own in cells.items():
+            _check_has_methods(cell, own)
         found = compare_cells(list(cells))
         write_atomic(folder / "comparison.json", json.dumps(found, indent=1) + "\n")
         write_atomic(folder / "comparison.md", to_markdown(found))
@@ -279,6 +282,16 @@ def _cells(
             audit=config.audit.of(audited),
         )
     return found
+
+
+def _check_has_methods(cell: Cell, own: RunConfig) -> None:
+    """Raise ManuError where a part at the same time has made a cell's results of other methods."""
+    found = (cell.folder / "results.json").exists() and load_results(cell.folder).models
+    if not found or {*found} - {VANILLA, RETRAINED} != {*own.names}:
+        raise ManuError(
+            f"{cell.folder}: another part of the comparison has this cell now, with other methods. "
+            "Give the same command again when that has ended: what is finished is kept."
+        )
 
 
 def _tuned(config: CompareConfig, folder: Path, where: str) -> dict[str, dict[str, Any]]:

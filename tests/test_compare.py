@@ -378,6 +378,27 @@ def test_a_part_is_run_by_overrides(tmp_path, monkeypatch):
     assert load_compare_config(write(tmp_path), ["only=random"]).only == ("random",)
 
 
+@pytest.mark.parametrize("is_done", [True, False])
+def test_a_cell_that_another_part_has_taken_meanwhile_is_not_in_the_table(
+    tmp_path, monkeypatch, is_done
+):
+    """Its results are of the other part's methods, or moved away while these are made."""
+    config = load_compare_config(write(tmp_path), ["only=[random]", f"output={tmp_path / 'out'}"])
+
+    def run(cell, **_):
+        folder = declared_run(cell)
+        if cell.seed == 1:
+            path = folder / "results.json"
+            text = path.read_text()
+            path.write_text(text.replace('"random"', '"other"')) if is_done else path.unlink()
+        return folder
+
+    monkeypatch.setattr(compare_module, "run", run)
+    with pytest.raises(ManuError, match="seed-1.forget-10: another part of the comparison has"):
+        compare(config)
+    assert not (tmp_path / "out" / "comparison.md").exists()
+
+
 def test_the_people_of_all_seeds_are_pooled(done):
     folder, config = done
     found = json.loads((folder / "comparison.json").read_text())
