@@ -30,7 +30,11 @@ logger = logging.getLogger(__name__)
 
 Kind = Literal["model", "dataset"]
 NAME = re.compile(r"(?P<name>[A-Za-z0-9_][\w.-]*/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json")  # of which a push leaves no old ones
+# Of which a push leaves no old ones: they know what was to be forgotten
+WEIGHTS = (
+    "*.safetensors", "*.safetensors.index.json", "*.gguf", "consolidated*.pth",
+    "pytorch_model*.bin", "pytorch_model*.bin.index.json", "tf_model*.h5", "flax_model*.msgpack",
+)  # fmt: skip
 SHOWN = 10  # files in an error
 COMMIT = "commit "  # begins the fingerprint of what is named on the hub
 

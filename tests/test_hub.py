@@ -328,6 +328,17 @@ def test_a_result_is_pushed_with_its_card(hub, tmp_path, model_folder):
     assert {*again.commits[again.main]} == {*files, "notes.txt"}
 
 
+def test_a_push_leaves_no_weights_of_the_model_before():
+    """In any format, beside the new ones or in place of them; files that are no weights stay."""
+    old = {
+        "pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json",
+        "model-q8.gguf", "consolidated.00.pth", "tf_model.h5", "flax_model.msgpack",
+        "model-00001-of-00002.safetensors", "model.safetensors.index.json",
+    }  # fmt: skip
+    others = {"model.safetensors", "config.json", "training_args.bin", "notes.txt", "sub/a.gguf"}
+    assert {*hub_names._old_weights(old | others, ["model.safetensors"])} == old
+
+
 @pytest.mark.slow
 def test_a_push_of_nobody_is_one_sentence(hub, tmp_path, model_folder):
     run = result_folder(tmp_path / "run", model_folder)
