@@ -55,8 +55,8 @@ from manu_jax.types import RETRAINED, VANILLA, ManuError
 
 logger = logging.getLogger("manu_jax")
 
-# Of `run`: the comparison's own
-RESERVED = ("method", "compare", "unlearn", "output", "seed", "audit")
+# Of `run`: the comparison's own; it pushes none of its many models
+RESERVED = ("method", "compare", "unlearn", "output", "seed", "audit", "push")
 
 
 class MethodSection(Section):

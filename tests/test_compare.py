@@ -568,6 +568,7 @@ def test_a_number_without_an_interval_shows_its_size(done):
         ({"seeds": [0, 1]}, "tuning.seed 0 is one of seeds"),
         ({"run": {**TINY["run"], "seed": 3}}, "run.seed: the comparison itself sets it"),
         ({"run": {**TINY["run"], "audit": "full"}}, "run.audit: the comparison itself sets it"),
+        ({"run": {**TINY["run"], "push": "org/x"}}, "run.push: the comparison itself sets it"),
         ({"audit": {"level": "full", "methods": ["random"]}}, "audit.*itself sets it; give best"),
         ({"audit": {"level": "full", "best": 0}}, "audit.best: .*greater than or equal to 1"),
         ({"audit": "deep"}, "audit.level: .*'cheap' or 'full'"),
