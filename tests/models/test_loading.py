@@ -203,6 +203,21 @@ def test_unused_missing_and_misshaped_tensors_are_one_error_that_names_all(case,
     assert "language_model.lm_head.weight is [" in message and ", 5], expected [" in message
 
 
+def test_two_names_of_one_weight_are_refused(case, tmp_path):
+    """A file that was put together of two: which of the tensors counts nobody can tell."""
+    other = copied(case()[0], tmp_path)
+    hub, ours = "language_model.model.norm.weight", "model.language_model.norm.weight"
+
+    def change(found):
+        found = {renamed(name, "transformers 5 in-memory"): x for name, x in found.items()}
+        return found | {hub: found[ours] * 2}
+
+    rewrite(other, change)
+    with pytest.raises(ManuError, match="two tensors stand for one weight") as caught:
+        loading.load(other)
+    assert hub in str(caught.value) and ours in str(caught.value)
+
+
 def test_nan_and_infinite_weights_are_refused_by_name(case, tmp_path):
     folder, _ = case()
     names = [

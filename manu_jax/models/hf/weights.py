@@ -109,7 +109,8 @@ def with_export_names(
 
     The form is the first that explains the most names; names that it does not explain stay as they
     are. Names that end in one of `ignored` are left out, and so are the starts that wrappers put
-    before every name. Raises ManuError for tensors of a dtype that is not known.
+    before every name. Raises ManuError for tensors of a dtype that is not known, and for two names
+    of one weight.
     """
     tensors = {name: x for name, x in tensors.items() if not name.endswith(tuple(ignored))}
     strange = [f"{name} is {x.dtype}" for name, x in tensors.items() if x.dtype not in DTYPES]
@@ -125,11 +126,17 @@ def with_export_names(
     form = max(name_prefixes, key=explained)
     # A longer start wins; forms whose starts contain one another differ in their longest.
     starts = sorted(name_prefixes[form], key=len, reverse=True)
-    renamed = {}
+    renamed: dict[str, Tensor] = {}
+    doubled = []
     for name in names:
         start = next((start for start in starts if name.startswith(start)), None)
         new = name if start is None else name_prefixes[form][start] + name[len(start) :]
+        if new in renamed:
+            doubled.append(f"{renamed[new].stored_name} and {tensors[name].stored_name}")
         renamed[new] = tensors[name]
+    if doubled:
+        where = next(iter(tensors.values())).file.parent
+        raise_faults(doubled, f"{where}: two tensors stand for one weight; take one of each out:")
     return form, renamed
 
 
