@@ -29,7 +29,7 @@ from manu_jax.fingerprint import weights_hash
 from manu_jax.folder import check_replaceable, expand_path
 from manu_jax.leaves import shapes
 from manu_jax.models.loaded import Loaded, load, save_checkpoint, save_pretrained
-from manu_jax.models.stored import CHECKPOINT, DTYPES
+from manu_jax.models.stored import DTYPES, is_converted
 from manu_jax.run import exit_status
 from manu_jax.types import ManuError
 
@@ -158,8 +158,8 @@ def _check_edited(
 
 def _write(loaded: Loaded, options: argparse.Namespace) -> None:
     """Write a model in the form of the folder that was read."""
-    is_orbax = (expand_path(options.model) / CHECKPOINT).exists()
-    (save_checkpoint if is_orbax else save_pretrained)(loaded, options.output)
+    save = save_checkpoint if is_converted(expand_path(options.model)) else save_pretrained
+    save(loaded, options.output)
     print(f"{options.output}: written, the model {weights_hash(loaded.model)}")
 
 

@@ -16,13 +16,7 @@ import numpy as np
 
 from manu_jax import checkpoint, hub, parallel, staged, stores
 from manu_jax.config import ModelSection
-from manu_jax.folder import (
-    check_replaceable,
-    expand_path,
-    new_folder,
-    part_of,
-    write_atomic,
-)
+from manu_jax.folder import check_replaceable, expand_path, new_folder, part_of, write_atomic
 from manu_jax.leaves import leaves, shapes
 from manu_jax.models.families.family import Family
 from manu_jax.models.families.registry import FAMILIES
@@ -36,6 +30,7 @@ from manu_jax.models.inputs.texts import Tokens
 from manu_jax.models.stored import (
     CHECKPOINT,
     DTYPES,
+    is_converted,
     load_checkpoint,
     read_config,
     read_tensors,
@@ -285,7 +280,7 @@ def load(
     place = expand_path(path) if stores.is_store(path) else fetch(path)
     empty = load_without_weights(path, prompt=prompt)
     family, config, hf_config = empty.family, empty.config, empty.hf_config
-    if (place / CHECKPOINT).is_dir():
+    if is_converted(place):
         kind = jnp.dtype(dtype or saved_dtype(place, hf_config))
         model = load_checkpoint(place / CHECKPOINT, family.abstract(config, kind), mesh)
     else:

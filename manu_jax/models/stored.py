@@ -12,7 +12,7 @@ from manu_jax import checkpoint, parallel
 from manu_jax.leaves import leaves, path_name
 from manu_jax.models.families.family import Family
 from manu_jax.models.families.registry import FAMILIES
-from manu_jax.models.hf import weights
+from manu_jax.models.hf import files, weights
 from manu_jax.models.hf.tables import Entry
 from manu_jax.types import ManuError
 
@@ -42,6 +42,13 @@ def read_config(path: Path) -> tuple[Family, Any, dict[str, Any]]:
     if not isinstance(name, str) or name not in FAMILIES:
         raise ManuError(f"{file}: model_type {name!r}; known: {', '.join(FAMILIES)}.")
     return FAMILIES[name], FAMILIES[name].config_from_hf(values, str(file)), values
+
+
+def is_converted(path: Path) -> bool:
+    """Whether a folder has its weights as Orbax's arrays, and no safetensors beside a `checkpoint/`
+    of some training."""
+    has_safetensors = any((path / name).is_file() for name in (files.WEIGHTS, files.INDEX))
+    return (path / CHECKPOINT).is_dir() and not has_safetensors
 
 
 def read_tensors(

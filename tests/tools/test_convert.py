@@ -55,6 +55,18 @@ def test_a_name_on_the_hub_is_taken_for_one(source, tmp_path, monkeypatch, capsy
     assert (tmp_path / "back" / "model.safetensors").is_file()
 
 
+def test_a_checkpoint_of_a_training_beside_the_weights_is_not_read(source, tmp_path, capsys):
+    """It is the user's; of a folder that from_hf.py made check.py says what it is."""
+    folder = shutil.copytree(source, tmp_path / "tuned")
+    (folder / "checkpoint").mkdir()
+    (folder / "checkpoint" / "optimizer.pt").write_bytes(b"x")
+    assert check.main([str(folder)]) == 0
+    assert from_hf.main([str(folder), str(tmp_path / "fast")]) == 0
+    capsys.readouterr()
+    assert check.main([str(tmp_path / "fast")]) == 1
+    assert "fast: a folder of from_hf.py, which has no tensors by name" in capsys.readouterr().err
+
+
 def test_a_converted_folder_loads_onto_a_mesh(source, tmp_path):
     assert from_hf.main([str(source), str(tmp_path / "fast"), "--dtype", "bfloat16"]) == 0
     mesh = make_mesh(fsdp=2, tensor=2)

@@ -28,6 +28,7 @@ def check(path: str) -> int:
     from manu_jax.models import loaded as families
     from manu_jax.models import stored
     from manu_jax.models.hf import weights
+    from manu_jax.types import ManuError
 
     family, config, _ = stored.read_config(families.fetch(path, with_weights=False))
     model = family.abstract(config)
@@ -36,6 +37,11 @@ def check(path: str) -> int:
     for tower, (layers, neurons) in family.towers(config).items():
         print(f"{tower:12} {layers} layers × {neurons:,} = {layers * neurons:,} neurons")
     source = expand_path(path) if stores.is_store(path) else families.fetch(path)
+    if stored.is_converted(source):
+        raise ManuError(
+            f"{source}: a folder of from_hf.py, which has no tensors by name. Check the one that "
+            "it was made from."
+        )
     tensors = weights.open_tensors(source)
     names, renamed = weights.with_export_names(tensors, family.names.prefixes, family.names.buffers)
     kinds = collections.Counter(tensor.dtype for tensor in tensors.values())
