@@ -553,6 +553,15 @@ def test_a_cell_that_has_not_ended_is_named(done, tmp_path):
         compare_cells([Cell(1, 10, tmp_path)])
 
 
+def test_an_empty_file_of_answers_is_named(done, tmp_path):
+    cell = Cell(1, 10, tmp_path / "cell")
+    shutil.copytree(done[0] / "cells" / "seed-1.forget-10", cell.folder)
+    path = cell.folder / "evaluation" / "random" / "forget.generation.text.jsonl"
+    path.write_text("")
+    with pytest.raises(ManuError, match=f"{path.name}: damaged .it is empty.*Restore it"):
+        compare_cells([cell])
+
+
 def test_a_number_without_an_interval_shows_its_size(done):
     folder, config = done
     found = compare_cells([Cell(1, 10, folder / "cells" / "seed-1.forget-10")])

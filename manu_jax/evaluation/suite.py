@@ -214,6 +214,8 @@ def _stored(path: Path) -> list[Record]:
         records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         if not all(isinstance(record, dict) and "person" in record for record in records):
             raise ValueError("a line is no record")
+        if not records:
+            raise ValueError("it is empty")
     except (ValueError, RecursionError) as error:
         raise ManuError(
             f"{path}: damaged ({error}). Restore it, or delete it and give the command again."
