@@ -389,8 +389,8 @@ def _run_config(
             one.piece(trial, name) for one, trial, name in others if one.unlearn is not None
         ],
     }
-    if evaluate is not None:
-        values["evaluate"] = dict(evaluate)
+    if evaluate is not None:  # of the tuning, whose methods have other names
+        values |= {"evaluate": dict(evaluate), "neurons": {"methods": []}, "calibration": {}}
     return validate_config(values, where)
 
 

@@ -184,6 +184,22 @@ def test_a_comparison_may_begin_with_a_method_that_trains_and_hold_edits(tmp_pat
     assert all(f"| {name} |" in text for name in ("GD", "half", "random", "NPO"))
 
 
+def test_neurons_and_calibration_are_of_the_cells_and_not_of_the_tuning(tmp_path, monkeypatch):
+    """Its methods have names of their own, NAME.0, which such a section does not know."""
+    name = TINY["methods"][0]["name"]
+    run = {"neurons": {"methods": [name]}, "calibration": {"draws": 2, "rescored": [name]}}
+    path = write(tmp_path, run={**TINY["run"], **run})
+    config = load_compare_config(path, [f"output={tmp_path / 'out'}"])
+    runs = []
+    monkeypatch.setattr(
+        compare_module, "run", lambda own, **_: runs.append(own) or declared_run(own)
+    )
+    compare(config)
+    tuning, *cells = runs
+    assert (tuning.neurons.methods, tuning.calibration.draws) == ((), 0)
+    assert {(one.neurons.methods, one.calibration.draws) for one in cells} == {((name,), 2)}
+
+
 @pytest.fixture
 def done_with_all(tmp_path, monkeypatch):
     """The folder of a finished comparison whose methods were given all people to keep."""
