@@ -145,8 +145,12 @@ def test_a_full_disk_is_one_message_and_nothing_is_written(source, tmp_path, cap
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_conversion_that_is_stopped_leaves_nothing(
-    source, tmp_path, capsys, monkeypatch, number, status
+    source, tmp_path, capsys, monkeypatch, request, number, status
 ):
+    # A command that a shell started in the background ignores Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+
     def stopped(*_):
         os.kill(os.getpid(), number)
         time.sleep(5)
