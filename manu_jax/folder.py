@@ -1,9 +1,9 @@
 """Paths and folders: no file stands half-written, and no folder of the user's is emptied.
 
 A file is written under a temporary name beside its own and renamed, so a file that stands is whole.
-A process that is killed leaves at most temporary files (`.part`), which the next one removes. A
-folder that we write holds a list of its files and their hashes, and is replaced only where it holds
-nothing else. A run's folder has one owner at a time. What differs in a store is in stores.py.
+A process that is killed leaves at most temporary files (`.part`), which the next owner of a run's
+folder removes (owner.py). A folder that we write holds a list of its files and their hashes, and is
+replaced only where it holds nothing else. What differs in a store is in stores.py.
 """
 
 import contextlib
