@@ -219,6 +219,16 @@ class FileHashes:
         return self.known[name][2]
 
 
+def is_hidden(name: Path) -> bool:
+    """Whether a file's name below a folder is hidden, or a folder on the way to it is."""
+    return any(part.startswith(".") for part in name.parts)
+
+
+def is_input(name: Path) -> bool:
+    """Whether a run looks if the file of that name below a folder changes (`FileHashes`)."""
+    return not is_hidden(name) and name.suffix not in OTHER_WEIGHTS
+
+
 def versions() -> dict[str, str]:
     """Return the versions that a run's numbers depend on."""
     found = {"python": platform.python_version()}
@@ -269,7 +279,7 @@ def _inputs(folder: Path) -> Iterator[Path]:
         inner[:] = [name for name in inner if not name.startswith(".")]
         for name in names:
             file = Path(place) / name
-            if not name.startswith(".") and file.is_file() and file.suffix not in OTHER_WEIGHTS:
+            if is_input(Path(name)) and file.is_file():
                 yield file
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from manu_jax import parallel, stores
-from manu_jax.folder import FileHashes, ForeignErrors, expand_path
+from manu_jax.folder import FileHashes, ForeignErrors, expand_path, is_hidden
 from manu_jax.types import ManuError
 
 logger = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ def push(folder: Path, name: str, *, card: str, message: str) -> str:
     files = [
         file
         for file in sorted(folder.rglob("*"))
-        if file.is_file() and not any(p.startswith(".") for p in file.relative_to(folder).parts)
+        if file.is_file() and not is_hidden(file.relative_to(folder))
     ]
     names = [file.relative_to(folder).as_posix() for file in files]
     operations: list[Any] = [

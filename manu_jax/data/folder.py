@@ -32,7 +32,7 @@ from manu_jax.data.request_lines import (
     key_of,
 )
 from manu_jax.data.request_people import benchmark_of, with_options
-from manu_jax.folder import OTHER_WEIGHTS
+from manu_jax.folder import is_input
 from manu_jax.types import ManuError, Set, raise_faults
 
 SETS: tuple[Set, ...] = ("forget", "retain", "test", "general", "celebrity")
@@ -204,7 +204,7 @@ def _path_of(name: str, folder: Path) -> Path:
             f"the image {name} lies outside the request's folder. Copy it there: a run has to know "
             "when it changes."
         )
-    if any(part.startswith(".") for part in path.parts) or path.suffix in OTHER_WEIGHTS:
+    if not is_input(path):
         raise ManuError(
             f"the image {name} is hidden, or has the ending of weights: a run does not look "
             "whether such a file changes. Give it another name."

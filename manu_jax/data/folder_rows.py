@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from manu_jax.data.cells import is_null, short
-from manu_jax.folder import ForeignErrors
+from manu_jax.folder import ForeignErrors, is_input
 from manu_jax.types import ManuError
 
 JSON_COLUMNS = ("image", "answer", "options", "wrong")  # of CSV: a list is written as JSON
@@ -78,9 +78,8 @@ def _read(source: Path, faults: list[str]) -> Iterator[tuple[str, Mapping[str, A
     if any((source / name).is_file() for name in DATASET):
         yield from _saved(source)
         return
-    parts = [file.relative_to(source).parts for file in sorted(source.rglob("*.parquet"))]
-    hidden = [one for one in parts if any(name.startswith(".") for name in one)]
-    files = [source.joinpath(*one) for one in parts if one not in hidden]
+    tables = sorted(source.rglob("*.parquet"))
+    files = [file for file in tables if is_input(file.relative_to(source))]
     if not files:
         raise ManuError(
             f"{source.name}/: holds no table. It is a folder that `save_to_disk` of datasets "

@@ -67,7 +67,7 @@ class MaskEdit(LeafEdit):
         return {tower: 1 - removed_LF for tower, removed_LF in self.removed.items()}
 
     def faults(self, loaded: Loaded) -> list[str]:
-        return _faults(self.removed, loaded)
+        return faults_in(self.removed, loaded)
 
     def changes(self, model: Any) -> Changes:
         return {
@@ -220,8 +220,9 @@ def load(path: str | os.PathLike, loaded: Loaded | None = None) -> tuple[Neurons
     return dict(arrays), made_from
 
 
-def _faults(mask: Mapping[str, Array], loaded: Loaded) -> list[str]:
-    return neuron_faults(mask, {**loaded.towers, **loaded.family.matrix_rows(loaded.config)})
+def faults_in(neurons: Mapping[str, Array], loaded: Loaded) -> list[str]:
+    """Return in which towers, matrices and shapes neurons differ from a model's."""
+    return neuron_faults(neurons, {**loaded.towers, **loaded.family.matrix_rows(loaded.config)})
 
 
 def _any(gone: Sequence[tuple[Array, int]], leaf: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ import numpy as np
 
 from manu_jax.arrays import check_arrays, made_from, read_arrays, write_arrays
 from manu_jax.config import LearnedMethod, RandomMethod, StatisticsMethod
+from manu_jax.edits import masks
 from manu_jax.importance.at_random import score_at_random
 from manu_jax.importance.by_statistics import score_by_statistics
 from manu_jax.importance.job import EditMethod, ScoringJob, ScoringMethod
@@ -21,7 +22,7 @@ from manu_jax.importance.learned import learn_gates
 from manu_jax.importance.ridge import RidgeMethod, redirect
 from manu_jax.importance.statistics import check_finite
 from manu_jax.parallel import gather, is_first_process
-from manu_jax.types import MODALITIES, ManuError, Neurons, neuron_faults
+from manu_jax.types import MODALITIES, ManuError, Neurons
 
 FORMAT = "scores"
 
@@ -44,11 +45,8 @@ def scores_for(job: ScoringJob[Any]) -> Neurons:
     entry = METHODS[job.method.kind]
     assert isinstance(entry, ScoringMethod), f"{job.method.kind} makes an edit, and no scores"
     _check_samples(job)
-    scores, loaded = entry.score(job), job.loaded
-    what = f'scores of method "{job.method.name}"'
-    known = {**loaded.towers, **loaded.family.matrix_rows(loaded.config)}
-    faults = neuron_faults(scores, known)
-    if faults:
+    scores, what = entry.score(job), f'scores of method "{job.method.name}"'
+    if faults := masks.faults_in(scores, job.loaded):
         raise ManuError(f"{what} do not fit the model: {'; '.join(faults)}.")
     check_finite(gather(dict(scores)), what)
     return scores

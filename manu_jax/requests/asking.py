@@ -151,7 +151,7 @@ def answers(
         question_prompt=current.benchmark_format.question_prompt,
         seed=current.config.seed,
     )
-    return _kept_answers(folder, sets)
+    return stored_records(folder, sets)
 
 
 def _folder(ledger: Ledger, request: Request, name: str) -> Path:
@@ -159,10 +159,6 @@ def _folder(ledger: Ledger, request: Request, name: str) -> Path:
     if request.made is not None and name == request.made["base"]:
         return ledger.run_folder(request.number, name) / "evaluation" / VANILLA
     return ledger.place(request.number) / ANSWERS / name
-
-
-def _kept_answers(folder: Path, sets: Sequence[str]) -> Records:
-    return {place: items for place, items in stored_records(folder).items() if place[0] in sets}
 
 
 def _section(current: Run, sets: Sequence[str]) -> EvaluateSection:
@@ -180,7 +176,7 @@ def _ask_again(ledger: Ledger, request: Request, loaded: Loaded, *, name: str) -
     then: Records = {}
     if request.certified is not None:
         folder = _folder(ledger, request, request.certified["model"])
-        then = _kept_answers(folder, FORGET_SETS)
+        then = stored_records(folder, FORGET_SETS)
         if _asked(now) != _asked(then):
             raise ManuError(
                 f"{folder}: these are not the answers that request {request.number} was certified "

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -53,9 +52,9 @@ def run_conversion(
     """Run `convert(source, target, dtype)` with what the command line names; return the status.
 
     The source is given as it was typed: it may be a name on the hub. source: what SRC has to be, in
-    words. The target has to be new, and outside the source. Both may
-    be in a store (gs://, s3://). has_mesh: whether the command takes a mesh, which `convert` then
-    gets as a fourth argument: {axis: size}.
+    words. The target has to be new, and outside the source. Both may be in a store (gs://, s3://).
+    has_mesh: whether the command takes a mesh, which `convert` then gets as a fourth argument:
+    {axis: size}.
     """
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("source", metavar="SRC", help=source)
@@ -72,7 +71,7 @@ def run_conversion(
         source, target = expand_path(options.source), expand_path(options.target)
         if _is_taken(target):
             raise ManuError(f"{target}: exists already; give a new folder.")
-        if _is_inside(target, source):
+        if stores.lies_in(target, source):
             raise ManuError(f"{target}: inside the source {source}. Give a folder outside it.")
         convert(options.source, target, options.dtype, *([options.mesh] if has_mesh else ()))
         print(f"{target}: written")
@@ -93,15 +92,6 @@ def _is_taken(target: Any) -> bool:
         if target.is_file():
             return True
         return bool(stores.names_in(target)) and not stores.is_unfinished(target)
-
-
-def _is_inside(target: Any, source: Any) -> bool:
-    """Whether a place is below another, on this machine or in one store."""
-    places = (target, source)
-    if not any(map(stores.is_store, places)):
-        places = map(os.path.realpath, places)
-    target, source = (f"{place}".rstrip("/") for place in places)
-    return target.startswith(f"{source}/")
 
 
 def _sizes(text: str) -> dict[str, int]:
